@@ -1,0 +1,37 @@
+# make demo   set up .venv, then train, fold, export, verify, bench and bundle on embedded data
+# make test   set up .venv, then run the tests
+# make lint   set up .venv, then check format, style and types
+# make slow   the tests that take minutes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One wheel holds the CPU and the CUDA providers on Linux x86-64; elsewhere there is only the CPU one.
+RUNTIME := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),gpu,cpu)
+STAMP := $(VENV)/installed
+
+.PHONY: demo test lint slow clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,$(RUNTIME)]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/resdeploy demo --force
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) demo-out

@@ -1,0 +1,90 @@
+"""The errors resdeploy raises on purpose, and the exit code each one means.
+
+::
+
+    ReportedError
+      ResdeployError            2   the input or the request is wrong
+        UnsupportedModelError         a layer or graph resdeploy will not touch
+        BundleError                   damaged, or not a bundle
+      EnvironmentLacksError     3   this machine cannot do what was asked
+        MissingExtraError             a Python package is not installed
+        ProviderError                 an execution provider did not start
+
+A failed check (numbers differ, slower than asked) is not an error: it is a record, and exit code 1.
+Anything else that escapes is a bug, and exit code 70.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "EXIT_BUG",
+    "EXIT_CHECK_FAILED",
+    "EXIT_PASSED",
+    "BundleError",
+    "EnvironmentLacksError",
+    "MissingExtraError",
+    "ProviderError",
+    "ReportedError",
+    "ResdeployError",
+    "UnsupportedModelError",
+]
+
+EXIT_PASSED = 0
+EXIT_CHECK_FAILED = 1
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+class ReportedError(Exception):
+    """An error with the three parts a stranger needs: what happened, where, and how to fix it."""
+
+    exit_code: ClassVar[int]
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where: {self.where}")
+        if self.fix is not None:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class ResdeployError(ReportedError):
+    """The input or the request is wrong."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(ResdeployError):
+    """A layer or a graph that resdeploy will not touch."""
+
+
+class BundleError(ResdeployError):
+    """A bundle that is damaged, or a folder that is not a bundle."""
+
+
+class EnvironmentLacksError(ReportedError):
+    """This machine cannot do what was asked."""
+
+    exit_code = 3
+
+
+class MissingExtraError(EnvironmentLacksError):
+    """A Python package is not installed; `extra` names the extra that brings it."""
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(
+            f"The package {package!r} is not installed.",
+            fix=f'pip install "resdeploy[{extra}]"',
+        )
+        self.package = package
+        self.extra = extra
+
+
+class ProviderError(EnvironmentLacksError):
+    """An execution provider did not start; the message names the library that is missing."""

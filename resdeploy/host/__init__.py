@@ -1,0 +1,1 @@
+"""Where models are made: the only folder that imports torch."""

@@ -1,0 +1,66 @@
+"""Read a recipe: `models/NAME/recipe.toml`, with `labels.txt` beside it, to a `Recipe`."""
+
+import tomllib
+from pathlib import Path
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import Recipe, from_json
+
+__all__ = ["load_recipe", "zoo", "zoo_directory"]
+
+
+def zoo_directory() -> Path:
+    """Return the folder of the named models: `models/` of a checkout, or of the installed wheel."""
+    package = Path(__file__).parent
+    for candidate in (package / "models", package.parent / "models"):
+        if candidate.is_dir():
+            return candidate
+    raise ResdeployError("The folder of named models is missing.", where=str(package))
+
+
+def zoo() -> tuple[str, ...]:
+    """Return the names of the models that come with resdeploy."""
+    return tuple(sorted(path.parent.name for path in zoo_directory().glob("*/recipe.toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Return the recipe of a named model, of a folder, or of a recipe.toml.
+
+    Raises:
+        ResdeployError: there is no such recipe, or it does not say what a recipe must.
+    """
+    path = _find(name_or_path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ResdeployError(f"The recipe cannot be read: {error}.", where=str(path)) from error
+    if "labels" in data:
+        raise ResdeployError(
+            "Labels belong in labels.txt, one a line, beside the recipe.", where=str(path)
+        )
+    labels = path.with_name("labels.txt")
+    if labels.is_file():
+        data["labels"] = labels.read_text(encoding="utf-8").splitlines()
+    data.setdefault("name", path.parent.name)
+    recipe = from_json(Recipe, data, where=str(path))
+    if recipe.labels and len(recipe.labels) != recipe.model.num_classes:
+        raise ResdeployError(
+            f"{len(recipe.labels)} labels for {recipe.model.num_classes} classes.",
+            where=str(labels),
+        )
+    return recipe
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "recipe.toml"
+    if path.is_file():
+        return path
+    named = zoo_directory() / str(name_or_path) / "recipe.toml"
+    if named.is_file():
+        return named
+    raise ResdeployError(
+        f"There is no recipe {str(name_or_path)!r}.",
+        fix=f"give a path to a recipe.toml, or one of: {', '.join(zoo())}",
+    )

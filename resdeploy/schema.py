@@ -1,0 +1,624 @@
+"""Every record that crosses a stage, and its JSON form.
+
+A record is frozen, holds no arrays, names its units, and stores nothing that can be derived.
+`XSpec` is a request, `XReport` or `XResult` an outcome, `XInfo` something observed. A verdict is a
+property with a name (`passed`, `complete`), never the record's truth value.
+
+The standard library only: a target that cannot import numpy can still read a record.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from resdeploy.errors import ResdeployError
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AugmentSpec",
+    "BenchResult",
+    "BenchSpec",
+    "CheckReport",
+    "CheckpointInfo",
+    "Comparison",
+    "DataSpec",
+    "Environment",
+    "EpochMetrics",
+    "ExportReport",
+    "ExportSpec",
+    "FileInfo",
+    "FoldReport",
+    "FoldedSite",
+    "GoldenInfo",
+    "Manifest",
+    "ModelSpec",
+    "PassReport",
+    "Preprocess",
+    "ProviderVerdict",
+    "Recipe",
+    "RefusedSite",
+    "Scalar",
+    "SessionInfo",
+    "SessionSpec",
+    "TensorDiff",
+    "TensorSpec",
+    "TrainReport",
+    "TrainSpec",
+    "VerifyReport",
+    "dump_json",
+    "from_json",
+    "load_json",
+    "to_json",
+]
+
+# 1  first version
+SCHEMA_VERSION = 1
+
+Scalar = str | int | float | bool
+
+T = TypeVar("T")
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make `cls` a record: frozen, slotted, keyword-only."""
+    return dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+
+# --- models, data, recipes -----------------------------------------------------------------------
+
+
+@record
+class Preprocess:
+    """How a raw sample becomes the network's input, per channel: `(raw / divisor - mean) / std`.
+
+    Attributes:
+        input_shape: (C, H, W) of one image or (F,) of one vector, without the batch.
+        divisor: the raw value that stands for 1.0 (255 for 8-bit images).
+        mean: one value per channel, or a single one for all; in units of raw / divisor.
+        std: likewise.
+        color: what an image file is converted to; "none" where samples are vectors.
+        resize: length in pixels of an image file's shorter side before the centre crop to
+            (H, W); None to scale straight to (H, W).
+        interpolation: the filter of that resize, always antialiased.
+    """
+
+    input_shape: tuple[int, ...]
+    divisor: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    color: Literal["rgb", "gray", "none"] = "rgb"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+@record
+class ModelSpec:
+    """An architecture by name, with its options."""
+
+    arch: str
+    num_classes: int
+    options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+
+
+@record
+class AugmentSpec:
+    """Random changes to training images, on whole batches in tensors; zero or False is off.
+
+    Attributes:
+        shift_px: each image is moved by up to this many pixels in each direction.
+        horizontal_flip: half of the images are mirrored.
+        rotate_degrees: each image is turned by up to this angle either way.
+        scale: each image is zoomed by a factor in [1 - scale, 1 + scale].
+        noise_std: normal noise of this standard deviation, in units of the normalised input.
+    """
+
+    shift_px: int = 0
+    horizontal_flip: bool = False
+    rotate_degrees: float = 0.0
+    scale: float = 0.0
+    noise_std: float = 0.0
+
+
+@record
+class DataSpec:
+    """A data set by name: `digits`, `mnist1d`, `cifar10`, `cifar100`, `image-folder`, `npz`.
+
+    `path` is where the user keeps it, for those that are not embedded; `split_seed` decides which
+    samples are held out where the data set has no official test split.
+    """
+
+    name: str
+    path: str | None = None
+    split_seed: int = 0
+    augment: AugmentSpec = AugmentSpec()
+
+
+@record
+class TrainSpec:
+    """Stochastic gradient descent with momentum, cosine decay and linear warm-up."""
+
+    epochs: int
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+
+@record
+class Recipe:
+    """Everything that decides a trained model: network, data, preprocessing, schedule, labels."""
+
+    name: str
+    model: ModelSpec
+    data: DataSpec
+    preprocess: Preprocess
+    train: TrainSpec
+    labels: tuple[str, ...] = ()
+
+
+@record
+class EpochMetrics:
+    """One line of a run's metrics.jsonl. Losses in nats, accuracies as fractions."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    duration_s: float
+
+
+@record
+class CheckpointInfo:
+    """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file."""
+
+    recipe: Recipe
+    epoch: int
+    test_accuracy: float | None = None
+    folded: tuple["FoldedSite", ...] = ()
+
+
+@record
+class TrainReport:
+    """What `train` did: the last epoch's metrics and the files it wrote."""
+
+    recipe: Recipe
+    run_directory: str
+    checkpoint: str
+    num_train: int
+    num_test: int
+    num_parameters: int
+    last: EpochMetrics
+
+
+# --- fold and export -----------------------------------------------------------------------------
+
+
+@record
+class FoldedSite:
+    """A BatchNorm that is now part of the layer before it.
+
+    Attributes:
+        site: the BatchNorm's name in the model.
+        producer: the name of the layer it went into.
+        op: that layer's operator.
+        max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
+            last place of the stored type.
+        num_flushed: folded values that were subnormal and became zero.
+    """
+
+    site: str
+    producer: str
+    op: str
+    max_ulp: float
+    num_flushed: int = 0
+
+
+@record
+class RefusedSite:
+    """A BatchNorm that stays, and why."""
+
+    site: str
+    reason: str
+
+
+@record
+class FoldReport:
+    """What was folded and what was refused, in the order of the graph."""
+
+    folded: tuple[FoldedSite, ...] = ()
+    refused: tuple[RefusedSite, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no BatchNorm is left."""
+        return not self.refused
+
+
+@record
+class TensorSpec:
+    """A model's input or output; a dimension is a number, or the name of a dynamic one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@record
+class FileInfo:
+    """A file by content; `path` is relative to the record that names it, with `/`."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@record
+class PassReport:
+    """One pass over an ONNX graph: how many places it changed."""
+
+    name: str
+    num_changed: int
+
+
+@record
+class ExportSpec:
+    """How to export. `batch` is "dynamic" or a fixed number of samples."""
+
+    opset: int = 18
+    batch: int | Literal["dynamic"] = "dynamic"
+    fold: bool = True
+
+
+@record
+class ExportReport:
+    """An exported file, what was folded into it, and the passes it went through."""
+
+    spec: ExportSpec
+    file: FileInfo
+    fold: FoldReport | None
+    passes: tuple[PassReport, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    num_nodes: int
+    versions: Mapping[str, str]
+    verification: "VerifyReport | None" = None
+
+
+# --- sessions, verification ----------------------------------------------------------------------
+
+
+@record
+class SessionSpec:
+    """A session to open: one provider, and nothing else may run a node.
+
+    `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
+    Runtime's own choice; `use_tf32` concerns CUDA only.
+    """
+
+    provider: str = "cpu"
+    num_threads: int | None = None
+    graph_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    use_tf32: bool = False
+
+
+@record
+class SessionInfo:
+    """A session that started: what it runs on, and how many nodes each provider was given.
+
+    `nodes_by_provider` is None where the runtime cannot tell (ONNX Runtime before 1.24).
+    """
+
+    spec: SessionSpec
+    runtime: str
+    runtime_version: str
+    active_providers: tuple[str, ...]
+    nodes_by_provider: Mapping[str, int] | None
+
+
+@record
+class GoldenInfo:
+    """Where reference outputs came from: `num_inputs` inputs through the model in float64.
+
+    `precision` is the arithmetic whose rounding noise is the yardstick.
+    """
+
+    source: str
+    inputs: str
+    num_inputs: int
+    precision: Literal["float32"] = "float32"
+
+
+@record
+class TensorDiff:
+    """Distance of a candidate's output from the float64 reference.
+
+    Attributes:
+        max_abs: largest absolute difference of one element.
+        rel_l2: Euclidean norm of the difference over that of the reference.
+        num_nonfinite: elements of the candidate that are NaN or infinite where the reference is
+            not.
+    """
+
+    max_abs: float
+    rel_l2: float
+    num_nonfinite: int
+
+
+@record
+class Comparison:
+    """One candidate judged against the reference.
+
+    Attributes:
+        diff: the candidate's distance from the float64 reference.
+        noise: the yardstick's own distance from it (PyTorch in float32 on the CPU).
+        noise_ratio: the ratio R of the two distances (NaN if the candidate is not finite).
+        worst_input_ratio: the largest R of a single input.
+        noise_ratio_limit: the R above which the verdict is a failure.
+        top1_agreement: fraction of inputs whose largest output is the reference's.
+        reasons: why the verdict is a failure; empty when it passed.
+    """
+
+    diff: TensorDiff
+    noise: TensorDiff
+    noise_ratio: float
+    worst_input_ratio: float
+    noise_ratio_limit: float
+    top1_agreement: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the candidate."""
+        return not self.reasons
+
+
+@record
+class ProviderVerdict:
+    """One provider's session and what it computed.
+
+    `accuracy` is the fraction of correct labels, where the inputs came with labels.
+    """
+
+    session: SessionInfo
+    comparison: Comparison
+    accuracy: float | None = None
+
+
+@record
+class VerifyReport:
+    """A model judged on each provider that was asked for."""
+
+    model: FileInfo
+    golden: GoldenInfo
+    verdicts: tuple[ProviderVerdict, ...]
+    reference_accuracy: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every provider passed, and there was at least one."""
+        return bool(self.verdicts) and all(v.comparison.passed for v in self.verdicts)
+
+
+# --- benchmarks ----------------------------------------------------------------------------------
+
+
+@record
+class Environment:
+    """The machine and the software a measurement was made with; None is "not readable here"."""
+
+    machine: str
+    system: str
+    cpu_model: str | None
+    num_cpus: int
+    num_cpus_allowed: int
+    ram_bytes: int | None
+    load_average_1min: float | None
+    cpu_governor: str | None
+    gpu_names: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+@record
+class BenchSpec:
+    """What to time: `num_runs` runs of one session after at least `num_warmup` runs."""
+
+    session: SessionSpec
+    batch_size: int = 1
+    num_warmup: int = 10
+    num_runs: int = 100
+
+
+@record
+class BenchResult:
+    """Raw latencies of one session, warm-up apart; every statistic is derived from them."""
+
+    spec: BenchSpec
+    model: FileInfo
+    session: SessionInfo
+    environment: Environment
+    input_shape: tuple[int, ...]
+    load_ns: int
+    warmup_ns: tuple[int, ...]
+    latencies_ns: tuple[int, ...]
+
+
+# --- bundles -------------------------------------------------------------------------------------
+
+
+@record
+class Manifest:
+    """The table of contents of a bundle, with the records that led to it."""
+
+    name: str
+    files: tuple[FileInfo, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    num_labels: int
+    golden: GoldenInfo
+    export: ExportReport | None
+    versions: Mapping[str, str]
+
+
+@record
+class CheckReport:
+    """A bundle whose files are intact, and what each provider computed from its golden inputs."""
+
+    name: str
+    num_files: int
+    verification: VerifyReport
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model computes what the bundle says it should."""
+        return self.verification.passed
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` (a record, or what records are made of) as JSON data.
+
+    A NaN or infinite float becomes the string "NaN", "Infinity" or "-Infinity", as JSON has none.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def dump_json(value: Any, *, indent: int | None = 2) -> str:
+    """Return one record as JSON text, with its kind and the schema version."""
+    head = {"kind": type(value).__name__, "schema_version": SCHEMA_VERSION}
+    return json.dumps(head | to_json(value), indent=indent, allow_nan=False)
+
+
+def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
+    """Return the record of type `cls` that `dump_json` wrote; `where` names the file in errors.
+
+    Raises:
+        ResdeployError: the text is not JSON, is another kind of record, comes from a newer schema,
+            or a field is missing, unknown or of another type.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ResdeployError(f"This is not JSON: {error}.", where=where) from error
+    if not isinstance(data, dict) or data.get("kind") != cls.__name__:
+        found = data.get("kind") if isinstance(data, dict) else None
+        raise ResdeployError(
+            f"This is not a {cls.__name__} record (its kind is {found!r}).", where=where
+        )
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ResdeployError(
+            f"The record has schema version {version!r}; this resdeploy reads {SCHEMA_VERSION}.",
+            where=where,
+            fix="write the record again with this version, or install the one that wrote it",
+        )
+    fields = {key: value for key, value in data.items() if key not in ("kind", "schema_version")}
+    return from_json(cls, fields, where=where)
+
+
+def from_json(cls: type[T], data: Any, *, where: str) -> T:
+    """Return JSON data as the record type `cls`; the inverse of `to_json`.
+
+    Raises:
+        ResdeployError: a field is missing, unknown or of another type; the message names it.
+    """
+    return typing.cast(T, _parse(cls, data, where))
+
+
+def _parse(kind: Any, data: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(arguments, data, where)
+    if origin is Literal:
+        if data in arguments:
+            return data
+        raise _mismatch(f"one of {', '.join(map(repr, arguments))}", data, where)
+    if origin is tuple:
+        if not isinstance(data, list | tuple):
+            raise _mismatch("a list", data, where)
+        return tuple(_parse(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise _mismatch("an object", data, where)
+        return {str(key): _parse(arguments[1], x, f"{where}.{key}") for key, x in data.items()}
+    if dataclasses.is_dataclass(kind):
+        return _parse_record(kind, data, where)
+    return _parse_scalar(kind, data, where)
+
+
+def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and types.NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    # An exact scalar type first, so that 1 stays an int in `int | float | bool`.
+    if type(data) in kinds:
+        return data
+    error: ResdeployError | None = None
+    for kind in kinds:
+        try:
+            return _parse(kind, data, where)
+        except ResdeployError as raised:
+            error = error or raised
+    raise error or _mismatch("a value", data, where)
+
+
+def _parse_record(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise _mismatch("an object", data, where)
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ResdeployError(
+            f"Unknown field {unknown[0]!r}.",
+            where=where,
+            fix=f"the fields of {cls.__name__} are {', '.join(hints)}",
+        )
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if missing:
+        raise ResdeployError(f"The field {missing[0]!r} is missing.", where=where)
+    return cls(**{key: _parse(hints[key], x, f"{where}: {key}") for key, x in data.items()})
+
+
+def _parse_scalar(kind: Any, data: Any, where: str) -> Any:
+    if kind is float:
+        if isinstance(data, str) and data in ("NaN", "Infinity", "-Infinity"):
+            return float(data)
+        if isinstance(data, int | float) and not isinstance(data, bool):
+            return float(data)
+        raise _mismatch("a number", data, where)
+    if type(data) is kind:
+        return data
+    names = {int: "a whole number", str: "a text", bool: "true or false"}
+    raise _mismatch(names.get(kind, str(kind)), data, where)
+
+
+def _mismatch(expected: str, data: Any, where: str) -> ResdeployError:
+    return ResdeployError(f"Expected {expected}, found {data!r}.", where=where)

@@ -1,0 +1,1 @@
+"""Where models run: onnxruntime and numpy, nothing heavier."""
