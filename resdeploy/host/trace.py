@@ -1,0 +1,141 @@
+"""Turn a torch module into a functional ATen graph.
+
+Legality of a fold is a question about call sites: who reads this value? Modules cannot answer it (a
+module may be called twice, a hook may sit between, a subclass may do something else). The graph of
+`torch.export` can, once it is functional: every value is written once, so "one reader" means one.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from resdeploy.errors import UnsupportedModelError
+
+__all__ = ["BATCH_DIMENSION", "module_path", "trace"]
+
+BATCH_DIMENSION = "batch"
+
+
+def trace(
+    module: nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """Return `module` as an exported program whose graph is functional (no in-place operation).
+
+    Args:
+        module: in the mode (eval or train) it is to be judged in; it is not changed.
+        example_inputs: the positional inputs; with `dynamic_batch`, axis 0 of each is the batch
+            and must be at least 2 long, as torch.export treats sizes 0 and 1 as fixed.
+        dynamic_batch: trace for any batch size.
+
+    Raises:
+        UnsupportedModelError: the module cannot be traced, or bakes its batch size in.
+    """
+    dynamic_shapes = None
+    if dynamic_batch:
+        batch = torch.export.Dim(BATCH_DIMENSION, min=1)
+        dynamic_shapes = tuple({0: batch} for _ in example_inputs)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
+            )
+            return _functionalise(program)
+    except Exception as error:  # torch.export has no common base for what it raises
+        raise UnsupportedModelError(
+            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}",
+            where=_user_line(error),
+            fix=(
+                "make the forward pass free of data-dependent Python control flow"
+                + (", or fix the batch size with --batch N" if dynamic_batch else "")
+            ),
+        ) from error
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the dotted name of the innermost module a node came from, "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    return str(path)
+
+
+def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace in-place operations by functional ones.
+
+    The common kind, `relu_` on a fresh value that nobody else reads, is renamed in place: torch's
+    own functionalisation retraces the whole graph, which costs more than the trace itself. Any
+    other kind (views, buffers, values read twice) goes that way.
+    """
+    mutating = [node for node in program.graph.nodes if _mutates(node)]
+    if not mutating:
+        return program
+    replacements = [_functional_twin(node) for node in mutating]
+    if any(twin is None for twin in replacements):
+        return cast(torch.export.ExportedProgram, program.run_decompositions({}))
+    for node, twin in zip(mutating, replacements, strict=True):
+        node.target = twin
+    program.graph_module.recompile()
+    return program
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _functional_twin(node: fx.Node) -> Any:
+    """Return the functional overload of an in-place node if exchanging them is exact, else None."""
+    target: Any = node.target
+    mutated = node.args[0]
+    name = target._schema.name.removeprefix("aten::")
+    twin = getattr(
+        getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None
+    )
+    if twin is None or not name.endswith("_") or not isinstance(mutated, fx.Node):
+        return None
+    fresh = mutated.op == "call_function" and not _may_alias(mutated)
+    only_reader = list(mutated.users) == [node] and node.all_input_nodes.count(mutated) == 1
+    same_arguments = [a.name for a in twin._schema.arguments] == [
+        a.name for a in target._schema.arguments
+    ]
+    return twin if fresh and only_reader and same_arguments else None
+
+
+# Return a view or their own input, depending on strides or dtypes; the schema does not say so.
+_SOMETIMES_ALIAS = {"reshape", "flatten", "contiguous", "to", "dropout", "feature_dropout"}
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """Whether a node's value may share memory with another value."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return True
+    if _mutates(node):
+        # Its value is the memory of its first argument, which is fresh or was refused before.
+        first = node.args[0]
+        return not isinstance(first, fx.Node) or first.op != "call_function" or _may_alias(first)
+    name = schema.name.removeprefix("aten::")
+    aliases = any(value.alias_info is not None for value in schema.returns)
+    return aliases or name in _SOMETIMES_ALIAS
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _user_line(error: BaseException) -> str | None:
+    """Return "file:line" of the last frame outside torch, which is where the model is at fault."""
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if "/torch/" not in file and not file.startswith("<") and file != __file__:
+            found = f"{file}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
