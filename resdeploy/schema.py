@@ -45,6 +45,7 @@ __all__ = [
     "Scalar",
     "SessionInfo",
     "SessionSpec",
+    "SourceSpec",
     "TensorDiff",
     "TensorSpec",
     "TrainReport",
@@ -181,10 +182,23 @@ class EpochMetrics:
 
 @record
 class CheckpointInfo:
-    """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file."""
+    """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file.
 
-    recipe: Recipe
-    epoch: int
+    Attributes:
+        model: the network the weights belong to, before anything was folded.
+        preprocess: what its inputs went through in training, where that is known.
+        labels: one name per class, or none.
+        recipe: how it was trained, if by resdeploy.
+        epoch: epochs trained.
+        test_accuracy: fraction of the held-out samples it gets right.
+        folded: the BatchNorms that are already part of their layers.
+    """
+
+    model: ModelSpec
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    epoch: int | None = None
     test_accuracy: float | None = None
     folded: tuple["FoldedSite", ...] = ()
 
@@ -200,6 +214,28 @@ class TrainReport:
     num_test: int
     num_parameters: int
     last: EpochMetrics
+
+
+@record
+class SourceSpec:
+    """The trained model that a command is given.
+
+    Attributes:
+        path: a run directory, a resdeploy checkpoint, or weights from elsewhere; None with a
+            `factory` that makes a trained module by itself.
+        arch: the architecture that weights from elsewhere belong to.
+        options: that architecture's options.
+        factory: "package.module:function" that returns a torch module.
+        input_shape: of one sample, for a factory's module.
+        recipe: a recipe whose preprocessing and labels apply.
+    """
+
+    path: str | None = None
+    arch: str | None = None
+    options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    factory: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    recipe: str | None = None
 
 
 # --- fold and export -----------------------------------------------------------------------------
@@ -362,8 +398,9 @@ class Comparison:
 
     Attributes:
         diff: the candidate's distance from the float64 reference.
-        noise: the yardstick's own distance from it (PyTorch in float32 on the CPU).
-        noise_ratio: the ratio R of the two distances (NaN if the candidate is not finite).
+        noise_rel_l2: the yardstick's own distance from it (PyTorch in float32 on the CPU), over
+            the norm of the reference.
+        noise_ratio: the ratio R of the two distances (infinite if the candidate is not finite).
         worst_input_ratio: the largest R of a single input.
         noise_ratio_limit: the R above which the verdict is a failure.
         top1_agreement: fraction of inputs whose largest output is the reference's.
@@ -371,7 +408,7 @@ class Comparison:
     """
 
     diff: TensorDiff
-    noise: TensorDiff
+    noise_rel_l2: float
     noise_ratio: float
     worst_input_ratio: float
     noise_ratio_limit: float

@@ -1,0 +1,52 @@
+"""Distances between what a candidate computed and the float64 reference. Verdicts are elsewhere.
+
+Shapes: N inputs, K outputs of one input.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.schema import TensorDiff
+
+__all__ = ["accuracy", "error_norms", "tensor_diff", "top1_agreement"]
+
+Array = npt.NDArray[Any]
+
+
+def tensor_diff(candidate_NK: Array, reference_NK: Array) -> TensorDiff:
+    """Return the distance of a candidate from the reference; both (N, K), finite or not."""
+    num_nonfinite = int(np.count_nonzero(~np.isfinite(candidate_NK) & np.isfinite(reference_NK)))
+    if num_nonfinite:
+        return TensorDiff(max_abs=np.inf, rel_l2=np.inf, num_nonfinite=num_nonfinite)
+    difference = candidate_NK.astype(np.float64) - reference_NK
+    norm = float(np.linalg.norm(reference_NK))
+    return TensorDiff(
+        max_abs=float(np.max(np.abs(difference), initial=0.0)),
+        rel_l2=float(np.linalg.norm(difference)) / norm if norm else float(difference.any()),
+        num_nonfinite=0,
+    )
+
+
+def error_norms(candidate_NK: Array, reference_NK: Array) -> npt.NDArray[np.float64]:
+    """Return, per input, the Euclidean norm of the candidate's error: (N,); inf if not finite."""
+    finite_N = _finite_rows(candidate_NK)
+    safe_NK = np.where(finite_N[:, None], candidate_NK, 0.0).astype(np.float64)
+    norms_N = np.linalg.norm(safe_NK - reference_NK, axis=1)
+    return np.where(finite_N, norms_N, np.inf)
+
+
+def top1_agreement(candidate_NK: Array, reference_NK: Array) -> float:
+    """Return the fraction of inputs whose largest output is the same one."""
+    return accuracy(candidate_NK, reference_NK.argmax(axis=1))
+
+
+def accuracy(candidate_NK: Array, labels_N: Array) -> float:
+    """Return the fraction of inputs whose largest output is the labelled one; NaN never is."""
+    finite_N = _finite_rows(candidate_NK)
+    return float(np.mean((candidate_NK.argmax(axis=1) == labels_N) & finite_N))
+
+
+def _finite_rows(values_NK: Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.isfinite(values_NK).all(axis=1))

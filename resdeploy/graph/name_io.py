@@ -1,0 +1,53 @@
+"""Give a model's input, output and batch dimension the names a user expects.
+
+Before:  x[s77, 3, 224, 224] -> linear[s77, 1000]
+After:   input[batch, 3, 224, 224] -> logits[batch, 1000]
+
+Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`, ….
+"""
+
+import onnx_ir as ir
+
+from resdeploy.schema import PassReport
+
+__all__ = ["name_io"]
+
+
+def name_io(model: ir.Model, *, batch_dimension: str | None) -> PassReport:
+    """Rename inputs, outputs and symbolic leading dimensions, in place."""
+    graph = model.graph
+    num_changed = 0
+    wanted = {
+        **dict(zip(graph.inputs, _names("input", "input", len(graph.inputs)), strict=True)),
+        **dict(zip(graph.outputs, _names("logits", "output", len(graph.outputs)), strict=True)),
+    }
+    for value in [v for node in graph.all_nodes() for v in node.outputs]:
+        if value.name in wanted.values() and value not in wanted:
+            value.name = f"{value.name}_inner"
+    for value, name in wanted.items():
+        num_changed += value.name != name
+        value.name = name
+    if batch_dimension is not None:
+        num_changed += _name_batch(graph, batch_dimension)
+    return PassReport(name="name_io", num_changed=num_changed)
+
+
+def _names(single: str, several: str, count: int) -> list[str]:
+    return [single] if count == 1 else [f"{several}_{k}" for k in range(count)]
+
+
+def _name_batch(graph: ir.Graph, name: str) -> int:
+    """Rename the symbol of the inputs' leading dimension wherever it occurs."""
+    symbols = {
+        str(value.shape[0].value)
+        for value in graph.inputs
+        if value.shape and isinstance(value.shape[0], ir.SymbolicDim)
+    }
+    values = [*graph.inputs, *(v for node in graph.all_nodes() for v in node.outputs)]
+    num_changed = 0
+    for value in values:
+        for axis, dimension in enumerate(value.shape or ()):
+            if isinstance(dimension, ir.SymbolicDim) and str(dimension.value) in symbols:
+                num_changed += dimension.value != name
+                value.shape[axis] = ir.SymbolicDim(name)  # type: ignore[index]
+    return num_changed
