@@ -1,12 +1,13 @@
 """Read a recipe: `models/NAME/recipe.toml`, with `labels.txt` beside it, to a `Recipe`."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import Recipe, from_json
+from resdeploy.schema import DataSpec, Recipe, from_json
 
-__all__ = ["load_recipe", "zoo", "zoo_directory"]
+__all__ = ["adjust_recipe", "load_recipe", "zoo", "zoo_directory"]
 
 
 def zoo_directory() -> Path:
@@ -49,6 +50,27 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             where=str(labels),
         )
     return recipe
+
+
+def adjust_recipe(
+    recipe: Recipe,
+    *,
+    data: DataSpec | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+) -> Recipe:
+    """Return `recipe` with other data, another length or another seed; None leaves it as it is.
+
+    Other data keep the recipe's augmentation and split.
+    """
+    if data is not None:
+        data = dataclasses.replace(recipe.data, name=data.name, path=data.path)
+    train = dataclasses.replace(
+        recipe.train,
+        epochs=recipe.train.epochs if epochs is None else epochs,
+        seed=recipe.train.seed if seed is None else seed,
+    )
+    return dataclasses.replace(recipe, data=data or recipe.data, train=train)
 
 
 def _find(name_or_path: str | Path) -> Path:

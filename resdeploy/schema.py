@@ -27,6 +27,8 @@ __all__ = [
     "CheckpointInfo",
     "Comparison",
     "DataSpec",
+    "DemoReport",
+    "DemoStage",
     "Environment",
     "EpochMetrics",
     "ExportReport",
@@ -271,10 +273,14 @@ class RefusedSite:
 
 @record
 class FoldReport:
-    """What was folded and what was refused, in the order of the graph."""
+    """What was folded and what was refused, in the order of the graph.
+
+    `comparison` judges the folded model against the model in float64, where that was done.
+    """
 
     folded: tuple[FoldedSite, ...] = ()
     refused: tuple[RefusedSite, ...] = ()
+    comparison: "Comparison | None" = None
 
     @property
     def complete(self) -> bool:
@@ -521,6 +527,43 @@ class CheckReport:
     def passed(self) -> bool:
         """Whether the model computes what the bundle says it should."""
         return self.verification.passed
+
+
+@record
+class DemoStage:
+    """One stage of the demo: what came of it, in words, and how long it took."""
+
+    stage: str
+    outcome: str
+    duration_s: float
+
+
+@record
+class DemoReport:
+    """The whole chain on embedded data: the records of its stages and the files it wrote.
+
+    `paths` are by what they are; `unavailable` says of each provider that did not start why.
+    """
+
+    train: TrainReport
+    export: ExportReport
+    verification: VerifyReport
+    bench: tuple[BenchResult, ...]
+    check: CheckReport
+    stages: tuple[DemoStage, ...]
+    unavailable: Mapping[str, str]
+    paths: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every verdict along the way was a pass."""
+        exported = self.export.verification
+        return (
+            exported is not None
+            and exported.passed
+            and self.verification.passed
+            and self.check.passed
+        )
 
 
 # --- JSON ----------------------------------------------------------------------------------------

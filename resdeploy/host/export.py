@@ -24,7 +24,7 @@ from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.graph.pipeline import optimize
 from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.fold import fold_program
-from resdeploy.host.golden import make_golden, synthetic_inputs
+from resdeploy.host.golden import golden_for
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.schema import (
     ExportReport,
@@ -124,7 +124,9 @@ def _export(
     file.write_bytes(proto.SerializeToString(deterministic=True))
     on_stage("verify")
     verification = verify_model(
-        file, golden or _small_golden(source), [SessionSpec(provider="cpu")]
+        file,
+        golden or golden_for(source, num_inputs=_NUM_VERIFY_INPUTS),
+        [SessionSpec(provider="cpu")],
     )
     report = ExportReport(
         spec=spec,
@@ -197,16 +199,6 @@ def _describe(model: ir.Model, source: SourceModel) -> None:
         model.metadata_props["resdeploy.labels"] = json.dumps(source.info.labels)
     if source.info.preprocess is not None:
         model.metadata_props["resdeploy.preprocess"] = json.dumps(to_json(source.info.preprocess))
-
-
-def _small_golden(source: SourceModel) -> Golden:
-    inputs = synthetic_inputs(source.input_shape, num_inputs=_NUM_VERIFY_INPUTS)
-    return make_golden(
-        source.module,
-        inputs,
-        source=source.description,
-        inputs_description=f"{_NUM_VERIFY_INPUTS} seeded normal inputs",
-    )
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:

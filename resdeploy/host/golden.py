@@ -2,15 +2,22 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from resdeploy.errors import ResdeployError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo
+from resdeploy.host.build import SourceModel
+from resdeploy.host.data import load_evaluation
+from resdeploy.preprocess import preprocess_batch
+from resdeploy.schema import DataSpec, GoldenInfo
 
-__all__ = ["make_golden", "run_module", "synthetic_inputs"]
+__all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs"]
+
+_NUM_SYNTHETIC = 32
 
 # Large enough to keep the cores busy, small enough for float64 activations of a ResNet-152.
 _BATCH_SIZE = 8
@@ -44,6 +51,53 @@ def make_golden(
     )
 
 
+def golden_for(
+    source: SourceModel, *, data: DataSpec | None = None, num_inputs: int | None = None
+) -> Golden:
+    """Return the golden reference of a trained model on real data, or on seeded inputs.
+
+    Args:
+        source: the model.
+        data: where to take held-out samples from, the first `num_inputs` of them (all by default);
+            None for synthetic inputs.
+        num_inputs: how many; by default 32 synthetic ones.
+
+    Raises:
+        ResdeployError: the data cannot be read or does not fit the model.
+    """
+    if data is None:
+        num_inputs = num_inputs or _NUM_SYNTHETIC
+        return make_golden(
+            source.module,
+            synthetic_inputs(source.input_shape, num_inputs=num_inputs),
+            source=source.description,
+            inputs_description=f"{num_inputs} seeded normal inputs",
+        )
+    preprocess = source.info.preprocess if source.info is not None else None
+    if preprocess is None:
+        raise ResdeployError(
+            "How samples become inputs of this model is not known.",
+            where=source.description,
+            fix="name a recipe whose preprocessing applies, with --recipe",
+        )
+    raw, labels = load_evaluation(data, preprocess)
+    raw, labels = raw[:num_inputs], None if labels is None else labels[:num_inputs]
+    inputs = preprocess_batch(raw, preprocess)
+    if inputs.shape[1:] != source.input_shape:
+        raise ResdeployError(
+            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
+            f"{source.input_shape}.",
+            where=data.name,
+        )
+    return make_golden(
+        source.module,
+        inputs,
+        labels=labels,
+        source=source.description,
+        inputs_description=f"the first {len(inputs)} held-out samples of {_title(data)}",
+    )
+
+
 def run_module(module: nn.Module, inputs: np.ndarray, *, dtype: torch.dtype) -> np.ndarray:
     """Return the module's outputs for (N, ...) inputs as (N, K), computed in `dtype`.
 
@@ -67,3 +121,8 @@ def synthetic_inputs(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) 
 def _batches(inputs: np.ndarray) -> Iterator[torch.Tensor]:
     for start in range(0, len(inputs), _BATCH_SIZE):
         yield torch.from_numpy(inputs[start : start + _BATCH_SIZE])
+
+
+def _title(data: DataSpec) -> str:
+    """Return the name of a data set without the folder it lies in."""
+    return data.name if data.path is None else f"{data.name} ({Path(data.path).name})"

@@ -13,15 +13,13 @@ from resdeploy.golden_file import Golden
 from resdeploy.schema import ProviderVerdict, SessionSpec, TensorSpec, VerifyReport
 from resdeploy.target.session import Session, input_specs, open_session
 
-__all__ = ["run_session", "verify_model"]
+__all__ = ["open_sessions", "run_session", "verify_model", "verify_sessions"]
 
 _BATCH_SIZE = 8
 
 
 def verify_model(model: Path, golden: Golden, specs: Sequence[SessionSpec]) -> VerifyReport:
     """Return the verdict on `model` for each session of `specs`, in that order.
-
-    All sessions are opened before any is run: a provider that does not start is known at once.
 
     Args:
         model: an ONNX file with one float32 input.
@@ -33,7 +31,25 @@ def verify_model(model: Path, golden: Golden, specs: Sequence[SessionSpec]) -> V
             read.
         ProviderError: a provider did not start.
     """
-    sessions = [open_session(model, spec) for spec in specs]
+    return verify_sessions(model, golden, open_sessions(model, specs))
+
+
+def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
+    """Open every session before any is run: a provider that does not start is known at once.
+
+    Raises:
+        ResdeployError: the model cannot be read.
+        ProviderError: a provider did not start.
+    """
+    return [open_session(model, spec) for spec in specs]
+
+
+def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) -> VerifyReport:
+    """Return the verdict on open sessions of `model`.
+
+    Raises:
+        ResdeployError: the model is not the network of the reference (shapes differ).
+    """
     verdicts = []
     for session in sessions:
         outputs_NK = run_session(session, golden.inputs)

@@ -1,0 +1,85 @@
+"""`resdeploy bundle`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.export import parse_batch
+from resdeploy.cli.options import (
+    force_option,
+    json_option,
+    output_option,
+    source_options,
+    source_spec,
+)
+
+
+@click.command()
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@output_option("The folder to write.")
+@source_options
+@click.option("--name", help="What the model is called.  [default: the folder's name]")
+@click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
+@click.option("--num-inputs", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
+@click.option(
+    "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
+)
+@force_option
+@json_option
+def bundle(
+    source: Path | None,
+    output: Path,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    factory: str | None,
+    input_shape: str | None,
+    recipe: str | None,
+    name: str | None,
+    data: str | None,
+    num_inputs: int,
+    opset: int,
+    batch: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Pack SOURCE for a device: model, labels, preprocessing, golden inputs and their answers.
+
+    On the device, without torch, `resdeploy check` proves the files whole and the numbers right.
+
+    \b
+    Example:
+        resdeploy bundle runs/digits -o digits-bundle --data digits
+        resdeploy check digits-bundle
+    """
+    from resdeploy.cli.progress import show_stages
+    from resdeploy.cli.render import emit
+    from resdeploy.host.build import load_source
+    from resdeploy.host.data import parse_data
+    from resdeploy.host.golden import golden_for
+    from resdeploy.host.make_bundle import make_bundle
+    from resdeploy.schema import ExportSpec
+
+    spec = source_spec(
+        source,
+        arch=arch,
+        arch_options=arch_options,
+        factory=factory,
+        input_shape=input_shape,
+        recipe=recipe,
+    )
+    chosen = None if data is None else parse_data(data)
+    with show_stages("bundle") as on_stage:
+        on_stage("golden reference")
+        model = load_source(spec)
+        golden = golden_for(model, data=chosen, num_inputs=num_inputs)
+        manifest = make_bundle(
+            model,
+            ExportSpec(opset=opset, batch=parse_batch(batch)),
+            output,
+            golden=golden,
+            name=name or output.absolute().name,
+            force=force,
+            on_stage=on_stage,
+        )
+    emit(manifest, as_json=as_json)

@@ -1,0 +1,34 @@
+"""`resdeploy check`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.options import json_option, provider_option, threads_option
+from resdeploy.errors import EXIT_CHECK_FAILED
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@provider_option
+@threads_option
+@json_option
+def check(bundle: Path, providers: tuple[str, ...], threads: int | None, as_json: bool) -> None:
+    """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
+
+    Nothing is run if a single byte differs from what was packed.
+
+    \b
+    Example:
+        resdeploy check digits-bundle
+        resdeploy check digits-bundle --provider cuda
+    """
+    from resdeploy.cli.render import emit
+    from resdeploy.schema import SessionSpec
+    from resdeploy.target.check import check_bundle
+
+    specs = [SessionSpec(provider=name, num_threads=threads) for name in providers]
+    report = check_bundle(bundle, specs)
+    emit(report, as_json=as_json)
+    if not report.passed:
+        raise SystemExit(EXIT_CHECK_FAILED)

@@ -1,0 +1,92 @@
+"""`resdeploy export`."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from resdeploy.cli.options import (
+    force_option,
+    json_option,
+    output_option,
+    source_options,
+    source_spec,
+)
+from resdeploy.errors import EXIT_CHECK_FAILED
+
+
+@click.command()
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@output_option("The ONNX file to write.")
+@source_options
+@click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
+@click.option(
+    "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
+)
+@click.option("--no-fold", is_flag=True, help="Leave every BatchNorm where it is.")
+@force_option
+@json_option
+def export(
+    source: Path | None,
+    output: Path,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    factory: str | None,
+    input_shape: str | None,
+    recipe: str | None,
+    opset: int,
+    batch: str,
+    no_fold: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fold SOURCE, write it as one ONNX file, and prove that the file computes the same.
+
+    The file is written only if ONNX Runtime computes from it what SOURCE computes.
+
+    \b
+    Example:
+        resdeploy export runs/digits -o digits.onnx
+        resdeploy export resnet50.pth --arch resnet50 -o resnet50.onnx --batch 1
+    """
+    from resdeploy.cli.progress import show_stages
+    from resdeploy.cli.render import emit
+    from resdeploy.host.build import load_source
+    from resdeploy.host.export import export_onnx
+    from resdeploy.schema import ExportSpec
+
+    spec = source_spec(
+        source,
+        arch=arch,
+        arch_options=arch_options,
+        factory=factory,
+        input_shape=input_shape,
+        recipe=recipe,
+    )
+    with show_stages("export") as on_stage:
+        on_stage("load")
+        model = load_source(spec)
+        report = export_onnx(
+            model,
+            ExportSpec(opset=opset, batch=parse_batch(batch), fold=not no_fold),
+            output,
+            force=force,
+            on_stage=on_stage,
+        )
+    emit(report, as_json=as_json)
+    if report.verification is not None and not report.verification.passed:
+        click.echo("nothing was written", err=True)
+        raise SystemExit(EXIT_CHECK_FAILED)
+
+
+def parse_batch(text: str) -> int | Literal["dynamic"]:
+    """Return the batch that `--batch` asks for.
+
+    Raises:
+        click.BadParameter: it is neither "dynamic" nor a positive number.
+    """
+    if text == "dynamic":
+        return "dynamic"
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is neither dynamic nor a number", param_hint="--batch")
+    return int(text)

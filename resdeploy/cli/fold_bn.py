@@ -1,0 +1,60 @@
+"""`resdeploy fold-bn`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.options import force_option, json_option, source_options, source_spec
+from resdeploy.errors import EXIT_CHECK_FAILED
+
+
+@click.command("fold-bn")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The folded checkpoint to write."
+)
+@source_options
+@click.option("--dry-run", is_flag=True, help="Report only; write nothing.")
+@click.option("--strict", is_flag=True, help="Exit 1 unless every BatchNorm is folded.")
+@force_option
+@json_option
+def fold_bn(
+    source: Path | None,
+    output: Path | None,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    factory: str | None,
+    input_shape: str | None,
+    recipe: str | None,
+    dry_run: bool,
+    strict: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fold every BatchNorm of SOURCE that may be folded, and say why the others may not.
+
+    \b
+    Example:
+        resdeploy fold-bn runs/digits -o folded.safetensors
+        resdeploy fold-bn resnet50.pth --arch resnet50 --dry-run
+    """
+    if (output is None) != dry_run:
+        raise click.UsageError("give either -o OUTPUT or --dry-run")
+    from resdeploy.cli.progress import show_stages
+    from resdeploy.cli.render import emit
+    from resdeploy.host.build import load_source
+    from resdeploy.host.fold_checkpoint import fold_checkpoint
+
+    spec = source_spec(
+        source,
+        arch=arch,
+        arch_options=arch_options,
+        factory=factory,
+        input_shape=input_shape,
+        recipe=recipe,
+    )
+    with show_stages("fold-bn"):
+        report = fold_checkpoint(load_source(spec), output, force=force)
+    emit(report, as_json=as_json)
+    if strict and not report.complete:
+        raise SystemExit(EXIT_CHECK_FAILED)

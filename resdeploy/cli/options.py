@@ -1,0 +1,123 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from resdeploy.schema import Scalar, SourceSpec
+
+__all__ = [
+    "force_option",
+    "json_option",
+    "output_option",
+    "provider_option",
+    "source_options",
+    "source_spec",
+    "threads_option",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [default: its choice]"
+)
+provider_option = click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="Where to run: cpu, cuda. May be given several times.",
+)
+
+
+def output_option(help_text: str) -> Callable[[Command], Command]:
+    """Return the option `-o`, a path to write."""
+    return click.option(
+        "-o", "--output", required=True, type=click.Path(path_type=Path), help=help_text
+    )
+
+
+def source_options(command: Command) -> Command:
+    """Add the options that say what a trained model is."""
+    for option in reversed(
+        (
+            click.option("--arch", help="The network that weights from elsewhere belong to."),
+            click.option(
+                "--arch-option",
+                "arch_options",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="An option of --arch, such as shortcut=B.",
+            ),
+            click.option(
+                "--model",
+                "factory",
+                metavar="PACKAGE.MODULE:FUNCTION",
+                help="A function that returns a torch module of yours; its code is run.",
+            ),
+            click.option(
+                "--input",
+                "input_shape",
+                metavar="C,H,W",
+                help="Shape of one sample, for --model and for other image sizes.",
+            ),
+            click.option(
+                "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def source_spec(
+    path: Path | None,
+    *,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    factory: str | None,
+    input_shape: str | None,
+    recipe: str | None,
+) -> SourceSpec:
+    """Return what the options of `source_options` ask for.
+
+    Raises:
+        click.BadParameter: an option is not of the form it must be.
+    """
+    return SourceSpec(
+        path=None if path is None else str(path),
+        arch=arch,
+        options=dict(map(_parse_option, arch_options)),
+        factory=factory,
+        input_shape=None if input_shape is None else _parse_shape(input_shape),
+        recipe=recipe,
+    )
+
+
+def _parse_option(text: str) -> tuple[str, Scalar]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--arch-option")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise click.BadParameter(f"{text!r} is not a shape such as 3,224,224", param_hint="--input")
+    return shape

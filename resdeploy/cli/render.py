@@ -1,0 +1,210 @@
+"""Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from resdeploy.schema import (
+    BenchResult,
+    CheckReport,
+    DemoReport,
+    ExportReport,
+    FoldReport,
+    Manifest,
+    TrainReport,
+    VerifyReport,
+    dump_json,
+)
+
+__all__ = ["emit", "render"]
+
+
+def emit(record: Any, *, as_json: bool) -> None:
+    """Print a record to stdout, as JSON or for a person."""
+    if as_json:
+        click.echo(dump_json(record))
+    else:
+        render(record)
+
+
+def render(record: Any) -> None:
+    """Print a record for a person."""
+    renderers: dict[type, Callable[[Any], None]] = {
+        BenchResult: _bench,
+        CheckReport: _check,
+        DemoReport: _demo,
+        ExportReport: _export,
+        FoldReport: _fold,
+        Manifest: _manifest,
+        TrainReport: _train,
+        VerifyReport: _verify,
+    }
+    renderers[type(record)](record)
+
+
+def _console() -> Console:
+    """Return a console on stdout, wide enough when piped that no figure is cut."""
+    out = Console(highlight=False, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, width=120)
+    return out
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Apart from the table, which would break it at its own width.
+    click.echo(title)
+    _console().print(table)
+
+
+def _train(report: TrainReport) -> None:
+    click.echo(
+        f"{report.recipe.name}: {report.last.test_accuracy:.2%} of {report.num_test} test samples "
+        f"after {report.last.epoch} epochs ({report.num_parameters:,} parameters)\n"
+        f"checkpoint {report.checkpoint}"
+    )
+
+
+def _fold(report: FoldReport) -> None:
+    folded = [
+        (s.site, s.producer, f"folded into {s.op}", f"{s.max_ulp:.3f}") for s in report.folded
+    ]
+    refused = [(s.site, "", f"refused: {s.reason}", "") for s in report.refused]
+    _print_table("BatchNorm", ("site", "layer", "outcome", "max ulp"), folded + refused)
+    click.echo(_fold_summary(report))
+
+
+def _fold_summary(report: FoldReport) -> str:
+    """Return one line: how many were folded and refused, the largest error, what was flushed."""
+    line = f"{len(report.folded)} folded, {len(report.refused)} refused"
+    if report.folded:
+        line += f", every weight within {max(s.max_ulp for s in report.folded):.2f} ulp"
+    flushed = sum(s.num_flushed for s in report.folded)
+    return f"{line}, {flushed} subnormal values set to zero" if flushed else line
+
+
+def _export(report: ExportReport) -> None:
+    if report.fold is not None:
+        click.echo(f"fold     {_fold_summary(report.fold)}")
+        for site in report.fold.refused:
+            click.echo(f"         {site.site}: {site.reason}")
+    click.echo(
+        f"export   {report.file.path}  {_size(report.file.size_bytes)}, {report.num_nodes} nodes, "
+        f"opset {report.spec.opset}, batch {report.spec.batch}"
+    )
+    if report.verification is not None:
+        for line in _verdict_lines(report.verification):
+            click.echo(f"verify   {line}")
+
+
+def _verify(report: VerifyReport) -> None:
+    rows = []
+    for verdict in report.verdicts:
+        c = verdict.comparison
+        rows.append(
+            (
+                verdict.session.spec.provider,
+                "PASS" if c.passed else "FAIL",
+                _ratio(c.noise_ratio),
+                f"{c.noise_ratio_limit:g}",
+                _ratio(c.worst_input_ratio),
+                f"{c.diff.rel_l2:.2e}",
+                f"{c.noise_rel_l2:.2e}",
+                f"{c.top1_agreement:.2%}",
+                "" if verdict.accuracy is None else f"{verdict.accuracy:.2%}",
+            )
+        )
+    columns = (
+        *("provider", "verdict", "R", "limit", "worst R", "rel. error", "float32 noise"),
+        *("same top-1", "accuracy"),
+    )
+    _print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
+    click.echo(f"inputs: {report.golden.inputs}")
+    if report.reference_accuracy is not None:
+        click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
+    for verdict in report.verdicts:
+        for reason in verdict.comparison.reasons:
+            click.echo(f"{verdict.session.spec.provider}: {reason}")
+        click.echo(f"{verdict.session.spec.provider}: {_placement(verdict.session)}")
+
+
+def _placement(session: Any) -> str:
+    """Return one line about where a session ran."""
+    runtime = f"{session.runtime} {session.runtime_version}"
+    if session.nodes_by_provider is None:
+        return f"ran on {session.active_providers[0]} ({runtime})"
+    nodes = ", ".join(f"{count} on {name}" for name, count in session.nodes_by_provider.items())
+    return f"nodes: {nodes} ({runtime})"
+
+
+def _verdict_lines(report: VerifyReport) -> list[str]:
+    """Return one line per provider."""
+    return [
+        f"{v.session.spec.provider}: {'PASS' if v.comparison.passed else 'FAIL'}  "
+        f"R = {_ratio(v.comparison.noise_ratio)} (limit {v.comparison.noise_ratio_limit:g})  "
+        f"{'; '.join(v.comparison.reasons) or _placement(v.session)}"
+        for v in report.verdicts
+    ]
+
+
+def _bench(result: BenchResult) -> None:
+    from resdeploy.stats import is_stable, summarise
+
+    summary = summarise(result.latencies_ns, batch_size=result.spec.batch_size)
+    stable, reason = is_stable(result.latencies_ns)
+    rows = [
+        ("p50", _milliseconds(summary.p50_ns)),
+        ("p90", _milliseconds(summary.p90_ns)),
+        ("p99", _milliseconds(summary.p99_ns)),
+        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s"),
+        ("load", _milliseconds(result.load_ns)),
+        ("first run", _milliseconds(result.warmup_ns[0])),
+        ("stable", "yes" if stable else f"no: {reason}"),
+    ]
+    title = (
+        f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
+        f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
+    )
+    _print_table(title, ("figure", "value"), rows)
+    click.echo(_placement(result.session))
+
+
+def _manifest(manifest: Manifest) -> None:
+    rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
+    _print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+
+
+def _check(report: CheckReport) -> None:
+    click.echo(f"{report.name}: {report.num_files} files intact")
+    _verify(report.verification)
+
+
+def _demo(report: DemoReport) -> None:
+    rows = [(s.stage, s.outcome, f"{s.duration_s:.1f} s") for s in report.stages]
+    _print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
+    click.echo("\n".join(f"{name:<12}{path}" for name, path in report.paths.items()))
+    click.echo("PASS" if report.passed else "FAIL")
+
+
+def _ratio(value: float) -> str:
+    """Return a noise ratio to three digits."""
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def _milliseconds(duration_ns: float) -> str:
+    """Return a duration in milliseconds."""
+    return f"{duration_ns / 1e6:.3f} ms"
+
+
+def _size(size_bytes: int) -> str:
+    """Return a size in the unit that suits it; MB is 10^6 bytes."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"

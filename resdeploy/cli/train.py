@@ -1,0 +1,73 @@
+"""`resdeploy train`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.options import force_option, json_option
+from resdeploy.schema import EpochMetrics
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The run directory.  [default: runs/RECIPE]",
+)
+@click.option("--data", help="Other data than the recipe's: NAME or NAME:PATH.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Another length than the recipe's.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda.")
+@click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
+@force_option
+@json_option
+def train(
+    recipe: str,
+    output: Path | None,
+    data: str | None,
+    epochs: int | None,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train RECIPE, a named model or a recipe.toml, into a run directory.
+
+    \b
+    Example:
+        resdeploy train digits-resnet8 -o runs/digits
+        resdeploy train cifar10-resnet20 --data cifar10:/data/cifar
+    """
+    from resdeploy.cli.progress import show_steps
+    from resdeploy.cli.render import emit
+    from resdeploy.host.data import parse_data
+    from resdeploy.host.train import clear_run_directory
+    from resdeploy.host.train import train as run_training
+    from resdeploy.recipe import adjust_recipe, load_recipe
+
+    chosen = adjust_recipe(
+        load_recipe(recipe),
+        data=None if data is None else parse_data(data),
+        epochs=epochs,
+        seed=seed,
+    )
+    directory = output or Path("runs") / chosen.name
+    if force:
+        clear_run_directory(directory)
+    with show_steps(f"train {chosen.name}") as update:
+        accuracy = ""
+
+        def on_batch(step: int, num_steps: int, loss: float, rate: float) -> None:
+            update(step, num_steps, f"loss {loss:.3f} lr {rate:.4f}{accuracy}")
+
+        def on_epoch(metrics: EpochMetrics) -> None:
+            nonlocal accuracy
+            accuracy = f" test {metrics.test_accuracy:.2%}"
+
+        report = run_training(
+            chosen, directory, resume=resume, device=device, on_batch=on_batch, on_epoch=on_epoch
+        )
+    emit(report, as_json=as_json)

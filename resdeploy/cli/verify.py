@@ -1,0 +1,97 @@
+"""`resdeploy verify`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.options import (
+    json_option,
+    provider_option,
+    source_options,
+    source_spec,
+    threads_option,
+)
+from resdeploy.errors import EXIT_CHECK_FAILED
+
+
+@click.command()
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="The trained model MODEL came from."
+)
+@click.option(
+    "--golden",
+    "golden_file",
+    type=click.Path(path_type=Path),
+    help="A golden.npz in its place; needs no torch.",
+)
+@source_options
+@provider_option
+@click.option("--data", help="Verify on held-out samples of this data: NAME, NAME:PATH, x.npz.")
+@click.option(
+    "--num-inputs", type=click.IntRange(min=1), help="How many inputs.  [default: 32, or all data]"
+)
+@threads_option
+@json_option
+def verify(
+    model_file: Path,
+    reference: Path | None,
+    golden_file: Path | None,
+    arch: str | None,
+    arch_options: tuple[str, ...],
+    factory: str | None,
+    input_shape: str | None,
+    recipe: str | None,
+    providers: tuple[str, ...],
+    data: str | None,
+    num_inputs: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Prove that MODEL computes, on each provider, what the reference computes in float64.
+
+    The verdict is PASS if the error is at most 4 times the noise that float32 arithmetic itself
+    makes in this network on these inputs. There is no tolerance to choose.
+
+    \b
+    Example:
+        resdeploy verify digits.onnx --reference runs/digits --data digits
+        resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 --provider cuda
+    """
+    if golden_file is not None and (reference or factory or data or num_inputs):
+        raise click.UsageError("--golden has its own inputs and reference")
+    from resdeploy.cli.progress import show_stages
+    from resdeploy.cli.render import emit
+    from resdeploy.schema import SessionSpec
+    from resdeploy.target.verify import open_sessions, verify_sessions
+
+    with show_stages("verify") as on_stage:
+        on_stage("open sessions")
+        # Before the reference, which takes longer: a provider that does not start ends it here.
+        specs = [SessionSpec(provider=name, num_threads=threads) for name in providers]
+        sessions = open_sessions(model_file, specs)
+        on_stage("float64 reference")
+        if golden_file is not None:
+            from resdeploy.golden_file import load_golden
+
+            golden = load_golden(golden_file)
+        else:
+            from resdeploy.host.build import load_source
+            from resdeploy.host.data import parse_data
+            from resdeploy.host.golden import golden_for
+
+            spec = source_spec(
+                reference,
+                arch=arch,
+                arch_options=arch_options,
+                factory=factory,
+                input_shape=input_shape,
+                recipe=recipe,
+            )
+            chosen = None if data is None else parse_data(data)
+            golden = golden_for(load_source(spec), data=chosen, num_inputs=num_inputs)
+        on_stage("run")
+        report = verify_sessions(model_file, golden, sessions)
+    emit(report, as_json=as_json)
+    if not report.passed:
+        raise SystemExit(EXIT_CHECK_FAILED)

@@ -1,0 +1,74 @@
+"""Make a bundle of a trained model: golden reference, export, verification, packing."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from resdeploy.bundle import write_bundle
+from resdeploy.errors import ResdeployError
+from resdeploy.golden_file import Golden
+from resdeploy.host.build import SourceModel
+from resdeploy.host.export import export_onnx, stage_versions
+from resdeploy.schema import ExportReport, ExportSpec, Manifest
+
+__all__ = ["make_bundle", "pack_bundle"]
+
+
+def make_bundle(
+    source: SourceModel,
+    spec: ExportSpec,
+    out: Path,
+    *,
+    golden: Golden,
+    name: str,
+    force: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Manifest:
+    """Export `source`, verify it against `golden` and write both as a bundle.
+
+    Raises:
+        ResdeployError: the model does not compute what the source computes, or `out` exists or
+            cannot be written.
+        UnsupportedModelError: the model cannot be exported.
+    """
+    with tempfile.TemporaryDirectory() as workplace:
+        model = Path(workplace) / "model.onnx"
+        report = export_onnx(source, spec, model, golden=golden, on_stage=on_stage)
+        if not model.is_file():
+            raise ResdeployError(
+                "The exported model does not compute what the source computes.",
+                where=source.description,
+                fix="run resdeploy export on it, which shows the verdict",
+            )
+        on_stage("pack")
+        return pack_bundle(source, report, model, out, golden=golden, name=name, force=force)
+
+
+def pack_bundle(
+    source: SourceModel,
+    report: ExportReport,
+    model: Path,
+    out: Path,
+    *,
+    golden: Golden,
+    name: str,
+    force: bool = False,
+) -> Manifest:
+    """Write the bundle of a model that was exported already.
+
+    Raises:
+        ResdeployError: `out` exists or cannot be written.
+    """
+    return write_bundle(
+        out,
+        name=name,
+        model=model,
+        golden=golden,
+        labels=source.info.labels if source.info else (),
+        preprocess=source.info.preprocess if source.info else None,
+        export=report,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        versions=stage_versions(),
+        force=force,
+    )
