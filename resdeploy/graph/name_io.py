@@ -46,8 +46,14 @@ def _name_batch(graph: ir.Graph, name: str) -> int:
     values = [*graph.inputs, *(v for node in graph.all_nodes() for v in node.outputs)]
     num_changed = 0
     for value in values:
-        for axis, dimension in enumerate(value.shape or ()):
-            if isinstance(dimension, ir.SymbolicDim) and str(dimension.value) in symbols:
-                num_changed += dimension.value != name
-                value.shape[axis] = ir.SymbolicDim(name)  # type: ignore[index]
+        if value.shape is None:
+            continue
+        dimensions = [_renamed(dimension, symbols, name) for dimension in value.shape]
+        num_changed += dimensions != list(value.shape)
+        value.shape = ir.Shape(dimensions)
     return num_changed
+
+
+def _renamed(dimension: int | ir.SymbolicDim, symbols: set[str], name: str) -> int | ir.SymbolicDim:
+    is_batch = isinstance(dimension, ir.SymbolicDim) and str(dimension.value) in symbols
+    return ir.SymbolicDim(name) if is_batch else dimension

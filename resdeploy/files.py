@@ -1,0 +1,172 @@
+"""Files by content, and outputs that are whole or absent.
+
+An output is made in a private folder beside its target, on the same file system, and renamed into
+place at the end. A run that fails or is killed leaves the target as it was: never half of it.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import FileInfo
+
+__all__ = ["atomic_directory", "atomic_write", "file_info", "sha256_file"]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in lower-case hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_info(path: Path, *, relative_to: Path) -> FileInfo:
+    """Return `path` by content, named relative to the folder `relative_to`, with `/`.
+
+    Raises:
+        ValueError: the file is not below that folder.
+        OSError: the file cannot be read.
+    """
+    return FileInfo(
+        path=path.relative_to(relative_to).as_posix(),
+        sha256=sha256_file(path),
+        size_bytes=path.stat().st_size,
+    )
+
+
+@contextmanager
+def atomic_write(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a path to write to; the file appears at `path` when the block ends well.
+
+    The temporary path has the file name of `path`, so that a writer that looks at the name or its
+    suffix does what it would have done there. Whatever else the block writes beside it is dropped.
+
+    Args:
+        path: the file to make.
+        force: replace an existing file.
+
+    Raises:
+        ResdeployError: the target exists and `force` is not given, or is not a regular file, or
+            its folder is missing or cannot be written to, or the disk is full.
+    """
+    _refuse_existing_file(path, force=force)
+    with _workplace(path) as workplace:
+        temporary = workplace / path.name
+        yield temporary
+        # Asked again, for the target may have appeared while the block ran.
+        _refuse_existing_file(path, force=force)
+        temporary.replace(path)
+
+
+@contextmanager
+def atomic_directory(
+    path: Path, *, force: bool = False, marker: str | None = None
+) -> Iterator[Path]:
+    """Give an empty folder to fill; it appears at `path` when the block ends well.
+
+    Args:
+        path: the folder to make.
+        force: replace an existing folder, with all that is in it.
+        marker: a file name that shows an existing folder to be one of ours; `force` replaces a
+            folder only if it has this file or is empty, so that a slip of the hand
+            (`-o . --force`) does not delete a stranger's files.
+
+    Raises:
+        ResdeployError: the target exists and may not be replaced, or the folder around it is
+            missing or cannot be written to, or the disk is full.
+    """
+    _refuse_existing_directory(path, force=force, marker=marker)
+    with _workplace(path) as workplace:
+        temporary = workplace / "new"
+        temporary.mkdir()
+        yield temporary
+        _refuse_existing_directory(path, force=force, marker=marker)
+        if not path.exists():
+            temporary.rename(path)
+            return
+        # No rename replaces a full folder, so the old one steps aside, and back if need be.
+        old = workplace / "old"
+        path.rename(old)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Give a private folder beside `target`, and remove it whatever happens."""
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise ResdeployError(
+            "The folder to write to does not exist.",
+            where=str(parent),
+            fix="create it first, or give another output path",
+        )
+    try:
+        workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    except OSError as error:
+        raise ResdeployError(
+            f"The folder cannot be written to: {error.strerror}.",
+            where=str(parent),
+            fix="give an output path in a folder that you may write to",
+        ) from error
+    try:
+        yield workplace
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResdeployError(
+            "There is no space left to write the output.",
+            where=str(target),
+            fix="free some space, or give an output path on another disk",
+        ) from error
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _refuse_existing_file(path: Path, *, force: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    # Renaming over a device or a folder would destroy it, or fail after all the work.
+    if not path.is_file():
+        raise ResdeployError(
+            "The output exists and is not a regular file.",
+            where=str(path),
+            fix="give another output path",
+        )
+    if not force:
+        raise _exists(path)
+
+
+def _refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise ResdeployError(
+            "The output exists and is not a folder.", where=str(path), fix="give another path"
+        )
+    if not force:
+        raise _exists(path)
+    if marker is not None and not (path / marker).is_file() and any(path.iterdir()):
+        raise ResdeployError(
+            f"The folder to replace has no {marker}: it holds something else.",
+            where=str(path),
+            fix="give another output path, or remove that folder yourself",
+        )
+
+
+def _exists(path: Path) -> ResdeployError:
+    return ResdeployError(
+        "The output exists already.", where=str(path), fix="give another path, or use --force"
+    )

@@ -1,0 +1,167 @@
+"""Golden inputs and what the model must answer to them, as one `.npz` file.
+
+Shapes: N inputs, K outputs.
+"""
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.errors import BundleError, ResdeployError
+from resdeploy.schema import GoldenInfo, dump_json, load_json
+
+__all__ = ["Golden", "load_golden", "save_golden"]
+
+_FIX = "use a file that resdeploy wrote, or build the bundle again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Golden:
+    """Reference outputs for fixed inputs, with the yardstick they are to be compared by.
+
+    Attributes:
+        inputs: (N, ...) float32, preprocessed: what the model is fed.
+        reference: (N, K) float64, the outputs of the model computed in float64.
+        noise_l2: (N,) float64, for each input the Euclidean norm over K of the error of PyTorch
+            in float32, that is, of its output minus `reference`.
+        labels: (N,) int64, the true class of each input, or None where there is none.
+        info: where all this came from.
+    """
+
+    inputs: NDArray[np.float32]
+    reference: NDArray[np.float64]
+    noise_l2: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+    info: GoldenInfo
+
+
+def save_golden(path: Path, golden: Golden) -> None:
+    """Write `golden` to `path`; the same values give the same bytes, on any machine, any day.
+
+    Raises:
+        BundleError: the arrays have other types or shapes than `Golden` says.
+    """
+    _check(golden, where=str(path))
+    arrays: dict[str, NDArray[np.generic]] = {
+        "info": np.frombuffer(dump_json(golden.info).encode(), dtype=np.uint8),
+        "inputs": golden.inputs,
+        "reference": golden.reference,
+        "noise_l2": golden.noise_l2,
+    }
+    if golden.labels is not None:
+        arrays["labels"] = golden.labels
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            archive.writestr(_member(f"{name}.npy"), _npy_from_array(array))
+
+
+def load_golden(path: Path) -> Golden:
+    """Return what `save_golden` wrote.
+
+    Raises:
+        BundleError: the file is missing, is not such a file, or an array in it has another type or
+            shape than `Golden` says.
+    """
+    where = str(path)
+    try:
+        # Not numpy.load: it leaves a damaged file open.
+        with zipfile.ZipFile(path) as archive:
+            arrays = {
+                name.removesuffix(".npy"): _array_from_npy(archive.read(name))
+                for name in archive.namelist()
+            }
+        info = load_json(GoldenInfo, arrays.pop("info").tobytes(), where=where)
+        golden = Golden(
+            inputs=arrays.pop("inputs"),
+            reference=arrays.pop("reference"),
+            noise_l2=arrays.pop("noise_l2"),
+            labels=arrays.pop("labels", None),
+            info=info,
+        )
+    except FileNotFoundError as error:
+        raise BundleError("The golden file is missing.", where=where) from error
+    except KeyError as error:
+        raise BundleError(
+            f"The golden file has no array {error}.", where=where, fix=_FIX
+        ) from error
+    except ResdeployError as error:
+        raise BundleError(error.what, where=error.where, fix=error.fix or _FIX) from error
+    # What zipfile and numpy raise for a damaged file.
+    except (
+        EOFError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise BundleError(
+            f"The golden file cannot be read: {error}.", where=where, fix=_FIX
+        ) from error
+    if arrays:
+        raise BundleError(
+            f"The golden file has an array {min(arrays)!r} that does not belong there.",
+            where=where,
+            fix=_FIX,
+        )
+    _check(golden, where=where)
+    return golden
+
+
+def _check(golden: Golden, *, where: str) -> None:
+    """Raise BundleError unless the arrays are what `Golden` says."""
+    num_inputs = golden.info.num_inputs
+    wanted: list[tuple[str, NDArray[Any], type[np.generic], bool]] = [
+        ("inputs", golden.inputs, np.float32, golden.inputs.ndim >= 2),
+        ("reference", golden.reference, np.float64, golden.reference.ndim == 2),
+        ("noise_l2", golden.noise_l2, np.float64, golden.noise_l2.ndim == 1),
+    ]
+    if golden.labels is not None:
+        wanted.append(("labels", golden.labels, np.int64, golden.labels.ndim == 1))
+    for name, array, dtype, right_rank in wanted:
+        if array.dtype != dtype:
+            what = f"is {array.dtype}, not {np.dtype(dtype)}"
+        elif not right_rank or array.shape[0] != num_inputs or num_inputs < 1:
+            what = f"has shape {array.shape}, which does not fit {num_inputs} inputs"
+        else:
+            continue
+        raise BundleError(f"The golden array {name!r} {what}.", where=where, fix=_FIX)
+    # A NaN fails this comparison too.
+    if not np.all(golden.noise_l2 >= 0):
+        raise BundleError(
+            "The golden array 'noise_l2' holds a number that is no norm.", where=where, fix=_FIX
+        )
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """Return a member that holds no trace of when or where it was written.
+
+    Stored, not deflated: zlib builds differ in the bytes they make of the same data.
+    """
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3  # Unix, whatever this is
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def _npy_from_array(array: NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    # C order and little-endian, so that how the array lay in memory does not show.
+    portable = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, portable, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _array_from_npy(data: bytes) -> NDArray[Any]:
+    # Never pickles: loading one runs whatever program its author put into it.
+    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -1,0 +1,130 @@
+"""What a measurement was made with: the machine and the software, and nothing about who owns it."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from resdeploy import __version__
+from resdeploy.schema import Environment
+
+__all__ = ["read_environment"]
+
+# A driver that hangs must not hang the benchmark.
+_NVIDIA_SMI_TIMEOUT_S = 10
+
+
+def read_environment() -> Environment:
+    """Return this machine and its software; what cannot be read is None, or empty.
+
+    Never raises, and holds no user name, host name, path or serial number: the result is meant to
+    be published beside the numbers.
+    """
+    return Environment(
+        machine=platform.machine(),
+        system=_system(),
+        cpu_model=_cpu_model(),
+        num_cpus=os.cpu_count() or 1,
+        num_cpus_allowed=_num_cpus_allowed(),
+        ram_bytes=_ram_bytes(),
+        load_average_1min=_load_average(),
+        cpu_governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        gpu_names=_gpu_names(),
+        versions=_versions(),
+    )
+
+
+def _system() -> str:
+    # Only the numbers of a release: what follows may be a name that its builder gave it.
+    release = re.match(r"[\d.]*", platform.release())
+    return f"{platform.system()} {release[0] if release else ''}".strip()
+
+
+def _cpu_model() -> str | None:
+    # On x86 the first; on Arm boards the device tree names the board, which says more than the
+    # core's part number does.
+    for line in _text("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return value.strip()
+    return _first_line("/proc/device-tree/model") or platform.processor() or None
+
+
+def _num_cpus_allowed() -> int:
+    """Return how many CPUs' worth of time this process may use, at least 1."""
+    if sys.platform == "linux":
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    # A container's limit on CPU time, "quota period" in microseconds: the process sees all the
+    # CPUs, and is stopped when the quota is used up.
+    match _text("/sys/fs/cgroup/cpu.max").split():
+        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period) > 0:
+            allowed = min(allowed, math.ceil(int(quota) / int(period)))
+    return max(1, allowed)
+
+
+def _ram_bytes() -> int | None:
+    match = re.search(r"^MemTotal:\s*(\d+) kB", _text("/proc/meminfo"), re.M)
+    return int(match[1]) * 1024 if match else None
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # AttributeError: Windows has none
+        return None
+
+
+def _gpu_names() -> tuple[str, ...]:
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            check=True,
+            text=True,
+            errors="replace",
+            timeout=_NVIDIA_SMI_TIMEOUT_S,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    # "GPU 0: NVIDIA H200 (UUID: GPU-...)"; the UUID identifies the owner's board.
+    return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID: .*)?$", listing, re.M))
+
+
+def _versions() -> dict[str, str]:
+    # resdeploy by its own word: run from a checkout, it is not an installed distribution.
+    versions = {"python": platform.python_version(), "resdeploy": __version__}
+    for distribution in importlib.metadata.distributions():
+        name, version = _name_and_version(distribution)
+        if name == "numpy" or name.startswith("onnxruntime"):
+            versions.setdefault(name, version)
+    return dict(sorted(versions.items()))
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return both, or "" for what a broken installation does not say."""
+    try:
+        metadata = distribution.metadata
+        # get_all, as what a missing key gives otherwise changes between Python versions.
+        name, version = (metadata.get_all(key, [""])[0] for key in ("Name", "Version"))
+    except (OSError, ValueError):
+        return "", ""
+    return name.lower(), version
+
+
+def _first_line(path: str) -> str | None:
+    # Device-tree strings end in a zero byte.
+    lines = _text(path).replace("\0", "").splitlines()
+    return lines[0].strip() or None if lines else None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,103 @@
+"""The execution providers resdeploy can open a session on: one table, one entry each.
+
+Nothing here imports the runtime, so the names are known to a machine that has none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import SessionSpec
+
+__all__ = ["PROVIDERS", "Provider", "find_provider"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """An ONNX Runtime execution provider, and what to say when it does not start.
+
+    Attributes:
+        name: the short name users give.
+        ort_name: ONNX Runtime's name for it.
+        options: from the session asked for to the provider's options.
+        install: the command that installs a runtime with this provider.
+        library: the stem of the shared library beside the runtime that holds the provider; None
+            where it is part of the runtime itself.
+        drivers: the driver's library by operating system, as `sys.platform` names it.
+        driver_name: what that driver is called.
+        preload: whether its libraries come as Python packages, which the runtime must be asked to
+            load before the first session.
+    """
+
+    name: str
+    ort_name: str
+    options: Callable[[SessionSpec], dict[str, str]]
+    install: str
+    library: str | None = None
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    driver_name: str = ""
+    preload: bool = False
+
+
+def _cpu_options(_: SessionSpec) -> dict[str, str]:
+    # What there is to choose on the CPU (threads, memory) belongs to the session.
+    return {}
+
+
+def _cuda_options(spec: SessionSpec) -> dict[str, str]:
+    return {
+        "device_id": "0",
+        # ONNX Runtime's own default is 1: products of float32 with 10 bits of mantissa, a
+        # thousand times the rounding error, so that a verification would measure only this.
+        "use_tf32": "1" if spec.use_tf32 else "0",
+        # cuDNN times its algorithms at the first run of each input shape: warm up every batch
+        # size. DEFAULT takes cuDNN's fallback heuristics instead, a few percent slower.
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        # Without it the workspace is held to 32 MB, which rules out the fast algorithms.
+        "cudnn_conv_use_max_workspace": "1",
+        # 0 copies on a stream of its own, and has let kernels read inputs that were not there
+        # yet (onnxruntime issue 4829).
+        "do_copy_in_default_stream": "1",
+    }
+
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(
+    {
+        provider.name: provider
+        for provider in (
+            Provider(
+                name="cpu",
+                ort_name="CPUExecutionProvider",
+                options=_cpu_options,
+                install='pip install "resdeploy[cpu]"',
+            ),
+            Provider(
+                name="cuda",
+                ort_name="CUDAExecutionProvider",
+                options=_cuda_options,
+                # Not resdeploy[gpu]: that extra brings no CUDA libraries, as many machines have
+                # them already.
+                install='pip install "onnxruntime-gpu[cuda,cudnn]"',
+                library="onnxruntime_providers_cuda",
+                drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
+                driver_name="NVIDIA driver",
+                preload=True,
+            ),
+        )
+    }
+)
+
+
+def find_provider(name: str) -> Provider:
+    """Return the provider with the short name `name`.
+
+    Raises:
+        ResdeployError: there is none; the message lists those there are.
+    """
+    try:
+        return PROVIDERS[name]
+    except KeyError:
+        raise ResdeployError(
+            f"There is no provider {name!r}.", fix=f"use one of: {', '.join(PROVIDERS)}"
+        ) from None

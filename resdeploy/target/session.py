@@ -1,0 +1,238 @@
+"""Open a session on a named provider, and prove that it runs there.
+
+ONNX Runtime would rather run on the CPU than fail, and does so in three silent ways: the wheel was
+built without the provider; a library of the provider is missing; the provider finds no device.
+Here the provider list holds the provider asked for and nothing else, both kinds of fallback are
+off, and afterwards the session is asked what it runs on, node by node where it can tell.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from resdeploy.errors import ProviderError, ReportedError, ResdeployError
+from resdeploy.schema import SessionInfo, SessionSpec, TensorSpec
+from resdeploy.target.diagnosis import (
+    model_error,
+    not_started_error,
+    plain_text,
+    reinstall,
+    run_errors,
+    stray_nodes_error,
+)
+from resdeploy.target.providers import Provider, find_provider
+from resdeploy.target.runtime import (
+    ORT_ERRORS,
+    captured_output,
+    onnxruntime,
+    preload_libraries,
+    runtime_distribution,
+    runtime_title,
+)
+
+__all__ = ["Session", "input_specs", "open_session", "output_specs"]
+
+_GRAPH_LEVELS = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An ONNX Runtime session that is proven to run on the provider it was asked for."""
+
+    ort: Any
+    info: SessionInfo
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for `inputs` by name.
+
+        Raises:
+            ResdeployError: the inputs are not those of the model.
+            ProviderError: the provider failed while it ran.
+        """
+        with run_errors(self.info):
+            outputs = self.ort.run(None, dict(inputs))
+        return dict(zip((output.name for output in self.ort.get_outputs()), outputs, strict=True))
+
+
+def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
+    """Open `model` on the provider of `spec`, and on no other.
+
+    While the session is made, what this process writes to standard output and standard error is
+    held back: the runtime prints there from C. It is dropped if the session starts, and is in the
+    notes of the error if it does not.
+
+    Args:
+        model: an ONNX file or its bytes.
+        spec: what to open it on, and how.
+
+    Raises:
+        ResdeployError: the model is missing, or is not one that this runtime can read, or the
+            spec is wrong.
+        ProviderError: the provider did not start, or would leave nodes to another; nothing was
+            run.
+    """
+    provider = find_provider(spec.provider)
+    if spec.num_threads is not None and spec.num_threads < 1:
+        raise ResdeployError(
+            f"The number of threads is {spec.num_threads}.", fix="ask for at least 1"
+        )
+    where = str(model) if isinstance(model, Path) else "a model in memory"
+    if isinstance(model, Path) and not model.is_file():
+        raise ResdeployError("There is no such model file.", where=where)
+    runtime = runtime_distribution()
+    if provider.ort_name not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"This onnxruntime was built without {provider.ort_name}.",
+            where=runtime_title(runtime),
+            fix=reinstall(provider, runtime),
+        )
+    failure: Exception | None = None
+    with captured_output() as captured:
+        try:
+            if provider.preload:
+                preload_libraries()
+            session = _create(model, provider, spec, allow_cpu_nodes=False)
+        except ORT_ERRORS as error:
+            failure = error
+    # Explained only here: what was printed is known once the capture ends.
+    if failure is not None:
+        explained = _explain(failure, model, provider, spec, runtime, captured.text)
+        explained.where = explained.where or where
+        explained.add_note(f"{failure}\n{captured.text}".strip())
+        raise explained from failure
+    return Session(session, _proven_info(session, provider, spec, runtime))
+
+
+def input_specs(session: Session) -> tuple[TensorSpec, ...]:
+    """Return the model's inputs, in its order."""
+    return tuple(map(_tensor_spec, session.ort.get_inputs()))
+
+
+def output_specs(session: Session) -> tuple[TensorSpec, ...]:
+    """Return the model's outputs, in its order."""
+    return tuple(map(_tensor_spec, session.ort.get_outputs()))
+
+
+# --- making the session --------------------------------------------------------------------------
+
+
+def _create(
+    model: Path | bytes, provider: Provider, spec: SessionSpec, *, allow_cpu_nodes: bool
+) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings are about optimisations that did not apply
+    options.graph_optimization_level = _GRAPH_LEVELS[spec.graph_level]
+    if spec.num_threads is not None:
+        options.intra_op_num_threads = spec.num_threads
+    if _records_placement():
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider.name != "cpu" and not allow_cpu_nodes:
+        # The only switch that also catches a provider whose libraries are missing.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model,
+        options,
+        providers=[(provider.ort_name, provider.options(spec))],
+        # Without it a failure, now or in a later run, makes the session anew on the CPU.
+        enable_fallback=0,
+    )
+
+
+def _proven_info(session: Any, provider: Provider, spec: SessionSpec, runtime: str) -> SessionInfo:
+    """Return what the session says it runs on, once that is what was asked for."""
+    active = tuple(session.get_providers())
+    if active[0] != provider.ort_name:
+        raise ProviderError(
+            f"The session runs on {active[0]}, not on {provider.ort_name}.",
+            where=runtime_title(runtime),
+            fix=reinstall(provider, runtime),
+        )
+    placement = _placement(session)
+    if placement is not None and (stray := _nodes_elsewhere(placement, provider)):
+        raise stray_nodes_error(stray, provider)
+    return SessionInfo(
+        spec=spec,
+        runtime=runtime,
+        runtime_version=onnxruntime.__version__,
+        active_providers=active,
+        nodes_by_provider=(
+            None if placement is None else {name: len(nodes) for name, nodes in placement.items()}
+        ),
+    )
+
+
+def _records_placement() -> bool:
+    return hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+
+
+def _placement(session: Any) -> dict[str, list[str]] | None:
+    """Return the nodes of each provider as "name (operator)"; None where the runtime cannot tell.
+
+    The nodes are those of the graph after its basic optimisations, where providers are assigned.
+    """
+    if not _records_placement():
+        return None
+    placement: dict[str, list[str]] = {}
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes = [
+            f"{node.name} ({node.op_type})" if node.name else node.op_type
+            for node in subgraph.get_nodes()
+        ]
+        placement.setdefault(subgraph.ep_name, []).extend(nodes)
+    return placement
+
+
+def _nodes_elsewhere(placement: Mapping[str, list[str]], provider: Provider) -> list[str]:
+    return [
+        f"{node} on {name}"
+        for name, nodes in placement.items()
+        if name != provider.ort_name
+        for node in nodes
+    ]
+
+
+# --- saying what went wrong ----------------------------------------------------------------------
+
+
+def _explain(
+    error: Exception,
+    model: Path | bytes,
+    provider: Provider,
+    spec: SessionSpec,
+    runtime: str,
+    output: str,
+) -> ReportedError:
+    """Return the error to raise for what ONNX Runtime raised and printed."""
+    if (about_model := model_error(error, runtime)) is not None:
+        return about_model
+    if provider.name == "cpu":
+        return ResdeployError(f"ONNX Runtime cannot run this model: {plain_text(error)}")
+    if "explicitly disabled by the user" in str(error):
+        # Either the provider did not start, or it cannot run every node. Only a session that may
+        # use the CPU can tell, and name the nodes: it is made to be asked, and nothing is run.
+        with captured_output():
+            session = _create(model, provider, spec, allow_cpu_nodes=True)
+        placement = _placement(session) or {}
+        if session.get_providers()[0] == provider.ort_name:
+            return stray_nodes_error(_nodes_elsewhere(placement, provider), provider)
+    return not_started_error(error, provider, runtime, output)
+
+
+def _tensor_spec(value: Any) -> TensorSpec:
+    element = value.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(
+        name=value.name,
+        dtype=_DTYPES.get(element, element),
+        # A dynamic dimension need not have a name.
+        shape=tuple("?" if dimension is None else dimension for dimension in value.shape),
+    )

@@ -1,0 +1,51 @@
+"""The table of providers."""
+
+import subprocess
+import sys
+
+import pytest
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import SessionSpec
+from resdeploy.target.providers import PROVIDERS, find_provider
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are():
+    with pytest.raises(ResdeployError, match="no provider 'gpu'") as caught:
+        find_provider("gpu")
+    for name in PROVIDERS:
+        assert name in caught.value.fix
+
+
+@pytest.mark.parametrize(("name", "provider"), PROVIDERS.items())
+def test_each_entry_is_found_by_its_own_name_and_gives_options_of_text(name, provider):
+    assert find_provider(name) is provider
+    assert provider.name == name
+    assert provider.ort_name.endswith("ExecutionProvider")
+    options = provider.options(SessionSpec(provider=name))
+    assert all(isinstance(text, str) for item in options.items() for text in item)
+
+
+def test_tf32_is_off_unless_asked_for():
+    """ONNX Runtime's default is on, a thousand times the rounding error of float32."""
+    cuda = find_provider("cuda")
+    assert cuda.options(SessionSpec(provider="cuda"))["use_tf32"] == "0"
+    assert cuda.options(SessionSpec(provider="cuda", use_tf32=True))["use_tf32"] == "1"
+
+
+def test_cuda_searches_for_the_fastest_convolution_and_copies_in_order():
+    options = find_provider("cuda").options(SessionSpec(provider="cuda"))
+    assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+    assert options["do_copy_in_default_stream"] == "1"
+
+
+def test_the_table_can_be_read_without_a_runtime():
+    script = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from resdeploy.target.providers import PROVIDERS\n"
+        "print(*PROVIDERS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == list(PROVIDERS)

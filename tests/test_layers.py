@@ -1,0 +1,92 @@
+"""Who may import what, each module in a fresh interpreter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resdeploy.cli import cli
+
+HEAVY = {
+    *("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim"),
+    *("numpy", "PIL", "rich", "safetensors", "sklearn", "mnist1d"),
+}
+
+# By the first part of a module's name below `resdeploy`; the tree of ARCHITECTURE.md.
+ALLOWED = {
+    "errors": set(),
+    "schema": set(),
+    "recipe": set(),
+    "files": set(),
+    "cli": {"rich"},
+    "algebra": {"numpy"},
+    "compare": {"numpy"},
+    "evidence": {"numpy"},
+    "stats": {"numpy"},
+    "preprocess": {"numpy"},
+    "golden_file": {"numpy"},
+    "bundle": {"numpy"},
+    "target": {"numpy", "onnxruntime"},
+    "graph": {"numpy", "onnx", "onnx_ir"},
+    "host": HEAVY,
+}
+
+PACKAGE = Path(__file__).parent.parent / "resdeploy"
+
+
+def modules() -> list[str]:
+    names = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names.append(".".join(part for part in parts if part != "__init__"))
+    return [name for name in names if name]
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    names = json.loads(run.stdout.splitlines()[-1])
+    return {name.partition(".")[0] for name in names} & HEAVY
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_a_layer_pulls_in_only_what_it_may(layer):
+    members = [name for name in modules() if name.partition(".")[0] == layer]
+    assert members, f"ALLOWED lists {layer}, which is gone"
+    statement = "\n".join(f"import resdeploy.{name}" for name in members)
+    assert loaded_by(statement) <= ALLOWED[layer]
+
+
+def test_every_module_belongs_to_a_layer():
+    assert {name.partition(".")[0] for name in modules()} == set(ALLOWED)
+
+
+def test_help_of_every_command_loads_nothing_heavy():
+    calls = [f"run([{name!r}, '--help'])" for name in sorted(cli.commands)]
+    statement = "\n".join(
+        [
+            "import contextlib, io",
+            "from resdeploy.cli import cli",
+            "def run(arguments):",
+            "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):",
+            "        cli(arguments)",
+            "run(['--help'])",
+            *calls,
+        ]
+    )
+    assert loaded_by(statement) == set()
+
+
+def test_torch_is_imported_in_host_alone():
+    offenders = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] != "host"
+        and any(
+            line.strip().startswith(("import torch", "from torch"))
+            for line in path.read_text(encoding="utf-8").splitlines()
+        )
+    ]
+    assert offenders == []
