@@ -1,5 +1,6 @@
 """What every test shares: two threads, strict numpy, and where the real data lies."""
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,30 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_num_threads(2)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is not None and (reason := _why_no_cuda()) is not None:
+        pytest.skip(reason)
+
+
+@functools.cache
+def _why_no_cuda() -> str | None:
+    """Why no CUDA session starts here; None if one does."""
+    from onnx import parser
+
+    from resdeploy.errors import EnvironmentLacksError
+    from resdeploy.schema import SessionSpec
+    from resdeploy.target.session import open_session
+
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
+    )
+    try:
+        open_session(model.SerializeToString(), SessionSpec(provider="cuda"))
+    except EnvironmentLacksError as error:
+        return error.what
+    return None
 
 
 @pytest.fixture(autouse=True)
