@@ -20,12 +20,12 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda") is not None and (reason := _why_no_cuda()) is not None:
+    if item.get_closest_marker("cuda") is not None and (reason := why_no_cuda()) is not None:
         pytest.skip(reason)
 
 
 @functools.cache
-def _why_no_cuda() -> str | None:
+def why_no_cuda() -> str | None:
     """Why no CUDA session starts here; None if one does."""
     from onnx import parser
 
@@ -41,6 +41,13 @@ def _why_no_cuda() -> str | None:
     except EnvironmentLacksError as error:
         return error.what
     return None
+
+
+@pytest.fixture
+def no_cuda() -> None:
+    """For what happens without CUDA: skips where a CUDA session really starts."""
+    if why_no_cuda() is None:
+        pytest.skip("CUDA starts here")
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ ALLOWED = {
     "schema": set(),
     "recipe": set(),
     "files": set(),
+    "__main__": set(),
     "cli": {"rich"},
     "algebra": {"numpy"},
     "compare": {"numpy"},

@@ -81,6 +81,7 @@ def golden_for(
             fix="name a recipe whose preprocessing applies, with --recipe",
         )
     raw, labels = load_evaluation(data, preprocess)
+    which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
     raw, labels = raw[:num_inputs], None if labels is None else labels[:num_inputs]
     inputs = preprocess_batch(raw, preprocess)
     if inputs.shape[1:] != source.input_shape:
@@ -94,7 +95,7 @@ def golden_for(
         inputs,
         labels=labels,
         source=source.description,
-        inputs_description=f"the first {len(inputs)} held-out samples of {_title(data)}",
+        inputs_description=f"{which} {len(inputs)} held-out samples of {_title(data)}",
     )
 
 

@@ -1,0 +1,50 @@
+"""A small trained network, its checkpoint in both forms, and a way to run commands."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from resdeploy.cli import cli
+from resdeploy.host.checkpoint import save_checkpoint
+from resdeploy.host.networks import build_network
+from resdeploy.schema import CheckpointInfo, ModelSpec, Preprocess
+
+MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
+
+
+@pytest.fixture
+def run():
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def network() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build_network(MODEL)
+        for _ in range(3):
+            module(torch.randn(16, 1, 8, 8))
+    return module.eval()
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path) -> Path:
+    path = tmp_path / "checkpoint.safetensors"
+    preprocess = Preprocess(input_shape=(1, 8, 8), divisor=255.0, color="gray")
+    labels = tuple(map(str, range(10)))
+    save_checkpoint(
+        path, network, CheckpointInfo(model=MODEL, preprocess=preprocess, labels=labels)
+    )
+    return path
+
+
+@pytest.fixture
+def exported(run, checkpoint, tmp_path) -> Path:
+    path = tmp_path / "model.onnx"
+    assert run("export", checkpoint, "-o", path).exit_code == 0
+    return path

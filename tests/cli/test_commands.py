@@ -1,0 +1,169 @@
+"""Each command as a user runs it: what it prints, what it writes, how it exits."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from resdeploy.golden_file import save_golden
+from resdeploy.host.build import load_source
+from resdeploy.host.golden import golden_for
+from resdeploy.schema import (
+    BenchResult,
+    CheckReport,
+    ExportReport,
+    FoldReport,
+    Manifest,
+    SourceSpec,
+    VerifyReport,
+    load_json,
+)
+
+
+def test_fold_bn_prints_each_site_and_writes_a_checkpoint(run, checkpoint, tmp_path):
+    result = run("fold-bn", checkpoint, "-o", tmp_path / "folded.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "7 folded, 0 refused, every weight within 0.50 ulp" in result.stdout
+    folded = load_source(SourceSpec(path=str(tmp_path / "folded.safetensors")))
+    original = load_source(SourceSpec(path=str(checkpoint)))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.module.modules())
+    x = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.module(x), original.module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_folded_checkpoint_goes_wherever_the_original_goes(run, checkpoint, tmp_path):
+    folded = tmp_path / "folded.safetensors"
+    run("fold-bn", checkpoint, "-o", folded)
+    assert run("export", folded, "-o", tmp_path / "folded.onnx").exit_code == 0
+    result = run("verify", tmp_path / "folded.onnx", "--reference", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "0 folded, 0 refused" in run("fold-bn", folded, "--dry-run").stdout
+
+
+def test_fold_bn_dry_run_writes_nothing(run, checkpoint, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    result = run("fold-bn", checkpoint, "--dry-run", "--json")
+    assert load_json(FoldReport, result.stdout, where="stdout").complete
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_fold_bn_strict_exits_1_when_a_site_is_refused(run, tmp_path):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        arguments = ("fold-bn", "--model", "my_net:net", "--input", "3,8,8", "--dry-run")
+        assert run(*arguments).exit_code == 0
+        result = run(*arguments, "--strict")
+    assert result.exit_code == 1
+    assert "refused: its input comes from `0` (relu)" in result.stdout
+
+
+def test_fold_bn_wants_an_output_or_a_dry_run(run, checkpoint):
+    assert run("fold-bn", checkpoint).exit_code == 2
+    assert run("fold-bn", checkpoint, "-o", "x.safetensors", "--dry-run").exit_code == 2
+
+
+def test_export_reports_fold_file_and_verdict(run, checkpoint, tmp_path):
+    result = run("export", checkpoint, "-o", tmp_path / "model.onnx")
+    assert result.exit_code == 0, result.output
+    fold, export, verify = result.stdout.splitlines()
+    assert fold.startswith("fold     7 folded")
+    assert "opset 18, batch dynamic" in export
+    assert verify.startswith("verify   cpu: PASS  R = ")
+
+
+def test_export_as_json_is_one_record(run, checkpoint, tmp_path):
+    result = run("export", checkpoint, "-o", tmp_path / "model.onnx", "--json", "--batch", "3")
+    report = load_json(ExportReport, result.stdout, where="stdout")
+    assert report.spec.batch == 3
+    assert report.inputs[0].shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "many"])
+def test_export_refuses_a_batch_that_is_none(run, checkpoint, tmp_path, batch):
+    result = run("export", checkpoint, "-o", tmp_path / "model.onnx", "--batch", batch)
+    assert result.exit_code == 2
+    assert "neither dynamic nor a number" in result.stderr
+
+
+def test_verify_passes_on_real_data_and_states_what_it_used(run, checkpoint, exported):
+    result = run("verify", exported, "--reference", checkpoint, "--data", "digits")
+    assert result.exit_code == 0, result.output
+    assert "PASS" in result.stdout
+    assert "inputs: all 359 held-out samples of digits" in result.stdout
+    assert "CPUExecutionProvider" in result.stdout
+
+
+def test_verify_exits_1_when_the_numbers_differ(run, checkpoint, exported):
+    model = onnx.load(exported)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("conv1.bias"))
+    values = onnx.numpy_helper.to_array(tensor) + np.float32(1e-3)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name=tensor.name))
+    onnx.save(model, exported)
+    result = run("verify", exported, "--reference", checkpoint)
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+    assert "times the noise of float32 arithmetic" in result.stdout
+
+
+def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp_path):
+    golden = golden_for(load_source(SourceSpec(path=str(checkpoint))), num_inputs=3)
+    save_golden(tmp_path / "golden.npz", golden)
+    result = run("verify", exported, "--golden", tmp_path / "golden.npz", "--json")
+    report = load_json(VerifyReport, result.stdout, where="stdout")
+    assert report.passed
+    assert report.golden.num_inputs == 3
+
+
+def test_bench_keeps_every_latency_in_its_record(run, exported):
+    result = run("bench", exported, "--runs", 30, "--warmup", 5, "--batch", 2, "--json")
+    record = load_json(BenchResult, result.stdout, where="stdout")
+    assert len(record.latencies_ns) == 30
+    assert len(record.warmup_ns) == 5
+    assert record.input_shape == (2, 1, 8, 8)
+
+
+def test_bench_prints_percentiles(run, exported):
+    result = run("bench", exported, "--runs", 30)
+    assert result.exit_code == 0, result.output
+    for figure in ("p50", "p90", "p99", "throughput", "first run", "stable"):
+        assert figure in result.stdout
+
+
+def test_bundle_then_check(run, checkpoint, tmp_path):
+    bundle = tmp_path / "bundle"
+    result = run(
+        "bundle", checkpoint, "-o", bundle, "--data", "digits", "--num-inputs", 20, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    manifest = load_json(Manifest, result.stdout, where="stdout")
+    assert manifest.num_labels == 10
+    assert manifest.export.fold.complete
+    checked = run("check", bundle, "--json")
+    assert checked.exit_code == 0, checked.output
+    assert load_json(CheckReport, checked.stdout, where="stdout").passed
+
+
+def test_check_exits_2_for_a_damaged_bundle(run, checkpoint, tmp_path):
+    bundle = tmp_path / "bundle"
+    run("bundle", checkpoint, "-o", bundle, "--num-inputs", 2)
+    labels = bundle / "labels.txt"
+    labels.write_text(labels.read_text().replace("3", "8"))
+    result = run("check", bundle)
+    assert result.exit_code == 2
+    assert "labels.txt" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_run_that_is_piped_prints_no_progress(run, checkpoint, tmp_path):
+    assert run("export", checkpoint, "-o", tmp_path / "model.onnx").stderr == ""
+
+
+def test_records_are_json_without_nan(run, exported, checkpoint):
+    text = run("verify", exported, "--reference", checkpoint, "--json").stdout
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))
