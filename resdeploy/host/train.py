@@ -1,0 +1,510 @@
+"""Train a recipe: stochastic gradient descent with momentum, linear warm-up, cosine decay.
+
+A run directory holds
+
+    recipe.json              what is trained
+    metrics.jsonl            one EpochMetrics a line
+    checkpoint.safetensors   the weights after the last whole epoch, with their record
+    resume.safetensors       those weights again, with the momentum: what `resume` needs
+
+Everything random is a function of (seed, epoch), so a run that was stopped and resumed gives the
+same bits as one that was not, on the same machine with the same number of threads. The result is
+the last epoch's, never the best one's: the test samples choose nothing.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.host.augment import augment_batch, check_augment
+from resdeploy.host.checkpoint import (
+    CHECKPOINT_NAME,
+    load_into,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from resdeploy.host.data import Dataset, epoch_order, load_dataset
+from resdeploy.host.networks import build_network, input_shape
+from resdeploy.preprocess import preprocess_batch
+from resdeploy.schema import (
+    CheckpointInfo,
+    EpochMetrics,
+    Recipe,
+    TrainReport,
+    TrainSpec,
+    dump_json,
+    load_json,
+)
+
+__all__ = ["clear_run_directory", "evaluate_network", "learning_rate_at", "train"]
+
+RECIPE_NAME = "recipe.json"
+METRICS_NAME = "metrics.jsonl"
+RESUME_NAME = "resume.safetensors"
+
+_EVALUATION_BATCH = 256
+_WEIGHT, _MOMENTUM = "weight/", "momentum/"
+
+OnEpoch = Callable[[EpochMetrics], None]
+OnBatch = Callable[[int, int, float, float], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Run:
+    """What one training run works on; the network and the optimizer change as it goes."""
+
+    recipe: Recipe
+    directory: Path
+    dataset: Dataset
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    device: torch.device
+    fill: tuple[float, ...]
+
+
+def train(
+    recipe: Recipe,
+    run_directory: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_batch: OnBatch | None = None,
+) -> TrainReport:
+    """Train a recipe into a run directory and return the last epoch's metrics.
+
+    Interrupted at any moment, the directory holds the state after the last whole epoch.
+
+    Args:
+        recipe: what to train.
+        run_directory: a folder that does not exist yet or is empty; with `resume`, one that an
+            earlier run of the same recipe left.
+        resume: go on after the last whole epoch.
+        device: a torch device.
+        num_threads: threads of torch's CPU operators during this call; None leaves its choice.
+        on_epoch: called with the metrics of each epoch once its state is on disk.
+        on_batch: called after each step with (step, num_steps, loss, learning_rate), where steps
+            count from 1 over the whole run.
+
+    Raises:
+        ResdeployError: the directory is in use; `resume` and the directory is of another recipe;
+            the recipe contradicts itself or its data; the data cannot be read; or the loss is no
+            longer finite, in which case the last good checkpoint is kept.
+        EnvironmentLacksError: the device is not available here.
+    """
+    directory = Path(run_directory)
+    _check_recipe(recipe)
+    target = _open_device(device)
+    _check_directory(directory, recipe, resume=resume)
+    dataset = load_dataset(recipe.data, recipe.preprocess)
+    _check_dataset(dataset, recipe)
+    with _threads(num_threads), torch.random.fork_rng(devices=_cuda_indices(target)):
+        run = _start(recipe, directory, dataset, target)
+        metrics = _restore(run) if resume else []
+        if not metrics:
+            _write_recipe(directory, recipe)
+        for epoch in range(len(metrics) + 1, recipe.train.epochs + 1):
+            metrics.append(_train_epoch(run, epoch, on_batch))
+            _save(run, metrics)
+            if on_epoch is not None:
+                on_epoch(metrics[-1])
+    return TrainReport(
+        recipe=recipe,
+        run_directory=str(directory),
+        checkpoint=str(directory / CHECKPOINT_NAME),
+        num_train=len(dataset.train_y),
+        num_test=len(dataset.test_y),
+        num_parameters=sum(p.numel() for p in run.network.parameters()),
+        last=metrics[-1],
+    )
+
+
+def clear_run_directory(run_directory: str | Path) -> None:
+    """Delete the files of an earlier run, and the directory if nothing else is in it.
+
+    Nothing happens where there is no run; files that `train` did not write are never touched.
+
+    Raises:
+        ResdeployError: the directory holds no run but other files, or cannot be emptied.
+    """
+    directory = Path(run_directory)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not (directory / RECIPE_NAME).is_file():
+        raise ResdeployError(
+            f"The directory holds files and no run (no {RECIPE_NAME}): it is not replaced.",
+            where=str(directory),
+            fix="give another directory, or empty this one yourself",
+        )
+    try:
+        # The recipe last, so that what a failure leaves is still known as a run.
+        for name in (RESUME_NAME, CHECKPOINT_NAME, METRICS_NAME, RECIPE_NAME):
+            for unfinished in directory.glob(f".{name}.*.tmp"):
+                unfinished.unlink(missing_ok=True)
+            (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ResdeployError(
+            f"The earlier run cannot be removed: {error.strerror}.", where=str(directory)
+        ) from error
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def learning_rate_at(step: int, num_steps: int, num_warmup: float, peak: float) -> float:
+    """Return the learning rate of one step, counted from 0.
+
+    It rises linearly over the first `num_warmup` steps, is `peak` at the next, and falls along half
+    a cosine that would reach 0 at step `num_steps`.
+    """
+    if step < num_warmup:
+        return peak * (step + 1) / (num_warmup + 1)
+    progress = (step - num_warmup) / (num_steps - num_warmup)
+    return peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+def evaluate_network(
+    network: nn.Module, raw: NDArray[Any], y: NDArray[np.int64], recipe: Recipe
+) -> tuple[float, float]:
+    """Return (mean cross-entropy in nats, accuracy) of raw samples, in evaluation mode.
+
+    The network is left in the mode it was in.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    loss, num_correct = 0.0, 0
+    with torch.inference_mode():
+        for start in range(0, len(y), _EVALUATION_BATCH):
+            part = slice(start, start + _EVALUATION_BATCH)
+            logits_NK, labels_N = _forward(network, raw[part], y[part], recipe, device)
+            loss += float(F.cross_entropy(logits_NK, labels_N, reduction="sum"))
+            num_correct += int((logits_NK.argmax(1) == labels_N).sum())
+    network.train(was_training)
+    return loss / len(y), num_correct / len(y)
+
+
+def _forward(
+    network: nn.Module,
+    raw: NDArray[Any],
+    y: NDArray[np.int64],
+    recipe: Recipe,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(preprocess_batch(raw, recipe.preprocess)).to(device)
+    return network(x), torch.from_numpy(y).to(device)
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def _start(recipe: Recipe, directory: Path, dataset: Dataset, device: torch.device) -> _Run:
+    torch.manual_seed(_derived_seed(recipe.train.seed, 0))
+    network = build_network(recipe.model).to(device)
+    preprocess = recipe.preprocess
+    mean, std = np.broadcast_arrays(preprocess.mean, preprocess.std)
+    return _Run(
+        recipe=recipe,
+        directory=directory,
+        dataset=dataset,
+        network=network,
+        optimizer=_build_optimizer(network, recipe.train),
+        device=device,
+        fill=tuple(float(value) for value in -mean / std),
+    )
+
+
+def _build_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
+    # Decay shrinks the maps. The vectors are biases and the gains and offsets of norms, whose
+    # size is what the data says it is.
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [
+            {"params": matrices, "weight_decay": spec.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        nesterov=spec.nesterov,
+    )
+
+
+def _train_epoch(run: _Run, epoch: int, on_batch: OnBatch | None) -> EpochMetrics:
+    spec, data = run.recipe.train, run.dataset
+    started = time.perf_counter()
+    # Dropout and its like draw from torch's own generator, augmentation from this one.
+    torch.manual_seed(_derived_seed(spec.seed, epoch))
+    generator = torch.Generator().manual_seed(_derived_seed(spec.seed, epoch, 1))
+    order = epoch_order(len(data.train_y), seed=spec.seed, epoch=epoch)
+    batches = _batches(order, spec.batch_size)
+    num_steps = spec.epochs * len(batches)
+    loss_sum, num_correct, num_seen, rate = 0.0, 0, 0, 0.0
+    run.network.train()
+    for index, chosen in enumerate(batches):
+        step = (epoch - 1) * len(batches) + index
+        rate = learning_rate_at(
+            step, num_steps, spec.warmup_epochs * len(batches), spec.learning_rate
+        )
+        loss, correct = _train_step(run, chosen, rate, generator)
+        _check_finite(loss, run, epoch, f"step {index + 1} of {len(batches)}")
+        loss_sum += loss * len(chosen)
+        num_correct += correct
+        num_seen += len(chosen)
+        if on_batch is not None:
+            on_batch(step + 1, num_steps, loss, rate)
+    test_loss, test_accuracy = evaluate_network(run.network, data.test_x, data.test_y, run.recipe)
+    _check_finite(test_loss, run, epoch, "the test samples")
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=loss_sum / num_seen,
+        train_accuracy=num_correct / num_seen,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        learning_rate=rate,
+        duration_s=time.perf_counter() - started,
+    )
+
+
+def _train_step(
+    run: _Run, chosen: NDArray[np.int64], rate: float, generator: torch.Generator
+) -> tuple[float, int]:
+    """Return the loss and the number of correct answers, both before the step is taken."""
+    raw, y = run.dataset.train_x[chosen], torch.from_numpy(run.dataset.train_y[chosen])
+    x = torch.from_numpy(preprocess_batch(raw, run.recipe.preprocess)).to(run.device)
+    x = augment_batch(x, run.recipe.data.augment, generator, fill=run.fill)
+    logits_NK, labels_N = run.network(x), y.to(run.device)
+    loss = F.cross_entropy(logits_NK, labels_N, label_smoothing=run.recipe.train.label_smoothing)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    return float(loss.detach()), int((logits_NK.argmax(1) == labels_N).sum())
+
+
+def _batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    # BatchNorm has no variance to take of a single vector: such a rest waits for its next chance.
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches.pop()
+    return batches
+
+
+def _derived_seed(*key: int) -> int:
+    # Independent streams from small numbers; 63 bits, as torch takes.
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _check_finite(value: float, run: _Run, epoch: int, place: str) -> None:
+    if math.isfinite(value):
+        return
+    kept = f"; the checkpoint is that of epoch {epoch - 1}" if epoch > 1 else ""
+    raise ResdeployError(
+        f"The loss is {value}: training has diverged{kept}.",
+        where=f"{run.directory}, epoch {epoch}, {place}",
+        fix=f"lower learning_rate (now {run.recipe.train.learning_rate}) or raise warmup_epochs",
+    )
+
+
+# --- state on disk -------------------------------------------------------------------------------
+
+
+def _save(run: _Run, metrics: list[EpochMetrics]) -> None:
+    """Write the state after the last epoch of `metrics`.
+
+    The resume file last: if the process dies before, the epoch is trained again and gives the
+    same bits, and the lines that metrics.jsonl has too many are dropped on resume.
+    """
+    last = metrics[-1]
+    _write_lines(run.directory / METRICS_NAME, metrics)
+    info = CheckpointInfo(
+        model=run.recipe.model,
+        preprocess=run.recipe.preprocess,
+        labels=run.recipe.labels,
+        recipe=run.recipe,
+        epoch=last.epoch,
+        test_accuracy=last.test_accuracy,
+    )
+    save_checkpoint(run.directory / CHECKPOINT_NAME, run.network, info)
+    tensors = {f"{_WEIGHT}{name}": t for name, t in run.network.state_dict().items()}
+    for name, parameter in run.network.named_parameters():
+        momentum = run.optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"{_MOMENTUM}{name}"] = momentum
+    write_tensors(run.directory / RESUME_NAME, tensors, {"epoch": str(last.epoch)})
+
+
+def _write_recipe(directory: Path, recipe: Recipe) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / RECIPE_NAME).write_text(dump_json(recipe), encoding="utf-8")
+    except OSError as error:
+        raise ResdeployError(
+            f"The run directory cannot be written: {error.strerror}.",
+            where=str(directory),
+            fix="give a directory that you may write to",
+        ) from error
+
+
+def _write_lines(path: Path, metrics: list[EpochMetrics]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(
+        "".join(f"{dump_json(line, indent=None)}\n" for line in metrics), encoding="utf-8"
+    )
+    os.replace(temporary, path)
+
+
+def _restore(run: _Run) -> list[EpochMetrics]:
+    """Load the state of the last whole epoch, if there is one, and return the metrics up to it."""
+    path = run.directory / RESUME_NAME
+    if not path.is_file():
+        return []
+    tensors, metadata = read_tensors(path)
+    try:
+        num_epochs = int(metadata["epoch"])
+        lines = (run.directory / METRICS_NAME).read_text(encoding="utf-8").splitlines()
+    except (KeyError, ValueError, OSError) as error:
+        raise ResdeployError(
+            f"The run cannot be resumed: {error}.",
+            where=str(run.directory),
+            fix="train again into another directory",
+        ) from error
+    where = str(run.directory / METRICS_NAME)
+    metrics = [load_json(EpochMetrics, line, where=where) for line in lines[:num_epochs]]
+    if [line.epoch for line in metrics] != list(range(1, num_epochs + 1)):
+        raise ResdeployError(f"The metrics of epochs 1…{num_epochs} are not all here.", where=where)
+    weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)}
+    load_into(run.network, weights, source=str(path))
+    for name, parameter in run.network.named_parameters():
+        if f"{_MOMENTUM}{name}" in tensors:
+            momentum = tensors[f"{_MOMENTUM}{name}"].to(run.device)
+            run.optimizer.state[parameter]["momentum_buffer"] = momentum
+    return metrics
+
+
+def _check_directory(directory: Path, recipe: Recipe, *, resume: bool) -> None:
+    in_use = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if not resume:
+        if in_use:
+            raise ResdeployError(
+                "The run directory is in use.",
+                where=str(directory),
+                fix="resume the run in it, or give another directory",
+            )
+        return
+    path = directory / RECIPE_NAME
+    if not path.is_file():
+        raise ResdeployError(f"There is no run to resume: no {RECIPE_NAME}.", where=str(directory))
+    started = load_json(Recipe, path.read_text(encoding="utf-8"), where=str(path))
+    if _without_path(started) != _without_path(recipe):
+        changed = [
+            name
+            for name in ("name", "model", "data", "preprocess", "train", "labels")
+            if getattr(_without_path(started), name) != getattr(_without_path(recipe), name)
+        ]
+        raise ResdeployError(
+            f"The run was started with another recipe: {', '.join(changed)} differ.",
+            where=str(path),
+            fix="resume with the same recipe, or train into another directory",
+        )
+
+
+def _without_path(recipe: Recipe) -> Recipe:
+    # Data that was moved is still the same data.
+    return replace(recipe, data=replace(recipe.data, path=None))
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    spec = recipe.train
+    rules = {
+        "epochs": spec.epochs >= 1,
+        "batch_size": spec.batch_size >= 2,
+        "learning_rate": math.isfinite(spec.learning_rate) and spec.learning_rate > 0,
+        "momentum": 0 <= spec.momentum < 1,
+        "nesterov": not spec.nesterov or spec.momentum > 0,
+        "weight_decay": math.isfinite(spec.weight_decay) and spec.weight_decay >= 0,
+        "warmup_epochs": 0 <= spec.warmup_epochs < spec.epochs,
+        "label_smoothing": 0 <= spec.label_smoothing < 1,
+        "seed": spec.seed >= 0,
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise ResdeployError(
+                f"{name} = {getattr(spec, name)} makes no sense here.", where="train." + name
+            )
+    if recipe.data.split_seed < 0:
+        raise ResdeployError("split_seed must be zero or more.", where="data.split_seed")
+    shape = recipe.preprocess.input_shape
+    check_augment(recipe.data.augment, sample_ndim=len(shape))
+    expected = input_shape(recipe.model)
+    # Networks for images take any height and width; vectors have one length.
+    if (len(expected), expected[0]) != (len(shape), shape[0]):
+        raise ResdeployError(
+            f"{recipe.model.arch} takes inputs like {expected}; preprocess makes {shape}.",
+            where="preprocess.input_shape",
+            fix="give the network the option in_channels or in_features, or change input_shape",
+        )
+
+
+def _check_dataset(dataset: Dataset, recipe: Recipe) -> None:
+    highest = max(dataset.train_y.max(), dataset.test_y.max())
+    if min(dataset.train_y.min(), dataset.test_y.min()) < 0 or highest >= recipe.model.num_classes:
+        raise ResdeployError(
+            f"The data has labels up to {highest}; the network has {recipe.model.num_classes} "
+            "classes, from 0.",
+            where="model.num_classes",
+        )
+    if recipe.labels and dataset.labels and recipe.labels != dataset.labels:
+        pairs = zip(recipe.labels, dataset.labels, strict=False)
+        first = next((f"{ours!r} / {theirs!r}" for ours, theirs in pairs if ours != theirs), "")
+        raise ResdeployError(
+            f"The labels of the recipe and of the data differ: {first or 'in number'}.",
+            where="labels.txt",
+            fix="write the data's labels, in its order, to the labels.txt of the recipe",
+        )
+    if len(dataset.train_y) < 2:
+        raise ResdeployError("There are fewer than two training samples.", where="data")
+
+
+def _open_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentLacksError(
+            f"torch cannot use the device {name!r}: {str(error).partition(chr(10))[0]}",
+            fix="train on the device cpu",
+        ) from error
+    return device
+
+
+def _cuda_indices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,197 @@
+"""From a raw sample to the network's input: the one implementation, in training and on the target.
+
+Shapes: N samples, C channels, H rows, W columns, F features of a vector.
+
+    x = (raw / divisor - mean) / std        per channel, in float32, one rounding per operation
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import Preprocess
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["load_image", "preprocess_batch"]
+
+_MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
+
+
+def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[np.float32]:
+    """Return a batch of raw samples as network inputs, float32, C-contiguous.
+
+    What `raw` may be:
+        uint8 images, NCHW or NHWC; whichever of the two agrees with `spec.input_shape`.
+        floating-point images, NCHW: taken to be network inputs already, and only cast.
+        vectors (N, F) of any real type: raw values, as uint8 images are.
+
+    Returns:
+        (N, C, H, W) or (N, F).
+
+    Raises:
+        ResdeployError: the shape or the type of `raw` is another one, the layout is ambiguous
+            (C = H = W), or `spec` contradicts itself.
+    """
+    mean, std = _channel_values(spec)
+    if raw.dtype.kind not in "uif":
+        raise ResdeployError(f"Samples must be numbers; these have the type {raw.dtype}.")
+    if len(spec.input_shape) == 3:
+        if raw.dtype.kind == "f":
+            _check_shape(raw, spec, (spec.input_shape,))
+            return np.ascontiguousarray(raw, dtype=np.float32)
+        if raw.dtype != np.uint8:
+            raise ResdeployError(
+                f"Raw images must be uint8; these are {raw.dtype}.",
+                fix="store 0…255 as uint8, or network inputs as float32",
+            )
+        raw = _as_nchw(raw, spec)
+    else:
+        _check_shape(raw, spec, (spec.input_shape,))
+    scaled = raw.astype(np.float32) / np.float32(spec.divisor)
+    return np.ascontiguousarray((scaled - mean) / std)
+
+
+def load_image(path: str | Path, spec: Preprocess) -> NDArray[np.uint8]:
+    """Return an image file as a raw sample, uint8 (C, H, W), as `preprocess_batch` takes it.
+
+    The EXIF orientation is applied and the colours converted to `spec.color`. Then either the
+    shorter side becomes `spec.resize` pixels and the centre (H, W) is cut out, or, with `resize`
+    None, the image is scaled straight to (H, W). Pillow's filters, which are antialiased: the same
+    pixels as torchvision's transforms on Pillow images.
+
+    Raises:
+        ResdeployError: the file is missing, damaged, not an image, or has more than 8 bits per
+            channel; or `spec` is not one of images.
+    """
+    from PIL import Image  # noqa: PLC0415 - raw arrays need no Pillow
+
+    mode, height, width = _image_geometry(spec)
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(_resized(_converted(image, mode), spec, height, width))
+    except ResdeployError as error:
+        raise ResdeployError(error.what, where=str(path), fix=error.fix) from error
+    except (
+        # What Pillow's decoders let through for damaged files, beside OSError.
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ResdeployError(f"The image cannot be read: {error}.", where=str(path)) from error
+    pixels_HWC = pixels.reshape(height, width, -1)
+    return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+
+
+def _channel_values(spec: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and std as arrays that broadcast over a batch; check `spec` on the way."""
+    if len(spec.input_shape) not in (1, 3) or min(spec.input_shape) < 1:
+        raise ResdeployError(
+            f"An input shape is (C, H, W) or (F,), not {spec.input_shape}.",
+            where="preprocess.input_shape",
+        )
+    num_channels = spec.input_shape[0]
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) not in (1, num_channels) or not np.isfinite(values).all():
+            raise ResdeployError(
+                f"{name} must hold 1 or {num_channels} finite values; it is {values}.",
+                where=f"preprocess.{name}",
+            )
+    if not (np.isfinite(spec.divisor) and spec.divisor > 0 and min(spec.std) > 0):
+        raise ResdeployError("divisor and std must be finite and positive.", where="preprocess")
+    shape = (-1,) + (1,) * (len(spec.input_shape) - 1)
+    mean = np.asarray(spec.mean, dtype=np.float32).reshape(shape)
+    return mean, np.asarray(spec.std, dtype=np.float32).reshape(shape)
+
+
+def _as_nchw(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
+    channels, height, width = spec.input_shape
+    last = (height, width, channels)
+    _check_shape(raw, spec, (spec.input_shape, last))
+    if channels == height == width and channels > 1:
+        raise ResdeployError(
+            f"Images of shape {raw.shape[1:]} may be CHW or HWC: it cannot be told.",
+            fix="give them as float32 network inputs, NCHW",
+        )
+    return raw if raw.shape[1:] == spec.input_shape else raw.transpose(0, 3, 1, 2)
+
+
+def _check_shape(
+    raw: NDArray[Any], spec: Preprocess, accepted: tuple[tuple[int, ...], ...]
+) -> None:
+    if raw.shape[1:] in accepted and raw.ndim == len(spec.input_shape) + 1:
+        return
+    wanted = " or ".join(str(("N", *shape)).replace("'", "") for shape in accepted)
+    raise ResdeployError(f"Samples of shape {raw.shape} do not fit: expected {wanted}.")
+
+
+def _image_geometry(spec: Preprocess) -> tuple[str, int, int]:
+    if spec.color not in _MODES or len(spec.input_shape) != 3:
+        raise ResdeployError(
+            f"This model takes vectors of shape {spec.input_shape}, not image files.",
+            where="preprocess",
+        )
+    mode, num_channels = _MODES[spec.color]
+    channels, height, width = spec.input_shape
+    if channels != num_channels:
+        raise ResdeployError(
+            f'color = "{spec.color}" has {num_channels} channels; input_shape says {channels}.',
+            where="preprocess",
+        )
+    if spec.resize is not None and spec.resize < max(height, width):
+        raise ResdeployError(
+            f"A shorter side of {spec.resize} pixels is too small to cut {height}x{width} from.",
+            where="preprocess.resize",
+        )
+    return mode, height, width
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    from PIL import ImageOps  # noqa: PLC0415 - raw arrays need no Pillow
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        # Pillow would clip or rescale these, depending on its version.
+        raise ResdeployError(
+            f"The image has more than 8 bits per channel (Pillow mode {image.mode}).",
+            fix="save it with 8 bits per channel",
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns; by way of RGBA the colours are the same.
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _resized(image: Image.Image, spec: Preprocess, height: int, width: int) -> Image.Image:
+    from PIL import Image  # noqa: PLC0415 - raw arrays need no Pillow
+
+    filters = {
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+    }
+    resample = filters[spec.interpolation]
+    if spec.resize is None:
+        return image.resize((width, height), resample)
+    shorter = min(image.size)
+    # torchvision's rounding: the longer side is cut to whole pixels, the crop's corner is rounded.
+    size = (
+        int(spec.resize * image.width / shorter),
+        int(spec.resize * image.height / shorter),
+    )
+    image = image.resize(size, resample)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
