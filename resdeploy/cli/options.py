@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from resdeploy.schema import Scalar, SourceSpec
+from resdeploy.schema import SourceSpec
 
 __all__ = [
     "force_option",
@@ -99,17 +99,10 @@ def source_spec(
     )
 
 
-def _parse_option(text: str) -> tuple[str, Scalar]:
+def _parse_option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--arch-option")
-    if value in ("true", "false"):
-        return name, value == "true"
-    for number in (int, float):
-        try:
-            return name, number(value)
-        except ValueError:
-            continue
     return name, value
 
 

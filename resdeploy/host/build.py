@@ -18,7 +18,7 @@ from resdeploy.host.checkpoint import (
     load_into,
     suggest_architectures,
 )
-from resdeploy.host.networks import build_network, input_shape
+from resdeploy.host.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
 from resdeploy.schema import CheckpointInfo, FoldedSite, ModelSpec, SourceSpec
 
@@ -121,7 +121,9 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
             ),
         )
     model = ModelSpec(
-        arch=spec.arch, num_classes=_num_classes(state_dict, path), options=spec.options
+        arch=spec.arch,
+        num_classes=_num_classes(state_dict, path),
+        options=parse_options(spec.arch, spec.options),
     )
     module = build_network(model)
     load_into(module, state_dict, source=str(path))

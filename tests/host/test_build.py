@@ -13,6 +13,7 @@ from resdeploy.host.networks import build_network
 from resdeploy.schema import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 
 MODEL = ModelSpec(arch="residual_mlp", num_classes=3, options={"width": 8, "hidden_layers": 3})
+OPTIONS = {name: str(value) for name, value in MODEL.options.items()}
 PREPROCESS = Preprocess(input_shape=(40,), color="none")
 
 
@@ -56,18 +57,30 @@ def test_a_checkpoint_of_ours_says_what_it_is(own, network, as_directory):
 
 
 def test_weights_from_elsewhere_need_their_architecture(foreign, network):
-    options = dict(MODEL.options)
-    source = load_source(SourceSpec(path=str(foreign), arch="residual_mlp", options=options))
+    source = load_source(SourceSpec(path=str(foreign), arch="residual_mlp", options=OPTIONS))
     assert same_outputs(source.module, network)
     with pytest.raises(ResdeployError, match="not the network they belong to"):
         load_source(SourceSpec(path=str(foreign)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"width": "eight"}, "must be a whole number"),
+        ({"block": "middle"}, "must be 'post' or 'pre'"),
+        ({"no_such": "1"}, "has no option 'no_such'"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(foreign, text, message):
+    with pytest.raises(ResdeployError, match=message):
+        load_source(SourceSpec(path=str(foreign), arch="residual_mlp", options=OPTIONS | text))
 
 
 def test_a_recipe_brings_preprocessing_and_labels(foreign):
     spec = SourceSpec(
         path=str(foreign),
         arch="residual_mlp",
-        options=dict(MODEL.options),
+        options=OPTIONS,
         recipe="mnist1d-postnorm-mlp",
     )
     info = load_source(spec).info

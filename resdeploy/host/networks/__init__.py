@@ -22,7 +22,14 @@ from resdeploy.host.networks.resnet import RESNET_LAYOUTS, resnet, resnet_layern
 from resdeploy.host.networks.resnet8_tiny import resnet8_tiny
 from resdeploy.schema import ModelSpec, Scalar
 
-__all__ = ["ARCHITECTURES", "Architecture", "build_network", "find_architecture", "input_shape"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "build_network",
+    "find_architecture",
+    "input_shape",
+    "parse_options",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +103,32 @@ def find_architecture(name: str) -> Architecture:
         if near
         else f"use one of {', '.join(ARCHITECTURES)}",
     )
+
+
+def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:
+    """Return options given as text, as on a command line, in the types that `arch` takes.
+
+    A text that is no such value is left as it is, for `build_network` to refuse with its reason.
+
+    Raises:
+        ResdeployError: there is no such architecture.
+    """
+    known = find_architecture(arch).options
+    return {
+        name: _parse(text, known[name].annotation) if name in known else text
+        for name, text in texts.items()
+    }
+
+
+def _parse(text: str, kind: Any) -> Scalar:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind in (int, float):
+        try:
+            return int(text) if kind is int else float(text)
+        except ValueError:
+            return text
+    return text
 
 
 def _check_options(architecture: Architecture, options: Mapping[str, Scalar]) -> None:
