@@ -39,6 +39,9 @@ _FORMATS = {
     "bfloat16": (2.0**-126, 8),
 }
 
+_EXPONENT_BITS = np.uint64(0x7FF0_0000_0000_0000)
+_BLOCK = 1 << 16
+
 
 class NonFiniteFoldError(ValueError):
     """A folded value would be NaN or infinite, in float64 or in the type of the weights."""
@@ -60,19 +63,20 @@ class BatchNormParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedAffine:
-    """A folded layer, rounded to the type it will be stored in but held in float64.
+    """A folded layer, each value one that its storage type can hold.
 
     Attributes:
-        weight: as the layer's own weight.
-        bias: (C,).
+        weight: as the layer's own weight; of the storage type, or float32 for bfloat16, which
+            numpy lacks.
+        bias: (C,), likewise.
         max_ulp: largest distance from the exact value, in units in the last place of the storage
             type, before subnormal values became zero.
         num_flushed: values that were subnormal in the storage type and are now zero (float16
             keeps its subnormals).
     """
 
-    weight: Float64Array
-    bias: Float64Array
+    weight: FloatArray
+    bias: FloatArray
     max_ulp: float
     num_flushed: int
 
@@ -99,22 +103,23 @@ def fold_batchnorm(
             overflows `dtype`.
         ValueError: the channels do not match, or `dtype` is not one of the four.
     """
+    if dtype not in _FORMATS:
+        raise ValueError(f"cannot store folded weights as {dtype}")
     if weight.shape[channel_axis] != bn.mean.shape[0]:
         raise ValueError(
             f"the layer has {weight.shape[channel_axis]} output channels, "
             f"the BatchNorm {bn.mean.shape[0]}"
         )
     scale_C, beta_C = _scale_and_beta(bn)
-    along_channel = [1] * weight.ndim
-    along_channel[channel_axis] = -1
-    exact_weight = np.asarray(weight, np.float64) * scale_C.reshape(along_channel)
     bias_C = np.zeros_like(scale_C) if bias is None else np.asarray(bias, np.float64)
-    exact_bias = scale_C * (bias_C - np.asarray(bn.mean, np.float64)) + beta_C
-    rounded_weight, weight_ulp, weight_flushed = _store(exact_weight, dtype)
-    rounded_bias, bias_ulp, bias_flushed = _store(exact_bias, dtype)
+    exact_bias_C = scale_C * (bias_C - np.asarray(bn.mean, np.float64)) + beta_C
+    folded_bias, bias_ulp, bias_flushed = _store(exact_bias_C, dtype)
+    folded_weight, weight_ulp, weight_flushed = _scale_and_store(
+        np.moveaxis(weight, channel_axis, 0), scale_C, dtype
+    )
     return FoldedAffine(
-        weight=rounded_weight,
-        bias=rounded_bias,
+        weight=np.ascontiguousarray(np.moveaxis(folded_weight, 0, channel_axis)),
+        bias=folded_bias,
         max_ulp=max(weight_ulp, bias_ulp),
         num_flushed=weight_flushed + bias_flushed,
     )
@@ -160,21 +165,46 @@ def _scale_and_beta(bn: BatchNormParams) -> tuple[Float64Array, Float64Array]:
     return scale_C, beta_C
 
 
-def _store(exact: Float64Array, dtype: str) -> tuple[Float64Array, float, int]:
+def _scale_and_store(
+    weight: FloatArray, scale_C: Float64Array, dtype: str
+) -> tuple[FloatArray, float, int]:
+    """Return `_store` of the weight, (C, ...), times the scale of its channel."""
+    weight_CR = weight.reshape(len(scale_C), -1)
+    stored_CR = np.empty(weight_CR.shape, _numpy_type(dtype))
+    max_ulp, num_flushed = 0.0, 0
+    # A few channels at a time: whole weights in float64 would pass through the cache a dozen times.
+    step = max(1, _BLOCK // max(1, weight_CR.shape[1]))
+    for start in range(0, len(scale_C), step):
+        rows = slice(start, start + step)
+        exact = weight_CR[rows].astype(np.float64) * scale_C[rows, None]
+        stored_CR[rows], ulp, flushed = _store(exact, dtype)
+        max_ulp, num_flushed = max(max_ulp, ulp), num_flushed + flushed
+    return stored_CR.reshape(weight.shape), max_ulp, num_flushed
+
+
+def _store(exact: Float64Array, dtype: str) -> tuple[FloatArray, float, int]:
     """Return (rounded, largest error in ulp, number of subnormals flushed to zero)."""
     stored = round_once(exact, dtype)
     if not np.isfinite(stored).all():
         largest = float(np.max(np.abs(exact)))
         raise NonFiniteFoldError(f"a folded value overflows {dtype} (largest {largest:g})")
     smallest_normal, precision = _FORMATS[dtype]
-    magnitude = np.maximum(np.abs(exact), smallest_normal)
-    ulp = np.ldexp(1.0, np.frexp(magnitude)[1] - precision)
+    # The exponent bits alone are the power of two below; times 2^(1 - precision) that is the ulp.
+    power_of_two = (exact.view(np.uint64) & _EXPONENT_BITS).view(np.float64)
+    ulp = np.maximum(power_of_two, smallest_normal) * 2.0 ** (1 - precision)
     max_ulp = float(np.max(np.abs(stored - exact) / ulp, initial=0.0))
     if dtype == "float16":  # its subnormals reach up to 6e-5: they carry weight, and run at speed
-        return stored, max_ulp, 0
+        return stored.astype(np.float16), max_ulp, 0
     # Elsewhere a subnormal can make a convolution 50 times slower and is worth less than 1.2e-38.
     subnormal = (stored != 0) & (np.abs(stored) < smallest_normal)
-    return np.where(subnormal, 0.0, stored), max_ulp, int(np.count_nonzero(subnormal))
+    num_flushed = int(np.count_nonzero(subnormal))
+    kept = np.where(subnormal, 0.0, stored) if num_flushed else stored
+    return kept.astype(_numpy_type(dtype)), max_ulp, num_flushed
+
+
+def _numpy_type(dtype: str) -> str:
+    """Return the numpy type that holds every number of a storage type."""
+    return "float32" if dtype == "bfloat16" else dtype
 
 
 def _round_to_odd_float32(exact: Float64Array) -> npt.NDArray[np.float32]:

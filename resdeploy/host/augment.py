@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
+import torch.nn.functional as F
 from torch import Tensor
 
 from resdeploy.errors import ResdeployError

@@ -83,7 +83,7 @@ def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros(weight.shape[0], dtype=weight.dtype))
+            layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
 
 
 def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:
@@ -95,7 +95,7 @@ def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:
             where=str(file),
             fix="leave --arch out: a resdeploy checkpoint says what it is",
         )
-    module = build_network(info.model)
+    module = _empty_network(info.model)
     fit_for_folded(module, info.folded)
     load_into(module, state_dict, source=str(file))
     folded = ", folded" if info.folded else ""
@@ -125,7 +125,7 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
         num_classes=_num_classes(state_dict, path),
         options=parse_options(spec.arch, spec.options),
     )
-    module = build_network(model)
+    module = _empty_network(model)
     load_into(module, state_dict, source=str(path))
     info = _with_recipe(CheckpointInfo(model=model), spec)
     return SourceModel(
@@ -169,6 +169,12 @@ def _from_factory(spec: SourceSpec) -> SourceModel:
         description=f"{type(module).__name__} of {spec.factory}",
         info=None,
     )
+
+
+def _empty_network(model: ModelSpec) -> nn.Module:
+    """Return a network without memory for its weights, which are about to be loaded."""
+    with torch.device("meta"):
+        return build_network(model)
 
 
 def _num_classes(state_dict: dict[str, torch.Tensor], path: Path) -> int:

@@ -162,7 +162,8 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
     `num_batches_tracked`, which old files lack and inference never reads, may be missing.
 
     Args:
-        module: the network; unchanged if this raises.
+        module: the network; unchanged if this raises. It may be on the meta device, which spares
+            the initialisation that the weights replace; it is then on the CPU.
         state_dict: the weights, by name.
         source: what the weights are called in an error.
 
@@ -173,7 +174,7 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
     given = _rename_classifier(state_dict, wanted)
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
-            given.setdefault(name, tensor)
+            given.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     reshaped = [
@@ -197,7 +198,9 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
             where=source,
             fix=_fit_hint(state_dict),
         )
-    module.load_state_dict(given)
+    # A module on the meta device has no memory to copy into: it takes the tensors themselves.
+    in_its_types = {name: tensor.to(wanted[name].dtype) for name, tensor in given.items()}
+    module.load_state_dict(in_its_types, assign=any(t.is_meta for t in wanted.values()))
 
 
 def suggest_architectures(state_dict: Mapping[str, Tensor]) -> list[str]:

@@ -276,16 +276,16 @@ def _fold_affine(
     tensor = editor.tensor(weight)
     dtype = str(tensor.dtype).removeprefix("torch.")
     params = algebra.BatchNormParams(
-        gamma=None if batchnorm.gamma is None else _as_float64(editor.tensor(batchnorm.gamma)),
-        beta=None if batchnorm.beta is None else _as_float64(editor.tensor(batchnorm.beta)),
-        mean=_as_float64(editor.tensor(batchnorm.mean)),
-        var=_as_float64(editor.tensor(batchnorm.var)),
+        gamma=None if batchnorm.gamma is None else _as_array(editor.tensor(batchnorm.gamma)),
+        beta=None if batchnorm.beta is None else _as_array(editor.tensor(batchnorm.beta)),
+        mean=_as_array(editor.tensor(batchnorm.mean)),
+        var=_as_array(editor.tensor(batchnorm.var)),
         eps=batchnorm.eps,
     )
     try:
         return algebra.fold_batchnorm(
-            _as_float64(tensor),
-            None if bias is None else _as_float64(editor.tensor(bias)),
+            _as_array(tensor),
+            None if bias is None else _as_array(editor.tensor(bias)),
             params,
             dtype=dtype,
         )
@@ -304,8 +304,10 @@ def _rank(node: fx.Node) -> int:
     return len(node.meta["val"].shape)
 
 
-def _as_float64(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return tensor.detach().cpu().double().numpy()
+def _as_array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    tensor = tensor.detach().cpu()
+    # numpy has no bfloat16; float32 holds its every number.
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def _describe(node: fx.Node) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -56,6 +56,7 @@ METRICS_NAME = "metrics.jsonl"
 RESUME_NAME = "resume.safetensors"
 
 _EVALUATION_BATCH = 256
+_SMALL_SAMPLE = 1024
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
 OnEpoch = Callable[[EpochMetrics], None]
@@ -95,7 +96,8 @@ def train(
             earlier run of the same recipe left.
         resume: go on after the last whole epoch.
         device: a torch device.
-        num_threads: threads of torch's CPU operators during this call; None leaves its choice.
+        num_threads: threads of torch's CPU operators during this call; None is one where samples
+            have fewer than 1024 values, and torch's own choice otherwise.
         on_epoch: called with the metrics of each epoch once its state is on disk.
         on_batch: called after each step with (step, num_steps, loss, learning_rate), where steps
             count from 1 over the whole run.
@@ -112,7 +114,10 @@ def train(
     _check_directory(directory, recipe, resume=resume)
     dataset = load_dataset(recipe.data, recipe.preprocess)
     _check_dataset(dataset, recipe)
-    with _threads(num_threads), torch.random.fork_rng(devices=_cuda_indices(target)):
+    with (
+        _threads(num_threads or _default_threads(recipe)),
+        torch.random.fork_rng(devices=_cuda_indices(target)),
+    ):
         run = _start(recipe, directory, dataset, target)
         metrics = _restore(run) if resume else []
         if not metrics:
@@ -291,7 +296,7 @@ def _train_step(
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     return float(loss.detach()), int((logits_NK.argmax(1) == labels_N).sum())
 
@@ -499,11 +504,17 @@ def _cuda_indices(device: torch.device) -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []
 
 
+def _default_threads(recipe: Recipe) -> int:
+    # For tiny samples more threads gain little, lose much as soon as anything else runs on the
+    # machine (each operator waits for the slowest), and make the bits depend on the core count.
+    small = math.prod(recipe.preprocess.input_shape) < _SMALL_SAMPLE
+    return 1 if small else torch.get_num_threads()
+
+
 @contextlib.contextmanager
-def _threads(num_threads: int | None) -> Iterator[None]:
+def _threads(num_threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    torch.set_num_threads(num_threads)
     try:
         yield
     finally:

@@ -95,3 +95,58 @@ def test_what_onnxsim_rejects_is_an_error_of_ours():
     model.graph.inputs[0].shape = ir.Shape([1, 5])
     with pytest.raises(UnsupportedModelError, match="onnxsim cannot simplify the graph"):
         simplify(model)
+
+
+def test_large_weights_come_back_as_they_were():
+    rng = np.random.default_rng(0)
+    values = {
+        "kernel": rng.normal(size=(64, 4, 3, 3)).astype(np.float32),
+        "matrix": rng.normal(size=(64, 40)).astype(np.float32),
+    }
+    model = load(
+        """
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[batch, 4, 5, 5] input) => (float[batch, 40] logits)
+        {
+            convolved = Conv (input, kernel)
+            pooled = GlobalAveragePool (convolved)
+            flat = Flatten (pooled)
+            logits = MatMul (flat, turned)
+        }
+        """
+    )
+    for name, value in values.items():
+        reader = {"kernel": 0, "matrix": 3}[name]
+        initializer = ir.Value(name=name, const_value=ir.tensor(value, name=name))
+        initializer.dtype, initializer.shape = ir.DataType.FLOAT, ir.Shape(value.shape)
+        model.graph.initializers.add(initializer)
+        model.graph[reader].replace_input_with(1, initializer)
+    x = rng.normal(size=(2, 4, 5, 5)).astype(np.float32)
+    before = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {"input": x})
+    simplified, _ = simplify(model)
+    assert [value.name for value in simplified.graph.inputs] == ["input"]
+    for name, value in values.items():
+        assert simplified.graph.initializers[name].const_value.numpy().tobytes() == value.tobytes()
+    after = ort.InferenceSession(ir.to_proto(simplified).SerializeToString())
+    assert after.run(None, {"input": x})[0].tobytes() == before[0].tobytes()
+
+
+def test_a_large_constant_that_is_computed_with_is_still_folded():
+    """Transpose of a weight: set aside, it would be computed in every run."""
+    matrix = np.arange(2000, dtype=np.float32).reshape(50, 40)
+    model = load(
+        """
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[batch, 40] input) => (float[batch, 50] logits)
+        {
+            turned = Transpose <perm = [1, 0]> (matrix)
+            logits = MatMul (input, turned)
+        }
+        """
+    )
+    initializer = ir.Value(name="matrix", const_value=ir.tensor(matrix, name="matrix"))
+    initializer.dtype, initializer.shape = ir.DataType.FLOAT, ir.Shape(matrix.shape)
+    model.graph.initializers.add(initializer)
+    model.graph[0].replace_input_with(0, initializer)
+    simplified, _ = simplify(model)
+    assert [node.op_type for node in simplified.graph] == ["MatMul"]
