@@ -56,7 +56,7 @@ def _strict_numpy() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data: a trained ResNet-20 and CIFAR-10 images; absent for most users."""
     if not SHARED_DATA.is_dir():

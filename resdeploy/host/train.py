@@ -1,11 +1,6 @@
 """Train a recipe: stochastic gradient descent with momentum, linear warm-up, cosine decay.
 
-A run directory holds
-
-    recipe.json              what is trained
-    metrics.jsonl            one EpochMetrics a line
-    checkpoint.safetensors   the weights after the last whole epoch, with their record
-    resume.safetensors       those weights again, with the momentum: what `resume` needs
+What a run leaves on disk is described in `resdeploy.host.run_directory`.
 
 Everything random is a function of (seed, epoch), so a run that was stopped and resumed gives the
 same bits as one that was not, on the same machine with the same number of threads. The result is
@@ -14,10 +9,9 @@ the last epoch's, never the best one's: the test samples choose nothing.
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +23,23 @@ from torch import Tensor, nn
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.host.augment import augment_batch, check_augment
-from resdeploy.host.checkpoint import (
-    CHECKPOINT_NAME,
-    load_into,
-    read_tensors,
-    save_checkpoint,
-    write_tensors,
-)
+from resdeploy.host.checkpoint import CHECKPOINT_NAME
 from resdeploy.host.data import Dataset, epoch_order, load_dataset
 from resdeploy.host.networks import build_network, input_shape
-from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import (
-    CheckpointInfo,
-    EpochMetrics,
-    Recipe,
-    TrainReport,
-    TrainSpec,
-    dump_json,
-    load_json,
+from resdeploy.host.run_directory import (
+    check_run_directory,
+    clear_run_directory,
+    restore_state,
+    save_state,
+    write_recipe,
 )
+from resdeploy.preprocess import preprocess_batch
+from resdeploy.schema import EpochMetrics, Recipe, TrainReport, TrainSpec
 
 __all__ = ["clear_run_directory", "evaluate_network", "learning_rate_at", "train"]
 
-RECIPE_NAME = "recipe.json"
-METRICS_NAME = "metrics.jsonl"
-RESUME_NAME = "resume.safetensors"
-
 _EVALUATION_BATCH = 256
 _SMALL_SAMPLE = 1024
-_WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
 OnEpoch = Callable[[EpochMetrics], None]
 OnBatch = Callable[[int, int, float, float], None]
@@ -111,7 +93,7 @@ def train(
     directory = Path(run_directory)
     _check_recipe(recipe)
     target = _open_device(device)
-    _check_directory(directory, recipe, resume=resume)
+    check_run_directory(directory, recipe, resume=resume)
     dataset = load_dataset(recipe.data, recipe.preprocess)
     _check_dataset(dataset, recipe)
     with (
@@ -119,12 +101,12 @@ def train(
         torch.random.fork_rng(devices=_cuda_indices(target)),
     ):
         run = _start(recipe, directory, dataset, target)
-        metrics = _restore(run) if resume else []
+        metrics = restore_state(directory, run.network, run.optimizer) if resume else []
         if not metrics:
-            _write_recipe(directory, recipe)
+            write_recipe(directory, recipe)
         for epoch in range(len(metrics) + 1, recipe.train.epochs + 1):
             metrics.append(_train_epoch(run, epoch, on_batch))
-            _save(run, metrics)
+            save_state(directory, run.network, run.optimizer, recipe=recipe, metrics=metrics)
             if on_epoch is not None:
                 on_epoch(metrics[-1])
     return TrainReport(
@@ -136,37 +118,6 @@ def train(
         num_parameters=sum(p.numel() for p in run.network.parameters()),
         last=metrics[-1],
     )
-
-
-def clear_run_directory(run_directory: str | Path) -> None:
-    """Delete the files of an earlier run, and the directory if nothing else is in it.
-
-    Nothing happens where there is no run; files that `train` did not write are never touched.
-
-    Raises:
-        ResdeployError: the directory holds no run but other files, or cannot be emptied.
-    """
-    directory = Path(run_directory)
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return
-    if not (directory / RECIPE_NAME).is_file():
-        raise ResdeployError(
-            f"The directory holds files and no run (no {RECIPE_NAME}): it is not replaced.",
-            where=str(directory),
-            fix="give another directory, or empty this one yourself",
-        )
-    try:
-        # The recipe last, so that what a failure leaves is still known as a run.
-        for name in (RESUME_NAME, CHECKPOINT_NAME, METRICS_NAME, RECIPE_NAME):
-            for unfinished in directory.glob(f".{name}.*.tmp"):
-                unfinished.unlink(missing_ok=True)
-            (directory / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise ResdeployError(
-            f"The earlier run cannot be removed: {error.strerror}.", where=str(directory)
-        ) from error
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 def learning_rate_at(step: int, num_steps: int, num_warmup: float, peak: float) -> float:
@@ -323,114 +274,6 @@ def _check_finite(value: float, run: _Run, epoch: int, place: str) -> None:
         where=f"{run.directory}, epoch {epoch}, {place}",
         fix=f"lower learning_rate (now {run.recipe.train.learning_rate}) or raise warmup_epochs",
     )
-
-
-# --- state on disk -------------------------------------------------------------------------------
-
-
-def _save(run: _Run, metrics: list[EpochMetrics]) -> None:
-    """Write the state after the last epoch of `metrics`.
-
-    The resume file last: if the process dies before, the epoch is trained again and gives the
-    same bits, and the lines that metrics.jsonl has too many are dropped on resume.
-    """
-    last = metrics[-1]
-    _write_lines(run.directory / METRICS_NAME, metrics)
-    info = CheckpointInfo(
-        model=run.recipe.model,
-        preprocess=run.recipe.preprocess,
-        labels=run.recipe.labels,
-        recipe=run.recipe,
-        epoch=last.epoch,
-        test_accuracy=last.test_accuracy,
-    )
-    save_checkpoint(run.directory / CHECKPOINT_NAME, run.network, info)
-    tensors = {f"{_WEIGHT}{name}": t for name, t in run.network.state_dict().items()}
-    for name, parameter in run.network.named_parameters():
-        momentum = run.optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"{_MOMENTUM}{name}"] = momentum
-    write_tensors(run.directory / RESUME_NAME, tensors, {"epoch": str(last.epoch)})
-
-
-def _write_recipe(directory: Path, recipe: Recipe) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / RECIPE_NAME).write_text(dump_json(recipe), encoding="utf-8")
-    except OSError as error:
-        raise ResdeployError(
-            f"The run directory cannot be written: {error.strerror}.",
-            where=str(directory),
-            fix="give a directory that you may write to",
-        ) from error
-
-
-def _write_lines(path: Path, metrics: list[EpochMetrics]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        "".join(f"{dump_json(line, indent=None)}\n" for line in metrics), encoding="utf-8"
-    )
-    os.replace(temporary, path)
-
-
-def _restore(run: _Run) -> list[EpochMetrics]:
-    """Load the state of the last whole epoch, if there is one, and return the metrics up to it."""
-    path = run.directory / RESUME_NAME
-    if not path.is_file():
-        return []
-    tensors, metadata = read_tensors(path)
-    try:
-        num_epochs = int(metadata["epoch"])
-        lines = (run.directory / METRICS_NAME).read_text(encoding="utf-8").splitlines()
-    except (KeyError, ValueError, OSError) as error:
-        raise ResdeployError(
-            f"The run cannot be resumed: {error}.",
-            where=str(run.directory),
-            fix="train again into another directory",
-        ) from error
-    where = str(run.directory / METRICS_NAME)
-    metrics = [load_json(EpochMetrics, line, where=where) for line in lines[:num_epochs]]
-    if [line.epoch for line in metrics] != list(range(1, num_epochs + 1)):
-        raise ResdeployError(f"The metrics of epochs 1…{num_epochs} are not all here.", where=where)
-    weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)}
-    load_into(run.network, weights, source=str(path))
-    for name, parameter in run.network.named_parameters():
-        if f"{_MOMENTUM}{name}" in tensors:
-            momentum = tensors[f"{_MOMENTUM}{name}"].to(run.device)
-            run.optimizer.state[parameter]["momentum_buffer"] = momentum
-    return metrics
-
-
-def _check_directory(directory: Path, recipe: Recipe, *, resume: bool) -> None:
-    in_use = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if not resume:
-        if in_use:
-            raise ResdeployError(
-                "The run directory is in use.",
-                where=str(directory),
-                fix="resume the run in it, or give another directory",
-            )
-        return
-    path = directory / RECIPE_NAME
-    if not path.is_file():
-        raise ResdeployError(f"There is no run to resume: no {RECIPE_NAME}.", where=str(directory))
-    started = load_json(Recipe, path.read_text(encoding="utf-8"), where=str(path))
-    if _without_path(started) != _without_path(recipe):
-        changed = [
-            name
-            for name in ("name", "model", "data", "preprocess", "train", "labels")
-            if getattr(_without_path(started), name) != getattr(_without_path(recipe), name)
-        ]
-        raise ResdeployError(
-            f"The run was started with another recipe: {', '.join(changed)} differ.",
-            where=str(path),
-            fix="resume with the same recipe, or train into another directory",
-        )
-
-
-def _without_path(recipe: Recipe) -> Recipe:
-    # Data that was moved is still the same data.
-    return replace(recipe, data=replace(recipe.data, path=None))
 
 
 # --- checks --------------------------------------------------------------------------------------
