@@ -39,9 +39,20 @@ def make_golden(
         labels: (N,) int64, or None.
         source: what the module is, for the record.
         inputs_description: what the inputs are, for the record.
+
+    Raises:
+        ResdeployError: the module's outputs are NaN or infinite, in float32 or even in float64.
     """
     reference = run_module(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
-    noise = run_module(module, inputs, dtype=torch.float32).astype(np.float64) - reference
+    own = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    for outputs, precision in ((reference, "float64"), (own, "float32")):
+        if not np.isfinite(outputs).all():
+            raise ResdeployError(
+                f"The model's own outputs are not finite in {precision}, so they prove nothing.",
+                where=f"{source}, {inputs_description}",
+                fix="check the weights and BatchNorm statistics for NaN, and that training ended",
+            )
+    noise = own - reference
     return Golden(
         inputs=inputs,
         reference=reference,

@@ -39,6 +39,18 @@ def test_the_noise_is_the_error_of_float32():
     assert 0 < golden.noise_l2.max() < 1e-5
 
 
+@pytest.mark.parametrize(("scale", "precision"), [(1e39, "float32"), (1e308, "float64")])
+def test_refuses_a_model_that_overflows(scale, precision):
+    class Large(nn.Module):
+        def forward(self, x):
+            return x * 16 * scale
+
+    with pytest.raises(ResdeployError, match=f"not finite in {precision}"):
+        make_golden(
+            Large(), synthetic_inputs((5,), num_inputs=4), source="s", inputs_description="i"
+        )
+
+
 def test_synthetic_inputs_are_seeded():
     a, b = (synthetic_inputs((2, 3), num_inputs=4) for _ in range(2))
     assert a.tobytes() == b.tobytes()
