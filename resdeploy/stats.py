@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "STABLE_SHIFT_LIMIT",
+    "STABLE_TAIL_LIMIT",
     "LatencySummary",
     "bootstrap_interval",
     "is_stable",
@@ -23,6 +24,9 @@ __all__ = [
 # Differences between two configurations that are worth acting on start at a few percent; a run
 # that moves by more than this within itself cannot show them.
 STABLE_SHIFT_LIMIT = 0.05
+
+# With one run in ten beyond this many medians, p90 and p99 are those of whatever interrupted it.
+STABLE_TAIL_LIMIT = 2.0
 
 # Five runs in each quarter: fewer, and one interrupted run moves a quarter's median.
 _MIN_RUNS_TO_JUDGE = 20
@@ -148,10 +152,11 @@ def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:
     2. the median of the second half differs from that of the first by more than
        `STABLE_SHIFT_LIMIT` (a clock that changed, another program that started);
     3. the medians of the four quarters rise, or fall, all the way, and the last differs from the
-       first by more than that limit (a chip that warms up, a warm-up that was too short).
+       first by more than that limit (a chip that warms up, a warm-up that was too short);
+    4. p90 is more than `STABLE_TAIL_LIMIT` times the median (something else runs on the machine).
 
-    Medians, so that a few interrupted runs do not count. What it cannot see: a machine that is
-    slowed evenly throughout, or changes faster than a quarter of the run.
+    Medians and p90, so that a few interrupted runs do not count. What it cannot see: a machine that
+    is slowed evenly throughout, or changes faster than a quarter of the run.
     """
     if len(latencies_ns) < _MIN_RUNS_TO_JUDGE:
         return False, f"{len(latencies_ns)} runs are too few to judge ({_MIN_RUNS_TO_JUDGE} needed)"
@@ -164,6 +169,9 @@ def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:
     drift = quarters[-1] / quarters[0] - 1
     if abs(drift) > STABLE_SHIFT_LIMIT and (np.all(steps > 0) or np.all(steps < 0)):
         return False, f"the latency drifts: it ends {_faster_or_slower(drift)} than it began"
+    tail = percentile(latencies_ns, 90) / percentile(latencies_ns, 50)
+    if tail > STABLE_TAIL_LIMIT:
+        return False, f"one run in ten takes {tail:.1f} times the median or more"
     return True, ""
 
 

@@ -197,6 +197,16 @@ def test_a_slow_drift_that_the_halves_do_not_show_is_seen():
     assert "slower" in reason
 
 
+def test_a_run_that_is_interrupted_all_the_time_is_seen():
+    """Seen on a busy machine: median 0.76 ms, p90 8.8 ms, the same in both halves."""
+    values = noise(200)
+    values[::8] *= 10
+    stable, reason = is_stable(as_ns(values))
+    assert not stable
+    assert "one run in ten takes" in reason
+    assert "times the median" in reason
+
+
 def test_too_few_runs_are_not_called_stable():
     stable, reason = is_stable([1_000_000] * 19)
     assert not stable

@@ -4,8 +4,6 @@ Ours are safetensors files whose metadata entry `resdeploy` holds a `CheckpointI
 alone, complete in one file. Files from elsewhere are read as data too, or not at all.
 """
 
-import contextlib
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +11,11 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write
 from resdeploy.host.networks import ARCHITECTURES, build_network
 from resdeploy.schema import CheckpointInfo, ModelSpec, dump_json, load_json
 
@@ -86,25 +85,18 @@ def is_own_checkpoint(path: str | Path) -> bool:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file to a temporary name beside `path`, then rename it.
+    """Write a safetensors file, whole or not at all, in place of one that is there.
 
     Raises:
         ResdeployError: the file cannot be written; then `path` is as it was.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Copies, as safetensors refuses tensors that share memory (tied weights).
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    try:
-        save_file(copies, temporary, metadata=dict(metadata))
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ResdeployError(f"The file cannot be written: {error}.", where=str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with atomic_write(Path(path), force=True) as temporary:
+        # Not save_file: it makes files that only their owner may read.
+        temporary.write_bytes(save(copies, metadata=dict(metadata)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

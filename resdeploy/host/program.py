@@ -33,7 +33,11 @@ class ProgramEditor:
         self._tensors: dict[str, Any] = {**program.state_dict, **program.constants}
         signature = program.graph_signature
         self._specs = {spec.arg.name: spec for spec in signature.input_specs}
-        self._mutated = set(signature.buffers_to_mutate.values())
+        self._mutated = {
+            *signature.buffers_to_mutate.values(),
+            # torch 2.9 has no mutated parameters to tell of
+            *getattr(signature, "parameters_to_mutate", {}).values(),
+        }
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether a node is a parameter or buffer that no call of the model changes."""

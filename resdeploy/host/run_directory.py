@@ -9,7 +9,7 @@ A run directory holds
 """
 
 import contextlib
-import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write
 from resdeploy.host.checkpoint import (
     CHECKPOINT_NAME,
     load_into,
@@ -61,8 +62,8 @@ def clear_run_directory(run_directory: str | Path) -> None:
     try:
         # The recipe last, so that what a failure leaves is still known as a run.
         for name in (RESUME_NAME, CHECKPOINT_NAME, METRICS_NAME, RECIPE_NAME):
-            for unfinished in directory.glob(f".{name}.*.tmp"):
-                unfinished.unlink(missing_ok=True)
+            for unfinished in directory.glob(f".{name}.*"):  # left by a killed process
+                shutil.rmtree(unfinished)
             (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResdeployError(
@@ -125,17 +126,9 @@ def write_recipe(directory: Path, recipe: Recipe) -> None:
 
 
 def _write_lines(path: Path, metrics: list[EpochMetrics]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     lines = "".join(f"{dump_json(line, indent=None)}\n" for line in metrics)
-    try:
+    with atomic_write(path, force=True) as temporary:
         temporary.write_text(lines, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ResdeployError(
-            f"The metrics cannot be written: {error.strerror}.",
-            where=str(path),
-            fix="make room, then resume the run",
-        ) from error
 
 
 def restore_state(

@@ -44,6 +44,8 @@ def trace(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
             return _functionalise(program)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # torch.export has no common base for what it raises
         raise UnsupportedModelError(
             f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}",
@@ -67,15 +69,17 @@ def module_path(node: fx.Node) -> str:
 def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Replace in-place operations by functional ones.
 
-    The common kind, `relu_` on a fresh value that nobody else reads, is renamed in place: torch's
-    own functionalisation retraces the whole graph, which costs more than the trace itself. Any
-    other kind (views, buffers, values read twice) goes that way.
+    The common kind, `relu_` on a value that nobody else reads, is renamed in place: torch's own
+    functionalisation retraces the whole graph, which costs more than the trace itself. Any other
+    kind (views, buffers, values read twice) goes that way.
     """
     mutating = [node for node in program.graph.nodes if _mutates(node)]
     if not mutating:
         return program
     replacements = [_functional_twin(node) for node in mutating]
     if any(twin is None for twin in replacements):
+        for node in mutating:
+            _refuse_untracked_alias(node)
         return cast(torch.export.ExportedProgram, program.run_decompositions({}))
     for node, twin in zip(mutating, replacements, strict=True):
         node.target = twin
@@ -98,30 +102,60 @@ def _functional_twin(node: fx.Node) -> Any:
     )
     if twin is None or not name.endswith("_") or not isinstance(mutated, fx.Node):
         return None
-    fresh = mutated.op == "call_function" and not _may_alias(mutated)
     only_reader = list(mutated.users) == [node] and node.all_input_nodes.count(mutated) == 1
     same_arguments = [a.name for a in twin._schema.arguments] == [
         a.name for a in target._schema.arguments
     ]
-    return twin if fresh and only_reader and same_arguments else None
+    return twin if _is_fresh(mutated) and only_reader and same_arguments else None
 
 
-# Return a view or their own input, depending on strides or dtypes; the schema does not say so.
-_SOMETIMES_ALIAS = {"reshape", "flatten", "contiguous", "to", "dropout", "feature_dropout"}
+# Return memory of their own, always.
+_FRESH = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear"),
+        *("conv_transpose3d", "matmul", "batch_norm", "layer_norm", "group_norm", "instance_norm"),
+        *("add", "sub", "mul", "div", "relu", "sigmoid", "clone", "cat"),
+        *("max_pool2d", "avg_pool2d"),
+    )
+)
+
+# May return their own input though their schema does not say so, which torch's functionalisation
+# goes by: it would lose the change that an in-place operation then makes to that input.
+_UNTRACKED_ALIASES = frozenset(
+    f"aten::{name}" for name in ("dropout", "feature_dropout", "alpha_dropout", "type_as", "einsum")
+)
 
 
-def _may_alias(node: fx.Node) -> bool:
-    """Whether a node's value may share memory with another value."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether no other value of the graph shares memory with this node's."""
+    if node.op != "call_function":
+        return False
+    first = node.args[0] if node.args else None
+    if _mutates(node):  # its value is the memory of its first argument
+        return isinstance(first, fx.Node) and _is_fresh(first)
+    if _schema_name(node) in _FRESH:
         return True
-    if _mutates(node):
-        # Its value is the memory of its first argument, which is fresh or was refused before.
-        first = node.args[0]
-        return not isinstance(first, fx.Node) or first.op != "call_function" or _may_alias(first)
-    name = schema.name.removeprefix("aten::")
-    aliases = any(value.alias_info is not None for value in schema.returns)
-    return aliases or name in _SOMETIMES_ALIAS
+    # A view of a fresh value, or that value itself, is as good if nothing else reads the value.
+    return isinstance(first, fx.Node) and list(first.users) == [node] and _is_fresh(first)
+
+
+def _refuse_untracked_alias(node: fx.Node) -> None:
+    """Raise if `node` changes a value that it reads by way of an operation torch thinks copies."""
+    value: Any = node.args[0]
+    while isinstance(value, fx.Node) and not _is_fresh(value):
+        if _schema_name(value) in _UNTRACKED_ALIASES:
+            raise UnsupportedModelError(
+                f"The in-place operation `{node.name}` changes a value that is read elsewhere.",
+                where=module_path(node) or node.name,
+                fix="use the operation that returns a new value, such as x + y for x += y",
+            )
+        value = value.args[0] if value.args else None
+
+
+def _schema_name(node: fx.Node) -> str | None:
+    schema = getattr(node.target, "_schema", None)
+    return None if schema is None else str(schema.name)
 
 
 def _first_line(error: Exception) -> str:

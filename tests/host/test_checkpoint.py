@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resdeploy.errors import ResdeployError
-from resdeploy.host import checkpoint
 from resdeploy.host.checkpoint import (
     is_own_checkpoint,
     load_checkpoint,
@@ -76,19 +76,20 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     save_checkpoint(path, {"w": torch.zeros(2)}, INFO)
     before = path.read_bytes()
 
-    def fill_the_disk(tensors, filename, metadata):
-        filename.write_bytes(b"half a")
+    def fill_the_disk(self, content):
+        with self.open("wb") as file:
+            file.write(content[:6])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
-    with pytest.raises(ResdeployError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(ResdeployError, match="no space left"):
         save_checkpoint(path, {"w": torch.ones(2)}, INFO)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ResdeployError, match="cannot be written"):
+    with pytest.raises(ResdeployError, match="does not exist"):
         save_checkpoint(tmp_path / "no" / "a.safetensors", {"w": torch.zeros(1)}, INFO)
 
 

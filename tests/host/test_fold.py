@@ -129,6 +129,45 @@ def test_an_in_place_change_through_a_view_is_seen():
     assert "not from a convolution" in reasons(folded)["bn"]
 
 
+def test_refuses_an_in_place_change_that_torch_loses():
+    """In eval mode dropout returns its own input; torch's functionalisation takes it for a copy."""
+
+    class Aliased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.drop = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Dropout()
+
+        def forward(self, x):
+            y = self.conv(x)
+            self.drop(y).add_(1)
+            return self.bn(y)
+
+    with pytest.raises(UnsupportedModelError, match="changes a value that is read elsewhere"):
+        fold_batchnorm(lively(Aliased()), (IMAGES,))
+
+
+def test_an_in_place_activation_after_dropout_is_harmless():
+    chain = Chain(
+        conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6), drop=nn.Dropout(), relu=nn.ReLU(inplace=True)
+    )
+    assert fold_and_compare(chain, IMAGES).report.complete
+
+
+def test_a_weight_changed_in_place_is_not_a_constant():
+    class Drifting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+            self.register_buffer("kernel", torch.randn(6, 4, 1, 1))
+
+        def forward(self, x):
+            self.kernel.mul_(0.5)
+            return self.bn(F.conv2d(x, self.kernel))
+
+    folded = fold_batchnorm(lively(Drifting()), (IMAGES,))
+    assert "computed at run time" in reasons(folded)["bn"]
+
+
 def test_a_layer_called_twice_gets_weights_for_each_call():
     class Siamese(nn.Module):
         def __init__(self):

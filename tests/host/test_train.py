@@ -424,7 +424,9 @@ def test_the_number_of_threads_is_one_for_small_samples_and_put_back(recipe, tmp
 
 def test_clearing_removes_a_run_and_nothing_else(recipe, tmp_path):
     train(change(recipe, epochs=2), tmp_path / "run")
-    (tmp_path / "run" / ".metrics.jsonl.17.tmp").write_text("left by a killed process")
+    left = tmp_path / "run" / ".metrics.jsonl.x7"
+    left.mkdir()
+    (left / "metrics.jsonl").write_text("left by a killed process")
     clear_run_directory(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     clear_run_directory(tmp_path / "run")
