@@ -6,11 +6,11 @@ import click
 
 from resdeploy.cli.export import parse_batch
 from resdeploy.cli.options import (
+    SourceOptions,
     force_option,
     json_option,
     output_option,
     source_options,
-    source_spec,
 )
 
 
@@ -30,11 +30,7 @@ from resdeploy.cli.options import (
 def bundle(
     source: Path | None,
     output: Path,
-    arch: str | None,
-    arch_options: tuple[str, ...],
-    factory: str | None,
-    input_shape: str | None,
-    recipe: str | None,
+    source_of: SourceOptions,
     name: str | None,
     data: str | None,
     num_inputs: int,
@@ -60,18 +56,10 @@ def bundle(
     from resdeploy.host.make_bundle import make_bundle
     from resdeploy.schema import ExportSpec
 
-    spec = source_spec(
-        source,
-        arch=arch,
-        arch_options=arch_options,
-        factory=factory,
-        input_shape=input_shape,
-        recipe=recipe,
-    )
     chosen = None if data is None else parse_data(data)
     with show_stages("bundle") as on_stage:
         on_stage("golden reference")
-        model = load_source(spec)
+        model = load_source(source_of(source))
         golden = golden_for(model, data=chosen, num_inputs=num_inputs)
         manifest = make_bundle(
             model,

@@ -6,11 +6,11 @@ from typing import Literal
 import click
 
 from resdeploy.cli.options import (
+    SourceOptions,
     force_option,
     json_option,
     output_option,
     source_options,
-    source_spec,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 
@@ -29,11 +29,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 def export(
     source: Path | None,
     output: Path,
-    arch: str | None,
-    arch_options: tuple[str, ...],
-    factory: str | None,
-    input_shape: str | None,
-    recipe: str | None,
+    source_of: SourceOptions,
     opset: int,
     batch: str,
     no_fold: bool,
@@ -55,17 +51,9 @@ def export(
     from resdeploy.host.export import export_onnx
     from resdeploy.schema import ExportSpec
 
-    spec = source_spec(
-        source,
-        arch=arch,
-        arch_options=arch_options,
-        factory=factory,
-        input_shape=input_shape,
-        recipe=recipe,
-    )
     with show_stages("export") as on_stage:
         on_stage("load")
-        model = load_source(spec)
+        model = load_source(source_of(source))
         report = export_onnx(
             model,
             ExportSpec(opset=opset, batch=parse_batch(batch), fold=not no_fold),

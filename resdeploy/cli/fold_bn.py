@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import force_option, json_option, source_options, source_spec
+from resdeploy.cli.options import SourceOptions, force_option, json_option, source_options
 from resdeploy.errors import EXIT_CHECK_FAILED
 
 
@@ -21,11 +21,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 def fold_bn(
     source: Path | None,
     output: Path | None,
-    arch: str | None,
-    arch_options: tuple[str, ...],
-    factory: str | None,
-    input_shape: str | None,
-    recipe: str | None,
+    source_of: SourceOptions,
     dry_run: bool,
     strict: bool,
     force: bool,
@@ -45,16 +41,8 @@ def fold_bn(
     from resdeploy.host.build import load_source
     from resdeploy.host.fold_checkpoint import fold_checkpoint
 
-    spec = source_spec(
-        source,
-        arch=arch,
-        arch_options=arch_options,
-        factory=factory,
-        input_shape=input_shape,
-        recipe=recipe,
-    )
     with show_stages("fold-bn"):
-        report = fold_checkpoint(load_source(spec), output, force=force)
+        report = fold_checkpoint(load_source(source_of(source)), output, force=force)
     emit(report, as_json=as_json)
     if strict and not report.complete:
         raise SystemExit(EXIT_CHECK_FAILED)

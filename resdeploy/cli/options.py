@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,12 +11,12 @@ import click
 from resdeploy.schema import SourceSpec
 
 __all__ = [
+    "SourceOptions",
     "force_option",
     "json_option",
     "output_option",
     "provider_option",
     "source_options",
-    "source_spec",
     "threads_option",
 ]
 
@@ -42,61 +44,89 @@ def output_option(help_text: str) -> Callable[[Command], Command]:
     )
 
 
-def source_options(command: Command) -> Command:
-    """Add the options that say what a trained model is."""
-    for option in reversed(
-        (
-            click.option("--arch", help="The network that weights from elsewhere belong to."),
-            click.option(
-                "--arch-option",
-                "arch_options",
-                multiple=True,
-                metavar="NAME=VALUE",
-                help="An option of --arch, such as shortcut=B.",
-            ),
-            click.option(
-                "--model",
-                "factory",
-                metavar="PACKAGE.MODULE:FUNCTION",
-                help="A function that returns a torch module of yours; its code is run.",
-            ),
-            click.option(
-                "--input",
-                "input_shape",
-                metavar="C,H,W",
-                help="Shape of one sample, for --model and for other image sizes.",
-            ),
-            click.option(
-                "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
-            ),
+class SourceOptions:
+    """What the user said, beside its path, about the trained model to work on."""
+
+    def __init__(
+        self,
+        *,
+        arch: str | None,
+        arch_options: tuple[str, ...],
+        factory: str | None,
+        input_shape: str | None,
+        recipe: str | None,
+    ) -> None:
+        self._spec = SourceSpec(
+            arch=arch,
+            options=dict(map(_parse_option, arch_options)),
+            factory=factory,
+            input_shape=None if input_shape is None else _parse_shape(input_shape),
+            recipe=recipe,
         )
-    ):
-        command = option(command)
-    return command
+
+    @property
+    def given(self) -> bool:
+        """Whether any of the options was used."""
+        return self._spec != SourceSpec()
+
+    def __call__(self, path: Path | None) -> SourceSpec:
+        """Return the request for the model at `path`, or for the factory's where that is None."""
+        return dataclasses.replace(self._spec, path=None if path is None else str(path))
 
 
-def source_spec(
-    path: Path | None,
-    *,
-    arch: str | None,
-    arch_options: tuple[str, ...],
-    factory: str | None,
-    input_shape: str | None,
-    recipe: str | None,
-) -> SourceSpec:
-    """Return what the options of `source_options` ask for.
+_SOURCE_OPTIONS = (
+    click.option("--arch", help="The network that weights from elsewhere belong to."),
+    click.option(
+        "--arch-option",
+        "arch_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of --arch, such as shortcut=B.",
+    ),
+    click.option(
+        "--model",
+        "factory",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="A function that returns a torch module of yours; its code is run.",
+    ),
+    click.option(
+        "--input",
+        "input_shape",
+        metavar="C,H,W",
+        help="Shape of one sample, for --model and for other image sizes.",
+    ),
+    click.option(
+        "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
+    ),
+)
 
-    Raises:
-        click.BadParameter: an option is not of the form it must be.
-    """
-    return SourceSpec(
-        path=None if path is None else str(path),
-        arch=arch,
-        options=dict(map(_parse_option, arch_options)),
-        factory=factory,
-        input_shape=None if input_shape is None else _parse_shape(input_shape),
-        recipe=recipe,
-    )
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a trained model is; the command gets them as `source_of`."""
+
+    @functools.wraps(command)
+    def with_source(
+        *,
+        arch: str | None,
+        arch_options: tuple[str, ...],
+        factory: str | None,
+        input_shape: str | None,
+        recipe: str | None,
+        **others: Any,
+    ) -> Any:
+        source_of = SourceOptions(
+            arch=arch,
+            arch_options=arch_options,
+            factory=factory,
+            input_shape=input_shape,
+            recipe=recipe,
+        )
+        return command(source_of=source_of, **others)
+
+    decorated: Callable[..., Any] = with_source
+    for option in reversed(_SOURCE_OPTIONS):
+        decorated = option(decorated)
+    return decorated
 
 
 def _parse_option(text: str) -> tuple[str, str]:

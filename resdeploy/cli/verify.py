@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.options import (
+    SourceOptions,
     json_option,
     provider_option,
     source_options,
-    source_spec,
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
@@ -37,11 +37,7 @@ def verify(
     model_file: Path,
     reference: Path | None,
     golden_file: Path | None,
-    arch: str | None,
-    arch_options: tuple[str, ...],
-    factory: str | None,
-    input_shape: str | None,
-    recipe: str | None,
+    source_of: SourceOptions,
     providers: tuple[str, ...],
     data: str | None,
     num_inputs: int | None,
@@ -58,7 +54,7 @@ def verify(
         resdeploy verify digits.onnx --reference runs/digits --data digits
         resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 --provider cuda
     """
-    if golden_file is not None and (reference or factory or data or num_inputs):
+    if golden_file is not None and (reference or data or num_inputs or source_of.given):
         raise click.UsageError("--golden has its own inputs and reference")
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
@@ -80,16 +76,10 @@ def verify(
             from resdeploy.host.data import parse_data
             from resdeploy.host.golden import golden_for
 
-            spec = source_spec(
-                reference,
-                arch=arch,
-                arch_options=arch_options,
-                factory=factory,
-                input_shape=input_shape,
-                recipe=recipe,
-            )
             chosen = None if data is None else parse_data(data)
-            golden = golden_for(load_source(spec), data=chosen, num_inputs=num_inputs)
+            golden = golden_for(
+                load_source(source_of(reference)), data=chosen, num_inputs=num_inputs
+            )
         on_stage("run")
         report = verify_sessions(model_file, golden, sessions)
     emit(report, as_json=as_json)

@@ -120,6 +120,15 @@ def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp
     assert report.golden.num_inputs == 3
 
 
+@pytest.mark.parametrize(
+    "extra", [("--reference", "x"), ("--data", "digits"), ("--arch", "resnet18")]
+)
+def test_a_golden_file_excludes_what_it_would_ignore(run, exported, extra):
+    result = run("verify", exported, "--golden", "golden.npz", *extra)
+    assert result.exit_code == 2
+    assert "has its own inputs and reference" in result.stderr
+
+
 def test_bench_keeps_every_latency_in_its_record(run, exported):
     result = run("bench", exported, "--runs", 30, "--warmup", 5, "--batch", 2, "--json")
     record = load_json(BenchResult, result.stdout, where="stdout")
