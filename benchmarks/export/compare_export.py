@@ -55,6 +55,8 @@ onnx.save(simplified, out)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
 def main(pairs: int, json_path: Path | None) -> None:
     """Time both, in turn, and print the ratio pair by pair."""
+    from resdeploy.host.export import stage_versions
+
     environment = read_environment()
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "resnet50.pth"
@@ -82,6 +84,7 @@ def main(pairs: int, json_path: Path | None) -> None:
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),
         "environment": to_json(environment),
+        "versions": stage_versions(),
     }
     for name, values in seconds.items():
         click.echo(f"{name:10} median {statistics.median(values):6.2f} s  min {min(values):6.2f} s")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import json_option, threads_option
+from resdeploy.cli.options import json_option, tf32_option, threads_option
 
 
 @click.command()
@@ -14,6 +14,7 @@ from resdeploy.cli.options import json_option, threads_option
 @click.option("--warmup", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--runs", default=200, show_default=True, type=click.IntRange(min=1))
 @threads_option
+@tf32_option
 @json_option
 def bench(
     model: Path,
@@ -22,6 +23,7 @@ def bench(
     warmup: int,
     runs: int,
     threads: int | None,
+    tf32: bool,
     as_json: bool,
 ) -> None:
     """Time MODEL on this machine, warm-up apart; --json keeps every latency.
@@ -39,7 +41,7 @@ def bench(
     from resdeploy.target.bench import bench as run_bench
 
     spec = BenchSpec(
-        session=SessionSpec(provider=provider, num_threads=threads),
+        session=SessionSpec(provider=provider, num_threads=threads, use_tf32=tf32),
         batch_size=batch,
         num_warmup=warmup,
         num_runs=runs,

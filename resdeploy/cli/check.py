@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import json_option, provider_option, threads_option
+from resdeploy.cli.options import json_option, provider_option, tf32_option, threads_option
 from resdeploy.errors import EXIT_CHECK_FAILED
 
 
@@ -12,8 +12,11 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 @click.argument("bundle", type=click.Path(path_type=Path))
 @provider_option
 @threads_option
+@tf32_option
 @json_option
-def check(bundle: Path, providers: tuple[str, ...], threads: int | None, as_json: bool) -> None:
+def check(
+    bundle: Path, providers: tuple[str, ...], threads: int | None, tf32: bool, as_json: bool
+) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
     Nothing is run if a single byte differs from what was packed.
@@ -27,7 +30,7 @@ def check(bundle: Path, providers: tuple[str, ...], threads: int | None, as_json
     from resdeploy.schema import SessionSpec
     from resdeploy.target.check import check_bundle
 
-    specs = [SessionSpec(provider=name, num_threads=threads) for name in providers]
+    specs = [SessionSpec(provider=name, num_threads=threads, use_tf32=tf32) for name in providers]
     report = check_bundle(bundle, specs)
     emit(report, as_json=as_json)
     if not report.passed:

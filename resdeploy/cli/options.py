@@ -17,6 +17,7 @@ __all__ = [
     "output_option",
     "provider_option",
     "source_options",
+    "tf32_option",
     "threads_option",
 ]
 
@@ -34,6 +35,11 @@ provider_option = click.option(
     default=("cpu",),
     show_default=True,
     help="Where to run: cpu, cuda. May be given several times.",
+)
+
+
+tf32_option = click.option(
+    "--tf32", is_flag=True, help="On CUDA, let convolutions round their inputs to 10 bits."
 )
 
 

@@ -9,6 +9,7 @@ from resdeploy.cli.options import (
     json_option,
     provider_option,
     source_options,
+    tf32_option,
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
@@ -32,6 +33,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
     "--num-inputs", type=click.IntRange(min=1), help="How many inputs.  [default: 32, or all data]"
 )
 @threads_option
+@tf32_option
 @json_option
 def verify(
     model_file: Path,
@@ -42,6 +44,7 @@ def verify(
     data: str | None,
     num_inputs: int | None,
     threads: int | None,
+    tf32: bool,
     as_json: bool,
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
@@ -64,7 +67,9 @@ def verify(
     with show_stages("verify") as on_stage:
         on_stage("open sessions")
         # Before the reference, which takes longer: a provider that does not start ends it here.
-        specs = [SessionSpec(provider=name, num_threads=threads) for name in providers]
+        specs = [
+            SessionSpec(provider=name, num_threads=threads, use_tf32=tf32) for name in providers
+        ]
         sessions = open_sessions(model_file, specs)
         on_stage("float64 reference")
         if golden_file is not None:

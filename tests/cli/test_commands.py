@@ -137,6 +137,19 @@ def test_bench_keeps_every_latency_in_its_record(run, exported):
     assert record.input_shape == (2, 1, 8, 8)
 
 
+def test_tf32_is_off_unless_asked_for(run, exported):
+    off, on = (
+        load_json(
+            BenchResult,
+            run("bench", exported, "--runs", 1, "--json", *flag).stdout,
+            where="stdout",
+        )
+        for flag in ((), ("--tf32",))
+    )
+    assert not off.spec.session.use_tf32
+    assert on.spec.session.use_tf32
+
+
 def test_bench_prints_percentiles(run, exported):
     result = run("bench", exported, "--runs", 30)
     assert result.exit_code == 0, result.output

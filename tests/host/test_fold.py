@@ -168,6 +168,22 @@ def test_a_weight_changed_in_place_is_not_a_constant():
     assert "computed at run time" in reasons(folded)["bn"]
 
 
+def test_a_weight_that_changes_after_each_call_is_not_a_constant():
+    class Decaying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(6)
+            self.register_buffer("kernel", torch.randn(6, 4, 1, 1))
+
+        def forward(self, x):
+            y = self.bn(F.conv2d(x, self.kernel))
+            self.kernel.mul_(0.5)
+            return y
+
+    folded = fold_batchnorm(lively(Decaying()), (IMAGES,))
+    assert "computed at run time" in reasons(folded)["bn"]
+
+
 def test_a_layer_called_twice_gets_weights_for_each_call():
     class Siamese(nn.Module):
         def __init__(self):
@@ -321,6 +337,19 @@ def test_refuses_a_weight_computed_at_run_time():  # 5
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 1))
     folded = fold_and_compare(Chain(conv=conv, bn=nn.BatchNorm2d(6)), IMAGES)
     assert reasons(folded)["bn"] == "the weight of `conv` (conv2d) is computed at run time"
+
+
+def test_refuses_a_bias_computed_at_run_time():  # 5
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            return self.bn(F.conv2d(x, self.conv.weight, self.conv.bias * x.mean()))
+
+    folded = fold_and_compare(lively(Biased()), IMAGES)
+    assert reasons(folded)["bn"].endswith("is computed at run time")
 
 
 def test_a_hook_on_the_convolution_is_seen():
