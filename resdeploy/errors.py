@@ -19,6 +19,7 @@ from typing import ClassVar
 __all__ = [
     "EXIT_BUG",
     "EXIT_CHECK_FAILED",
+    "EXIT_INTERRUPTED",
     "EXIT_PASSED",
     "BundleError",
     "EnvironmentLacksError",
@@ -32,6 +33,7 @@ __all__ = [
 EXIT_PASSED = 0
 EXIT_CHECK_FAILED = 1
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class ReportedError(Exception):

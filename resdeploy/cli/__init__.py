@@ -16,7 +16,7 @@ from resdeploy.cli.export import export
 from resdeploy.cli.fold_bn import fold_bn
 from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
-from resdeploy.errors import EXIT_BUG, MissingExtraError, ReportedError
+from resdeploy.errors import EXIT_BUG, EXIT_INTERRUPTED, MissingExtraError, ReportedError
 
 __all__ = ["cli", "main"]
 
@@ -34,8 +34,11 @@ class _ReportingGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half done was kept", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
         except ReportedError as error:
             _report(ctx, error)
         except ModuleNotFoundError as error:
@@ -63,6 +66,7 @@ def cli() -> None:
         2   the input or the request is wrong
         3   this machine lacks what was asked for
         70  a bug in resdeploy
+        130 interrupted
     """
 
 

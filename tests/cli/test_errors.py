@@ -144,6 +144,17 @@ def test_cuda_where_there_is_none_is_exit_3_and_nothing_runs_on_the_cpu(
     assert "pip install" in fix
 
 
+def test_an_interrupted_command_leaves_nothing_and_exits_130(run, checkpoint, folder, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resdeploy.host.export.verify_model", interrupt)
+    result = run("export", checkpoint, "-o", folder / "model.onnx")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_a_bug_is_exit_70_and_says_so(run, exported, monkeypatch):
     monkeypatch.setattr("resdeploy.target.bench.bench", lambda *_, **__: 1 / 0)
     result = run("bench", exported)
