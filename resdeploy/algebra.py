@@ -1,35 +1,54 @@
-"""Fold a BatchNorm into the affine layer before it.
+"""Fold a BatchNorm, or any affine map per channel, into the affine layer before or after it.
 
 At inference a BatchNorm is one fixed affine map per channel c (Ioffe & Szegedy 2015, Alg. 2):
 
     BN(y)[c] = gamma[c] * (y[c] - mean[c]) / sqrt(var[c] + eps) + beta[c]
+             = scale[c] * y[c] + shift[c]
 
-Let y = W x + b be a convolution or a linear layer, and scale[c] = gamma[c] / sqrt(var[c] + eps).
-Then BN(W x + b) is again one affine layer W' x + b':
+Let y = W x + b be a convolution or a linear layer. A map after it, and a map before it, each leave
+one affine layer:
 
-    W'[c] = scale[c] * W[c]
-    b'[c] = scale[c] * (b[c] - mean[c]) + beta[c]
+    scale * (W x + b) + shift      ==  (scale W) x + (scale * b + shift)
+    W (scale * x + shift) + b      ==  (W scale) x + (W shift + b)
 
-Zero padding does no harm: the zeros enter x, before W. The other order, BN then conv, does not fold
-into a padded conv, since BN makes those zeros beta - scale * mean.
+Zero padding does no harm to the first: the zeros enter x, before W. The second does not hold for a
+padded convolution unless shift is 0, since the map makes those zeros shift.
 
-Everything is computed in float64 and rounded once to the type of the weights. Rounding the scale
-first, as the usual float32 fold does, makes an error common to all weights of a channel, which does
-not average out: it doubles the error of the outputs.
+Any number of such maps leaves the form (out_scale W in_scale) x + bias, which is what an
+`AffineEdit` holds. Scales and biases are kept in extended precision, products are formed in
+float64, and every weight is rounded once, at the end, to the type it is stored in. Rounding the
+scale first, as the usual float32 fold does, makes an error common to all weights of a channel,
+which does not average out: it doubles the error of the outputs.
 
-Suffixes: C = channels of the BatchNorm.
+Suffixes: C = channels of the map, O and I = output and input channels of the layer, G = groups, R =
+all but the first axis, K = taps of the kernel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BatchNormParams", "FoldedAffine", "NonFiniteFoldError", "fold_batchnorm", "round_once"]
+__all__ = [
+    "AffineEdit",
+    "BatchNormParams",
+    "FoldedAffine",
+    "LayerShape",
+    "NonFiniteFoldError",
+    "apply_edit",
+    "fold_batchnorm",
+    "map_after",
+    "map_before",
+    "no_edit",
+    "round_once",
+    "scale_and_shift",
+]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Float64Array = npt.NDArray[np.float64]
+# Extended where the machine has it (64 or 113 bits of precision), float64 where not.
+ExtendedArray = npt.NDArray[np.longdouble]
 
 # Smallest normal number, and bits of precision, of each storage type.
 _FORMATS = {
@@ -81,6 +100,133 @@ class FoldedAffine:
     num_flushed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """How a weight is laid out: (O, I/G, ...) as in a convolution, (I, O/G, ...) if transposed."""
+
+    groups: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AffineEdit:
+    """What has been folded into a layer so far: it computes (out_scale W in_scale) x + bias.
+
+    Attributes:
+        out_scale: (O,).
+        in_scale: (I,), or None where nothing was folded from before the layer.
+        bias: (O,).
+    """
+
+    out_scale: ExtendedArray
+    in_scale: ExtendedArray | None
+    bias: ExtendedArray
+
+
+def scale_and_shift(bn: BatchNormParams) -> tuple[ExtendedArray, ExtendedArray]:
+    """Return (scale, shift), each (C,), with BN(y) == scale * y + shift.
+
+    Raises:
+        NonFiniteFoldError: either is NaN or infinite; the message names the first such channel.
+    """
+    mean_C, var_C = np.asarray(bn.mean, np.longdouble), np.asarray(bn.var, np.longdouble)
+    gamma_C = np.ones_like(mean_C) if bn.gamma is None else np.asarray(bn.gamma, np.longdouble)
+    beta_C = np.zeros_like(mean_C) if bn.beta is None else np.asarray(bn.beta, np.longdouble)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale_C = gamma_C / np.sqrt(var_C + np.longdouble(bn.eps))
+        shift_C = beta_C - mean_C * scale_C
+    bad = np.flatnonzero(~(np.isfinite(scale_C) & np.isfinite(shift_C)))
+    if bad.size:
+        c = int(bad[0])
+        raise NonFiniteFoldError(
+            f"channel {c} has no finite scale and shift (gamma {gamma_C[c]:g}, beta {beta_C[c]:g}, "
+            f"mean {mean_C[c]:g}, var {var_C[c]:g}, eps {bn.eps:g})"
+        )
+    return scale_C, shift_C
+
+
+def no_edit(num_outputs: int, bias: FloatArray | None) -> AffineEdit:
+    """Return the edit of a layer into which nothing was folded; `bias` is (O,) or None."""
+    ones = np.ones(num_outputs, np.longdouble)
+    return AffineEdit(
+        out_scale=ones,
+        in_scale=None,
+        bias=0 * ones if bias is None else np.asarray(bias, np.longdouble),
+    )
+
+
+def map_after(edit: AffineEdit, scale_O: ExtendedArray, shift_O: ExtendedArray) -> AffineEdit:
+    """Return the edit with the map scale * y + shift folded in after the layer."""
+    return replace(edit, out_scale=scale_O * edit.out_scale, bias=scale_O * edit.bias + shift_O)
+
+
+def map_before(
+    edit: AffineEdit,
+    weight: FloatArray,
+    shape: LayerShape,
+    scale_I: ExtendedArray,
+    shift_I: ExtendedArray,
+) -> AffineEdit:
+    """Return the edit with the map scale * x + shift folded in before the layer.
+
+    Every tap of a kernel must see the map's shift: no zero padding, unless shift is 0.
+    """
+    already_I = np.ones_like(scale_I) if edit.in_scale is None else edit.in_scale
+    weight_OIK = _by_output(weight, shape)
+    moved_O = np.zeros_like(edit.bias)
+    inputs_GI = (already_I * shift_I).astype(np.float64).reshape(shape.groups, -1)
+    outputs_per_group = len(moved_O) // shape.groups
+    for group in range(shape.groups):
+        rows = slice(group * outputs_per_group, (group + 1) * outputs_per_group)
+        taps_OI = weight_OIK[rows].astype(np.float64).sum(axis=2)
+        moved_O[rows] = taps_OI @ inputs_GI[group]
+    return replace(edit, in_scale=already_I * scale_I, bias=edit.bias + edit.out_scale * moved_O)
+
+
+def apply_edit(
+    weight: FloatArray, edit: AffineEdit, *, dtype: str, shape: LayerShape = LayerShape()
+) -> FoldedAffine:
+    """Return the layer that an edit describes, each weight and bias rounded once to `dtype`.
+
+    Args:
+        weight: the layer's own, laid out as `shape` says.
+        edit: what is to be folded into it.
+        dtype: the type the result will be stored in: float64, float32, float16 or bfloat16.
+        shape: the layout of the weight.
+
+    Raises:
+        NonFiniteFoldError: a value overflows `dtype`, or a whole channel underflows it.
+        ValueError: `dtype` is not one of the four.
+    """
+    if dtype not in _FORMATS:
+        raise ValueError(f"cannot store folded weights as {dtype}")
+    weight_OIK = _by_output(weight, shape)
+    num_outputs, inputs_per_group, _ = weight_OIK.shape
+    exact_type: type[np.floating[Any]] = np.longdouble if dtype == "float64" else np.float64
+    scale_O: FloatArray = edit.out_scale.astype(exact_type)
+    stored_OIK = np.empty(weight_OIK.shape, _numpy_type(dtype))
+    max_ulp, num_flushed = 0.0, 0
+    # A few channels at a time: whole weights in float64 would pass through the cache a dozen times.
+    step = max(1, _BLOCK // max(1, weight_OIK[0].size))
+    for start in range(0, num_outputs, step):
+        rows = slice(start, min(start + step, num_outputs))
+        exact: FloatArray = weight_OIK[rows].astype(exact_type) * scale_O[rows, None, None]
+        if edit.in_scale is not None:
+            groups = np.arange(rows.start, rows.stop) * shape.groups // num_outputs
+            in_scale_GI = edit.in_scale.astype(exact_type).reshape(-1, inputs_per_group)
+            exact = exact * in_scale_GI[groups][:, :, None]
+        stored_OIK[rows], ulp, flushed = _store(exact, dtype)
+        _refuse_underflow(exact, dtype, first_channel=start)
+        max_ulp, num_flushed = max(max_ulp, ulp), num_flushed + flushed
+    bias, bias_ulp, bias_flushed = _store(edit.bias, dtype)
+    return FoldedAffine(
+        weight=_from_output(stored_OIK, weight.shape, shape),
+        bias=bias,
+        max_ulp=max(max_ulp, bias_ulp),
+        num_flushed=num_flushed + bias_flushed,
+    )
+
+
 def fold_batchnorm(
     weight: FloatArray,
     bias: FloatArray | None,
@@ -100,29 +246,18 @@ def fold_batchnorm(
 
     Raises:
         NonFiniteFoldError: a folded value is NaN or infinite (var + eps <= 0, NaN statistics), or
-            overflows `dtype`.
+            overflows `dtype`, or a whole channel underflows it.
         ValueError: the channels do not match, or `dtype` is not one of the four.
     """
-    if dtype not in _FORMATS:
-        raise ValueError(f"cannot store folded weights as {dtype}")
     if weight.shape[channel_axis] != bn.mean.shape[0]:
         raise ValueError(
             f"the layer has {weight.shape[channel_axis]} output channels, "
             f"the BatchNorm {bn.mean.shape[0]}"
         )
-    scale_C, beta_C = _scale_and_beta(bn)
-    bias_C = np.zeros_like(scale_C) if bias is None else np.asarray(bias, np.float64)
-    exact_bias_C = scale_C * (bias_C - np.asarray(bn.mean, np.float64)) + beta_C
-    folded_bias, bias_ulp, bias_flushed = _store(exact_bias_C, dtype)
-    folded_weight, weight_ulp, weight_flushed = _scale_and_store(
-        np.moveaxis(weight, channel_axis, 0), scale_C, dtype
-    )
-    return FoldedAffine(
-        weight=np.ascontiguousarray(np.moveaxis(folded_weight, 0, channel_axis)),
-        bias=folded_bias,
-        max_ulp=max(weight_ulp, bias_ulp),
-        num_flushed=weight_flushed + bias_flushed,
-    )
+    rows = np.moveaxis(weight, channel_axis, 0)
+    edit = map_after(no_edit(len(rows), bias), *scale_and_shift(bn))
+    folded = apply_edit(rows, edit, dtype=dtype)
+    return replace(folded, weight=np.ascontiguousarray(np.moveaxis(folded.weight, 0, channel_axis)))
 
 
 def round_once(exact: Float64Array, dtype: str) -> Float64Array:
@@ -141,56 +276,57 @@ def round_once(exact: Float64Array, dtype: str) -> Float64Array:
     raise ValueError(f"cannot store folded weights as {dtype}")
 
 
-def _scale_and_beta(bn: BatchNormParams) -> tuple[Float64Array, Float64Array]:
-    """Return (scale, beta), each (C,), with BN(y) == scale * (y - mean) + beta.
+def _by_output(weight: FloatArray, shape: LayerShape) -> FloatArray:
+    """Return a weight as (O, I/G, K), a view where that is possible."""
+    if not shape.transposed:
+        return weight.reshape(weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1, -1)
+    inputs_per_group = weight.shape[0] // shape.groups
+    by_group = weight.reshape(shape.groups, inputs_per_group, weight.shape[1], -1)
+    num_taps = by_group.shape[-1]
+    return by_group.swapaxes(1, 2).reshape(-1, inputs_per_group, num_taps)
 
-    Raises:
-        NonFiniteFoldError: any of them, or the mean, is NaN or infinite; the message names the
-            first such channel.
+
+def _from_output(
+    weight_OIK: FloatArray, original: tuple[int, ...], shape: LayerShape
+) -> FloatArray:
+    """Undo `_by_output`."""
+    if not shape.transposed:
+        return weight_OIK.reshape(original)
+    _, inputs_per_group, num_taps = weight_OIK.shape
+    by_group = weight_OIK.reshape(shape.groups, original[1], inputs_per_group, num_taps)
+    return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(original)
+
+
+def _refuse_underflow(exact: FloatArray, dtype: str, *, first_channel: int) -> None:
+    """Raise if all of a channel's weights fall below the normal numbers of float16.
+
+    There they lose precision together, which nothing averages out. The other types reach so low
+    that such a channel is dead anyway.
     """
-    mean_C = np.asarray(bn.mean, np.float64)
-    var_C = np.asarray(bn.var, np.float64)
-    gamma_C = np.ones_like(mean_C) if bn.gamma is None else np.asarray(bn.gamma, np.float64)
-    beta_C = np.zeros_like(mean_C) if bn.beta is None else np.asarray(bn.beta, np.float64)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scale_C = gamma_C / np.sqrt(var_C + bn.eps)
-        shift_C = beta_C - mean_C * scale_C
-    bad = np.flatnonzero(~(np.isfinite(scale_C) & np.isfinite(shift_C)))
-    if bad.size:
-        c = int(bad[0])
+    if dtype != "float16":
+        return
+    largest_O = np.abs(exact).reshape(len(exact), -1).max(axis=1, initial=0.0)
+    small = np.flatnonzero((largest_O > 0) & (largest_O < _FORMATS[dtype][0]))
+    if small.size:
+        channel = int(small[0])
         raise NonFiniteFoldError(
-            f"channel {c} has no finite scale and shift (gamma {gamma_C[c]:g}, beta {beta_C[c]:g}, "
-            f"mean {mean_C[c]:g}, var {var_C[c]:g}, eps {bn.eps:g})"
+            f"channel {first_channel + channel} underflows {dtype} "
+            f"(its largest weight would be {largest_O[channel]:.1e})"
         )
-    return scale_C, beta_C
 
 
-def _scale_and_store(
-    weight: FloatArray, scale_C: Float64Array, dtype: str
-) -> tuple[FloatArray, float, int]:
-    """Return `_store` of the weight, (C, ...), times the scale of its channel."""
-    weight_CR = weight.reshape(len(scale_C), -1)
-    stored_CR = np.empty(weight_CR.shape, _numpy_type(dtype))
-    max_ulp, num_flushed = 0.0, 0
-    # A few channels at a time: whole weights in float64 would pass through the cache a dozen times.
-    step = max(1, _BLOCK // max(1, weight_CR.shape[1]))
-    for start in range(0, len(scale_C), step):
-        rows = slice(start, start + step)
-        exact = weight_CR[rows].astype(np.float64) * scale_C[rows, None]
-        stored_CR[rows], ulp, flushed = _store(exact, dtype)
-        max_ulp, num_flushed = max(max_ulp, ulp), num_flushed + flushed
-    return stored_CR.reshape(weight.shape), max_ulp, num_flushed
-
-
-def _store(exact: Float64Array, dtype: str) -> tuple[FloatArray, float, int]:
+def _store(exact: FloatArray, dtype: str) -> tuple[FloatArray, float, int]:
     """Return (rounded, largest error in ulp, number of subnormals flushed to zero)."""
-    stored = round_once(exact, dtype)
+    if dtype != "float64":
+        exact = exact.astype(np.float64)
+    stored = round_once(exact.astype(np.float64), dtype)
     if not np.isfinite(stored).all():
         largest = float(np.max(np.abs(exact)))
         raise NonFiniteFoldError(f"a folded value overflows {dtype} (largest {largest:g})")
     smallest_normal, precision = _FORMATS[dtype]
     # The exponent bits alone are the power of two below; times 2^(1 - precision) that is the ulp.
-    power_of_two = (exact.view(np.uint64) & _EXPONENT_BITS).view(np.float64)
+    bits = np.ascontiguousarray(exact, np.float64).view(np.uint64)
+    power_of_two = (bits & _EXPONENT_BITS).view(np.float64)
     ulp = np.maximum(power_of_two, smallest_normal) * 2.0 ** (1 - precision)
     max_ulp = float(np.max(np.abs(stored - exact) / ulp, initial=0.0))
     if dtype == "float16":  # its subnormals reach up to 6e-5: they carry weight, and run at speed

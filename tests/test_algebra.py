@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from resdeploy.algebra import BatchNormParams, NonFiniteFoldError, fold_batchnorm, round_once
+from resdeploy.algebra import (
+    BatchNormParams,
+    LayerShape,
+    NonFiniteFoldError,
+    apply_edit,
+    fold_batchnorm,
+    map_after,
+    map_before,
+    no_edit,
+    round_once,
+    scale_and_shift,
+)
 
 FORMATS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
@@ -122,9 +133,72 @@ def test_subnormal_results_become_zero_and_are_counted():
 
 def test_float16_keeps_its_subnormals():
     bn = BatchNormParams(gamma=None, beta=None, mean=np.zeros(1), var=np.ones(1), eps=0.0)
-    folded = fold_batchnorm(np.array([[2.0**-20]]), None, bn, dtype="float16")
-    assert folded.weight.item() == 2.0**-20
+    folded = fold_batchnorm(np.array([[1.0, 2.0**-20]]), None, bn, dtype="float16")
+    assert folded.weight.tolist() == [[1.0, 2.0**-20]]
     assert folded.num_flushed == 0
+
+
+def test_refuses_a_channel_that_sinks_below_the_normal_numbers_of_float16():
+    gamma = np.array([1.0, 1e-5])
+    bn = BatchNormParams(gamma=gamma, beta=None, mean=np.zeros(2), var=np.ones(2), eps=0.0)
+    with pytest.raises(NonFiniteFoldError, match="channel 1 underflows float16"):
+        fold_batchnorm(np.ones((2, 3)), None, bn, dtype="float16")
+    assert fold_batchnorm(np.ones((2, 3)), None, bn, dtype="bfloat16").num_flushed == 0
+
+
+# --- maps before a layer, transposed and grouped layouts ---
+
+
+def dense(weight: np.ndarray, shape: LayerShape) -> np.ndarray:
+    """The same layer without groups and as (O, I, K), to check against."""
+    groups = shape.groups
+    if shape.transposed:
+        per_group = weight.reshape(groups, -1, *weight.shape[1:])
+        blocks = [block.swapaxes(0, 1) for block in per_group]
+    else:
+        blocks = list(weight.reshape(groups, -1, *weight.shape[1:]))
+    outputs, inputs = blocks[0].shape[:2]
+    full = np.zeros((groups * outputs, groups * inputs, *blocks[0].shape[2:]))
+    for g, block in enumerate(blocks):
+        full[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] = block
+    return full
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_maps_before_and_after_leave_the_same_function(groups, transposed):
+    rng = np.random.default_rng(5)
+    shape = LayerShape(groups=groups, transposed=transposed)
+    first, second = (4, 6 // groups) if transposed else (6, 4 // groups)
+    weight, bias = rng.normal(size=(first, second, 3)), rng.normal(size=6)
+    before = rng.normal(size=(2, 4)).astype(np.longdouble)
+    after = rng.normal(size=(2, 6)).astype(np.longdouble)
+    edit = no_edit(6, bias)
+    edit = map_after(edit, *after)
+    edit = map_before(edit, weight, shape, *before)
+    edit = map_after(edit, *after)
+    folded = apply_edit(weight, edit, dtype="float64", shape=shape)
+    x = rng.normal(size=(4, 3))  # what one window of the kernel sees
+    y = np.einsum("oik,ik->o", dense(weight, shape), before[0][:, None] * x + before[1][:, None])
+    y = after[0] * (y + bias) + after[1]
+    y = after[0] * y + after[1]
+    got = np.einsum("oik,ik->o", dense(folded.weight, shape), x) + folded.bias
+    np.testing.assert_allclose(got, y.astype(np.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_two_batchnorms_in_a_row_are_rounded_once():
+    rng = np.random.default_rng(6)
+    weight, first, second = rng.normal(size=(8, 20)), random_bn(rng, 8), random_bn(rng, 8)
+    edit = no_edit(8, None)
+    for bn in (first, second):
+        edit = map_after(edit, *scale_and_shift(bn))
+    once = apply_edit(weight.astype(np.float32), edit, dtype="float32").weight
+    for c in range(8):
+        scale = exact_scale(first, c) * exact_scale(second, c)
+        for got, raw in zip(once[c], weight[c].astype(np.float32), strict=True):
+            exact = Fraction(float(raw)) * scale
+            ulp = 2.0 ** (math.frexp(float(exact))[1] - 24)
+            assert abs(float(Fraction(float(got)) - exact)) <= 0.5001 * ulp
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,9 @@ def test_other_types_fold_in_float64_and_round_once(dtype):
     got = folded.state_dict()["conv.weight"]
     assert got.dtype is dtype
     ulp = torch.finfo(dtype).eps * 2.0 ** torch.floor(torch.log2(exact.abs()))
-    assert ((got.double() - exact).abs() <= 0.5001 * ulp).all()
+    # What is called exact here is itself rounded a few times in float64.
+    allowed = 2.0 if dtype is torch.float64 else 0.5001
+    assert ((got.double() - exact).abs() <= allowed * ulp).all()
 
 
 def test_the_folded_module_takes_any_batch():
