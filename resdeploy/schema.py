@@ -245,11 +245,11 @@ class SourceSpec:
 
 @record
 class FoldedSite:
-    """A BatchNorm that is now part of the layer before it.
+    """A BatchNorm that is now part of a layer before or after it.
 
     Attributes:
         site: the BatchNorm's name in the model.
-        producer: the name of the layer it went into.
+        producer: the name of the layer it went into; of several, joined by ", ".
         op: that layer's operator.
         max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
             last place of the stored type.

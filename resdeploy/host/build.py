@@ -79,11 +79,12 @@ def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
     for site in sites:
         parent_name, _, name = site.site.rpartition(".")
         setattr(module.get_submodule(parent_name), name, nn.Identity())
-        layer = module.get_submodule(site.producer)
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        if layer.bias is None:
-            layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+        for producer in site.producer.split(", "):
+            layer = module.get_submodule(producer)
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor)
+            if layer.bias is None:
+                layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
 
 
 def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:

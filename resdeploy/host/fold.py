@@ -1,23 +1,25 @@
-"""Fold BatchNorm in a torch module: match call sites of its functional graph, let the algebra fold.
+"""Fold BatchNorm in a torch module: find the layers each can go into, let the algebra fold.
 
 Before:  y = conv(x, W, b);  z = batch_norm(y, gamma, beta, mean, var)
-After:   z = conv(x, W', b')          with (W', b') of `resdeploy.algebra.fold_batchnorm`
+After:   z = conv(x, W', b')          with (W', b') of `resdeploy.algebra`
 
-Between the two, operations that change nothing at inference (dropout, clone) are stepped over.
+A BatchNorm in evaluation mode is an affine map per channel. `affine_flow` carries it up to the
+layers that compute what it reads, or, where that fails, down to the layer that alone reads what it
+computes. InstanceNorm with running statistics and a frozen BatchNorm written as x * scale + shift
+are the same map. Weights made from constants (weight_norm, spectral_norm, pruning) are computed
+first.
 
 Refuses, and reports why, when
-1. the BatchNorm normalises by the statistics of the batch (training mode, or none are tracked);
+1. it normalises by the statistics of the batch (training mode, or none are tracked);
 2. one of its parameters or statistics is computed at run time;
-3. the value it reads, or one on the way, has another reader or is an output of the model;
-4. that value does not come from a convolution or a linear layer;
-5. the layer's weight or bias is computed at run time;
-6. the layer's output channel is not the axis the BatchNorm normalises (axis 1);
-7. the folded weights would not be finite in their type.
+3. its map reaches no layer: `affine_flow` says what stands in the way;
+4. a layer's weight or bias is computed at run time;
+5. the folded weights would not be finite in their type, or a channel would vanish.
 
 A weight or bias that several call sites read is cloned: each site gets its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +29,16 @@ from torch import fx, nn
 
 from resdeploy import algebra
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.host.affine_flow import (
+    AffineMap,
+    Target,
+    along_axis,
+    targets_above,
+    targets_below,
+)
+from resdeploy.host.layers import Layer, describe, node_shape
 from resdeploy.host.program import CLONE_MARK, ProgramEditor
-from resdeploy.host.trace import module_path, trace
+from resdeploy.host.trace import module_class, module_path, trace
 from resdeploy.schema import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["FoldedModel", "fold_batchnorm", "fold_program"]
@@ -91,260 +101,291 @@ def fold_batchnorm(
 
 def fold_program(program: torch.export.ExportedProgram) -> FoldedModel:
     """Fold a functional exported program, which is used up: go on with the result."""
-    editor = ProgramEditor(program)
-    folded: list[FoldedSite] = []
-    refused: list[RefusedSite] = []
-    # In graph order and at once, so that conv -> BN -> BN folds both.
-    for node in list(editor.graph.nodes):
-        batchnorm = _batchnorm_call(node)
-        if batchnorm is None:
-            continue
-        name = _site_name(batchnorm, editor)
-        match = _match(batchnorm, editor)
-        if isinstance(match, str):
-            refused.append(RefusedSite(site=name, reason=match))
-            continue
-        _rewrite(match, editor)
-        folded.append(
-            FoldedSite(
-                site=name,
-                producer=module_path(match.layer.node) or editor.owner(match.weight),
-                op=match.layer.kind.name,
-                max_ulp=match.affine.max_ulp,
-                num_flushed=match.affine.num_flushed,
-            )
-        )
-    return FoldedModel(editor.finish(), FoldReport(folded=tuple(folded), refused=tuple(refused)))
+    folder = _Folder(ProgramEditor(program))
+    for norm in _norms(folder.editor):
+        folder.fold(norm)
+    return FoldedModel(folder.finish(), folder.report())
 
 
-# --- what a BatchNorm and a layer look like in ATen ----------------------------------------------
+# --- what is a BatchNorm -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _BatchNormCall:
-    """One BatchNorm call: the node that computes, the node whose value is its result."""
+class _Norm:
+    """One call of something that is a BatchNorm, or a refusal to call it one.
+
+    Attributes:
+        result: the node whose value is the normalised one.
+        input: the value it normalises.
+        name: its name in the model.
+        constants: the nodes it takes parameters and statistics from.
+        statistics: gamma, beta, mean and var among them, or None for an arithmetic form.
+        arithmetic: for x * scale + shift: the nodes of scale and shift.
+        eps: what is added to the variance.
+        refusal: why it is none that could be folded.
+    """
 
     result: fx.Node
     input: fx.Node
-    gamma: fx.Node | None
-    beta: fx.Node | None
-    mean: fx.Node | None
-    var: fx.Node | None
-    uses_batch_statistics: bool
-    eps: float
+    name: str
+    constants: tuple[fx.Node, ...] = ()
+    statistics: tuple[fx.Node | None, ...] = ()
+    arithmetic: tuple[fx.Node, fx.Node] | None = None
+    eps: float = 0.0
+    refusal: str | None = None
 
 
-def _batchnorm_call(node: fx.Node) -> _BatchNormCall | None:
-    """Return `node` as a BatchNorm call, or None if it is something else."""
+_NO_STATISTICS = "it tracks no running statistics, so it normalises by those of the batch"
+_TRAINING = "it normalises by the statistics of the batch (it is in training mode)"
+
+
+def _norms(editor: ProgramEditor) -> Iterator[_Norm]:
+    """Yield the BatchNorms in graph order; each is gone or stays before the next is sought."""
+    for node in list(editor.graph.nodes):
+        norm = _as_norm(node, editor)
+        if norm is not None:
+            yield norm
+
+
+def _as_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
+    arguments: Sequence[Any] = node.args
     if node.target is aten.batch_norm.default:
-        x, gamma, beta, mean, var, training, _, eps, *_ = node.args
-        return _BatchNormCall(node, x, gamma, beta, mean, var, bool(training), eps)  # type: ignore[arg-type]
+        x, gamma, beta, mean, var, training, _, eps, *_ = arguments
+        return _plain_norm(node, x, (gamma, beta, mean, var), eps, editor, training=bool(training))
     if node.target is aten._native_batch_norm_legit_no_training.default:
-        x, gamma, beta, mean, var, _, eps = node.args
-        return _BatchNormCall(_first_result(node), x, gamma, beta, mean, var, False, eps)  # type: ignore[arg-type]
+        x, gamma, beta, mean, var, _, eps = arguments
+        result = next(user for user in node.users if user.args[1] == 0)
+        return _plain_norm(result, x, (gamma, beta, mean, var), eps, editor, training=False)
+    if node.target is aten.instance_norm.default:
+        x, gamma, beta, mean, var, uses_input, _, eps, *_ = arguments
+        if uses_input or mean is None:
+            return None  # each sample has statistics of its own: not an affine map at all
+        return _plain_norm(node, x, (gamma, beta, mean, var), eps, editor, training=False)
+    if node.target is aten._native_batch_norm_legit.no_stats:
+        return _Norm(node, arguments[0], _name(node, editor), refusal=_NO_STATISTICS)
     if node.target in (
         aten._native_batch_norm_legit_functional.default,
         aten._native_batch_norm_legit.default,
-        aten._native_batch_norm_legit.no_stats,
     ):
-        has_statistics = node.target is not aten._native_batch_norm_legit.no_stats
-        x, gamma, beta, mean, var = (
-            *node.args[:3],
-            *(node.args[3:5] if has_statistics else (None, None)),
-        )
-        return _BatchNormCall(node, x, gamma, beta, mean, var, True, 0.0)  # type: ignore[arg-type]
-    return None
+        return _Norm(node, arguments[0], _name(node, editor, arguments[3]), refusal=_TRAINING)
+    return _arithmetic_norm(node, editor)
 
 
-def _first_result(node: fx.Node) -> fx.Node:
-    """Return the getitem that takes the normalised value out of the three that the op returns."""
-    return next(user for user in node.users if user.args[1] == 0)
+def _plain_norm(
+    result: fx.Node,
+    x: fx.Node,
+    statistics: tuple[fx.Node | None, ...],
+    eps: float,
+    editor: ProgramEditor,
+    *,
+    training: bool,
+) -> _Norm:
+    mean, var = statistics[2:]
+    refusal = None
+    if mean is None or var is None:  # 1
+        refusal = _NO_STATISTICS
+    elif training:  # 1
+        refusal = _TRAINING
+    constants = tuple(node for node in statistics if node is not None)
+    name = _name(result, editor, mean)
+    return _Norm(result, x, name, constants, statistics, eps=eps, refusal=refusal)
 
 
-@dataclass(frozen=True)
-class _LayerKind:
-    """A kind of affine layer: where its arguments stand and which axis is its output channel."""
-
-    name: str
-    is_linear: bool = False
-
-
-_LAYERS: Mapping[Any, _LayerKind] = {
-    aten.conv1d.default: _LayerKind("conv1d"),
-    aten.conv2d.default: _LayerKind("conv2d"),
-    aten.conv3d.default: _LayerKind("conv3d"),
-    aten.conv1d.padding: _LayerKind("conv1d"),
-    aten.conv2d.padding: _LayerKind("conv2d"),
-    aten.conv3d.padding: _LayerKind("conv3d"),
-    aten.linear.default: _LayerKind("linear", is_linear=True),
-}
-
-# Change nothing at inference; dropout only while it is not training.
-_PASS_THROUGH = {aten.clone.default, aten.detach.default, aten.contiguous.default}
-_DROPOUT = {aten.dropout.default, aten.feature_dropout.default}
-
-
-def _passes_through(node: fx.Node) -> bool:
-    return node.target in _PASS_THROUGH or (node.target in _DROPOUT and node.args[2] is False)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    node: fx.Node
-    kind: _LayerKind
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A legal fold, with the new weights."""
-
-    batchnorm: _BatchNormCall
-    layer: _Layer
-    weight: fx.Node
-    bias: fx.Node | None
-    affine: algebra.FoldedAffine
-
-
-# --- match: the conditions of the module docstring, in order -------------------------------------
-
-
-def _match(batchnorm: _BatchNormCall, editor: ProgramEditor) -> _Site | str:
-    """Return the site, or the reason why it is refused."""
-    if batchnorm.mean is None or batchnorm.var is None:  # 1
-        return "it tracks no running statistics, so it normalises by those of the batch"
-    if batchnorm.uses_batch_statistics:  # 1
-        return "it normalises by the statistics of the batch (it is in training mode)"
-    statistics = (batchnorm.gamma, batchnorm.beta, batchnorm.mean, batchnorm.var)
-    if not all(editor.is_constant(node) for node in statistics if node is not None):  # 2
-        return "its parameters are computed at run time"
-    layer = _producer(batchnorm)
-    if isinstance(layer, str):  # 3, 4
-        return layer
-    weight, bias = _weight_and_bias(layer)
-    if not editor.is_constant(weight):  # 5
-        return f"the weight of {_describe(layer.node)} is computed at run time"
-    if bias is not None and not editor.is_constant(bias):  # 5
-        return f"the bias of {_describe(layer.node)} is computed at run time"
-    if layer.kind.is_linear and _rank(batchnorm.input) != 2:  # 6
-        return (
-            f"{_describe(layer.node)} has its features on the last axis of a rank-"
-            f"{_rank(batchnorm.input)} value, but it normalises axis 1"
-        )
-    affine = _fold_affine(batchnorm, editor, weight, bias)
-    if isinstance(affine, str):  # 7
-        return affine
-    return _Site(batchnorm, layer, weight, bias, affine)
-
-
-def _producer(batchnorm: _BatchNormCall) -> _Layer | str:
-    """Return the layer that computes what the BatchNorm reads, or why there is none."""
-    value = batchnorm.input
-    while True:
-        reason = _read_elsewhere(value)
-        if reason is not None:
-            return reason
-        if value.target in _LAYERS:
-            return _Layer(value, _LAYERS[value.target])
-        if not _passes_through(value):
-            return (
-                f"its input comes from {_describe(value)}, not from a convolution or linear layer"
-            )
-        value = value.args[0]  # type: ignore[assignment]
-
-
-def _read_elsewhere(value: fx.Node) -> str | None:
-    """Return why `value` cannot change its meaning, or None if the BatchNorm alone reads it."""
-    if any(user.op == "output" for user in value.users):
-        return f"its input, {_describe(value)}, is also an output of the model"
-    if len(value.users) == 1 or value.op == "placeholder":
+def _arithmetic_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
+    """Return x * scale + shift with constant tensors as a norm: a BatchNorm that was frozen."""
+    if node.target is not aten.add.Tensor or node.kwargs:
         return None
-    others = f"its input, {_describe(value)}, is read {len(value.users)} times"
-    if any(_is_addition(user) for user in value.users) or _is_addition(value):
-        return f"{others}: it is the residual stream"
-    return others
+    product, shift = node.args
+    is_product = isinstance(product, fx.Node) and product.target is aten.mul.Tensor
+    if not is_product or not isinstance(shift, fx.Node):
+        return None
+    assert isinstance(product, fx.Node)
+    x, scale = product.args
+    if not isinstance(x, fx.Node) or not isinstance(scale, fx.Node) or len(product.users) != 1:
+        return None
+    if editor.constant(scale) is None or editor.constant(shift) is None:
+        return None
+    rank = len(node_shape(x))
+    if rank < 2 or any(_spans_batch(editor.constant(c), rank) for c in (scale, shift)):
+        return None
+    return _Norm(node, x, _name(node, editor), (scale, shift), arithmetic=(scale, shift))
 
 
-def _is_addition(node: fx.Node) -> bool:
-    return node.target in (aten.add.Tensor, aten.add_.Tensor)
-
-
-def _fold_affine(
-    batchnorm: _BatchNormCall, editor: ProgramEditor, weight: fx.Node, bias: fx.Node | None
-) -> algebra.FoldedAffine | str:
-    assert batchnorm.mean is not None
-    assert batchnorm.var is not None
-    tensor = editor.tensor(weight)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    params = algebra.BatchNormParams(
-        gamma=None if batchnorm.gamma is None else _as_array(editor.tensor(batchnorm.gamma)),
-        beta=None if batchnorm.beta is None else _as_array(editor.tensor(batchnorm.beta)),
-        mean=_as_array(editor.tensor(batchnorm.mean)),
-        var=_as_array(editor.tensor(batchnorm.var)),
-        eps=batchnorm.eps,
+def _spans_batch(constant: torch.Tensor | None, rank: int) -> bool:
+    """Whether a constant has a value of its own for each sample."""
+    return (
+        constant is None
+        or constant.ndim > rank
+        or (constant.ndim == rank and constant.shape[0] != 1)
     )
-    try:
-        return algebra.fold_batchnorm(
-            _as_array(tensor),
-            None if bias is None else _as_array(editor.tensor(bias)),
-            params,
-            dtype=dtype,
+
+
+def _name(result: fx.Node, editor: ProgramEditor, mean: fx.Node | None = None) -> str:
+    """Return a BatchNorm's name: of its module, else of its statistics, else of its node."""
+    path = module_path(result)
+    if path:
+        return path
+    if mean is not None and editor.is_constant(mean):
+        return editor.owner(mean) or result.name
+    return result.name
+
+
+# --- folding -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _FoldedLayer:
+    """A layer with everything that was folded into it so far."""
+
+    layer: Layer
+    edit: algebra.AffineEdit
+    result: algebra.FoldedAffine
+
+
+class _Folder:
+    """Folds one norm after the other, and writes the new weights at the end, rounded once."""
+
+    def __init__(self, editor: ProgramEditor) -> None:
+        self.editor = editor
+        self._layers: dict[fx.Node, _FoldedLayer] = {}
+        self._folded: list[tuple[str, list[fx.Node]]] = []
+        self._refused: list[RefusedSite] = []
+
+    def fold(self, norm: _Norm) -> None:
+        """Fold a norm, or note why not."""
+        outcome = self._find(norm)
+        if isinstance(outcome, str):
+            # Arithmetic that goes nowhere is a scale like any other, unless it says what it is.
+            if norm.arithmetic is None or "BatchNorm" in module_class(norm.result):
+                self._refused.append(RefusedSite(site=norm.name, reason=outcome))
+            return
+        self._layers.update({folded.layer.node: folded for folded in outcome})
+        self._folded.append((norm.name, [folded.layer.node for folded in outcome]))
+        norm.result.replace_all_uses_with(norm.input)
+        # At once: a dead reader would make a following BatchNorm believe its input is read twice.
+        self.editor.erase_unused(norm.result)
+
+    def finish(self) -> torch.export.ExportedProgram:
+        """Write the new weights and return the program."""
+        for folded in self._layers.values():
+            self._write(folded)
+        return self.editor.finish()
+
+    def report(self) -> FoldReport:
+        """Return what was folded and refused; values set to zero count for a layer's first site."""
+        counted: set[fx.Node] = set()
+        sites = []
+        for name, nodes in self._folded:
+            layers = [self._layers[node] for node in nodes]
+            fresh = [f for f in layers if f.layer.node not in counted]
+            counted.update(nodes)
+            sites.append(
+                FoldedSite(
+                    site=name,
+                    producer=", ".join(_layer_name(f.layer, self.editor) for f in layers),
+                    op=", ".join(sorted({f.layer.op for f in layers})),
+                    max_ulp=max(f.result.max_ulp for f in layers),
+                    num_flushed=sum(f.result.num_flushed for f in fresh),
+                )
+            )
+        return FoldReport(folded=tuple(sites), refused=tuple(self._refused))
+
+    def _find(self, norm: _Norm) -> list[_FoldedLayer] | str:
+        """Return the layers with the norm folded in, or why there are none."""
+        if norm.refusal is not None:  # 1
+            return norm.refusal
+        if any(self.editor.constant(node) is None for node in norm.constants):  # 2
+            return "its parameters are computed at run time"
+        try:
+            affine = self._affine_map(norm)
+            targets = targets_above(norm.input, affine)
+            if isinstance(targets, str):
+                below = targets_below(norm.result, affine)
+                if isinstance(below, str):  # 3
+                    return f"{targets}; {below}"
+                targets = below
+            return [self._fold_into(target) for target in targets]
+        except algebra.NonFiniteFoldError as error:  # 5
+            return str(error)
+        except _RunTimeWeightError as error:  # 4
+            return str(error)
+
+    def _affine_map(self, norm: _Norm) -> AffineMap:
+        rank = len(node_shape(norm.input))
+        if norm.arithmetic is not None:
+            scale, shift = (_as_array(self.editor.constant(c)) for c in norm.arithmetic)
+            padded = [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in (scale, shift)]
+            return AffineMap(*(array.astype(np.longdouble) for array in padded))
+        gamma, beta, mean, var = (
+            None if node is None else _as_array(self.editor.constant(node))
+            for node in norm.statistics
         )
-    except algebra.NonFiniteFoldError as error:
-        return str(error)
+        assert mean is not None
+        assert var is not None
+        scale_C, shift_C = algebra.scale_and_shift(
+            algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=norm.eps)
+        )
+        return AffineMap(along_axis(scale_C, 1, rank), along_axis(shift_C, 1, rank))
+
+    def _fold_into(self, target: Target) -> _FoldedLayer:
+        layer = target.layer
+        weight = self._constant(layer.weight, layer, "weight")
+        bias = None if layer.bias is None else self._constant(layer.bias, layer, "bias")
+        dtype = str(layer.weight.meta["val"].dtype).removeprefix("torch.")
+        if layer.node in self._layers:
+            edit = self._layers[layer.node].edit
+        else:
+            num_outputs = int(node_shape(layer.node)[-1 if layer.is_linear else 1])
+            edit = algebra.no_edit(num_outputs, bias)
+        if target.side == "after":
+            edit = algebra.map_after(edit, target.scale, target.shift)
+        else:
+            edit = algebra.map_before(edit, weight, layer.shape, target.scale, target.shift)
+        result = algebra.apply_edit(weight, edit, dtype=dtype, shape=layer.shape)
+        return _FoldedLayer(layer, edit, result)
+
+    def _constant(self, node: fx.Node, layer: Layer, role: str) -> np.ndarray[Any, Any]:
+        tensor = self.editor.constant(node)
+        if tensor is None:
+            raise _RunTimeWeightError(
+                f"the {role} of {describe(layer.node)} is computed at run time"
+            )
+        return _as_array(tensor)
+
+    def _write(self, folded: _FoldedLayer) -> None:
+        """Give a layer its new weight and bias."""
+        layer = folded.layer
+        dtype = layer.weight.meta["val"].dtype
+        path = _layer_name(layer, self.editor)
+        weight = self.editor.replace(
+            layer.weight,
+            torch.from_numpy(folded.result.weight).to(dtype),
+            name=f"{path}.weight",
+            reader=layer.node,
+        )
+        bias_tensor = torch.from_numpy(folded.result.bias).to(dtype)
+        if layer.bias is None:
+            bias = self.editor.add(f"{path}.bias", bias_tensor, beside=weight)
+        else:
+            bias = self.editor.replace(
+                layer.bias, bias_tensor, name=f"{path}.bias", reader=layer.node
+            )
+        layer.node.args = (layer.node.args[0], weight, bias, *layer.node.args[3:])
 
 
-def _weight_and_bias(layer: _Layer) -> tuple[fx.Node, fx.Node | None]:
-    arguments = layer.node.args
-    weight: Any = arguments[1]
-    bias: Any = arguments[2] if len(arguments) > 2 else None
-    return weight, bias
+class _RunTimeWeightError(Exception):
+    """A layer's weight is no constant."""
 
 
-def _rank(node: fx.Node) -> int:
-    return len(node.meta["val"].shape)
+def _layer_name(layer: Layer, editor: ProgramEditor) -> str:
+    """Return the name of the module a layer's weight belongs to, else of its call."""
+    if editor.is_constant(layer.weight) and editor.owner(layer.weight):
+        return editor.owner(layer.weight)
+    return module_path(layer.node) or layer.node.name
 
 
-def _as_array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+def _as_array(tensor: torch.Tensor | None) -> np.ndarray[Any, np.dtype[Any]]:
+    assert tensor is not None
     tensor = tensor.detach().cpu()
     # numpy has no bfloat16; float32 holds its every number.
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def _describe(node: fx.Node) -> str:
-    """Return a node by the name of its module and its operator, as a user would recognise it."""
-    path = module_path(node)
-    if node.op == "placeholder":
-        return f"the model's input `{node.name}`"
-    return f"`{path}` ({node.name})" if path else f"`{node.name}`"
-
-
-def _site_name(batchnorm: _BatchNormCall, editor: ProgramEditor) -> str:
-    """Return the BatchNorm's name: of its module, else of its statistics, else of its node."""
-    path = module_path(batchnorm.result)
-    if path:
-        return path
-    if batchnorm.mean is not None and editor.is_constant(batchnorm.mean):
-        return editor.owner(batchnorm.mean) or batchnorm.result.name
-    return batchnorm.result.name
-
-
-# --- rewrite: no conditions here -----------------------------------------------------------------
-
-
-def _rewrite(site: _Site, editor: ProgramEditor) -> None:
-    """Give the layer its new weights and let it take the BatchNorm's place."""
-    layer = site.layer.node
-    dtype = editor.tensor(site.weight).dtype
-    weight = torch.from_numpy(site.affine.weight).to(dtype)
-    bias = torch.from_numpy(site.affine.bias).to(dtype)
-    if site.bias is None:
-        owner = editor.owner(site.weight)
-        name = f"{owner}.bias" if owner else "bias"
-        new_bias = editor.add(name, bias, beside=site.weight)
-    else:
-        new_bias = editor.replace(site.bias, bias, reader=layer)
-    new_weight = editor.replace(site.weight, weight, reader=layer)
-    layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
-    site.batchnorm.result.replace_all_uses_with(site.batchnorm.input)
-    # At once: a dead reader would make a following BatchNorm believe its input is read twice.
-    editor.erase_unused(site.batchnorm.result)

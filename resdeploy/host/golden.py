@@ -43,8 +43,9 @@ def make_golden(
     Raises:
         ResdeployError: the module's outputs are NaN or infinite, in float32 or even in float64.
     """
-    reference = run_module(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
+    # Before the copy: a pruned module can be copied only once it was run without gradients.
     own = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    reference = run_module(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
     for outputs, precision in ((reference, "float64"), (own, "float32")):
         if not np.isfinite(outputs).all():
             raise ResdeployError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import operator
 import re
 from typing import Any, cast
 
@@ -31,6 +30,7 @@ class ProgramEditor:
         self._module = program.graph_module
         self.graph = self._module.graph
         self._tensors: dict[str, Any] = {**program.state_dict, **program.constants}
+        self._constants: dict[fx.Node, torch.Tensor | None] = {}
         signature = program.graph_signature
         self._specs = {spec.arg.name: spec for spec in signature.input_specs}
         self._mutated = {
@@ -46,51 +46,61 @@ class ProgramEditor:
         target = self._specs[node.name].target
         return target in self._tensors and target not in self._mutated
 
-    def tensor(self, node: fx.Node) -> torch.Tensor:
-        """Return the tensor of a constant node."""
-        return cast(torch.Tensor, self._tensors[self._name(node)])
+    def constant(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the value of a node that no input and no earlier call decides; None if one does.
+
+        A parameter or buffer is itself; what is computed from such is computed in float64.
+        """
+        if node not in self._constants:
+            self._constants[node] = self._evaluate(node)
+        return self._constants[node]
 
     def owner(self, node: fx.Node) -> str:
-        """Return the name of the module that a constant node belongs to, "" for the root."""
+        """Return the name of the module that a parameter or buffer belongs to, "" for the root."""
         return self._name(node).rpartition(".")[0]
 
-    def replace(self, node: fx.Node, tensor: torch.Tensor, *, reader: fx.Node) -> fx.Node:
-        """Return the node from which `reader` shall read `tensor` in place of `node`'s value."""
+    def replace(
+        self, node: fx.Node, tensor: torch.Tensor, *, name: str, reader: fx.Node
+    ) -> fx.Node:
+        """Return the node from which `reader` shall read `tensor` in place of `node`'s value.
+
+        Where others read that value too, or it is computed, this is a new parameter called `name`.
+        """
+        if not self.is_constant(node):
+            return self.add(name, tensor, beside=None)
         if list(node.users) == [reader]:
             self._tensors[self._name(node)] = nn.Parameter(tensor, requires_grad=False)
             return node
         return self.add(self._name(node), tensor, beside=node)
 
-    def add(self, name: str, tensor: torch.Tensor, *, beside: fx.Node) -> fx.Node:
+    def add(self, name: str, tensor: torch.Tensor, *, beside: fx.Node | None) -> fx.Node:
         """Return a new parameter called `name`, or a variation of it where that is taken."""
         if name in self._tensors:
             name = next(
                 n for k in itertools.count() if (n := f"{name}{CLONE_MARK}{k}") not in self._tensors
             )
         self._tensors[name] = nn.Parameter(tensor, requires_grad=False)
-        first = next(iter(self.graph.nodes))
-        is_parameter = self._specs[beside.name].kind is InputKind.PARAMETER
         # Parameters stand before buffers; beside the weight is where a reader would look.
-        with (
-            self.graph.inserting_after(beside)
-            if is_parameter
-            else self.graph.inserting_before(first)
-        ):
+        if beside is not None and self._specs[beside.name].kind is InputKind.PARAMETER:
+            place = self.graph.inserting_after(beside)
+        else:
+            place = self.graph.inserting_before(next(iter(self.graph.nodes)))
+        with place:
             node: fx.Node = self.graph.placeholder("p_" + re.sub(r"\W", "_", name))
             node.target = node.name  # fx made the name unique; the generated code uses the target
-        fake_mode = beside.meta["val"].fake_mode
-        node.meta["val"] = fake_mode.from_tensor(self._tensors[name], static_shapes=True)
+        node.meta["val"] = self._fake_mode().from_tensor(self._tensors[name], static_shapes=True)
         self._specs[node.name] = InputSpec(
             InputKind.PARAMETER, TensorArgument(node.name), name, persistent=None
         )
         return node
 
     def erase_unused(self, node: fx.Node) -> None:
-        """Erase a node that nothing reads, and the computation that it alone takes a part of."""
-        whole = node.args[0] if node.target is operator.getitem else None
+        """Erase a node that nothing reads, and what was computed for it alone."""
+        sources = node.all_input_nodes
         self.graph.erase_node(node)
-        if isinstance(whole, fx.Node) and not whole.users:
-            self.graph.erase_node(whole)
+        for source in sources:
+            if source.op == "call_function" and not source.users:
+                self.erase_unused(source)
 
     def finish(self) -> torch.export.ExportedProgram:
         """Return the edited program, without what nothing reads any more."""
@@ -124,6 +134,42 @@ class ProgramEditor:
             example_inputs=self._program.example_inputs,
             constants=constants,
             verifiers=self._program.verifiers,
+        )
+
+    def _evaluate(self, node: fx.Node) -> torch.Tensor | None:
+        if node.op == "placeholder":
+            return (
+                cast(torch.Tensor, self._tensors[self._name(node)])
+                if self.is_constant(node)
+                else None
+            )
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or schema.is_mutable:
+            return None
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return None
+        values = {source: self.constant(source) for source in node.all_input_nodes}
+        if not values or any(value is None for value in values.values()):
+            return None
+
+        def in_float64(source: fx.Node) -> torch.Tensor:
+            value = cast(torch.Tensor, values[source])
+            return value.double() if value.is_floating_point() else value
+
+        arguments, options = fx.node.map_arg((node.args, node.kwargs), in_float64)
+        try:
+            with torch.no_grad():
+                result = cast(Any, node.target)(*arguments, **options)
+        except (RuntimeError, TypeError, NotImplementedError):  # no kernel for float64
+            return None
+        return result if isinstance(result, torch.Tensor) else None
+
+    def _fake_mode(self) -> Any:
+        """Return what the values of the graph were traced with."""
+        return next(
+            value.fake_mode
+            for node in self.graph.nodes
+            if hasattr(value := node.meta.get("val"), "fake_mode")
         )
 
     def _name(self, node: fx.Node) -> str:

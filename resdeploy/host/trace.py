@@ -5,6 +5,7 @@ module may be called twice, a hook may sit between, a subclass may do something 
 `torch.export` can, once it is functional: every value is written once, so "one reader" means one.
 """
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import fx, nn
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["BATCH_DIMENSION", "module_path", "trace"]
+__all__ = ["BATCH_DIMENSION", "module_class", "module_path", "trace"]
 
 BATCH_DIMENSION = "batch"
 
@@ -33,10 +34,7 @@ def trace(
     Raises:
         UnsupportedModelError: the module cannot be traced, or bakes its batch size in.
     """
-    dynamic_shapes = None
-    if dynamic_batch:
-        batch = torch.export.Dim(BATCH_DIMENSION, min=1)
-        dynamic_shapes = tuple({0: batch} for _ in example_inputs)
+    dynamic_shapes = _dynamic_shapes(module, example_inputs) if dynamic_batch else None
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -57,6 +55,16 @@ def trace(
         ) from error
 
 
+def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return, by parameter of `forward`, that axis 0 of each input is the batch."""
+    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)}
+    bound = inspect.signature(module.forward).bind(*example_inputs)
+    return {
+        name: tuple(batch for _ in value) if isinstance(value, tuple) else batch
+        for name, value in bound.arguments.items()
+    }
+
+
 def module_path(node: fx.Node) -> str:
     """Return the dotted name of the innermost module a node came from, "" for the root."""
     stack = node.meta.get("nn_module_stack")
@@ -64,6 +72,15 @@ def module_path(node: fx.Node) -> str:
         return ""
     path = list(stack.values())[-1][0]
     return str(path)
+
+
+def module_class(node: fx.Node) -> str:
+    """Return the class name of the innermost module a node came from, "" for none."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    kind = list(stack.values())[-1][1]
+    return str(getattr(kind, "__qualname__", kind))
 
 
 def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.fold import fold_batchnorm
@@ -30,9 +31,9 @@ def fold_and_compare(module: nn.Module, x: torch.Tensor):
     before = {name: value.clone() for name, value in module.state_dict().items()}
     folded = fold_batchnorm(module, (x,))
     with torch.no_grad():
-        exact = copy.deepcopy(module).double()(x.double())
         got = folded.module(x).double()
         own = module(x).double()
+        exact = copy.deepcopy(module).double()(x.double())
     # The yardstick is the unfolded module's own float32 error.
     noise = (own - exact).norm() + 2.0**-24 * exact.norm()
     assert (got - exact).norm() <= 4 * noise
@@ -272,7 +273,10 @@ def test_refuses_the_residual_stream():  # 3
             return stream + self.branch(F.relu(self.bn(stream)))
 
     reason = reasons(fold_and_compare(lively(PreActivation()), IMAGES))["bn"]
-    assert reason == "its input, `stem` (conv2d), is read 2 times: it is the residual stream"
+    assert reason == (
+        "its input, `stem` (conv2d), is read 2 times: it is the residual stream; "
+        "no layer alone reads its output"
+    )
 
 
 def test_refuses_a_convolution_that_two_batchnorms_read():  # 3
@@ -319,7 +323,7 @@ def test_refuses_when_a_step_between_has_another_reader():  # 3
 
 
 @pytest.mark.parametrize("between", [nn.ReLU(), nn.MaxPool2d(2), nn.Dropout().train()])
-def test_refuses_what_does_not_commute(between):  # 4
+def test_refuses_what_does_not_commute(between):  # 3
     chain = Chain(conv=nn.Conv2d(4, 6, 1), between=between, bn=nn.BatchNorm2d(6))
     if isinstance(between, nn.Dropout):
         chain.between.train()
@@ -328,18 +332,44 @@ def test_refuses_what_does_not_commute(between):  # 4
     assert "not from a convolution or linear layer" in reasons(folded)["bn"]
 
 
-def test_refuses_a_batchnorm_on_the_input():  # 4
-    folded = fold_and_compare(Chain(bn=nn.BatchNorm2d(4), conv=nn.Conv2d(4, 6, 1)), IMAGES)
-    assert "the model's input" in reasons(folded)["bn"]
+def test_refuses_a_batchnorm_on_the_input():  # 3
+    chain = Chain(bn=nn.BatchNorm2d(4), conv=nn.Conv2d(4, 6, 3, padding=1))
+    reason = reasons(fold_and_compare(chain, IMAGES))["bn"]
+    assert "the model's input" in reason
+    assert "`conv` (conv2d), which reads it, pads with zeros that its shift would move" in reason
 
 
-def test_refuses_a_weight_computed_at_run_time():  # 5
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 1))
+def test_refuses_a_weight_computed_at_run_time():  # 4
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            return self.bn(F.conv2d(x, self.conv.weight * x.mean()))
+
+    folded = fold_and_compare(lively(Dynamic()), IMAGES)
+    assert reasons(folded)["bn"].startswith("the weight of `")
+    assert reasons(folded)["bn"].endswith("is computed at run time")
+
+
+@pytest.mark.parametrize(
+    "parametrize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", amount=0.3),
+    ],
+    ids=["weight_norm", "spectral_norm", "pruning"],
+)
+def test_weights_made_from_constants_are_computed_first(parametrize):
+    conv = parametrize(nn.Conv2d(4, 6, 3))
     folded = fold_and_compare(Chain(conv=conv, bn=nn.BatchNorm2d(6)), IMAGES)
-    assert reasons(folded)["bn"] == "the weight of `conv` (conv2d) is computed at run time"
+    assert folded.report.complete
+    assert "conv.weight" in folded.state_dict()
 
 
-def test_refuses_a_bias_computed_at_run_time():  # 5
+def test_refuses_a_bias_computed_at_run_time():  # 4
     class Biased(nn.Module):
         def __init__(self):
             super().__init__()
@@ -359,14 +389,14 @@ def test_a_hook_on_the_convolution_is_seen():
 
 
 @pytest.mark.parametrize("length", [5, 7])
-def test_refuses_a_linear_layer_whose_features_are_not_axis_1(length):  # 6
+def test_refuses_a_linear_layer_whose_features_are_not_axis_1(length):  # 3
     """With length 7 == features the fold is wrong without a sign; every peer does it."""
     chain = Chain(fc=nn.Linear(3, 7), bn=nn.BatchNorm1d(length))
     folded = fold_and_compare(chain, torch.randn(2, length, 3))
     assert "features on the last axis of a rank-3 value" in reasons(folded)["bn"]
 
 
-def test_refuses_statistics_without_a_finite_fold():  # 7
+def test_refuses_statistics_without_a_finite_fold():  # 5
     chain = Chain(conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6))
     chain.bn.running_mean[3] = float("nan")
     folded = fold_batchnorm(chain, (IMAGES,))
@@ -402,6 +432,20 @@ def test_the_folded_module_takes_any_batch():
     folded = fold_batchnorm(Chain(conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6)), (IMAGES,))
     for batch in (1, 2, 7):
         assert folded.module(torch.randn(batch, 4, 9, 9)).shape[0] == batch
+
+
+def test_a_forward_of_any_number_of_inputs_is_traced():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+        def forward(self, *images):
+            return self.bn(self.conv(sum(images)))
+
+    folded = fold_batchnorm(lively(Sum()), (IMAGES, IMAGES))
+    assert folded.report.complete
+    assert folded.module(IMAGES[:1], IMAGES[:1]).shape[0] == 1
 
 
 def test_what_cannot_be_traced_is_refused_with_the_line():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from resdeploy.errors import ResdeployError
 from resdeploy.host.build import SourceModel
@@ -29,6 +30,14 @@ def test_the_reference_is_computed_in_float64():
     exact += module.bias.detach().double().numpy()
     np.testing.assert_allclose(golden.reference, exact, rtol=1e-14)
     assert module.weight.dtype is torch.float32
+
+
+def test_a_pruned_module_has_a_reference_too():
+    """Its weight is computed from another, which copy.deepcopy refuses before the first run."""
+    module = prune.l1_unstructured(linear(), "weight", amount=0.5).eval()
+    x = synthetic_inputs((5,), num_inputs=4)
+    golden = make_golden(module, x, source="s", inputs_description="i")
+    assert np.isfinite(golden.reference).all()
 
 
 def test_the_noise_is_the_error_of_float32():
