@@ -145,13 +145,22 @@ def scale_and_shift(bn: BatchNormParams) -> tuple[ExtendedArray, ExtendedArray]:
     return scale_C, shift_C
 
 
-def no_edit(num_outputs: int, bias: FloatArray | None) -> AffineEdit:
-    """Return the edit of a layer into which nothing was folded; `bias` is (O,) or None."""
+def no_edit(
+    num_outputs: int, bias: FloatArray | None, *, factors: tuple[float, float] = (1.0, 1.0)
+) -> AffineEdit:
+    """Return the edit of a layer into which nothing was folded.
+
+    Args:
+        num_outputs: O.
+        bias: (O,), or fewer where it is broadcast, or None.
+        factors: what the layer multiplies its product and its bias by (Gemm's alpha and beta).
+    """
     ones = np.ones(num_outputs, np.longdouble)
+    own = np.zeros_like(ones) if bias is None else np.asarray(bias, np.longdouble)
     return AffineEdit(
-        out_scale=ones,
+        out_scale=np.longdouble(factors[0]) * ones,
         in_scale=None,
-        bias=0 * ones if bias is None else np.asarray(bias, np.longdouble),
+        bias=np.longdouble(factors[1]) * np.broadcast_to(own, ones.shape),
     )
 
 

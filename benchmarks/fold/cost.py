@@ -1,8 +1,8 @@
 """What a fold costs, beside the `torch.export` trace it works on.
 
-Each run is a process of its own: it traces a network, then folds it, and reports the seconds of each
-and how much the peak memory grew while folding. The claims are the ratio of the times, and the growth
-over the size of the weights.
+Each run is a process of its own: it traces a network, then folds it, and reports the seconds of
+each and how much the peak memory grew while folding. The claims are the ratio of the times, and the
+growth over the size of the weights.
 
     python benchmarks/fold/cost.py --json benchmarks/fold/cost.json
 """

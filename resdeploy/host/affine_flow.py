@@ -7,19 +7,20 @@ Upwards, to the layers that compute the value. The map crosses
 
 1. what does nothing at inference: dropout, clone;
 2. what moves elements about: transpose, permute, reshape, flatten, pixel shuffle, channel shuffle;
-3. concatenation, where it parts, and addition, where both sides take the scale and one the shift;
-4. averages over windows without counted padding, whose weights add up to 1;
-5. max pooling, if no scale is negative.
+3. averages over windows without counted padding, whose weights add up to 1; max pooling, if no
+   scale is negative; what repeats values: nearest upsampling, padding that is not constant;
+4. concatenation, where it parts, and addition, where both sides take the scale and one the shift;
+5. slices: what they cut away is left alone;
+6. sums and products with constants, which it takes in.
 
-Downwards, to the layer that alone reads the value. The map crosses 1, 2 and padding that repeats
-values (reflect, replicate, circular); it ends in a layer that sees no zeros beside the value,
-unless the shift is zero.
+Downwards, to the layer that alone reads the value. The map crosses 1 to 3; it ends in a layer that
+sees no zeros beside the value, unless the shift is zero.
 
 It stops, with the reason, at anything else, and at any value that has another reader or is an
 output of the model: that reader must not see the change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from resdeploy.host.layers import Layer, as_layer, describe, is_addition, node_s
 __all__ = ["AffineMap", "Target", "along_axis", "targets_above", "targets_below"]
 
 aten = torch.ops.aten
+
+Constant = Callable[[fx.Node], torch.Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +53,16 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A layer, and the map per channel to fold into it after or before it."""
+    """A layer, and the map per channel to fold into it after or before it.
+
+    `absorbed` are operations on the way that the map has taken in: their input takes their place.
+    """
 
     layer: Layer
     side: Literal["after", "before"]
     scale: ExtendedArray
     shift: ExtendedArray
+    absorbed: tuple[fx.Node, ...] = ()
 
 
 def along_axis(vector: ExtendedArray, axis: int, rank: int) -> ExtendedArray:
@@ -68,29 +75,71 @@ def along_axis(vector: ExtendedArray, axis: int, rank: int) -> ExtendedArray:
 # --- upwards -------------------------------------------------------------------------------------
 
 
-def targets_above(value: fx.Node, affine: AffineMap) -> list[Target] | str:
+def targets_above(
+    value: fx.Node, affine: AffineMap, constant: Constant, absorbed: tuple[fx.Node, ...] = ()
+) -> list[Target] | str:
     """Return the layers that compute `value`, each with its part of the map; or why there are none.
 
-    `value` is read by what the map stands for, and must be read by nothing else.
+    Args:
+        value: what the map's place reads, and nothing else may read.
+        affine: the map.
+        constant: the value of a node that does not vary, or None.
+        absorbed: what the map has taken in on the way here.
     """
     reason = _read_elsewhere(value)
     if reason is not None:
         return reason
     layer = as_layer(value)
     if layer is not None:
-        return _into_layer(layer, affine, "after")
+        return _into_layer(layer, affine, "after", absorbed)
     if value.target is aten.cat.default:
-        return _into_parts(value, affine)
-    if value.target is aten.add.Tensor:
-        return _into_summands(value, affine)
+        return _into_parts(value, affine, constant, absorbed)
     source = _source_of(value)
+    taken_in = None if source is None else _with_constant(value, affine, constant)
+    if source is not None and taken_in is not None:
+        return targets_above(source, taken_in, constant, (*absorbed, value))
+    if value.target is aten.add.Tensor:
+        return _into_summands(value, affine, constant, absorbed)
     through = None if source is None else _back_through(value, source, affine)
     if source is None or through is None:
         return f"its input comes from {describe(value)}, not from a convolution or linear layer"
-    return targets_above(source, through)
+    return targets_above(source, through, constant, absorbed)
 
 
-def _into_parts(value: fx.Node, affine: AffineMap) -> list[Target] | str:
+def _with_constant(value: fx.Node, affine: AffineMap, constant: Constant) -> AffineMap | None:
+    """Return the map with `value` taken in, if that adds or multiplies a constant; else None."""
+    arguments: Sequence[Any] = value.args
+    is_sum = value.target in (aten.add.Tensor, aten.sub.Tensor)
+    is_product = value.target in (aten.mul.Tensor, aten.div.Tensor)
+    if not (is_sum or is_product) or value.kwargs:
+        return None
+    operand = arguments[1]
+    if isinstance(operand, fx.Node):
+        tensor = constant(operand)
+        if tensor is None or len(node_shape(arguments[0])) != affine.scale.ndim:
+            return None
+        array = tensor.detach().cpu().double().numpy().astype(np.longdouble)
+    elif isinstance(operand, int | float):
+        array = np.asarray(operand, np.longdouble)
+    else:
+        return None
+    rank = affine.scale.ndim
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim <= rank else array
+    if array.ndim != rank or array.shape[0] != 1 or not np.isfinite(array).all():
+        return None
+    if is_sum:
+        signed = -array if value.target is aten.sub.Tensor else array
+        return AffineMap(affine.scale, affine.scale * signed + affine.shift)
+    if value.target is aten.div.Tensor:
+        if (array == 0).any():
+            return None
+        array = 1 / array
+    return AffineMap(affine.scale * array, affine.shift)
+
+
+def _into_parts(
+    value: fx.Node, affine: AffineMap, constant: Constant, absorbed: tuple[fx.Node, ...]
+) -> list[Target] | str:
     parts: Any = value.args[0]
     axis = int(value.args[1]) if len(value.args) > 1 else 0  # type: ignore[arg-type]
     lengths = [node_shape(part)[axis] for part in parts]
@@ -102,7 +151,7 @@ def _into_parts(value: fx.Node, affine: AffineMap) -> list[Target] | str:
         share = affine.each(_slice(axis, start, length))
         if share is None:
             return f"its input, {describe(value)}, joins along the batch"
-        found = targets_above(part, share)
+        found = targets_above(part, share, constant, absorbed)
         if isinstance(found, str):
             return found
         targets += found
@@ -121,7 +170,9 @@ def _slice(axis: int, start: int, length: Any) -> Any:
     return change
 
 
-def _into_summands(value: fx.Node, affine: AffineMap) -> list[Target] | str:
+def _into_summands(
+    value: fx.Node, affine: AffineMap, constant: Constant, absorbed: tuple[fx.Node, ...]
+) -> list[Target] | str:
     first, second = value.args[:2]
     plain = isinstance(first, fx.Node) and isinstance(second, fx.Node) and not value.kwargs
     if not plain or first is second:
@@ -135,7 +186,7 @@ def _into_summands(value: fx.Node, affine: AffineMap) -> list[Target] | str:
         (first, affine),
         (second, AffineMap(affine.scale, np.zeros_like(affine.shift))),
     ):
-        found = targets_above(summand, share)
+        found = targets_above(summand, share, constant, absorbed)
         if isinstance(found, str):
             return found
         targets += found
@@ -163,14 +214,49 @@ def _back_through(value: fx.Node, source: fx.Node, affine: AffineMap) -> AffineM
     if target is aten.channel_shuffle.default:
         order = np.argsort(_shuffled_channels(value, source))
         return affine.each(lambda array: array[:, order] if array.shape[1] > 1 else array)
-    if _averages(value) and _same_everywhere(affine, range(2, affine.scale.ndim)):
+    if target is aten.slice.Tensor:
+        return _back_through_slice(value, source, affine)
+    if _keeps_channels(value, affine) and _same_everywhere(affine, range(2, affine.scale.ndim)):
         return affine
     if target is aten.mean.dim:
         return _back_through_mean(value, source, affine)
-    is_max = target in (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
-    if is_max and (affine.scale >= 0).all():
-        return affine if _same_everywhere(affine, range(2, affine.scale.ndim)) else None
     return None
+
+
+def _keeps_channels(value: fx.Node, affine: AffineMap) -> bool:
+    """Whether a node works on each channel in a way that commutes with the map."""
+    is_max = value.target in (
+        aten.max_pool1d.default,
+        aten.max_pool2d.default,
+        aten.max_pool3d.default,
+    )
+    if is_max:
+        return bool((affine.scale >= 0).all())
+    return _averages(value) or _repeats_values(value)
+
+
+def _back_through_slice(value: fx.Node, source: fx.Node, affine: AffineMap) -> AffineMap | None:
+    """Return the map of the whole of which `value` is a slice; what is cut away is left alone."""
+    rank, arguments = affine.scale.ndim, list(value.args)
+    axis = int(arguments[1]) % rank if len(arguments) > 1 else 0  # type: ignore[arg-type]
+    if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
+        return affine
+    length = node_shape(source)[axis]
+    start = arguments[2] if len(arguments) > 2 else 0
+    end = arguments[3] if len(arguments) > 3 else length
+    step = arguments[4] if len(arguments) > 4 else 1
+    if not _are_ints((length, start, end, step)):
+        return None
+    chosen = np.arange(length)[slice(start, end, step)]
+
+    def whole(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
+        shape = list(array.shape)
+        shape[axis] = length
+        result = np.full(shape, elsewhere, np.longdouble)
+        result[(slice(None),) * axis + (chosen,)] = array
+        return result
+
+    return AffineMap(whole(affine.scale, 1), whole(affine.shift, 0))
 
 
 def _averages(value: fx.Node) -> bool:
@@ -218,17 +304,18 @@ def targets_below(value: fx.Node, affine: AffineMap) -> list[Target] | str:
     if len(readers) != 1 or readers[0].op == "output":
         return _NO_LAYER_BELOW
     reader = readers[0]
-    if reader.all_input_nodes.count(value) != 1 or reader.args[0] is not value:
+    if reader.all_input_nodes.count(value) != 1:
         return _NO_LAYER_BELOW
     layer = as_layer(reader)
-    if layer is not None:
+    if layer is not None and layer.input is value:
         if layer.pads_with_zeros and (affine.shift != 0).any():
             return f"{describe(reader)}, which reads it, pads with zeros that its shift would move"
-        return _into_layer(layer, affine, "before")
+        return _into_layer(layer, affine, "before", ())
     through: AffineMap | None = None
-    if _does_nothing(reader) or _repeats_values(reader):
-        same = _does_nothing(reader) or _same_everywhere(affine, range(2, affine.scale.ndim))
-        through = affine if same else None
+    if _does_nothing(reader):
+        through = affine
+    elif _keeps_channels(reader, affine):
+        through = affine if _same_everywhere(affine, range(2, affine.scale.ndim)) else None
     elif reader.target in _RESHAPES:
         through = affine.each(_reshape(node_shape(value), node_shape(reader)))
     elif reader.target in _PERMUTES:
@@ -240,7 +327,9 @@ def targets_below(value: fx.Node, affine: AffineMap) -> list[Target] | str:
 
 
 def _repeats_values(node: fx.Node) -> bool:
-    """Whether a node pads an image by values of its own."""
+    """Whether a node makes an image larger by repeating values of its own."""
+    if node.target in (aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec):
+        return True
     is_pad = node.target is aten.pad.default and len(node.args) > 2
     return is_pad and node.args[2] in ("reflect", "replicate", "circular")
 
@@ -256,17 +345,25 @@ _RESHAPES = {
     aten.squeeze.dims,
     aten.unsqueeze.default,
 }
-_PERMUTES = {aten.transpose.int, aten.permute.default}
+_PERMUTES = {aten.transpose.int, aten.permute.default, aten.mT.default, aten.t.default}
 _NOTHING = {aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default}
 _DROPOUT = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 
 
 def _does_nothing(node: fx.Node) -> bool:
-    return node.target in _NOTHING or (node.target in _DROPOUT and node.args[2] is False)
+    if node.target in _DROPOUT:
+        return node.args[2] is False
+    if node.target in (aten.to.dtype, aten.to.device, aten._to_copy.default):
+        source = node.args[0]
+        return isinstance(source, fx.Node) and source.meta["val"].dtype == node.meta["val"].dtype
+    return node.target in _NOTHING
 
 
 def _into_layer(
-    layer: Layer, affine: AffineMap, side: Literal["after", "before"]
+    layer: Layer,
+    affine: AffineMap,
+    side: Literal["after", "before"],
+    absorbed: tuple[fx.Node, ...],
 ) -> list[Target] | str:
     """Return the map as one vector per channel of the layer; or why it is none."""
     rank = affine.scale.ndim
@@ -285,7 +382,7 @@ def _into_layer(
     for array in (affine.scale, affine.shift):
         vector = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)[:, 0]
         vectors.append(np.broadcast_to(vector, (length,)))
-    return [Target(layer, side, *vectors)]
+    return [Target(layer, side, vectors[0], vectors[1], absorbed)]
 
 
 def _same_everywhere(affine: AffineMap, axes: Sequence[int] | range) -> bool:
@@ -327,7 +424,10 @@ def _permutation(node: fx.Node, rank: int) -> list[int]:
     order = list(range(rank))
     if node.target is aten.permute.default:
         return [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr, arg-type]
-    first, second = (int(axis) % rank for axis in node.args[1:3])  # type: ignore[arg-type]
+    last_two = (rank - 2, rank - 1)
+    is_named = node.target is aten.transpose.int
+    axes: Any = node.args[1:3] if is_named else last_two
+    first, second = (int(axis) % rank for axis in axes)
     order[first], order[second] = order[second], order[first]
     return order
 

@@ -19,8 +19,9 @@ Refuses, and reports why, when
 A weight or bias that several call sites read is cloned: each site gets its own.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,9 +103,14 @@ def fold_batchnorm(
 def fold_program(program: torch.export.ExportedProgram) -> FoldedModel:
     """Fold a functional exported program, which is used up: go on with the result."""
     folder = _Folder(ProgramEditor(program))
-    for norm in _norms(folder.editor):
-        folder.fold(norm)
-    return FoldedModel(folder.finish(), folder.report())
+    waiting = _norms(folder.editor)
+    # Again after each success: a BatchNorm that another one reads can go where that one went.
+    while waiting:
+        refused = [norm for norm in waiting if not folder.fold(norm)]
+        if len(refused) == len(waiting):
+            break
+        waiting = refused
+    return FoldedModel(folder.finish(), folder.report(refused=waiting))
 
 
 # --- what is a BatchNorm -------------------------------------------------------------------------
@@ -139,12 +145,10 @@ _NO_STATISTICS = "it tracks no running statistics, so it normalises by those of 
 _TRAINING = "it normalises by the statistics of the batch (it is in training mode)"
 
 
-def _norms(editor: ProgramEditor) -> Iterator[_Norm]:
-    """Yield the BatchNorms in graph order; each is gone or stays before the next is sought."""
-    for node in list(editor.graph.nodes):
-        norm = _as_norm(node, editor)
-        if norm is not None:
-            yield norm
+def _norms(editor: ProgramEditor) -> list[_Norm]:
+    """Return the BatchNorms in graph order."""
+    found = (_as_norm(node, editor) for node in editor.graph.nodes)
+    return [norm for norm in found if norm is not None]
 
 
 def _as_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
@@ -169,6 +173,14 @@ def _as_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
     ):
         return _Norm(node, arguments[0], _name(node, editor, arguments[3]), refusal=_TRAINING)
     return _arithmetic_norm(node, editor)
+
+
+def _current_input(norm: _Norm) -> fx.Node:
+    """Return the value that a norm reads in the graph as it is now."""
+    call = norm.result
+    if norm.arithmetic is not None or call.target is operator.getitem:
+        call = call.args[0]  # type: ignore[assignment]
+    return call.args[0]  # type: ignore[return-value]
 
 
 def _plain_norm(
@@ -249,21 +261,26 @@ class _Folder:
         self.editor = editor
         self._layers: dict[fx.Node, _FoldedLayer] = {}
         self._folded: list[tuple[str, list[fx.Node]]] = []
-        self._refused: list[RefusedSite] = []
+        self._reasons: dict[fx.Node, str] = {}
 
-    def fold(self, norm: _Norm) -> None:
-        """Fold a norm, or note why not."""
+    def fold(self, norm: _Norm) -> bool:
+        """Fold a norm, or note why not; return whether it was folded."""
+        # The value it read may have been another norm's, which is gone.
+        norm = replace(norm, input=_current_input(norm))
         outcome = self._find(norm)
         if isinstance(outcome, str):
-            # Arithmetic that goes nowhere is a scale like any other, unless it says what it is.
-            if norm.arithmetic is None or "BatchNorm" in module_class(norm.result):
-                self._refused.append(RefusedSite(site=norm.name, reason=outcome))
-            return
-        self._layers.update({folded.layer.node: folded for folded in outcome})
-        self._folded.append((norm.name, [folded.layer.node for folded in outcome]))
-        norm.result.replace_all_uses_with(norm.input)
+            self._reasons[norm.result] = outcome
+            return False
+        layers, absorbed = outcome
+        self._layers.update({folded.layer.node: folded for folded in layers})
+        self._folded.append((norm.name, [folded.layer.node for folded in layers]))
         # At once: a dead reader would make a following BatchNorm believe its input is read twice.
+        norm.result.replace_all_uses_with(norm.input)
         self.editor.erase_unused(norm.result)
+        for node in absorbed:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            self.editor.erase_unused(node)
+        return True
 
     def finish(self) -> torch.export.ExportedProgram:
         """Write the new weights and return the program."""
@@ -271,8 +288,14 @@ class _Folder:
             self._write(folded)
         return self.editor.finish()
 
-    def report(self) -> FoldReport:
+    def report(self, *, refused: Sequence[_Norm]) -> FoldReport:
         """Return what was folded and refused; values set to zero count for a layer's first site."""
+        reasons = [
+            RefusedSite(site=norm.name, reason=self._reasons[norm.result])
+            for norm in refused
+            # Arithmetic that goes nowhere is a scale like any other, unless it says what it is.
+            if norm.arithmetic is None or "BatchNorm" in module_class(norm.result)
+        ]
         counted: set[fx.Node] = set()
         sites = []
         for name, nodes in self._folded:
@@ -288,23 +311,24 @@ class _Folder:
                     num_flushed=sum(f.result.num_flushed for f in fresh),
                 )
             )
-        return FoldReport(folded=tuple(sites), refused=tuple(self._refused))
+        return FoldReport(folded=tuple(sites), refused=tuple(reasons))
 
-    def _find(self, norm: _Norm) -> list[_FoldedLayer] | str:
-        """Return the layers with the norm folded in, or why there are none."""
+    def _find(self, norm: _Norm) -> tuple[list[_FoldedLayer], list[fx.Node]] | str:
+        """Return the layers with the norm folded in, and what it absorbs; or why there are none."""
         if norm.refusal is not None:  # 1
             return norm.refusal
         if any(self.editor.constant(node) is None for node in norm.constants):  # 2
             return "its parameters are computed at run time"
         try:
             affine = self._affine_map(norm)
-            targets = targets_above(norm.input, affine)
+            targets = targets_above(norm.input, affine, self.editor.constant)
             if isinstance(targets, str):
                 below = targets_below(norm.result, affine)
                 if isinstance(below, str):  # 3
                     return f"{targets}; {below}"
                 targets = below
-            return [self._fold_into(target) for target in targets]
+            layers = [self._fold_into(target) for target in targets]
+            return layers, [node for target in targets for node in target.absorbed]
         except algebra.NonFiniteFoldError as error:  # 5
             return str(error)
         except _RunTimeWeightError as error:  # 4
@@ -336,7 +360,9 @@ class _Folder:
             edit = self._layers[layer.node].edit
         else:
             num_outputs = int(node_shape(layer.node)[-1 if layer.is_linear else 1])
-            edit = algebra.no_edit(num_outputs, bias)
+            edit = algebra.no_edit(
+                num_outputs, bias, factors=(layer.product_factor, layer.bias_factor)
+            )
         if target.side == "after":
             edit = algebra.map_after(edit, target.scale, target.shift)
         else:
@@ -359,7 +385,7 @@ class _Folder:
         path = _layer_name(layer, self.editor)
         weight = self.editor.replace(
             layer.weight,
-            torch.from_numpy(folded.result.weight).to(dtype),
+            layer.stored_weight(torch.from_numpy(folded.result.weight).to(dtype)),
             name=f"{path}.weight",
             reader=layer.node,
         )
@@ -370,7 +396,7 @@ class _Folder:
             bias = self.editor.replace(
                 layer.bias, bias_tensor, name=f"{path}.bias", reader=layer.node
             )
-        layer.node.args = (layer.node.args[0], weight, bias, *layer.node.args[3:])
+        layer.rewrite(weight, bias)
 
 
 class _RunTimeWeightError(Exception):

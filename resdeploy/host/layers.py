@@ -1,6 +1,6 @@
 """What the affine layers look like in ATen, and how a node is described to a user."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,17 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of layer: its name, where `groups` stands among its arguments, its layout."""
+    """A kind of layer: its name, where its arguments stand, its layout.
+
+    `groups_at` is None for matrix products, whose features are the last axis.
+    """
 
     name: str
     groups_at: int | None = None
     transposed: bool = False
-
-    @property
-    def is_linear(self) -> bool:
-        return self.groups_at is None
+    input_at: int = 0
+    weight_at: int = 1
+    bias_at: int | None = 2
 
 
 _KINDS: Mapping[Any, _Kind] = {
@@ -39,6 +41,9 @@ _KINDS: Mapping[Any, _Kind] = {
     aten.conv_transpose2d.input: _Kind("conv_transpose2d", 6, transposed=True),
     aten.conv_transpose3d.input: _Kind("conv_transpose3d", 6, transposed=True),
     aten.linear.default: _Kind("linear"),
+    aten.matmul.default: _Kind("matmul", transposed=True, bias_at=None),
+    aten.mm.default: _Kind("mm", transposed=True, bias_at=None),
+    aten.addmm.default: _Kind("addmm", transposed=True, input_at=1, weight_at=2, bias_at=0),
 }
 
 
@@ -51,27 +56,27 @@ class Layer:
         op: its kind, as in `conv2d`.
         is_linear: whether its features are the last axis rather than axis 1.
         shape: how its weight is laid out.
+        input_at: where the value it reads stands among its arguments.
+        weight: its weight.
+        bias: its bias, if it has one.
+        product_factor: what its product is multiplied by (addmm's alpha).
+        bias_factor: what its bias is multiplied by (addmm's beta).
     """
 
     node: fx.Node
     op: str
     is_linear: bool
     shape: LayerShape
+    input_at: int
+    weight: fx.Node
+    bias: fx.Node | None
+    product_factor: float = 1.0
+    bias_factor: float = 1.0
 
     @property
     def input(self) -> fx.Node:
-        """The value it reads."""
-        return self.node.args[0]  # type: ignore[return-value]
-
-    @property
-    def weight(self) -> fx.Node:
-        """Its weight."""
-        return self.node.args[1]  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> fx.Node | None:
-        """Its bias, if it has one."""
-        return self.node.args[2] if len(self.node.args) > 2 else None  # type: ignore[return-value]
+        """The value it reads in the graph as it is now."""
+        return self.node.args[self.input_at]  # type: ignore[return-value]
 
     @property
     def pads_with_zeros(self) -> bool:
@@ -88,17 +93,46 @@ class Layer:
             return False
         return any(padding) if isinstance(padding, list | tuple) else bool(padding)
 
+    def rewrite(self, weight: fx.Node, bias: fx.Node) -> None:
+        """Give the call a new weight, laid out as `stored_weight` makes it, and a new bias."""
+        if self.is_linear:  # matrix products have no place for a bias
+            self.node.target = aten.linear.default
+            self.node.args, self.node.kwargs = (self.input, weight, bias), {}
+        else:
+            self.node.args = (self.input, weight, bias, *self.node.args[3:])
+
+    def stored_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a new weight of the layer's own layout as `rewrite` takes it."""
+        return weight.T.contiguous() if self.is_linear and self.shape.transposed else weight
+
 
 def as_layer(node: fx.Node) -> Layer | None:
     """Return `node` as a layer, or None if it is something else."""
     kind = _KINDS.get(node.target) if node.op == "call_function" else None
     if kind is None:
         return None
+    arguments: Sequence[Any] = node.args
+    weight = arguments[kind.weight_at]
+    has_bias = kind.bias_at is not None and len(arguments) > kind.bias_at
+    bias = arguments[kind.bias_at] if has_bias and kind.bias_at is not None else None
+    is_linear = kind.groups_at is None
+    if is_linear and kind.transposed:
+        plain_bias = bias is None or len(node_shape(bias)) == 1
+        if len(node_shape(weight)) != 2 or not plain_bias:
+            return None
     groups = 1
-    if kind.groups_at is not None and len(node.args) > kind.groups_at:
-        groups = int(node.args[kind.groups_at])  # type: ignore[arg-type]
+    if kind.groups_at is not None and len(arguments) > kind.groups_at:
+        groups = int(arguments[kind.groups_at])
     return Layer(
-        node, kind.name, kind.is_linear, LayerShape(groups=groups, transposed=kind.transposed)
+        node=node,
+        op=kind.name,
+        is_linear=is_linear,
+        shape=LayerShape(groups=groups, transposed=kind.transposed),
+        input_at=kind.input_at,
+        weight=weight,
+        bias=bias,
+        product_factor=float(node.kwargs.get("alpha", 1)),  # type: ignore[arg-type]
+        bias_factor=float(node.kwargs.get("beta", 1)),  # type: ignore[arg-type]
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import operator
 import re
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ class ProgramEditor:
         self._module = program.graph_module
         self.graph = self._module.graph
         self._tensors: dict[str, Any] = {**program.state_dict, **program.constants}
-        self._constants: dict[fx.Node, torch.Tensor | None] = {}
+        self._constants: dict[fx.Node, Any] = {}
         signature = program.graph_signature
         self._specs = {spec.arg.name: spec for spec in signature.input_specs}
         self._mutated = {
@@ -51,9 +52,8 @@ class ProgramEditor:
 
         A parameter or buffer is itself; what is computed from such is computed in float64.
         """
-        if node not in self._constants:
-            self._constants[node] = self._evaluate(node)
-        return self._constants[node]
+        value = self._value(node)
+        return value if isinstance(value, torch.Tensor) else None
 
     def owner(self, node: fx.Node) -> str:
         """Return the name of the module that a parameter or buffer belongs to, "" for the root."""
@@ -106,7 +106,9 @@ class ProgramEditor:
         """Return the edited program, without what nothing reads any more."""
         self.graph.eliminate_dead_code()
         for node in [n for n in self.graph.nodes if n.op == "placeholder" and not n.users]:
-            if self._specs[node.name].kind is not InputKind.USER_INPUT:
+            spec = self._specs[node.name]
+            # A buffer that a call changes is still where the change goes.
+            if spec.kind is not InputKind.USER_INPUT and spec.target not in self._mutated:
                 self.graph.erase_node(node)
         self.graph.lint()
         self._module.recompile()
@@ -136,33 +138,31 @@ class ProgramEditor:
             verifiers=self._program.verifiers,
         )
 
-    def _evaluate(self, node: fx.Node) -> torch.Tensor | None:
+    def _value(self, node: fx.Node) -> Any:
+        if node not in self._constants:
+            self._constants[node] = self._evaluate(node)
+        return self._constants[node]
+
+    def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return (
-                cast(torch.Tensor, self._tensors[self._name(node)])
-                if self.is_constant(node)
-                else None
-            )
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or schema.is_mutable:
+            return self._tensors[self._name(node)] if self.is_constant(node) else None
+        if node.op != "call_function" or not _is_pure(node):
             return None
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            return None
-        values = {source: self.constant(source) for source in node.all_input_nodes}
+        values = {source: self._value(source) for source in node.all_input_nodes}
         if not values or any(value is None for value in values.values()):
             return None
 
-        def in_float64(source: fx.Node) -> torch.Tensor:
-            value = cast(torch.Tensor, values[source])
-            return value.double() if value.is_floating_point() else value
+        def in_float64(source: fx.Node) -> Any:
+            value = values[source]
+            is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.double() if is_real else value
 
         arguments, options = fx.node.map_arg((node.args, node.kwargs), in_float64)
         try:
             with torch.no_grad():
-                result = cast(Any, node.target)(*arguments, **options)
+                return cast(Any, node.target)(*arguments, **options)
         except (RuntimeError, TypeError, NotImplementedError):  # no kernel for float64
             return None
-        return result if isinstance(result, torch.Tensor) else None
 
     def _fake_mode(self) -> Any:
         """Return what the values of the graph were traced with."""
@@ -176,3 +176,13 @@ class ProgramEditor:
         target = self._specs[node.name].target
         assert target is not None, f"{node.name} is not a constant"
         return str(target)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether a call gives the same value for the same arguments and changes nothing."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())

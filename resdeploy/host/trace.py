@@ -41,6 +41,7 @@ def trace(
             program = torch.export.export(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
+            _drop_metadata_checks(program)
             return _functionalise(program)
     except UnsupportedModelError:
         raise
@@ -81,6 +82,14 @@ def module_class(node: fx.Node) -> str:
         return ""
     kind = list(stack.values())[-1][1]
     return str(getattr(kind, "__qualname__", kind))
+
+
+def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
+    """Erase the type checks that a cast leaves behind: they read a value without using it."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -384,8 +384,14 @@ def test_refuses_a_bias_computed_at_run_time():  # 4
 
 def test_a_hook_on_the_convolution_is_seen():
     chain = Chain(conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6))
-    chain.conv.register_forward_hook(lambda module, args, output: 2 * output)
+    chain.conv.register_forward_hook(lambda module, args, output: output.tanh())
     assert "not from a convolution" in reasons(fold_and_compare(chain, IMAGES))["bn"]
+
+
+def test_a_hook_that_scales_is_taken_in():
+    chain = Chain(conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6))
+    chain.conv.register_forward_hook(lambda module, args, output: 2 * output + 1)
+    assert fold_and_compare(chain, IMAGES).report.complete
 
 
 @pytest.mark.parametrize("length", [5, 7])
