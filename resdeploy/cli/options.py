@@ -99,7 +99,7 @@ _SOURCE_OPTIONS = (
         "--input",
         "input_shape",
         metavar="C,H,W",
-        help="Shape of one sample, for --model and for other image sizes.",
+        help="Shape of one sample, for --model, other image sizes, and open ones in ONNX.",
     ),
     click.option(
         "--recipe", help="Take preprocessing and labels from this recipe, by name or path."

@@ -1,0 +1,921 @@
+"""Folding in ONNX graphs: what is folded computes the same, and the rest is refused with a reason.
+
+Each fold is judged in float64 (see `check`); the numbers of the conditions are those of the module.
+"""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper, parser
+
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.graph.fold_batchnorm import fold_batchnorm
+
+BN = "z = BatchNormalization (y, gamma, beta, mean, var)"
+TYPES = {"float": np.float32, "double": np.float64, "float16": np.float16}
+UNIT_ROUNDOFF = {"float": 2.0**-24, "double": 2.0**-53, "float16": 2.0**-11}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return rng(seed).normal(size=shape)
+
+
+def statistics(channels: int, *, prefix: str = "", seed: int = 1) -> dict[str, np.ndarray]:
+    random = rng(seed)
+    return {
+        f"{prefix}gamma": random.normal(size=channels),
+        f"{prefix}beta": random.normal(size=channels),
+        f"{prefix}mean": random.normal(size=channels),
+        f"{prefix}var": random.uniform(0.1, 2, size=channels),
+    }
+
+
+def network(
+    body: str,
+    weights: dict[str, np.ndarray],
+    *,
+    inputs: str = "float[2, 4, 5, 5] x",
+    outputs: str = "float[a, b, c, d] z",
+    opset: int = 18,
+    ir_version: int = 8,
+    functions: str = "",
+    dtype: type | None = np.float32,
+) -> onnx.ModelProto:
+    """A model from text, its weights added as initializers; dtype None keeps the weights' own."""
+    domains = f'"": {opset}' + (', "local": 1' if functions else "")
+    model = parser.parse_model(
+        f"<ir_version: {ir_version}, opset_import: [{domains}]>\n"
+        f"g ({inputs}) => ({outputs}) {{ {body} }}\n{functions}"
+    )
+    for name, value in weights.items():
+        array = value if dtype is None else value.astype(dtype)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    return model
+
+
+def feeds(model: onnx.ModelProto, seed: int = 7) -> dict[str, np.ndarray]:
+    made = {}
+    for value in model.graph.input:
+        shape = [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        values = np.ones(shape) if dtype.kind == "b" else normal(*shape, seed=seed)
+        made[value.name] = values.astype(dtype)
+    return made
+
+
+def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    outputs = session.run(None, inputs)
+    return dict(zip([o.name for o in session.get_outputs()], outputs, strict=True))
+
+
+def fold(model: onnx.ModelProto):
+    """The folded model and the report; the second fold, by the way, must change no bit."""
+    folded_ir = ir.from_proto(model)
+    report = fold_batchnorm(folded_ir)
+    folded = ir.to_proto(folded_ir)
+    if not report.folded:
+        assert folded == ir.to_proto(ir.from_proto(model)), "refused, but something changed"
+    again_ir = ir.from_proto(folded)
+    assert fold_batchnorm(again_ir).folded == ()
+    assert ir.to_proto(again_ir) == folded
+    onnx.checker.check_model(folded, full_check=True)
+    return folded, report
+
+
+def batchnorms(model: onnx.ModelProto) -> int:
+    return sum(n.op_type == "BatchNormalization" for n in ir.from_proto(model).graph.all_nodes())
+
+
+def relative_errors(outputs, expected) -> float:
+    """The largest over the outputs of ||error|| / ||expected||."""
+    return max(
+        float(np.linalg.norm(outputs[name].astype(np.float64) - value) / np.linalg.norm(value))
+        for name, value in expected.items()
+    )
+
+
+def same_function(before: onnx.ModelProto, after: onnx.ModelProto, unit_roundoff: float) -> None:
+    """Both run in ONNX Runtime; the folded one errs at most 4 times as much as the unfolded."""
+    inputs = feeds(before)
+    expected = evaluate_float64(before, inputs)
+    noise = relative_errors(run(before, inputs), expected)
+    assert noise < 64 * unit_roundoff, "the yardstick itself is off"
+    assert relative_errors(run(after, inputs), expected) <= 4 * max(noise, unit_roundoff)
+
+
+def check(model: onnx.ModelProto, *, folded: int = 1, dtype: str = "float") -> onnx.ModelProto:
+    result, report = fold(model)
+    assert [site.reason for site in report.refused] == []
+    assert len(report.folded) == folded
+    assert batchnorms(result) == 0
+    assert all(site.max_ulp <= 0.5001 for site in report.folded)
+    same_function(model, result, UNIT_ROUNDOFF[dtype])
+    return result
+
+
+def refusal(model: onnx.ModelProto) -> str:
+    _, report = fold(model)
+    assert report.folded == ()
+    (site,) = report.refused
+    assert site.site in ("z", "bn")
+    return site.reason
+
+
+def names_of_initializers(model: onnx.ModelProto) -> list[str]:
+    return [tensor.name for tensor in model.graph.initializer]
+
+
+# --- the grid ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 18, 22])
+@pytest.mark.parametrize("bias", ["", ", b"])
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_convolutions(op, group, bias, opset):
+    weight = (8, 4 // group, 3, 3) if op == "Conv" else (4, 8 // group, 3, 3)
+    body = f"y = {op} <group = {group}, strides = [2, 1], pads = [1, 0, 1, 1]> (x, w{bias}) {BN}"
+    weights = {"w": normal(*weight), **statistics(8)} | ({"b": normal(8)} if bias else {})
+    result = check(network(body, weights, opset=opset, ir_version=10 if opset > 21 else 8))
+    assert [node.op_type for node in result.graph.node] == [op]
+    assert set(names_of_initializers(result)) == {"b" if bias else "w_bias", "w"}
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_convolutions_of_one_and_three_dimensions(op, group, dims):
+    weight = (6, 4 // group) if op == "Conv" else (4, 6 // group)
+    sizes, axes = ", 4" * dims, ", c" * dims
+    check(
+        network(
+            f"y = {op} <group = {group}> (x, w) {BN}",
+            {"w": normal(*weight, *[3] * dims), **statistics(6)},
+            inputs=f"float[2, 4{sizes}] x",
+            outputs=f"float[a, b{axes}] z",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"),  # ONNX Runtime has no Conv in double on the CPU
+    [
+        *[("Conv", "float16"), ("Gemm", "float16"), ("MatMul", "float16")],
+        *[("Gemm", "double"), ("MatMul", "double")],
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_other_types(op, bias, dtype):
+    square = ", 3, 3" if op == "Conv" else ""
+    line = "product = MatMul (x, w) y = Add (product, b)" if op == "MatMul" and bias else (
+        f"y = {op} (x, w{', b' if bias and op != 'MatMul' else ''})"
+    )  # fmt: skip
+    shape = (6, 4, 1, 1) if op == "Conv" else (4, 6)
+    weights = {"w": normal(*shape), **statistics(6)} | ({"b": normal(6)} if bias else {})
+    model = network(
+        f"{line} {BN}",
+        weights,
+        inputs=f"{dtype}[2, 4{square}] x",
+        outputs=f"{dtype}[a, b{', c, d' if op == 'Conv' else ''}] z",
+        dtype=TYPES[dtype],
+    )
+    check(model, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [(), (1,), (6,), (1, 6), (3, 1), (3, 6), (1, 1), None])
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, -1.7)])
+def test_gemm(alpha, beta, trans_b, bias):
+    line = (
+        f"y = Gemm <alpha = {alpha}, beta = {beta}, transB = {trans_b}> "
+        f"(x, w{'' if bias is None else ', b'})"
+    )
+    weights = {"w": normal(*((6, 4) if trans_b else (4, 6))), **statistics(6)}
+    weights |= {} if bias is None else {"b": normal(*bias)}
+    model = network(f"{line} {BN}", weights, inputs="float[3, 4] x", outputs="float[a, b] z")
+    result = check(model)
+    attributes = {a.name: a.f for a in result.graph.node[0].attribute if a.name != "transB"}
+    assert attributes["alpha"] == pytest.approx(alpha)
+    assert attributes["beta"] == 1
+
+
+def test_gemm_of_a_transposed_left_operand():
+    check(
+        network(
+            f"y = Gemm <transA = 1> (x, w, b) {BN}",
+            {"w": normal(4, 6), "b": normal(6), **statistics(6)},
+            inputs="float[4, 3] x",
+            outputs="float[a, b] z",
+        )
+    )
+
+
+@pytest.mark.parametrize("bias", [(), (1,), (6,), (1, 6), (3, 1), (3, 6)])
+@pytest.mark.parametrize("operands", ["product, b", "b, product"])
+@pytest.mark.parametrize("opset", [7, 18])
+def test_matmul_and_add(operands, bias, opset):
+    model = network(
+        f"product = MatMul (x, w) y = Add ({operands}) {BN}",
+        {"w": normal(4, 6), "b": normal(*bias), **statistics(6)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z",
+        opset=opset,
+    )
+    assert [node.op_type for node in check(model).graph.node] == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("opset", [7, 11, 18])
+def test_a_matmul_alone_becomes_a_gemm(opset):
+    model = network(
+        f"y = MatMul (x, w) {BN}",
+        {"w": normal(4, 6), **statistics(6)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z",
+        opset=opset,
+    )
+    assert [node.op_type for node in check(model).graph.node] == ["Gemm"]
+
+
+def test_the_rank_of_a_matmul_is_inferred_where_the_model_does_not_state_it():
+    model = network(
+        f"flat = Flatten (x) r = Relu (flat) y = MatMul (r, w) {BN}",
+        {"w": normal(100, 6), **statistics(6)},
+        outputs="float[a, b] z",
+    )
+    check(model)
+
+
+# --- types and numbers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [np.float32, np.float16])
+def test_mixed_types_come_out_as_the_type_of_the_layer(parameters):
+    stats = {name: value.astype(parameters) for name, value in statistics(6).items()}
+    weights = {"w": normal(6, 4, 1, 1).astype(np.float16), **stats}
+    model = network(
+        f"y = Conv (x, w) {BN}",
+        weights,
+        inputs="float16[2, 4, 3, 3] x",
+        outputs="float16[a, b, c, d] z",
+        dtype=None,
+    )
+    result, report = fold(model)
+    assert len(report.folded) == 1
+    assert {t.data_type for t in result.graph.initializer} == {onnx.TensorProto.FLOAT16}
+
+
+def test_bfloat16_weights_are_the_nearest_to_the_exact_ones():
+    stats = {k: v.astype(ml_dtypes.bfloat16) for k, v in statistics(6).items()}
+    weight = normal(6, 4, 1, 1).astype(ml_dtypes.bfloat16)
+    model = network(
+        f"y = Conv (x, w) {BN}",
+        {"w": weight, **stats},
+        inputs="bfloat16[2, 4, 3, 3] x",
+        outputs="bfloat16[a, b, c, d] z",
+        opset=22,
+        ir_version=10,
+        dtype=None,
+    )
+    result, report = fold(model)
+    assert report.folded[0].max_ulp <= 0.5001
+    gamma, var = stats["gamma"].astype(np.float64), stats["var"].astype(np.float64)
+    scale = gamma / np.sqrt(var + float(np.float32(1e-5)))
+    exact = weight.astype(np.float64) * scale.reshape(-1, 1, 1, 1)
+    found = numpy_helper.to_array(result.graph.initializer[0])
+    assert found.tobytes() == exact.astype(ml_dtypes.bfloat16).tobytes()
+
+
+@pytest.mark.parametrize(("attribute", "eps"), [("", 1e-5), ("<epsilon = 0.001>", 1e-3)])
+def test_epsilon_is_the_float32_number(attribute, eps):
+    """With var = 0 the scale is 1 / sqrt(eps), so that a float64 1e-5 would show."""
+    stats = statistics(1) | {"var": np.zeros(1), "gamma": np.ones(1)}
+    model = network(
+        f"y = Conv (x, w) z = BatchNormalization {attribute} (y, gamma, beta, mean, var)",
+        {"w": np.ones((1, 4, 1, 1)), **stats},
+        inputs="double[2, 4, 5, 5] x",
+        outputs="double[a, b, c, d] z",
+        dtype=np.float64,
+    )
+    result, _ = fold(model)
+    expected = np.float64(1 / np.sqrt(np.longdouble(np.float32(eps))))
+    assert numpy_helper.to_array(result.graph.initializer[0]).ravel()[0] == expected
+    assert expected != 1 / np.sqrt(eps)
+
+
+def test_subnormal_weights_become_zero_and_are_counted():
+    stats = statistics(2) | {"gamma": np.array([1e-39, 1.0]), "beta": np.array([1e-40, 0.0])}
+    stats["mean"] = np.zeros(2)
+    model = network(f"y = Conv (x, w) {BN}", {"w": normal(2, 4, 1, 1), **stats})
+    result, report = fold(model)
+    assert report.folded[0].num_flushed == 5
+    weight = numpy_helper.to_array(result.graph.initializer[0])
+    assert not weight[0].any()
+    assert weight[1].all()
+
+
+def two_batchnorms() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    first = {f"first_{k}": v for k, v in statistics(6, seed=2).items()}
+    values = {"w": normal(6, 4, 3, 3), "b": normal(6), **first, **statistics(6)}
+    body = (
+        "u = Conv (x, w, b) "
+        "y = BatchNormalization (u, first_gamma, first_beta, first_mean, first_var)" + BN
+    )
+    return network(body, values), values
+
+
+def test_two_batchnorms_are_rounded_once():
+    """Folded one after the other, the weights would be rounded twice: up to 1 ulp, not 0.5."""
+    model, values = two_batchnorms()
+    result = check(model, folded=2)
+    v = {name: value.astype(np.float32).astype(np.longdouble) for name, value in values.items()}
+    eps = np.longdouble(np.float32(1e-5))
+    scale = v["first_gamma"] / np.sqrt(v["first_var"] + eps) * v["gamma"] / np.sqrt(v["var"] + eps)
+    exact = v["w"] * scale.reshape(-1, 1, 1, 1)
+    found = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}["w"]
+    assert np.mean(found == exact.astype(np.float32)) == 1
+
+
+@pytest.mark.parametrize("producer", ["Gemm", "MatMul", "ConvTranspose"])
+def test_three_batchnorms_after_other_layers(producer):
+    weights = {"w": normal(4, 6) if producer != "ConvTranspose" else normal(4, 6, 3, 3)}
+    body = f"u0 = {producer} (x, w) "
+    for k in range(3):
+        weights |= statistics(6, prefix=f"p{k}_", seed=k)
+        name = "z" if k == 2 else f"u{k + 1}"
+        body += f"{name} = BatchNormalization (u{k}, p{k}_gamma, p{k}_beta, p{k}_mean, p{k}_var) "
+    square = ", 5, 5" if producer == "ConvTranspose" else ""
+    more = ", c, d" if producer == "ConvTranspose" else ""
+    model = network(body, weights, inputs=f"float[3, 4{square}] x", outputs=f"float[a, b{more}] z")
+    check(model, folded=3)
+
+
+# --- what lies between, and where constants come from --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "y = Identity (u)",
+        "y = Dropout (u)",
+        "y, mask = Dropout (u)",
+        "v = Identity (u) y = Dropout (v, ratio, training)",
+        "y = Dropout (u, , training)",
+    ],
+)
+def test_steps_over_what_does_nothing_at_inference(between):
+    weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    model = network(f"u = Conv (x, w) {between} {BN}", weights)
+    if "training" in between:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(False), "training"))
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
+        if "ratio" not in between:
+            del model.graph.initializer[-1]
+    check(model)
+
+
+def test_dropout_before_opset_12():
+    weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    body = f"u = Conv (x, w) y = Dropout <ratio = 0.5> (u) {BN}"
+    check(network(body, weights, opset=10))
+
+
+def test_constant_nodes_are_constants():
+    constants = " ".join(
+        f"{name} = Constant <value_floats = [{', '.join(f'{v:.6f}' for v in values)}]> ()"
+        for name, values in statistics(2).items()
+    )
+    body = (
+        "w = Constant <value = float[2, 4, 1, 1] {1, -2, 3, 4, 5, -6, 7, 8}> () "
+        f"{constants} y = Conv (x, w) {BN}"
+    )
+    result = check(network(body, {}))
+    assert [node.op_type for node in result.graph.node] == ["Conv"]
+
+
+def test_in_a_file_too_old_for_plain_initializers_constants_stay_nodes():
+    body = (
+        "w = Constant <value = float[1, 4, 1, 1] {1, -2, 3, 4}> () "
+        "gamma = Constant <value = float[1] {2}> () beta = Constant <value = float[1] {3}> () "
+        "mean = Constant <value = float[1] {4}> () var = Constant <value = float[1] {5}> () "
+        f"y = Conv (x, w) {BN}"
+    )
+    result = check(network(body, {}, opset=8, ir_version=3))
+    assert [node.op_type for node in result.graph.node] == ["Constant", "Constant", "Conv"]
+
+
+def test_an_empty_optional_bias():
+    """A peer's fold stops with an error at a Conv whose bias is there, with an empty name."""
+    model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 3, 3), **statistics(6)})
+    model.graph.node[0].input.append("")
+    result = check(model)
+    assert list(result.graph.node[0].input) == ["x", "w", "w_bias"]
+
+
+@pytest.mark.parametrize("taken", ["w_bias", "w_weight", "y_weight", "z_weight", "y_bias"])
+def test_names_collide_with_nothing(taken):
+    """Peers invent `<output>_weight` and `<weight>_bias`, taken or not, and write broken files."""
+    weights = {"w": normal(6, 4, 3, 3), taken: normal(1), **statistics(6)}
+    body = f"scaled = Mul (x, {taken}) y = Conv (scaled, w) {BN}"
+    result = check(network(body, weights))
+    names = names_of_initializers(result)
+    assert len(set(names)) == len(names) == 3
+
+
+def test_a_bias_is_named_after_its_weight():
+    model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 3, 3), **statistics(6)})
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "layer1.conv.weight"
+    assert set(names_of_initializers(check(model))) == {"layer1.conv.weight", "layer1.conv.bias"}
+
+
+def test_shared_weights_are_cloned():
+    weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
+    body = (
+        "u = Conv (x, w, b) y = Conv (u, w, b) t = BatchNormalization (y, gamma, beta, mean, b2) "
+        "z = Relu (t)"
+    )
+    weights["b2"] = weights.pop("var")
+    model = network(body, weights)
+    result = check(model)
+    assert set(names_of_initializers(result)) == {"w", "b", "w_1", "b_1"}
+    kept = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
+    assert kept["w"].tobytes() == weights["w"].astype(np.float32).tobytes()
+
+
+def test_a_siamese_pair_is_folded_once_each():
+    """A peer folds a layer that is called twice twice over."""
+    body = (
+        f"u = Conv (x, w) p = BatchNormalization (u, gamma, beta, mean, var) y = Conv (x2, w) {BN}"
+    )
+    weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    model = network(
+        body,
+        weights,
+        inputs="float[2, 4, 5, 5] x, float[2, 4, 5, 5] x2",
+        outputs="float[a, b, c, d] p, float[a, b, c, d] z",
+    )
+    check(model, folded=2)
+
+
+def test_a_bias_that_is_also_a_statistic():
+    weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    result = check(network(f"y = Conv (x, w, mean) {BN}", weights))
+    assert set(names_of_initializers(result)) == {"w", "mean_1"}
+
+
+def test_constants_that_others_read_stay():
+    weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    body = f"y = Conv (x, w) {BN} s = Sqrt (var)"
+    model = network(body, weights, outputs="float[a, b, c, d] z, float[e] s")
+    assert "var" in names_of_initializers(check(model))
+
+
+# --- graphs inside graphs ------------------------------------------------------------------------
+
+
+def branches(inside: str, before: str = "") -> str:
+    return (
+        f"{before} z = If (chosen) <then_branch = yes () => (float[a, b, c, d] then_z) "
+        f"{{ {inside} }}, "
+        "else_branch = no () => (float[a, b, c, d] else_z) { else_z = Identity (x) }>"
+    )
+
+
+CHOICE = {"inputs": "float[2, 4, 5, 5] x, bool chosen"}
+
+
+def test_a_branch_is_folded_with_the_constants_of_the_graph_around_it():
+    inside = "y = Conv (x, w) then_z = BatchNormalization (y, gamma, beta, mean, var)"
+    model = network(branches(inside), {"w": normal(4, 4, 1, 1), **statistics(4)}, **CHOICE)
+    check(model)
+
+
+def test_a_branch_gets_its_own_weights_where_they_are_shared():
+    inside = "y = Conv (x, w) then_z = BatchNormalization (y, gamma, beta, mean, var)"
+    before = "outer = Conv (x, w)"
+    model = network(
+        branches(inside, before),
+        {"w": normal(4, 4, 1, 1), **statistics(4)},
+        inputs=CHOICE["inputs"],
+        outputs="float[a, b, c, d] z, float[a, b, c, d] outer",
+    )
+    check(model)
+
+
+def test_a_loop_body_is_folded():
+    body = (
+        "count = Constant <value = int64 {3}> () yes = Constant <value = bool {1}> () "
+        "z = Loop (count, yes, x) <body = step (int64 i, bool go, float[2, 4, 5, 5] state) => "
+        "(bool go_on, float[2, 4, 5, 5] next) { go_on = Identity (go) y = Conv (state, w) "
+        "next = BatchNormalization (y, gamma, beta, mean, var) }>"
+    )
+    weights = {"w": 0.3 * normal(4, 4, 1, 1), **statistics(4)}
+    check(network(body, weights))
+
+
+FUNCTION = """
+<domain: "local", opset_import: ["": 18]>
+block (a) => (c) {
+    w = Constant <value = float[1, 4, 1, 1] {1, -2, 3, 4}> ()
+    g = Constant <value = float[1] {2}> () s = Constant <value = float[1] {3}> ()
+    m = Constant <value = float[1] {4}> () v = Constant <value = float[1] {5}> ()
+    y = Conv (a, w)
+    c = BatchNormalization (y, g, s, m, v)
+}
+"""
+
+
+def test_a_local_function_is_folded():
+    model = network("z = local.block (x)", {}, functions=FUNCTION)
+    result = check(model)
+    (function,) = result.functions
+    assert [n.op_type for n in function.node] == ["Constant", "Constant", "Conv"]
+
+
+def test_refuses_what_the_caller_of_a_function_chooses():
+    function = FUNCTION.replace("block (a)", "block <e> (a)").replace(
+        "(y, g, s, m, v)", "<epsilon: float = @e> (y, g, s, m, v)"
+    )
+    model = network("z = local.block <e = 0.5> (x)", {}, functions=function)
+    _, report = fold(model)
+    assert "chosen by whoever calls the function" in report.refused[0].reason
+
+
+# --- refusals, by the numbers of the module's docstring ------------------------------------------
+
+
+def conv_bn(body: str, channels: int = 4, **more) -> onnx.ModelProto:
+    weights = {"w": normal(channels, 4, 1, 1), **statistics(channels)}
+    return network(body, weights, **more)
+
+
+def test_refuses_a_batchnorm_in_training_mode():  # 1
+    """A peer folds it, as if its stored statistics were those of the batch."""
+    model = conv_bn(
+        "y = Conv (x, w) "
+        "z, m, v = BatchNormalization <training_mode = 1> (y, gamma, beta, mean, var)"
+    )
+    assert "training mode" in refusal(model)
+
+
+def test_refuses_a_batchnorm_of_training_mode_with_one_output():  # 1
+    model = conv_bn(
+        "y = Conv (x, w) z = BatchNormalization <training_mode = 1> (y, gamma, beta, mean, var)"
+    )
+    assert "training mode" in refusal_without_checker(model)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_refuses_a_batchnorm_whose_further_outputs_say_training(opset):  # 1
+    model = conv_bn(
+        "y = Conv (x, w) z, m, v, sm, sv = BatchNormalization (y, gamma, beta, mean, var)",
+        opset=opset,
+    )
+    assert "training mode" in refusal(model)
+
+
+def test_refuses_statistics_per_pixel():  # 1
+    stats = {k: v.reshape(4, 1, 1) * np.ones((4, 5, 5)) for k, v in statistics(4).items()}
+    model = network(
+        "y = Conv (x, w) z = BatchNormalization <spatial = 0> (y, gamma, beta, mean, var)",
+        {"w": normal(4, 4, 1, 1), **stats},
+        opset=7,
+    )
+    assert "spatial" in refusal_without_checker(model)
+
+
+def refusal_without_checker(model: onnx.ModelProto) -> str:
+    (site,) = fold_batchnorm(ir.from_proto(model)).refused
+    return site.reason
+
+
+def test_refuses_an_opset_in_which_it_meant_something_else():  # 1
+    model = conv_bn(f"y = Conv (x, w) {BN}", opset=6)
+    assert "before opset 7" in refusal_without_checker(model)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "mean", "var"])
+def test_refuses_parameters_computed_at_run_time(name):  # 2
+    line = BN.replace(name, f"{name}_now")
+    model = conv_bn(f"{name}_now = Abs ({name}) y = Conv (x, w) {line}")
+    assert f"`{name}_now` is computed at run time" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["gamma", "var"])
+def test_refuses_parameters_that_a_caller_may_replace(name):  # 2
+    """Peers freeze the default value of an initializer that is also an input."""
+    model = conv_bn(f"y = Conv (x, w) {BN}", inputs=f"float[2, 4, 5, 5] x, float[4] {name}")
+    assert "whose default value a caller may replace" in refusal(model)
+
+
+def test_refuses_a_value_with_another_reader():  # 3
+    model = conv_bn(
+        f"y = Conv (x, w) {BN} r = Relu (y)", outputs="float[a,b,c,d] z, float[a,b,c,d] r"
+    )
+    assert refusal(model) == "its input, `y` (Conv), is read 2 times"
+
+
+def test_refuses_the_residual_stream():  # 3
+    model = conv_bn(f"y = Conv (x, w) {BN} r = Add (y, z)", outputs="float[a,b,c,d] r")
+    assert refusal(model) == "its input, `y` (Conv), is read 2 times: it is the residual stream"
+
+
+def test_refuses_two_batchnorms_of_one_value():  # 3
+    model = conv_bn(
+        f"y = Conv (x, w) {BN} z2 = BatchNormalization (y, beta, gamma, mean, var)",
+        outputs="float[a,b,c,d] z, float[a,b,c,d] z2",
+    )
+    _, report = fold(model)
+    assert ["read 2 times" in site.reason for site in report.refused] == [True, True]
+
+
+def test_refuses_a_value_that_is_an_output():  # 3
+    model = conv_bn(f"y = Conv (x, w) {BN}", outputs="float[a,b,c,d] y, float[a,b,c,d] z")
+    assert "is also an output" in refusal(model)
+
+
+def test_refuses_a_value_that_a_branch_reads():  # 3
+    inside = "then_z = Relu (y)"
+    text = branches(inside, "y = Conv (x, w) bn = BatchNormalization (y, gamma, beta, mean, var)")
+    model = conv_bn(text, inputs=CHOICE["inputs"], outputs="float[a,b,c,d] z, float[a,b,c,d] bn")
+    assert "is read 2 times" in refusal(model)
+
+
+def test_refuses_a_fan_out_on_the_way():  # 3
+    model = conv_bn(
+        f"u = Conv (x, w) y = Identity (u) {BN} r = Relu (u)",
+        outputs="float[a,b,c,d] z, float[a,b,c,d] r",
+    )
+    assert "is read 2 times" in refusal(model)
+
+
+def test_refuses_a_product_that_is_read_before_its_bias_is_added():  # 3
+    model = network(
+        f"p = MatMul (x, w) y = Add (p, b) {BN} r = Relu (p)",
+        {"w": normal(4, 6), "b": normal(6), **statistics(6)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z, float[a, b] r",
+    )
+    assert "is read 2 times" in refusal(model)
+
+
+def test_refuses_a_layer_outside_the_branch():  # 4
+    inside = "then_z = BatchNormalization (y, gamma, beta, mean, var)"
+    model = conv_bn(branches(inside, "y = Conv (x, w)"), **CHOICE)
+    _, report = fold(model)
+    assert "in another graph" in report.refused[0].reason
+
+
+def test_refuses_the_model_input():  # 4
+    model = network("z = BatchNormalization (x, gamma, beta, mean, var)", statistics(4))
+    assert refusal(model) == "its input is the model's input `x`, not the output of a layer"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "y = Relu (u)",
+        "y = MaxPool <kernel_shape = [2, 2]> (u)",
+        "y = Pad (u, pads)",
+        "y = Flatten (u)",
+        "y = Transpose <perm = [0, 1, 3, 2]> (u)",
+        "y = Reshape (u, shape)",
+        "y = Add (u, u2)",
+        "q = QuantizeLinear (u, scale, zero) y = DequantizeLinear (q, scale, zero)",
+        "y = Softmax (u)",
+        "y = Concat <axis = 0> (u, u2)",
+    ],
+)
+def test_refuses_what_lies_between(between):  # 4
+    channels = 100 if "Flatten" in between else 4
+    model = network(
+        f"u = Conv (x, w) u2 = Conv (x, w) {between} {BN}",
+        {"w": normal(4, 4, 1, 1), **statistics(channels), "scale": np.full((), 0.1)},
+        outputs="float[a, b] z" if channels == 100 else "float[a, b, c, d] z",
+    )
+    for name, value in {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "shape": np.array([2, 4, 5, 5]),
+        "zero": np.uint8(0),
+    }.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    operator = between.split(" (")[0].split(" <")[0].split("= ")[-1]
+    if "Dequantize" in between:
+        operator = "DequantizeLinear"
+    assert refusal(model) == (
+        f"its input comes from `y` ({operator}), not from a convolution or linear layer"
+    )
+
+
+def test_refuses_an_operator_of_another_domain():  # 4
+    function = FUNCTION.replace("block", "Conv")
+    model = network(f"y = local.Conv (x) {BN}", statistics(1), functions=function)
+    _, report = fold(model)
+    assert "comes from `y` (Conv)" in report.refused[0].reason
+
+
+def test_refuses_a_dropout_that_drops():  # 4
+    model = conv_bn(f"u = Conv (x, w) y = Dropout (u, , training) {BN}")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "training"))
+    assert "`y` (Dropout) is in training mode" in refusal(model)
+
+
+def test_refuses_a_dropout_that_may_drop():  # 4
+    model = conv_bn(
+        f"u = Conv (x, w) y = Dropout (u, , t) {BN}", inputs="float[2, 4, 5, 5] x, bool t"
+    )
+    assert refusal(model) == "whether `y` (Dropout) drops values is an input of the model"
+
+
+def test_refuses_a_dropout_whose_mask_is_used():  # 4
+    model = conv_bn(
+        f"u = Conv (x, w) y, mask = Dropout (u) {BN}",
+        outputs="float[a,b,c,d] z, bool[a,b,c,d] mask",
+    )
+    assert "mask" in refusal(model)
+
+
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_refuses_weights_computed_at_run_time(what):  # 5
+    weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
+    arguments = {"weight": "x, now, b", "bias": "x, w, now"}[what]
+    source = {"weight": "w", "bias": "b"}[what]
+    model = network(f"now = Neg ({source}) y = Conv ({arguments}) {BN}", weights)
+    assert refusal(model) == f"the {what} of `y` (Conv) is computed at run time"
+
+
+@pytest.mark.parametrize(("what", "name"), [("weight", "w"), ("bias", "b")])
+def test_refuses_weights_that_a_caller_may_replace(what, name):  # 5
+    weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
+    shape = "4, 4, 1, 1" if name == "w" else "4"
+    model = network(
+        f"y = Conv (x, w, b) {BN}", weights, inputs=f"float[2, 4, 5, 5] x, float[{shape}] {name}"
+    )
+    reason = refusal(model)
+    assert reason.startswith(f"the {what} of `y` (Conv) is an input of the model")
+
+
+def test_refuses_a_quantised_weight():  # 5
+    model = network(
+        f"w = DequantizeLinear (q, scale) y = Conv (x, w) {BN}",
+        {"scale": np.full((), 0.1), **statistics(4)},
+    )
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.arange(16, dtype=np.uint8).reshape(4, 4, 1, 1), "q")
+    )
+    assert "computed at run time" in refusal(model)
+
+
+def test_refuses_a_matmul_of_rank_3():  # 6
+    """Where L == C the sizes match and the fold would be silently wrong."""
+    model = network(
+        f"y = MatMul (x, w) {BN}",
+        {"w": normal(4, 4), **statistics(4)},
+        inputs="float[2, 4, 4] x",
+        outputs="float[a, b, c] z",
+    )
+    assert "last axis of a rank-3 value, but it normalises axis 1" in refusal(model)
+
+
+def test_refuses_a_matmul_and_add_of_rank_3():  # 6
+    model = network(
+        f"p = MatMul (x, w) y = Add (p, b) {BN}",
+        {"w": normal(4, 4), "b": normal(4), **statistics(4)},
+        inputs="float[2, 4, 4] x",
+        outputs="float[a, b, c] z",
+    )
+    assert "rank-3" in refusal(model)
+
+
+def test_refuses_a_constant_on_the_left_of_a_matmul():  # 5
+    model = network(
+        f"y = MatMul (w, x) {BN}",
+        {"w": normal(4, 4), **statistics(4)},
+        inputs="float[4, 4] x",
+        outputs="float[a, b] z",
+    )
+    assert refusal(model) == "the weight of `y` (MatMul) is an input of the model"
+
+
+@pytest.mark.parametrize(
+    ("between", "operator", "shape"),
+    [
+        ("y = Transpose <perm = [1, 0]> (u)", "Transpose", "float[a, b] z"),
+        ("y = Reshape (u, shape)", "Reshape", "float[a, b, c] z"),
+    ],
+)
+def test_refuses_a_matmul_whose_channels_were_moved(between, operator, shape):  # 4
+    """ONNX Runtime walks through Transpose and Reshape and folds into the wrong axis."""
+    model = network(
+        f"u = MatMul (x, w) {between} {BN}",
+        {"w": normal(4, 4), **statistics(4)},
+        inputs="float[4, 4] x",
+        outputs=shape,
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 4]), "shape"))
+    if operator == "Transpose":
+        del model.graph.initializer[-1]
+    assert f"comes from `y` ({operator})" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"var": np.array([1.0, 0, 1, 1])}, {"mean": np.array([0, np.nan, 0, 0])}]
+)
+def test_refuses_statistics_that_give_no_number(broken):  # 7
+    weights = {"w": normal(4, 4, 1, 1), **statistics(4), **broken}
+    model = network(
+        "y = Conv (x, w) z = BatchNormalization <epsilon = 0.0> (y, gamma, beta, mean, var)",
+        weights,
+    )
+    assert "channel 1 has no finite scale and shift" in refusal(model)
+
+
+def test_refuses_weights_that_overflow_float16():  # 7
+    stats = statistics(4) | {"gamma": np.full(4, 6e4), "var": np.full(4, 1e-3)}
+    model = network(
+        f"y = Conv (x, w) {BN}",
+        {"w": normal(4, 4, 1, 1), **stats},
+        inputs="float16[2, 4, 5, 5] x",
+        outputs="float16[a, b, c, d] z",
+        dtype=np.float16,
+    )
+    assert "overflows float16" in refusal(model)
+
+
+def test_refuses_channels_that_do_not_match():  # 7
+    model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 1, 1), **statistics(4)})
+    assert "6 output channels" in refusal_without_checker(model)
+
+
+def test_a_site_has_its_name_where_it_has_one():
+    model = conv_bn(f"y = Conv (x, w) r = Relu (y) {BN.replace('(y', '(r')}")
+    model.graph.node[2].name = "bn"
+    _, report = fold(model)
+    assert report.refused[0].site == "bn"
+
+
+def test_one_refusal_does_not_stop_the_others():
+    model = network(
+        "u = Conv (x, w) v = BatchNormalization (u, gamma, beta, mean, var) r = Relu (v) "
+        "z = BatchNormalization (r, beta, gamma, mean, var)",
+        {"w": normal(4, 4, 1, 1), **statistics(4)},
+    )
+    _, report = fold(model)
+    assert [site.site for site in report.folded] == ["v"]
+    assert [site.site for site in report.refused] == ["z"]
+
+
+# --- any chain -----------------------------------------------------------------------------------
+
+
+@st.composite
+def chains(draw) -> onnx.ModelProto:
+    """Layers in a row, each reading one earlier value or, an Add, two."""
+    lines, weights, values = [], {}, ["x"]
+    for k in range(draw(st.integers(2, 8))):
+        op = draw(st.sampled_from(["Conv", "Conv", "BN", "BN", "BN", "Relu", "Identity", "Add"]))
+        # Mostly the last value, so that chains form; else one further back, which fans out.
+        source = values[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(values))
+        name = f"v{k}"
+        if op == "Conv":
+            weights[f"w{k}"] = 0.5 * normal(4, 4, 1, 1, seed=k)
+            lines.append(f"{name} = Conv ({source}, w{k})")
+        elif op == "BN":
+            weights |= statistics(4, prefix=f"p{k}_", seed=k)
+            parameters = ", ".join(f"p{k}_{p}" for p in ("gamma", "beta", "mean", "var"))
+            lines.append(f"{name} = BatchNormalization ({source}, {parameters})")
+        elif op == "Add":
+            lines.append(f"{name} = Add ({source}, {draw(st.sampled_from(values))})")
+        else:
+            lines.append(f"{name} = {op} ({source})")
+        values.append(name)
+    lines.append(f"z = Identity ({values[-1]})")
+    return network(" ".join(lines), weights, inputs="float[2, 4, 3, 3] x")
+
+
+@settings(max_examples=150, deadline=None)
+@given(model=chains())
+def test_folding_never_changes_what_a_chain_computes(model):
+    folded, report = fold(model)
+    assert len(report.folded) == batchnorms(model) - batchnorms(folded)
+    assert len(report.refused) == batchnorms(folded)
+    inputs = feeds(model)
+    expected = evaluate_float64(model, inputs)["z"]
+    # In float64 the folded model has the rounding of its weights alone, at most 2^-24 of each; a
+    # chain of 8 layers of 4 channels amplifies that by far less than 2^12.
+    found = evaluate_float64(folded, inputs)["z"]
+    largest = max(1.0, float(np.abs(expected).max()))
+    assert float(np.abs(found - expected).max()) <= 2.0**-12 * largest
