@@ -328,7 +328,9 @@ class _Folder:
                     return f"{targets}; {below}"
                 targets = below
             layers = [self._fold_into(target) for target in targets]
-            return layers, [node for target in targets for node in target.absorbed]
+            # Each once: what lies before a part in two is on the way to both.
+            absorbed = dict.fromkeys(node for target in targets for node in target.absorbed)
+            return layers, list(absorbed)
         except algebra.NonFiniteFoldError as error:  # 5
             return str(error)
         except _RunTimeWeightError as error:  # 4

@@ -440,6 +440,22 @@ def test_the_folded_module_takes_any_batch():
         assert folded.module(torch.randn(batch, 4, 9, 9)).shape[0] == batch
 
 
+@pytest.mark.parametrize("join", [torch.add, lambda a, b: torch.cat([a, b], dim=1)])
+def test_a_constant_before_a_part_in_two_is_taken_in_once(join):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 1)
+            self.bn = nn.LazyBatchNorm2d()
+
+        def forward(self, x):
+            return self.bn(2 * (join(self.a(x), 3 * self.b(x)) + 1))
+
+    module = Joined()
+    module(IMAGES)  # gives the lazy BatchNorm its size
+    assert fold_and_compare(lively(module), IMAGES).report.complete
+
+
 def test_a_forward_of_any_number_of_inputs_is_traced():
     class Sum(nn.Module):
         def __init__(self):
