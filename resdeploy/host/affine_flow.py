@@ -237,8 +237,9 @@ def _keeps_channels(value: fx.Node, affine: AffineMap) -> bool:
 
 def _back_through_slice(value: fx.Node, source: fx.Node, affine: AffineMap) -> AffineMap | None:
     """Return the map of the whole of which `value` is a slice; what is cut away is left alone."""
-    rank, arguments = affine.scale.ndim, list(value.args)
-    axis = int(arguments[1]) % rank if len(arguments) > 1 else 0  # type: ignore[arg-type]
+    rank = affine.scale.ndim
+    arguments: Sequence[Any] = value.args
+    axis = int(arguments[1]) % rank if len(arguments) > 1 else 0
     if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
         return affine
     length = node_shape(source)[axis]
@@ -253,7 +254,9 @@ def _back_through_slice(value: fx.Node, source: fx.Node, affine: AffineMap) -> A
         shape = list(array.shape)
         shape[axis] = length
         result = np.full(shape, elsewhere, np.longdouble)
-        result[(slice(None),) * axis + (chosen,)] = array
+        place: list[Any] = [slice(None)] * rank
+        place[axis] = chosen
+        result[tuple(place)] = array
         return result
 
     return AffineMap(whole(affine.scale, 1), whole(affine.shift, 0))
