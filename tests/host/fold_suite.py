@@ -747,7 +747,7 @@ def forget_statistics(net: nn.Module) -> None:
 
 case("train_mode_bn", STAYS, IMAGES, "statistics")(lambda: (bn_only(), lambda net: net.bn.train()))
 case("train_mode_conv_eval_bn", FOLDS, IMAGES, "statistics")(
-    lambda: (bn_only(), lambda net: net.train() and net.bn.eval())
+    lambda: (bn_only(), lambda net: net.conv.train())
 )
 case("no_running_stats", STAYS, IMAGES, "statistics")(lambda: bn_only(track_running_stats=False))
 case("running_stats_deleted", STAYS, IMAGES, "statistics")(lambda: (bn_only(), forget_statistics))
@@ -803,24 +803,31 @@ case("half_linear", FOLDS, ROWS, "types", dtype=torch.float16)(
 case("half_overflow", FOLDS, IMAGES, "types", dtype=torch.float16)(
     lambda: (bn_only(), tiny_statistics)
 )
+
+
+def huge_scales(net: nn.Module) -> None:
+    """Weights beyond the largest float16 for inputs so small that the outputs are ordinary."""
+    net.conv.bias.zero_()
+    net.bn.running_mean.zero_()
+    net.bn.running_var.fill_(6e-6)
+    net.bn.weight.sign_().mul_(15000)
+    net.bn.eps = 0.0
+
+
+def tiny_scales(net: nn.Module) -> None:
+    """Weights below the smallest float16 for inputs so large that the outputs are not."""
+    net.conv.bias.zero_()
+    net.bn.running_mean.zero_()
+    net.bn.running_var.fill_(6e4)
+    net.bn.weight.mul_(1e-5)
+    net.bn.bias.zero_()
+
+
 case("half_weight_overflow", STAYS, IMAGES, "types", dtype=torch.float16)(
-    lambda: (
-        bn_only(eps=0.0),
-        lambda net: (net.bn.running_var.fill_(6e-6), net.bn.weight.sign_().mul_(60000)),
-    )
+    lambda: (conv_and_bn(lambda net, x: net.bn(net.conv(x * 1e-3))), huge_scales)
 )
 case("half_underflow", STAYS, IMAGES, "types", dtype=torch.float16)(
-    lambda: (
-        bn_only(),
-        lambda net: (
-            (
-                net.bn.running_var.fill_(6e4),
-                net.bn.weight.mul_(1e-5),
-                net.bn.bias.zero_(),
-                net.bn.running_mean.zero_(),
-            )
-        ),
-    )
+    lambda: (conv_and_bn(lambda net, x: net.bn(net.conv(x * 1e4))), tiny_scales)
 )
 case("half_conv_float_batchnorm", FOLDS, IMAGES, "types", dtype=torch.float16)(
     lambda: (bn_only(), lambda net: net.bn.float())
