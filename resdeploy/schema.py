@@ -254,6 +254,9 @@ class FoldedSite:
         max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
             last place of the stored type.
         num_flushed: folded values that were subnormal and became zero.
+        num_consumers: how many read the value that the BatchNorm read, itself among them.
+        norm: "batch", or "layer" where only the affine part of a LayerNorm was folded: it stays,
+            with a scale of one and a shift of zero.
     """
 
     site: str
@@ -261,14 +264,20 @@ class FoldedSite:
     op: str
     max_ulp: float
     num_flushed: int = 0
+    num_consumers: int = 1
+    norm: Literal["batch", "layer"] = "batch"
 
 
 @record
 class RefusedSite:
-    """A BatchNorm that stays, and why."""
+    """A BatchNorm (or, where asked for, a LayerNorm's affine part) that stays, and why.
+
+    `num_consumers` is how many read the value that it reads, itself among them.
+    """
 
     site: str
     reason: str
+    num_consumers: int = 1
 
 
 @record
@@ -284,7 +293,7 @@ class FoldReport:
 
     @property
     def complete(self) -> bool:
-        """Whether no BatchNorm is left."""
+        """Whether nothing that was to be folded is left."""
         return not self.refused
 
 
@@ -360,6 +369,8 @@ class SessionInfo:
     """A session that started: what it runs on, and how many nodes each provider was given.
 
     `nodes_by_provider` is None where the runtime cannot tell (ONNX Runtime before 1.24).
+    `disabled_optimizers` are graph optimisations of the runtime that are known to change what
+    this model computes, and so were switched off.
     """
 
     spec: SessionSpec
@@ -367,6 +378,7 @@ class SessionInfo:
     runtime_version: str
     active_providers: tuple[str, ...]
     nodes_by_provider: Mapping[str, int] | None
+    disabled_optimizers: tuple[str, ...] = ()
 
 
 @record

@@ -15,6 +15,7 @@ from resdeploy.schema import FoldReport, SessionSpec, SourceSpec
 @source_options
 @click.option("--dry-run", is_flag=True, help="Report only; write nothing.")
 @click.option("--strict", is_flag=True, help="Exit 1 unless every BatchNorm is folded.")
+@click.option("--layernorm", is_flag=True, help="Fold the affine parts of LayerNorms too.")
 @force_option
 @json_option
 def fold_bn(
@@ -23,6 +24,7 @@ def fold_bn(
     source_of: SourceOptions,
     dry_run: bool,
     strict: bool,
+    layernorm: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -48,7 +50,9 @@ def fold_bn(
             from resdeploy.host.build import load_source
             from resdeploy.host.fold_checkpoint import fold_checkpoint
 
-            report = fold_checkpoint(load_source(source_of(source)), output, force=force)
+            report = fold_checkpoint(
+                load_source(source_of(source)), output, layernorm=layernorm, force=force
+            )
     emit(report, as_json=as_json)
     if strict and not report.complete:
         raise SystemExit(EXIT_CHECK_FAILED)

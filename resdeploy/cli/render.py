@@ -76,10 +76,14 @@ def _train(report: TrainReport) -> None:
 
 def _fold(report: FoldReport) -> None:
     folded = [
-        (s.site, s.producer, f"folded into {s.op}", f"{s.max_ulp:.3f}") for s in report.folded
+        (s.site, s.producer, str(s.num_consumers), f"folded into {s.op}", f"{s.max_ulp:.3f}")
+        for s in report.folded
     ]
-    refused = [(s.site, "", f"refused: {s.reason}", "") for s in report.refused]
-    _print_table("BatchNorm", ("site", "layer", "outcome", "max ulp"), folded + refused)
+    refused = [
+        (s.site, "", str(s.num_consumers), f"refused: {s.reason}", "") for s in report.refused
+    ]
+    columns = ("site", "layer", "consumers", "outcome", "max ulp")
+    _print_table("BatchNorm", columns, folded + refused)
     click.echo(_fold_summary(report))
 
 
@@ -140,6 +144,9 @@ def _verify(report: VerifyReport) -> None:
 def _placement(session: Any) -> str:
     """Return one line about where a session ran."""
     runtime = f"{session.runtime} {session.runtime_version}"
+    if session.disabled_optimizers:
+        wrong = ", ".join(session.disabled_optimizers)
+        runtime += f", without its {wrong}, which changes models: disable it where you deploy"
     if session.nodes_by_provider is None:
         return f"ran on {session.active_providers[0]} ({runtime})"
     nodes = ", ".join(f"{count} on {name}" for name, count in session.nodes_by_provider.items())

@@ -74,11 +74,13 @@ def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.T
 def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
     """Give `module` the shape of its own folded form, in place, so that folded weights load.
 
-    Each folded BatchNorm becomes the identity, and the layer it went into gets a bias.
+    Each folded BatchNorm becomes the identity, and the layer it went into gets a bias. A LayerNorm
+    is as it was: its folded affine part is ones and zeros.
     """
     for site in sites:
-        parent_name, _, name = site.site.rpartition(".")
-        setattr(module.get_submodule(parent_name), name, nn.Identity())
+        if site.norm == "batch":
+            parent_name, _, name = site.site.rpartition(".")
+            setattr(module.get_submodule(parent_name), name, nn.Identity())
         for producer in site.producer.split(", "):
             layer = module.get_submodule(producer)
             weight = layer.weight

@@ -9,6 +9,9 @@ computes. InstanceNorm with running statistics and a frozen BatchNorm written as
 are the same map. Weights made from constants (weight_norm, spectral_norm, pruning) are computed
 first.
 
+On request, the affine part of a LayerNorm is carried down in the same way; the LayerNorm stays, as
+its statistics are those of each sample, with a scale of one and a shift of zero.
+
 Refuses, and reports why, when
 1. it normalises by the statistics of the batch (training mode, or none are tracked);
 2. one of its parameters or statistics is computed at run time;
@@ -85,7 +88,11 @@ class FoldedModel:
 
 
 def fold_batchnorm(
-    module: nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool = True
+    module: nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    *,
+    dynamic_batch: bool = True,
+    layernorm: bool = False,
 ) -> FoldedModel:
     """Fold every BatchNorm of `module` that may be folded; `module` is not changed.
 
@@ -93,17 +100,19 @@ def fold_batchnorm(
         module: in eval mode; a BatchNorm left in training mode is refused.
         example_inputs: positional inputs to trace with, axis 0 the batch (see `trace`).
         dynamic_batch: whether the folded graph takes any batch size.
+        layernorm: fold the affine parts of LayerNorms too, into the layers after them.
 
     Raises:
         UnsupportedModelError: the module cannot be traced.
     """
-    return fold_program(trace(module, example_inputs, dynamic_batch=dynamic_batch))
+    program = trace(module, example_inputs, dynamic_batch=dynamic_batch)
+    return fold_program(program, layernorm=layernorm)
 
 
-def fold_program(program: torch.export.ExportedProgram) -> FoldedModel:
+def fold_program(program: torch.export.ExportedProgram, *, layernorm: bool = False) -> FoldedModel:
     """Fold a functional exported program, which is used up: go on with the result."""
     folder = _Folder(ProgramEditor(program))
-    waiting = _norms(folder.editor)
+    waiting = _norms(folder.editor, layernorm=layernorm)
     # Again after each success: a BatchNorm that another one reads can go where that one went.
     while waiting:
         refused = [norm for norm in waiting if not folder.fold(norm)]
@@ -129,6 +138,8 @@ class _Norm:
         arithmetic: for x * scale + shift: the nodes of scale and shift.
         eps: what is added to the variance.
         refusal: why it is none that could be folded.
+        num_consumers: how many nodes read its input.
+        is_layer_norm: whether only its affine part, gamma and beta, is to be folded.
     """
 
     result: fx.Node
@@ -139,16 +150,20 @@ class _Norm:
     arithmetic: tuple[fx.Node, fx.Node] | None = None
     eps: float = 0.0
     refusal: str | None = None
+    num_consumers: int = 1
+    is_layer_norm: bool = False
 
 
 _NO_STATISTICS = "it tracks no running statistics, so it normalises by those of the batch"
 _TRAINING = "it normalises by the statistics of the batch (it is in training mode)"
 
 
-def _norms(editor: ProgramEditor) -> list[_Norm]:
-    """Return the BatchNorms in graph order."""
-    found = (_as_norm(node, editor) for node in editor.graph.nodes)
-    return [norm for norm in found if norm is not None]
+def _norms(editor: ProgramEditor, *, layernorm: bool) -> list[_Norm]:
+    """Return the BatchNorms in graph order, and the LayerNorms among them if `layernorm`."""
+    found = [_as_norm(node, editor) for node in editor.graph.nodes]
+    if layernorm:
+        found += [_as_layer_norm(node, editor) for node in editor.graph.nodes]
+    return [replace(n, num_consumers=len(n.input.users)) for n in found if n is not None]
 
 
 def _as_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
@@ -203,6 +218,22 @@ def _plain_norm(
     return _Norm(result, x, name, constants, statistics, eps=eps, refusal=refusal)
 
 
+def _as_layer_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
+    """Return a LayerNorm whose affine part does something."""
+    if node.target is not aten.layer_norm.default:
+        return None
+    arguments: Sequence[Any] = node.args
+    x, _, gamma, beta, *_ = (*arguments, None, None)
+    does_nothing = all(
+        c is None or ((value := editor.constant(c)) is not None and bool((value == neutral).all()))
+        for c, neutral in ((gamma, 1), (beta, 0))
+    )
+    if does_nothing:
+        return None
+    constants = tuple(c for c in (gamma, beta) if c is not None)
+    return _Norm(node, x, _name(node, editor, gamma), constants, (gamma, beta), is_layer_norm=True)
+
+
 def _arithmetic_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
     """Return x * scale + shift with constant tensors as a norm: a BatchNorm that was frozen."""
     if node.target is not aten.add.Tensor or node.kwargs:
@@ -221,6 +252,11 @@ def _arithmetic_norm(node: fx.Node, editor: ProgramEditor) -> _Norm | None:
     if rank < 2 or any(_spans_batch(editor.constant(c), rank) for c in (scale, shift)):
         return None
     return _Norm(node, x, _name(node, editor), (scale, shift), arithmetic=(scale, shift))
+
+
+def _of_rank(array: np.ndarray[Any, Any], rank: int) -> algebra.ExtendedArray:
+    """Return an array that is broadcast to a value of `rank` as one of that rank."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape).astype(np.longdouble)
 
 
 def _spans_batch(constant: torch.Tensor | None, rank: int) -> bool:
@@ -260,7 +296,7 @@ class _Folder:
     def __init__(self, editor: ProgramEditor) -> None:
         self.editor = editor
         self._layers: dict[fx.Node, _FoldedLayer] = {}
-        self._folded: list[tuple[str, list[fx.Node]]] = []
+        self._folded: list[tuple[_Norm, list[fx.Node]]] = []
         self._reasons: dict[fx.Node, str] = {}
 
     def fold(self, norm: _Norm) -> bool:
@@ -273,7 +309,9 @@ class _Folder:
             return False
         layers, absorbed = outcome
         self._layers.update({folded.layer.node: folded for folded in layers})
-        self._folded.append((norm.name, [folded.layer.node for folded in layers]))
+        self._folded.append((norm, [folded.layer.node for folded in layers]))
+        if norm.is_layer_norm:
+            return True
         # At once: a dead reader would make a following BatchNorm believe its input is read twice.
         norm.result.replace_all_uses_with(norm.input)
         self.editor.erase_unused(norm.result)
@@ -286,29 +324,38 @@ class _Folder:
         """Write the new weights and return the program."""
         for folded in self._layers.values():
             self._write(folded)
+        for norm, _ in self._folded:
+            if norm.is_layer_norm:
+                self._make_plain(norm)
         return self.editor.finish()
 
     def report(self, *, refused: Sequence[_Norm]) -> FoldReport:
         """Return what was folded and refused; values set to zero count for a layer's first site."""
         reasons = [
-            RefusedSite(site=norm.name, reason=self._reasons[norm.result])
+            RefusedSite(
+                site=norm.name,
+                reason=self._reasons[norm.result],
+                num_consumers=norm.num_consumers,
+            )
             for norm in refused
             # Arithmetic that goes nowhere is a scale like any other, unless it says what it is.
             if norm.arithmetic is None or "BatchNorm" in module_class(norm.result)
         ]
         counted: set[fx.Node] = set()
         sites = []
-        for name, nodes in self._folded:
+        for norm, nodes in self._folded:
             layers = [self._layers[node] for node in nodes]
             fresh = [f for f in layers if f.layer.node not in counted]
             counted.update(nodes)
             sites.append(
                 FoldedSite(
-                    site=name,
+                    site=norm.name,
                     producer=", ".join(_layer_name(f.layer, self.editor) for f in layers),
                     op=", ".join(sorted({f.layer.op for f in layers})),
                     max_ulp=max(f.result.max_ulp for f in layers),
                     num_flushed=sum(f.result.num_flushed for f in fresh),
+                    num_consumers=norm.num_consumers,
+                    norm="layer" if norm.is_layer_norm else "batch",
                 )
             )
         return FoldReport(folded=tuple(sites), refused=tuple(reasons))
@@ -321,7 +368,11 @@ class _Folder:
             return "its parameters are computed at run time"
         try:
             affine = self._affine_map(norm)
-            targets = targets_above(norm.input, affine, self.editor.constant)
+            targets = (
+                "its statistics are those of each sample"
+                if norm.is_layer_norm
+                else targets_above(norm.input, affine, self.editor.constant)
+            )
             if isinstance(targets, str):
                 below = targets_below(norm.result, affine)
                 if isinstance(below, str):  # 3
@@ -340,8 +391,12 @@ class _Folder:
         rank = len(node_shape(norm.input))
         if norm.arithmetic is not None:
             scale, shift = (_as_array(self.editor.constant(c)) for c in norm.arithmetic)
-            padded = [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in (scale, shift)]
-            return AffineMap(*(array.astype(np.longdouble) for array in padded))
+            return AffineMap(*(_of_rank(array, rank) for array in (scale, shift)))
+        if norm.is_layer_norm:
+            weight, bias = norm.statistics
+            scale = np.ones(1) if weight is None else _as_array(self.editor.constant(weight))
+            shift = np.zeros(1) if bias is None else _as_array(self.editor.constant(bias))
+            return AffineMap(*(_of_rank(array, rank) for array in (scale, shift)))
         gamma, beta, mean, var = (
             None if node is None else _as_array(self.editor.constant(node))
             for node in norm.statistics
@@ -399,6 +454,16 @@ class _Folder:
                 layer.bias, bias_tensor, name=f"{path}.bias", reader=layer.node
             )
         layer.rewrite(weight, bias)
+
+    def _make_plain(self, norm: _Norm) -> None:
+        """Let a LayerNorm scale by one and shift by zero: its affine part is in a layer."""
+        for at, node, fill in zip((2, 3), norm.statistics, (1.0, 0.0), strict=True):
+            if node is None:
+                continue
+            plain = torch.full(node_shape(node), fill, dtype=node.meta["val"].dtype)
+            name = f"{norm.name}.{'weight' if at == 2 else 'bias'}"
+            new = self.editor.replace(node, plain, name=name, reader=norm.result)
+            norm.result.update_arg(at, new)
 
 
 class _RunTimeWeightError(Exception):

@@ -19,11 +19,14 @@ __all__ = ["fold_checkpoint"]
 _NUM_VERIFY_INPUTS = 4
 
 
-def fold_checkpoint(source: SourceModel, out: Path | None, *, force: bool = False) -> FoldReport:
+def fold_checkpoint(
+    source: SourceModel, out: Path | None, *, layernorm: bool = False, force: bool = False
+) -> FoldReport:
     """Fold a trained model and write it as a resdeploy checkpoint; with `out` None, only report.
 
     The checkpoint is written only if the folded model passes the comparison in the report. It
     names the network and what was folded, so every command takes it as it takes the original.
+    With `layernorm`, the affine parts of LayerNorms are folded too.
 
     Raises:
         ResdeployError: `out` exists or cannot be written, or the module is not one of resdeploy's
@@ -31,7 +34,7 @@ def fold_checkpoint(source: SourceModel, out: Path | None, *, force: bool = Fals
         UnsupportedModelError: the module cannot be traced, or calls a layer more than once.
     """
     if out is None:
-        return _fold(source)[1]
+        return _fold(source, layernorm=layernorm)[1]
     if source.info is None:
         raise ResdeployError(
             "A folded checkpoint of a module of your own could not be loaded again.",
@@ -39,7 +42,7 @@ def fold_checkpoint(source: SourceModel, out: Path | None, *, force: bool = Fals
             fix="export it to ONNX instead, or look only, with --dry-run",
         )
     with atomic_write(out, force=force) as temporary:
-        folded, report = _fold(source)
+        folded, report = _fold(source, layernorm=layernorm)
         if report.comparison is None or not report.comparison.passed:
             raise ResdeployError(
                 "The folded model does not compute what the model computes; nothing was written.",
@@ -51,8 +54,8 @@ def fold_checkpoint(source: SourceModel, out: Path | None, *, force: bool = Fals
     return report
 
 
-def _fold(source: SourceModel) -> tuple[FoldedModel, FoldReport]:
-    folded = fold_batchnorm(source.module, example_inputs(source))
+def _fold(source: SourceModel, *, layernorm: bool) -> tuple[FoldedModel, FoldReport]:
+    folded = fold_batchnorm(source.module, example_inputs(source), layernorm=layernorm)
     golden = golden_for(source, num_inputs=_NUM_VERIFY_INPUTS)
     outputs_NK = run_module(folded.module, golden.inputs, dtype=torch.float32)
     comparison = judge_end_to_end(outputs_NK, golden)

@@ -6,6 +6,8 @@ Here the provider list holds the provider asked for and nothing else, both kinds
 off, and afterwards the session is asked what it runs on, node by node where it can tell.
 """
 
+import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,7 @@ def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
         explained.where = explained.where or where
         explained.add_note(f"{failure}\n{captured.text}".strip())
         raise explained from failure
-    return Session(session, _proven_info(session, provider, spec, runtime))
+    return Session(session, _proven_info(session, model, provider, spec, runtime))
 
 
 def input_specs(session: Session) -> tuple[TensorSpec, ...]:
@@ -124,6 +126,36 @@ def output_specs(session: Session) -> tuple[TensorSpec, ...]:
 
 
 # --- making the session --------------------------------------------------------------------------
+
+
+# Optimisations that change what a model computes: from which version of the runtime on, and the
+# operator without which they find nothing to do. None is fixed in any version yet.
+# MatMul_BatchNormalization_Fusion (since microsoft/onnxruntime#17915) walks through any Reshape or
+# Transpose without asking where the channels went.
+_WRONG_OPTIMIZERS = {"MatMul_BatchNormalization_Fusion": ((1, 16), b"BatchNormalization")}
+
+
+def _optimizers_to_disable(model: Path | bytes) -> tuple[str, ...]:
+    """Return the optimisations of this runtime that could make `model` another one."""
+    version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    return tuple(
+        name
+        for name, (since, operator) in _WRONG_OPTIMIZERS.items()
+        if version >= since and _mentions(model, operator)
+    )
+
+
+def _mentions(model: Path | bytes, operator: bytes) -> bool:
+    """Whether an operator's name stands anywhere in a model, which is how an ONNX file holds it."""
+    if isinstance(model, bytes):
+        return operator in model
+    if model.stat().st_size == 0:  # which cannot be mapped, and is no model
+        return False
+    with (
+        model.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(operator) >= 0
 
 
 def _create(
@@ -143,12 +175,15 @@ def _create(
         str(model) if isinstance(model, Path) else model,
         options,
         providers=[(provider.ort_name, provider.options(spec))],
+        disabled_optimizers=list(_optimizers_to_disable(model)),
         # Without it a failure, now or in a later run, makes the session anew on the CPU.
         enable_fallback=0,
     )
 
 
-def _proven_info(session: Any, provider: Provider, spec: SessionSpec, runtime: str) -> SessionInfo:
+def _proven_info(
+    session: Any, model: Path | bytes, provider: Provider, spec: SessionSpec, runtime: str
+) -> SessionInfo:
     """Return what the session says it runs on, once that is what was asked for."""
     active = tuple(session.get_providers())
     if active[0] != provider.ort_name:
@@ -168,6 +203,7 @@ def _proven_info(session: Any, provider: Provider, spec: SessionSpec, runtime: s
         nodes_by_provider=(
             None if placement is None else {name: len(nodes) for name, nodes in placement.items()}
         ),
+        disabled_optimizers=_optimizers_to_disable(model),
     )
 
 

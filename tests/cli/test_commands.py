@@ -50,6 +50,20 @@ def test_fold_bn_dry_run_writes_nothing(run, checkpoint, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_fold_bn_folds_layernorms_where_that_is_asked_for(run, tmp_path, monkeypatch):
+    (tmp_path / "ln_net.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    norm = torch.nn.LayerNorm(6)\n"
+        "    norm.weight.data.mul_(2)\n"
+        "    return torch.nn.Sequential(norm, torch.nn.Linear(6, 3)).eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ("fold-bn", "--model", "ln_net:net", "--input", "6", "--dry-run")
+    assert "0 folded" in run(*arguments).stdout
+    assert "1 folded, 0 refused" in run(*arguments, "--layernorm").stdout
+
+
 def test_fold_bn_strict_exits_1_when_a_site_is_refused(run, tmp_path):
     (tmp_path / "my_net.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))\n"
