@@ -43,6 +43,8 @@ __all__ = [
     "no_edit",
     "round_once",
     "scale_and_shift",
+    "smallest_normal",
+    "ulp",
 ]
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -285,6 +287,20 @@ def round_once(exact: Float64Array, dtype: str) -> Float64Array:
     raise ValueError(f"cannot store folded weights as {dtype}")
 
 
+def smallest_normal(dtype: str) -> float:
+    """Return the smallest normal number of a storage type."""
+    return _FORMATS[dtype][0]
+
+
+def ulp(exact: FloatArray, dtype: str) -> Float64Array:
+    """Return the unit in the last place of `dtype` at each value: the gap between its numbers."""
+    smallest, precision = _FORMATS[dtype]
+    # The exponent bits alone are the power of two below; times 2^(1 - precision) that is the ulp.
+    bits = np.ascontiguousarray(exact, np.float64).view(np.uint64)
+    power_of_two = (bits & _EXPONENT_BITS).view(np.float64)
+    return np.maximum(power_of_two, smallest) * 2.0 ** (1 - precision)
+
+
 def _by_output(weight: FloatArray, shape: LayerShape) -> FloatArray:
     """Return a weight as (O, I/G, K), a view where that is possible."""
     if not shape.transposed:
@@ -332,16 +348,11 @@ def _store(exact: FloatArray, dtype: str) -> tuple[FloatArray, float, int]:
     if not np.isfinite(stored).all():
         largest = float(np.max(np.abs(exact)))
         raise NonFiniteFoldError(f"a folded value overflows {dtype} (largest {largest:g})")
-    smallest_normal, precision = _FORMATS[dtype]
-    # The exponent bits alone are the power of two below; times 2^(1 - precision) that is the ulp.
-    bits = np.ascontiguousarray(exact, np.float64).view(np.uint64)
-    power_of_two = (bits & _EXPONENT_BITS).view(np.float64)
-    ulp = np.maximum(power_of_two, smallest_normal) * 2.0 ** (1 - precision)
-    max_ulp = float(np.max(np.abs(stored - exact) / ulp, initial=0.0))
+    max_ulp = float(np.max(np.abs(stored - exact) / ulp(exact, dtype), initial=0.0))
     if dtype == "float16":  # its subnormals reach up to 6e-5: they carry weight, and run at speed
         return stored.astype(np.float16), max_ulp, 0
     # Elsewhere a subnormal can make a convolution 50 times slower and is worth less than 1.2e-38.
-    subnormal = (stored != 0) & (np.abs(stored) < smallest_normal)
+    subnormal = (stored != 0) & (np.abs(stored) < smallest_normal(dtype))
     num_flushed = int(np.count_nonzero(subnormal))
     kept = np.where(subnormal, 0.0, stored) if num_flushed else stored
     return kept.astype(_numpy_type(dtype)), max_ulp, num_flushed

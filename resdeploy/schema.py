@@ -39,6 +39,8 @@ __all__ = [
     "GoldenInfo",
     "Manifest",
     "ModelSpec",
+    "NodeError",
+    "NodeLocalResult",
     "PassReport",
     "Preprocess",
     "ProviderVerdict",
@@ -48,6 +50,9 @@ __all__ = [
     "SessionInfo",
     "SessionSpec",
     "SourceSpec",
+    "StaticLayer",
+    "StaticResult",
+    "StructureResult",
     "TensorDiff",
     "TensorSpec",
     "TrainReport",
@@ -440,30 +445,156 @@ class Comparison:
 
 
 @record
-class ProviderVerdict:
-    """One provider's session and what it computed.
+class StructureResult:
+    """Whether the candidate is the graph of the reference, once what folds is folded in both.
 
-    `accuracy` is the fraction of correct labels, where the inputs came with labels.
+    Attributes:
+        num_nodes: operators of the reference.
+        num_layers: affine layers among them.
+        num_aligned: affine layers whose counterpart in the candidate was found.
+        same_form: whether both are written in the same operators; where not, nothing is proven
+            either way.
+        differences: what differs, in words, the first few.
+    """
+
+    num_nodes: int
+    num_layers: int
+    num_aligned: int
+    same_form: bool
+    differences: tuple[str, ...] = ()
+
+    @property
+    def isomorphic(self) -> bool:
+        """Whether the two are one graph."""
+        return not self.differences
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found that makes the candidate another network."""
+        return self.isomorphic or not self.same_form
+
+
+@record
+class StaticLayer:
+    """Largest distances of a layer's weights and biases from their exact values, in ulp."""
+
+    layer: str
+    weight_ulp: float
+    bias_ulp: float
+
+
+@record
+class StaticResult:
+    """Every weight of the candidate against its exact value, in the order of the network."""
+
+    layers: tuple[StaticLayer, ...]
+    limit_ulp: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def max_ulp(self) -> float:
+        """The largest distance of all."""
+        return max((max(x.weight_ulp, x.bias_ulp) for x in self.layers), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every weight is as near as it has to be."""
+        return not self.reasons
+
+
+@record
+class NodeError:
+    """How far one node's outputs are from what its own inputs demand, as fractions of two bounds.
+
+    Attributes:
+        node: its name.
+        of_bound: of the rigorous one, gamma_n times the sum of the products' magnitudes.
+        of_estimate: of the statistical one, with the square root of n.
+    """
+
+    node: str
+    of_bound: float
+    of_estimate: float
+
+
+@record
+class NodeLocalResult:
+    """Every affine node run on the provider, judged on the inputs it had there.
+
+    `num_inputs` samples were run; `reasons` names the nodes that are wrong, the first one first.
+    """
+
+    nodes: tuple[NodeError, ...]
+    num_inputs: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> NodeError | None:
+        """The node nearest to its bound, or furthest beyond it."""
+        return max(self.nodes, key=lambda node: node.of_estimate, default=None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every node computes what it should."""
+        return not self.reasons
+
+
+@record
+class ProviderVerdict:
+    """One provider's session, the evidence on what it computed there, and what is missing of it.
+
+    `accuracy` is the fraction of correct labels, where the inputs came with labels. `missing` says
+    of each layer of evidence that could not be had why.
     """
 
     session: SessionInfo
     comparison: Comparison
     accuracy: float | None = None
+    node_local: NodeLocalResult | None = None
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the verdict is a failure; empty when it passed."""
+        return (
+            *(self.node_local.reasons if self.node_local else ()),
+            *self.comparison.reasons,
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the model on this provider."""
+        return not self.reasons
 
 
 @record
 class VerifyReport:
-    """A model judged on each provider that was asked for."""
+    """A model judged as a file, and on each provider that was asked for.
+
+    `missing` says of each layer of evidence on the file that could not be had why.
+    """
 
     model: FileInfo
     golden: GoldenInfo
     verdicts: tuple[ProviderVerdict, ...]
     reference_accuracy: float | None = None
+    structure: StructureResult | None = None
+    static: StaticResult | None = None
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What speaks against the file itself; empty if nothing does."""
+        differs = self.structure is not None and not self.structure.passed
+        return (
+            *(self.structure.differences if differs and self.structure else ()),
+            *(self.static.reasons if self.static else ()),
+        )
 
     @property
     def passed(self) -> bool:
-        """Whether every provider passed, and there was at least one."""
-        return bool(self.verdicts) and all(v.comparison.passed for v in self.verdicts)
+        """Whether nothing speaks against the file, and every provider passed: at least one."""
+        return bool(self.verdicts) and not self.reasons and all(v.passed for v in self.verdicts)
 
 
 # --- benchmarks ----------------------------------------------------------------------------------

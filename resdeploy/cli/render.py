@@ -117,7 +117,7 @@ def _verify(report: VerifyReport) -> None:
         rows.append(
             (
                 verdict.session.spec.provider,
-                "PASS" if c.passed else "FAIL",
+                "PASS" if verdict.passed and not report.reasons else "FAIL",
                 _ratio(c.noise_ratio),
                 f"{c.noise_ratio_limit:g}",
                 _ratio(c.worst_input_ratio),
@@ -135,10 +135,54 @@ def _verify(report: VerifyReport) -> None:
     click.echo(f"inputs: {report.golden.inputs}")
     if report.reference_accuracy is not None:
         click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
+    for line in _file_evidence(report):
+        click.echo(line)
     for verdict in report.verdicts:
-        for reason in verdict.comparison.reasons:
-            click.echo(f"{verdict.session.spec.provider}: {reason}")
-        click.echo(f"{verdict.session.spec.provider}: {_placement(verdict.session)}")
+        provider = verdict.session.spec.provider
+        if (nodes := verdict.node_local) is not None and (worst := nodes.worst) is not None:
+            click.echo(
+                f"{provider}: {len(nodes.nodes)} layers run on their own inputs, at most "
+                f"{worst.of_estimate:.2f} of their bounds (`{worst.node}`)"
+            )
+        for reason in _first_few(verdict.reasons):
+            click.echo(f"{provider}: {reason}")
+        for layer, why in verdict.missing.items():
+            click.echo(f"{provider}: no evidence on {_LAYERS[layer]}: {why}")
+        click.echo(f"{provider}: {_placement(verdict.session)}")
+
+
+# What each layer of evidence is about, for where it is missing.
+_LAYERS = {
+    "structure": "the wiring",
+    "static": "the weights",
+    "node_local": "single layers",
+}
+
+
+def _file_evidence(report: VerifyReport) -> list[str]:
+    """Return lines about the file itself: its wiring and its weights."""
+    lines = []
+    if (structure := report.structure) is not None and structure.isomorphic:
+        lines.append(f"wiring: {structure.num_nodes} operators, as in the reference")
+    if (static := report.static) is not None and static.layers:
+        lines.append(
+            f"weights: {len(static.layers)} layers within {static.max_ulp:.2f} ulp of their exact "
+            f"values (limit {static.limit_ulp:g})"
+        )
+    lines += _first_few(report.reasons)
+    lines += [f"no evidence on {_LAYERS[layer]}: {why}" for layer, why in report.missing.items()]
+    return lines
+
+
+def _first_few(reasons: Sequence[str]) -> list[str]:
+    """Return the first reasons: what follows a fault downstream says no more than its number."""
+    shown = list(reasons[:_MOST_REASONS])
+    if len(reasons) > len(shown):
+        shown.append(f"and {len(reasons) - len(shown)} more (--json has them all)")
+    return shown
+
+
+_MOST_REASONS = 3
 
 
 def _placement(session: Any) -> str:

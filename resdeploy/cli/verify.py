@@ -1,6 +1,8 @@
 """`resdeploy verify`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +15,11 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+
+if TYPE_CHECKING:
+    from resdeploy.graph.certify import Reference
+    from resdeploy.graph.node_local import Array, Run
+    from resdeploy.schema import SessionSpec, VerifyReport
 
 
 @click.command()
@@ -32,6 +39,11 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 @click.option(
     "--num-inputs", type=click.IntRange(min=1), help="How many inputs.  [default: 32, or all data]"
 )
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    help="Where to write the first faulty node of each provider, with its inputs.",
+)
 @threads_option
 @tf32_option
 @json_option
@@ -43,27 +55,35 @@ def verify(
     providers: tuple[str, ...],
     data: str | None,
     num_inputs: int | None,
+    artifacts: Path | None,
     threads: int | None,
     tf32: bool,
     as_json: bool,
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
 
-    The verdict is PASS if the error is at most 4 times the noise that float32 arithmetic itself
-    makes in this network on these inputs. There is no tolerance to choose.
+    The reference is a trained model or another ONNX file. There is no tolerance to choose: the
+    wiring is compared, then each weight with its exact value, each layer as it runs with a bound
+    from rounding theory, and the outputs with the noise that float32 itself makes in this network.
+    What could not be had of this is stated.
 
     \b
     Example:
         resdeploy verify digits.onnx --reference runs/digits --data digits
         resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 --provider cuda
+        resdeploy verify tuned.onnx --reference resnet50.onnx --artifacts faults
     """
     if golden_file is not None and (reference or data or num_inputs or source_of.given):
         raise click.UsageError("--golden has its own inputs and reference")
+    is_onnx = reference is not None and reference.suffix.lower() == ".onnx"
+    if is_onnx and (data or source_of.given):
+        raise click.UsageError("an ONNX reference is evaluated on seeded inputs of its own shape")
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
     from resdeploy.schema import SessionSpec
     from resdeploy.target.verify import open_sessions, verify_sessions
 
+    original: Reference | str | None = None
     with show_stages("verify") as on_stage:
         on_stage("open sessions")
         # Before the reference, which takes longer: a provider that does not start ends it here.
@@ -76,17 +96,65 @@ def verify(
             from resdeploy.golden_file import load_golden
 
             golden = load_golden(golden_file)
+        elif is_onnx and reference is not None:
+            from resdeploy.graph.reference_file import load_reference
+
+            as_it_stands = SessionSpec(graph_level="disabled", num_threads=threads)
+            golden, original = load_reference(
+                reference, num_inputs=num_inputs or 32, run=_run_on(as_it_stands)
+            )
         else:
             from resdeploy.host.build import load_source
             from resdeploy.host.data import parse_data
             from resdeploy.host.golden import golden_for
+            from resdeploy.host.reference import reference_graph
 
+            source = load_source(source_of(reference))
             chosen = None if data is None else parse_data(data)
-            golden = golden_for(
-                load_source(source_of(reference)), data=chosen, num_inputs=num_inputs
-            )
+            golden = golden_for(source, data=chosen, num_inputs=num_inputs)
+            original = _or_reason(lambda: reference_graph(source, golden))
         on_stage("run")
         report = verify_sessions(model_file, golden, sessions)
+        if golden_file is None:
+            on_stage("certify weights and nodes")
+            report = _certify(report, model_file, original, golden.inputs, artifacts)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)
+
+
+def _or_reason(make: "Callable[[], Reference]") -> "Reference | str":
+    """Return the reference graph, or why the model has none: its outputs can still be judged."""
+    from resdeploy.errors import UnsupportedModelError
+
+    try:
+        return make()
+    except UnsupportedModelError as error:
+        return error.what
+
+
+def _run_on(spec: "SessionSpec") -> "Run":
+    from resdeploy.target.session import open_session
+
+    return lambda model, inputs: open_session(model, spec).run(inputs)
+
+
+def _certify(
+    report: "VerifyReport",
+    model_file: Path,
+    original: "Reference | str | None",
+    inputs: "Array",
+    artifacts: Path | None,
+) -> "VerifyReport":
+    from resdeploy.graph.certify import add_certificate, certify_file
+    from resdeploy.graph.fault_file import write_fault
+    from resdeploy.graph.fold_file import load_onnx
+
+    model = load_onnx(model_file)
+    candidate = certify_file(model, original)
+    report, faults = add_certificate(report, candidate, inputs, _run_on)
+    if artifacts is not None:
+        for provider, fault in faults.items():
+            path = write_fault(artifacts / provider, fault, model)
+            click.echo(f"{provider}: the first faulty node is in {path}", err=True)
+    return report

@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["evaluate_float64", "tensors_of"]
+__all__ = ["evaluate_float64", "tensors_of", "to_float64"]
 
 Array = npt.NDArray[Any]
 
@@ -40,19 +40,7 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
         UnsupportedModelError: it has an operator that the reference evaluator does not know, or
             one whose numbers depend on the type.
     """
-    doubled = onnx.ModelProto()
-    doubled.CopyFrom(model)
-    for tensor in tensors_of(doubled):
-        if tensor.data_type in _FLOATS:
-            values = numpy_helper.to_array(tensor).astype(np.float64)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for graph in _graphs_of(doubled):
-        del graph.value_info[:]
-        for value in (*graph.input, *graph.output):
-            if value.type.tensor_type.elem_type in _FLOATS:
-                value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    for node in _nodes_of(doubled):
-        _double_attributes(node)
+    doubled = to_float64(model)
     feeds = {
         name: value.astype(np.float64) if value.dtype.name in _FLOAT_NAMES else value
         for name, value in inputs.items()
@@ -70,6 +58,24 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
             where=type(error).__name__,
         ) from error
     return dict(zip(evaluator.output_names, map(np.asarray, outputs), strict=True))
+
+
+def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model` in which every float is a float64."""
+    doubled = onnx.ModelProto()
+    doubled.CopyFrom(model)
+    for tensor in tensors_of(doubled):
+        if tensor.data_type in _FLOATS:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for graph in _graphs_of(doubled):
+        del graph.value_info[:]
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type in _FLOATS:
+                value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for node in _nodes_of(doubled):
+        _double_attributes(node)
+    return doubled
 
 
 _FLOAT_NAMES = {"float16", "bfloat16", "float32", "float64"}

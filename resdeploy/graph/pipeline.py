@@ -4,6 +4,7 @@ import onnx_ir as ir
 
 from resdeploy.graph.lower_opset import lower_opset
 from resdeploy.graph.name_io import name_io
+from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
 from resdeploy.schema import PassReport
@@ -22,6 +23,7 @@ def optimize(
     reports = [
         name_io(model, batch_dimension=batch_dimension),
         strip_metadata(model),  # before simplify, which drops the module names nodes are called by
+        resolve_castlike(model),  # before simplify, which then sees that these are constants
     ]
     model, report = simplify(model)
     reports.append(report)

@@ -36,7 +36,7 @@ from resdeploy.schema import (
 )
 from resdeploy.target.verify import verify_model
 
-__all__ = ["export_onnx", "stage_versions"]
+__all__ = ["export_onnx", "stage_versions", "translate"]
 
 # The export's own check is to cost little; the full verdict is the verify command's. About two
 # images of ImageNet's size, or 32 small ones: the fewer outputs, the more inputs to average over.
@@ -116,7 +116,7 @@ def _export(
         folded = fold_program(program)
         program, fold_report = folded.program, folded.report
     on_stage("translate")
-    model = _translate(program, opset=spec.opset)
+    model = translate(program, opset=spec.opset)
     on_stage("simplify")
     model, passes = optimize(
         model, opset=spec.opset, batch_dimension=BATCH_DIMENSION if is_dynamic else None
@@ -155,7 +155,7 @@ def _check_opset(opset: int) -> None:
         )
 
 
-def _translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
+def translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
     """Return the program as ONNX, as torch's exporter writes it without its optimiser."""
     with _quiet_exporter():
         try:

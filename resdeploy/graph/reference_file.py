@@ -1,0 +1,103 @@
+"""Take another ONNX file as the reference: evaluated in float64, without torch.
+
+The yardstick of float32's noise is then the runtime itself, on that file, with every optimisation
+off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.golden_file import Golden
+from resdeploy.graph.certify import Reference
+from resdeploy.graph.float64 import evaluate_float64, to_float64
+from resdeploy.graph.fold_batchnorm import fold_batchnorm
+from resdeploy.graph.fold_file import load_onnx
+from resdeploy.graph.node_local import Array, Run
+from resdeploy.schema import GoldenInfo
+
+__all__ = ["load_reference"]
+
+_BATCH_SIZE = 8
+_SEED = 0
+
+
+def load_reference(path: Path, *, num_inputs: int, run: Run) -> tuple[Golden, Reference]:
+    """Return what the model in `path` answers to seeded inputs, and its graph.
+
+    Args:
+        path: an ONNX file with one float32 input of known shape, but for its batch.
+        num_inputs: how many inputs.
+        run: what computes its outputs in float32, its graph as it stands.
+
+    Raises:
+        ResdeployError: the file is missing, is no ONNX model or has other inputs.
+        UnsupportedModelError: it has operators that cannot be computed in float64.
+    """
+    model = load_onnx(path)
+    name, fixed_batch, shape = _only_input(model, path)
+    random = np.random.default_rng(_SEED)
+    inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
+    serialised = bytes(model.SerializeToString())
+    exact, own = [], []
+    for batch, count in _batches(inputs, fixed_batch):
+        exact.append(_side_by_side(evaluate_float64(model, {name: batch}))[:count])
+        found = run(serialised, {name: batch})
+        own.append(_side_by_side({key: found[key] for key in _output_names(model)})[:count])
+    reference_NK = np.concatenate(exact)
+    golden = Golden(
+        inputs=inputs,
+        reference=reference_NK,
+        noise_l2=np.linalg.norm(np.concatenate(own) - reference_NK, axis=1),
+        labels=None,
+        info=GoldenInfo(
+            source=f"{path.name}, in float64",
+            inputs=f"{num_inputs} seeded normal inputs",
+            num_inputs=num_inputs,
+        ),
+    )
+    folded = ir.from_proto(to_float64(model))
+    fold_batchnorm(folded)
+    return golden, Reference(model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False)
+
+
+def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int]]:
+    """Return the input's name, its batch size if that is fixed, and the shape of one sample."""
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initialised]
+    if len(inputs) != 1:
+        raise ResdeployError(
+            f"The reference has {len(inputs)} inputs; verify knows models of one.", where=str(path)
+        )
+    kind = inputs[0].type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    shape = [size for size in sizes[1:] if size is not None]
+    if len(shape) != len(sizes) - 1 or kind.elem_type != onnx.TensorProto.FLOAT:
+        raise UnsupportedModelError(
+            f"The input {inputs[0].name!r} of the reference is not float32 of a known shape.",
+            where=str(path),
+            fix="export it with fixed sizes but for the batch, or verify against the checkpoint",
+        )
+    return inputs[0].name, sizes[0], shape
+
+
+def _batches(inputs: Array, fixed: int | None) -> Iterator[tuple[Array, int]]:
+    """Yield batches of the size that the model takes, each with how many of it are inputs."""
+    size = fixed or _BATCH_SIZE
+    for start in range(0, len(inputs), size):
+        batch = inputs[start : start + size]
+        missing = size - len(batch) if fixed else 0
+        yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]), len(batch)
+
+
+def _output_names(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.output]
+
+
+def _side_by_side(outputs: dict[str, Array]) -> Array:
+    columns = [y.reshape(len(y), -1).astype(np.float64) for y in outputs.values()]
+    return np.concatenate(columns, axis=1)

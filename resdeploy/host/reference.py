@@ -1,0 +1,104 @@
+"""The reference graph of a trained model: in float64, folded, and shown to be that model.
+
+A candidate's nodes and weights are compared with this graph. That it is the model is not taken for
+granted: its outputs, by an evaluator in numpy, must be those of the module in PyTorch, both in
+float64, to within a hundredth of the noise of float32.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.golden_file import Golden
+from resdeploy.graph.certify import Reference
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.graph.pipeline import optimize
+from resdeploy.host.build import SourceModel, example_inputs
+from resdeploy.host.export import translate
+from resdeploy.host.fold import fold_program
+from resdeploy.host.trace import BATCH_DIMENSION, trace
+from resdeploy.schema import FoldReport
+
+__all__ = ["reference_graph"]
+
+_NUM_CHECKED = 2
+_MOST_OF_THE_NOISE = 0.01
+
+
+def reference_graph(source: SourceModel, golden: Golden) -> Reference:
+    """Return the reference graph of `source`.
+
+    Args:
+        source: the trained model; it is copied, not changed.
+        golden: its outputs, made by `golden_for`.
+
+    Raises:
+        UnsupportedModelError: the model cannot be traced or translated, or its graph does not
+            compute in float64 what the module does.
+    """
+    module = copy.deepcopy(source.module).double()
+    inputs = tuple(x.double() for x in example_inputs(source))
+    try:
+        program = trace(module, inputs)
+        batch: str | None = BATCH_DIMENSION
+    except UnsupportedModelError:
+        program = trace(module, inputs, dynamic_batch=False)
+        batch = None
+    folded = fold_program(program)
+    opset = 18
+    model, _ = optimize(translate(folded.program, opset=opset), opset=opset, batch_dimension=batch)
+    proto = ir.to_proto(model)
+    _check(proto, golden, source.description)
+    magnitudes = _bias_magnitudes(module, folded.report)
+    return Reference(model=proto, bias_magnitudes=magnitudes, is_exact=True)
+
+
+def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
+    """Raise unless `model` computes what the reference does, on the first inputs."""
+    # A graph of fixed batch was traced with as many.
+    samples = np.resize(golden.inputs, (_NUM_CHECKED, *golden.inputs.shape[1:]))
+    expected_NK = np.resize(golden.reference, (_NUM_CHECKED, golden.reference.shape[1]))
+    found = evaluate_float64(model, {model.graph.input[0].name: samples})
+    outputs_NK = np.concatenate([y.reshape(_NUM_CHECKED, -1) for y in found.values()], axis=1)
+    rounding = 2.0**-24 * np.linalg.norm(expected_NK, axis=1)
+    noise = np.linalg.norm(np.maximum(np.resize(golden.noise_l2, _NUM_CHECKED), rounding))
+    error = np.linalg.norm(outputs_NK - expected_NK)
+    if not error <= _MOST_OF_THE_NOISE * noise:
+        raise UnsupportedModelError(
+            f"The graph traced from the model errs by {error / noise:.3g} of float32's noise "
+            "in float64, so it is no reference.",
+            where=where,
+        )
+
+
+def _bias_magnitudes(module: nn.Module, report: FoldReport) -> Mapping[str, np.ndarray]:
+    """Return what each folded bias was added up from, by the name of its layer."""
+    found: dict[str, np.ndarray] = {}
+    for site in report.folded:
+        try:
+            norm = module.get_submodule(site.site)
+            layer = module.get_submodule(site.producer)
+        except AttributeError:
+            continue  # a call that is no module's
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+            continue
+        assert norm.running_var is not None
+        with torch.no_grad():
+            gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+            beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+            scale = (gamma / torch.sqrt(norm.running_var + norm.eps)).abs()
+            terms = [beta.abs(), scale * norm.running_mean.abs()]
+            bias = getattr(layer, "bias", None)
+            if isinstance(bias, torch.Tensor) and bias.shape == scale.shape:
+                terms.append(scale * bias.abs())
+            magnitude = torch.stack(terms).sum(dim=0).numpy()
+        if site.producer in found and found[site.producer].shape == magnitude.shape:
+            magnitude = np.maximum(found[site.producer], magnitude)
+        found[site.producer] = magnitude
+    return found
