@@ -254,6 +254,7 @@ class FoldedSite:
         max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
             last place of the stored type.
         num_flushed: folded values that were subnormal and became zero.
+        num_consumers: how many readers the BatchNorm's input had, itself among them.
     """
 
     site: str
@@ -261,14 +262,22 @@ class FoldedSite:
     op: str
     max_ulp: float
     num_flushed: int = 0
+    num_consumers: int = 1
 
 
 @record
 class RefusedSite:
-    """A BatchNorm that stays, and why."""
+    """A BatchNorm that stays, and why.
+
+    Attributes:
+        site: the BatchNorm's name in the model.
+        reason: what stands in the way.
+        num_consumers: how many readers the BatchNorm's input has, itself among them.
+    """
 
     site: str
     reason: str
+    num_consumers: int = 1
 
 
 @record

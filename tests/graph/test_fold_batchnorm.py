@@ -135,6 +135,16 @@ def refusal(model: onnx.ModelProto) -> str:
     return site.reason
 
 
+NONE_BELOW = "no layer alone reads its output"
+
+
+def add_integers(model: onnx.ModelProto, **values: list[int]) -> None:
+    """Add the initializers that say where things go, as int64."""
+    for name, value in values.items():
+        array = np.array(value, np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
 def names_of_initializers(model: onnx.ModelProto) -> list[str]:
     return [tensor.name for tensor in model.graph.initializer]
 
@@ -473,7 +483,7 @@ def test_a_siamese_pair_is_folded_once_each():
 def test_a_bias_that_is_also_a_statistic():
     weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
     result = check(network(f"y = Conv (x, w, mean) {BN}", weights))
-    assert set(names_of_initializers(result)) == {"w", "mean_1"}
+    assert set(names_of_initializers(result)) == {"w", "mean"}
 
 
 def test_constants_that_others_read_stay():
@@ -625,12 +635,13 @@ def test_refuses_a_value_with_another_reader():  # 3
     model = conv_bn(
         f"y = Conv (x, w) {BN} r = Relu (y)", outputs="float[a,b,c,d] z, float[a,b,c,d] r"
     )
-    assert refusal(model) == "its input, `y` (Conv), is read 2 times"
+    assert refusal(model) == f"its input, `y` (Conv), is read 2 times; {NONE_BELOW}"
 
 
 def test_refuses_the_residual_stream():  # 3
     model = conv_bn(f"y = Conv (x, w) {BN} r = Add (y, z)", outputs="float[a,b,c,d] r")
-    assert refusal(model) == "its input, `y` (Conv), is read 2 times: it is the residual stream"
+    reason = "its input, `y` (Conv), is read 2 times: it is the residual stream"
+    assert refusal(model) == f"{reason}; {NONE_BELOW}"
 
 
 def test_refuses_two_batchnorms_of_one_value():  # 3
@@ -672,75 +683,66 @@ def test_refuses_a_product_that_is_read_before_its_bias_is_added():  # 3
     assert "is read 2 times" in refusal(model)
 
 
-def test_refuses_a_layer_outside_the_branch():  # 4
+def test_refuses_a_layer_outside_the_branch():  # 3
     inside = "then_z = BatchNormalization (y, gamma, beta, mean, var)"
     model = conv_bn(branches(inside, "y = Conv (x, w)"), **CHOICE)
     _, report = fold(model)
     assert "in another graph" in report.refused[0].reason
 
 
-def test_refuses_the_model_input():  # 4
+def test_refuses_the_model_input():  # 3
     model = network("z = BatchNormalization (x, gamma, beta, mean, var)", statistics(4))
-    assert refusal(model) == "its input is the model's input `x`, not the output of a layer"
+    reason = "its input is the model's input `x`, not the output of a layer"
+    assert refusal(model) == f"{reason}; {NONE_BELOW}"
 
 
 @pytest.mark.parametrize(
     "between",
     [
         "y = Relu (u)",
-        "y = MaxPool <kernel_shape = [2, 2]> (u)",
+        "y = MaxPool <kernel_shape = [2, 2]> (u)",  # some scales are negative
         "y = Pad (u, pads)",
-        "y = Flatten (u)",
-        "y = Transpose <perm = [0, 1, 3, 2]> (u)",
-        "y = Reshape (u, shape)",
-        "y = Add (u, u2)",
         "q = QuantizeLinear (u, scale, zero) y = DequantizeLinear (q, scale, zero)",
         "y = Softmax (u)",
-        "y = Concat <axis = 0> (u, u2)",
     ],
 )
-def test_refuses_what_lies_between(between):  # 4
-    channels = 100 if "Flatten" in between else 4
+def test_refuses_what_lies_between(between):  # 3
     model = network(
-        f"u = Conv (x, w) u2 = Conv (x, w) {between} {BN}",
-        {"w": normal(4, 4, 1, 1), **statistics(channels), "scale": np.full((), 0.1)},
-        outputs="float[a, b] z" if channels == 100 else "float[a, b, c, d] z",
+        f"u = Conv (x, w) {between} {BN}",
+        {"w": normal(4, 4, 1, 1), **statistics(4), "scale": np.full((), 0.1)},
     )
-    for name, value in {
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
-        "shape": np.array([2, 4, 5, 5]),
-        "zero": np.uint8(0),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    add_integers(model, pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(0), "zero"))
     operator = between.split(" (")[0].split(" <")[0].split("= ")[-1]
     if "Dequantize" in between:
         operator = "DequantizeLinear"
     assert refusal(model) == (
-        f"its input comes from `y` ({operator}), not from a convolution or linear layer"
+        f"its input comes from `y` ({operator}), not from a convolution or linear layer; "
+        f"{NONE_BELOW}"
     )
 
 
-def test_refuses_an_operator_of_another_domain():  # 4
+def test_refuses_an_operator_of_another_domain():  # 3
     function = FUNCTION.replace("block", "Conv")
     model = network(f"y = local.Conv (x) {BN}", statistics(1), functions=function)
     _, report = fold(model)
     assert "comes from `y` (Conv)" in report.refused[0].reason
 
 
-def test_refuses_a_dropout_that_drops():  # 4
+def test_refuses_a_dropout_that_drops():  # 3
     model = conv_bn(f"u = Conv (x, w) y = Dropout (u, , training) {BN}")
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "training"))
     assert "`y` (Dropout) is in training mode" in refusal(model)
 
 
-def test_refuses_a_dropout_that_may_drop():  # 4
+def test_refuses_a_dropout_that_may_drop():  # 3
     model = conv_bn(
         f"u = Conv (x, w) y = Dropout (u, , t) {BN}", inputs="float[2, 4, 5, 5] x, bool t"
     )
-    assert refusal(model) == "whether `y` (Dropout) drops values is an input of the model"
+    assert refusal(model).startswith("whether `y` (Dropout) drops values is an input of the model")
 
 
-def test_refuses_a_dropout_whose_mask_is_used():  # 4
+def test_refuses_a_dropout_whose_mask_is_used():  # 3
     model = conv_bn(
         f"u = Conv (x, w) y, mask = Dropout (u) {BN}",
         outputs="float[a,b,c,d] z, bool[a,b,c,d] mask",
@@ -749,16 +751,16 @@ def test_refuses_a_dropout_whose_mask_is_used():  # 4
 
 
 @pytest.mark.parametrize("what", ["weight", "bias"])
-def test_refuses_weights_computed_at_run_time(what):  # 5
+def test_refuses_weights_computed_at_run_time(what):  # 4
     weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
     arguments = {"weight": "x, now, b", "bias": "x, w, now"}[what]
     source = {"weight": "w", "bias": "b"}[what]
     model = network(f"now = Neg ({source}) y = Conv ({arguments}) {BN}", weights)
-    assert refusal(model) == f"the {what} of `y` (Conv) is computed at run time"
+    assert refusal(model) == f"the {what} of `y` (Conv) is computed at run time; {NONE_BELOW}"
 
 
 @pytest.mark.parametrize(("what", "name"), [("weight", "w"), ("bias", "b")])
-def test_refuses_weights_that_a_caller_may_replace(what, name):  # 5
+def test_refuses_weights_that_a_caller_may_replace(what, name):  # 4
     weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
     shape = "4, 4, 1, 1" if name == "w" else "4"
     model = network(
@@ -768,7 +770,7 @@ def test_refuses_weights_that_a_caller_may_replace(what, name):  # 5
     assert reason.startswith(f"the {what} of `y` (Conv) is an input of the model")
 
 
-def test_refuses_a_quantised_weight():  # 5
+def test_refuses_a_quantised_weight():  # 4
     model = network(
         f"w = DequantizeLinear (q, scale) y = Conv (x, w) {BN}",
         {"scale": np.full((), 0.1), **statistics(4)},
@@ -779,7 +781,7 @@ def test_refuses_a_quantised_weight():  # 5
     assert "computed at run time" in refusal(model)
 
 
-def test_refuses_a_matmul_of_rank_3():  # 6
+def test_refuses_a_matmul_of_rank_3():  # 3
     """Where L == C the sizes match and the fold would be silently wrong."""
     model = network(
         f"y = MatMul (x, w) {BN}",
@@ -787,10 +789,10 @@ def test_refuses_a_matmul_of_rank_3():  # 6
         inputs="float[2, 4, 4] x",
         outputs="float[a, b, c] z",
     )
-    assert "last axis of a rank-3 value, but it normalises axis 1" in refusal(model)
+    assert "last axis of a rank-3 value, but it normalises another axis" in refusal(model)
 
 
-def test_refuses_a_matmul_and_add_of_rank_3():  # 6
+def test_refuses_a_matmul_and_add_of_rank_3():  # 3
     model = network(
         f"p = MatMul (x, w) y = Add (p, b) {BN}",
         {"w": normal(4, 4), "b": normal(4), **statistics(4)},
@@ -800,24 +802,24 @@ def test_refuses_a_matmul_and_add_of_rank_3():  # 6
     assert "rank-3" in refusal(model)
 
 
-def test_refuses_a_constant_on_the_left_of_a_matmul():  # 5
+def test_refuses_a_constant_on_the_left_of_a_matmul():  # 4
     model = network(
         f"y = MatMul (w, x) {BN}",
         {"w": normal(4, 4), **statistics(4)},
         inputs="float[4, 4] x",
         outputs="float[a, b] z",
     )
-    assert refusal(model) == "the weight of `y` (MatMul) is an input of the model"
+    assert refusal(model).startswith("the weight of `y` (MatMul) is an input of the model")
 
 
 @pytest.mark.parametrize(
-    ("between", "operator", "shape"),
+    ("between", "shape"),
     [
-        ("y = Transpose <perm = [1, 0]> (u)", "Transpose", "float[a, b] z"),
-        ("y = Reshape (u, shape)", "Reshape", "float[a, b, c] z"),
+        ("y = Transpose <perm = [1, 0]> (u)", "float[a, b] z"),
+        ("y = Reshape (u, shape)", "float[a, b, c] z"),
     ],
 )
-def test_refuses_a_matmul_whose_channels_were_moved(between, operator, shape):  # 4
+def test_refuses_a_matmul_whose_channels_were_moved(between, shape):  # 3
     """ONNX Runtime walks through Transpose and Reshape and folds into the wrong axis."""
     model = network(
         f"u = MatMul (x, w) {between} {BN}",
@@ -825,16 +827,15 @@ def test_refuses_a_matmul_whose_channels_were_moved(between, operator, shape):  
         inputs="float[4, 4] x",
         outputs=shape,
     )
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 4]), "shape"))
-    if operator == "Transpose":
-        del model.graph.initializer[-1]
-    assert f"comes from `y` ({operator})" in refusal(model)
+    if "Reshape" in between:
+        add_integers(model, shape=[1, 4, 4])
+    assert "`u` (MatMul) has its features on the last axis" in refusal(model)
 
 
 @pytest.mark.parametrize(
     "broken", [{"var": np.array([1.0, 0, 1, 1])}, {"mean": np.array([0, np.nan, 0, 0])}]
 )
-def test_refuses_statistics_that_give_no_number(broken):  # 7
+def test_refuses_statistics_that_give_no_number(broken):  # 5
     weights = {"w": normal(4, 4, 1, 1), **statistics(4), **broken}
     model = network(
         "y = Conv (x, w) z = BatchNormalization <epsilon = 0.0> (y, gamma, beta, mean, var)",
@@ -843,7 +844,7 @@ def test_refuses_statistics_that_give_no_number(broken):  # 7
     assert "channel 1 has no finite scale and shift" in refusal(model)
 
 
-def test_refuses_weights_that_overflow_float16():  # 7
+def test_refuses_weights_that_overflow_float16():  # 5
     stats = statistics(4) | {"gamma": np.full(4, 6e4), "var": np.full(4, 1e-3)}
     model = network(
         f"y = Conv (x, w) {BN}",
@@ -855,7 +856,7 @@ def test_refuses_weights_that_overflow_float16():  # 7
     assert "overflows float16" in refusal(model)
 
 
-def test_refuses_channels_that_do_not_match():  # 7
+def test_refuses_channels_that_do_not_match():  # 5
     model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 1, 1), **statistics(4)})
     assert "6 output channels" in refusal_without_checker(model)
 
