@@ -284,12 +284,14 @@ class RefusedSite:
 class FoldReport:
     """What was folded and what was refused, in the order of the graph.
 
-    `comparison` judges the folded model against the model in float64, where that was done.
+    `comparison` judges the folded model against the model in float64, where that was done;
+    `not_judged` says why it was not, where it was to be done.
     """
 
     folded: tuple[FoldedSite, ...] = ()
     refused: tuple[RefusedSite, ...] = ()
     comparison: "Comparison | None" = None
+    not_judged: str | None = None
 
     @property
     def complete(self) -> bool:

@@ -81,6 +81,8 @@ def _fold(report: FoldReport) -> None:
     refused = [(s.site, "", f"refused: {s.reason}", "") for s in report.refused]
     _print_table("BatchNorm", ("site", "layer", "outcome", "max ulp"), folded + refused)
     click.echo(_fold_summary(report))
+    if report.not_judged is not None:
+        click.echo(f"not judged: {report.not_judged}")
 
 
 def _fold_summary(report: FoldReport) -> str:

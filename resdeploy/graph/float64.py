@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["evaluate_float64", "tensors_of"]
+__all__ = ["UnknownOperatorError", "evaluate_float64", "tensors_of"]
 
 Array = npt.NDArray[Any]
 
@@ -33,12 +33,16 @@ _FLOATS = {
 }
 
 
+class UnknownOperatorError(UnsupportedModelError):
+    """An operator whose meaning in float64 is not known here."""
+
+
 def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the outputs of `model` by name, computed in float64; `model` is not changed.
 
     Raises:
-        UnsupportedModelError: it has an operator that the reference evaluator does not know, or
-            one whose numbers depend on the type.
+        UnknownOperatorError: it has an operator that the reference evaluator does not know.
+        UnsupportedModelError: it cannot be computed on these inputs.
     """
     doubled = onnx.ModelProto()
     doubled.CopyFrom(model)
@@ -65,8 +69,11 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
             outputs = evaluator.run(None, feeds)
     # Its operators are a hundred small programs: what they raise has no common base.
     except Exception as error:
-        raise UnsupportedModelError(
-            f"The model cannot be computed in float64: {str(error).splitlines()[0]}",
+        is_unknown = isinstance(error, NotImplementedError)
+        kind = UnknownOperatorError if is_unknown else UnsupportedModelError
+        said = f"{error}".partition("\n")[0]
+        raise kind(
+            f"The model cannot be computed in float64: {said}",
             where=type(error).__name__,
         ) from error
     return dict(zip(evaluator.output_names, map(np.asarray, outputs), strict=True))
