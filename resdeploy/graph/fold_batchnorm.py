@@ -234,7 +234,7 @@ class _Folder:
         # Each once: what lies before a part in two is on the way to both.
         absorbed = {node.node: node for target in targets for node in target.absorbed}
         for passed in absorbed.values():
-            constants += passed.node.inputs
+            constants += [value for value in passed.node.inputs if value is not passed.source]
             _bypass(passed.node, passed.source, keep_name=True)
         for value in constants:
             if value is not None:

@@ -506,6 +506,12 @@ def test_a_constant_before_a_part_in_two_is_taken_in_once():
     assert operators(check(model)) == ["Conv", "Conv", "Concat"]
 
 
+def test_a_layer_that_nobody_reads_stays():
+    """What it feeds is folded into it all the same; taking in the constant does not remove it."""
+    body = f"u = Conv (x, w) y = Add (u, k) {BN.replace('z =', 'd =')} z = Relu (x)"
+    assert operators(check(model_of(body, weights={"k": normal(6, 1, 1)}))) == ["Conv", "Relu"]
+
+
 def test_a_long_way_up():
     body = (
         "u1 = Conv (x, w) u2 = Conv (x, w2) s = Add (u1, u2) c = Mul (s, k) "
