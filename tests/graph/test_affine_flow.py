@@ -868,6 +868,14 @@ def test_a_frozen_batchnorm_and_a_plain_one():
     assert operators(check(model_of(body, weights=weights), folded=2)) == ["Conv"]
 
 
+def test_a_frozen_batchnorm_that_another_map_has_taken_in():
+    """It cannot cross the MaxPool alone, having negative scales; both together have none."""
+    body = f"{CONV} p = MaxPool <kernel_shape = [2, 2]> (u) m = Mul (p, s) y = Add (m, t) {BN}"
+    weights = {"s": -np.ones((6, 1, 1)), "t": normal(6, 1, 1), "gamma": np.full(6, -0.7)}
+    result = check(model_of(body, weights=weights))
+    assert operators(result) == ["Conv", "MaxPool"]
+
+
 # --- LayerNorm -----------------------------------------------------------------------------------
 
 LAYERNORM = "y = LayerNormalization <axis = -1> (x, g, c)"
