@@ -44,7 +44,9 @@ def file_info(path: Path, *, relative_to: Path) -> FileInfo:
 
 
 @contextmanager
-def atomic_write(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_write(
+    path: Path, *, force: bool = False, companion: str | None = None
+) -> Iterator[Path]:
     """Give a path to write to; the file appears at `path` when the block ends well.
 
     The temporary path has the file name of `path`, so that a writer that looks at the name or its
@@ -53,9 +55,11 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[Path]:
     Args:
         path: the file to make.
         force: replace an existing file.
+        companion: the name of a second file that the block may write beside the first, and that
+            is kept beside it: both appear, or neither.
 
     Raises:
-        ResdeployError: the target exists and `force` is not given, or is not a regular file, or
+        ResdeployError: a target exists and `force` is not given, or is not a regular file, or
             its folder is missing or cannot be written to, or the disk is full.
     """
     _refuse_existing_file(path, force=force)
@@ -64,7 +68,32 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield temporary
         # Asked again, for the target may have appeared while the block ran.
         _refuse_existing_file(path, force=force)
-        temporary.replace(path)
+        if companion is None or not (workplace / companion).exists():
+            temporary.replace(path)
+            return
+        _refuse_existing_file(path.with_name(companion), force=force)
+        _replace_pair(temporary, path, companion)
+
+
+def _replace_pair(temporary: Path, path: Path, companion: str) -> None:
+    """Rename a file and its companion into place, or put back what was there.
+
+    An old file steps aside first: it must never stand beside the companion of the new one.
+    """
+    second = path.with_name(companion)
+    aside = temporary.parent / "old"
+    aside.mkdir()
+    old = [(target, aside / target.name) for target in (path, second) if target.exists()]
+    moves = [*old, (temporary.parent / companion, second), (temporary, path)]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for before, after in moves:
+            before.rename(after)
+            done.append((before, after))
+    except BaseException:
+        for before, after in reversed(done):
+            after.rename(before)
+        raise
 
 
 @contextmanager

@@ -277,7 +277,10 @@ class FoldedSite:
 class RefusedSite:
     """A BatchNorm (or, where asked for, a LayerNorm's affine part) that stays, and why.
 
-    `num_consumers` is how many read the value that it reads, itself among them.
+    Attributes:
+        site: its name in the model.
+        reason: what stands in the way.
+        num_consumers: how many readers its input has, itself among them.
     """
 
     site: str
@@ -289,12 +292,14 @@ class RefusedSite:
 class FoldReport:
     """What was folded and what was refused, in the order of the graph.
 
-    `comparison` judges the folded model against the model in float64, where that was done.
+    `comparison` judges the folded model against the model in float64, where that was done;
+    `not_judged` says why it was not, where it was to be done.
     """
 
     folded: tuple[FoldedSite, ...] = ()
     refused: tuple[RefusedSite, ...] = ()
     comparison: "Comparison | None" = None
+    not_judged: str | None = None
 
     @property
     def complete(self) -> bool:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,56 @@ def test_even_force_does_not_replace_a_folder_or_a_device(tmp_path):
             atomic_write(tmp_path / name, force=True),
         ):
             pytest.fail("the block ran")
+
+
+def write_pair(target: Path, text: str, *, force: bool = False) -> None:
+    with atomic_write(target, force=force, companion="out.data") as temporary:
+        temporary.write_text(text)
+        temporary.with_name("out.data").write_text(f"{text} data")
+
+
+def test_two_files_appear_together_and_are_replaced_together(tmp_path):
+    for text, force in (("first", False), ("second", True)):
+        write_pair(tmp_path / "out", text, force=force)
+        assert contents(tmp_path) == {"out": text, "out.data": f"{text} data"}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_companion_that_was_not_written_leaves_one_file(tmp_path):
+    with atomic_write(tmp_path / "out", companion="out.data") as temporary:
+        temporary.write_text("alone")
+    assert contents(tmp_path) == {"out": "alone"}
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_pair_is_put_back_where_a_rename_fails(tmp_path, monkeypatch, existing, fails_at):
+    target = tmp_path / "out"
+    if existing:
+        write_pair(target, "old")
+    before, calls, rename = contents(tmp_path), [], Path.rename
+
+    def failing(self, to):
+        calls.append(self)
+        if len(calls) == fails_at + 1:
+            raise OSError("no")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    if existing or fails_at < 2:  # there are only two renames where nothing steps aside
+        with pytest.raises(OSError, match="no"):
+            write_pair(target, "new", force=True)
+        assert contents(tmp_path) == before
+
+
+def test_an_existing_companion_is_kept_without_force(tmp_path):
+    (tmp_path / "out.data").write_text("mine")
+    with pytest.raises(ResdeployError, match="exists already"):
+        write_pair(tmp_path / "out", "new")
+    assert contents(tmp_path) == {"out.data": "mine"}
 
 
 @pytest.mark.parametrize("make", [atomic_write, atomic_directory])

@@ -45,7 +45,7 @@ def fold_bn(
 
     with show_stages("fold-bn"):
         if source is not None and source.suffix.lower() == ".onnx":
-            report = _fold_onnx(source, output, source_of(source), force=force)
+            report = _fold_onnx(source, output, source_of(source), layernorm=layernorm, force=force)
         else:
             from resdeploy.host.build import load_source
             from resdeploy.host.fold_checkpoint import fold_checkpoint
@@ -58,7 +58,9 @@ def fold_bn(
         raise SystemExit(EXIT_CHECK_FAILED)
 
 
-def _fold_onnx(path: Path, output: Path | None, request: SourceSpec, *, force: bool) -> FoldReport:
+def _fold_onnx(
+    path: Path, output: Path | None, request: SourceSpec, *, layernorm: bool, force: bool
+) -> FoldReport:
     """Fold an ONNX file; its verdict comes from ONNX Runtime, which must not fold by itself."""
     if request != SourceSpec(path=request.path, input_shape=request.input_shape):
         raise click.UsageError("an ONNX file needs no --arch, --arch-option, --model or --recipe")
@@ -71,5 +73,6 @@ def _fold_onnx(path: Path, output: Path | None, request: SourceSpec, *, force: b
         output,
         run=lambda model, inputs: open_session(model, as_it_stands).run(inputs),
         input_shape=request.input_shape,
+        layernorm=layernorm,
         force=force,
     )

@@ -85,6 +85,8 @@ def _fold(report: FoldReport) -> None:
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
     _print_table("BatchNorm", columns, folded + refused)
     click.echo(_fold_summary(report))
+    if report.not_judged is not None:
+        click.echo(f"not judged: {report.not_judged}")
 
 
 def _fold_summary(report: FoldReport) -> str:

@@ -10,20 +10,32 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 __all__ = [
     "GraphEditor",
+    "Shape",
+    "chosen_by_caller",
     "constant_array",
+    "constant_ints",
     "constant_tensor",
     "describe",
     "describe_value",
     "float_attribute",
     "graph_editors",
     "int_attribute",
+    "ints_attribute",
     "is_op",
+    "is_present",
     "node_name",
+    "optional_input",
     "remove_if_unread",
+    "string_attribute",
     "why_it_varies",
 ]
 
 FloatArray = npt.NDArray[np.floating[Any]]
+# A length is an int, a name, or an object that is equal to nothing else.
+Shape = tuple[Any, ...]
+
+# They compute a value of the shape of their first input.
+_KEEP_SHAPE = ("BatchNormalization", "Identity", "Dropout", "Relu", "LayerNormalization", "Cast")
 
 
 class GraphEditor:
@@ -42,23 +54,55 @@ class GraphEditor:
         self._model = model
         self._names = names
         self._constants_are_nodes = constants_are_nodes
-        self._ranks: dict[str, int] | None = None
+        self._known: dict[ir.Value, tuple[Shape | None, ir.DataType | None]] | None = None
+
+    def shape(self, value: ir.Value) -> Shape | None:
+        """Return the shape of a value, inferred if the model does not state it; None if unknown."""
+        if self._known is None:
+            self._known = _inferred(self._model)
+        if value not in self._known:
+            stated = _lengths(value.shape)
+            self._known[value] = (stated or self._shape_by_operator(value), value.dtype)
+        return self._known[value][0]
 
     def rank(self, value: ir.Value) -> int | None:
-        """Return the number of axes of a value, inferred if the model does not state it."""
-        if value.shape is not None:
-            return len(value.shape)
-        if self._ranks is None:
-            self._ranks = _inferred_ranks(self._model)
-        return self._ranks.get(value.name or "")
+        """Return the number of axes of a value, None if unknown."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
 
-    def add(self, name: str, tensor: ir.TensorProtocol, *, reader: ir.Node) -> ir.Value:
-        """Add a constant that `reader` can read, under `name` or, if that is taken, one like it."""
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """Return the type of a value's elements, None if unknown."""
+        self.shape(value)
+        assert self._known is not None
+        return self._known[value][1]
+
+    def _shape_by_operator(self, value: ir.Value) -> Shape | None:
+        """Return what a shape must be where there is no inference: in local functions."""
+        node = value.producer()
+        if node is None or not node.inputs or node.inputs[0] is None:
+            return None
+        if is_op(node, *_KEEP_SHAPE):
+            return self.shape(node.inputs[0])
+        if is_op(node, "Conv", "ConvTranspose") and why_it_varies(node.inputs[1]) is None:
+            assert node.inputs[1] is not None
+            weight = constant_tensor(node.inputs[1]).shape.numpy()
+            is_transposed = is_op(node, "ConvTranspose")
+            channels = weight[1] * int_attribute(node, "group", 1) if is_transposed else weight[0]
+            return (object(), channels, *(object() for _ in weight[2:]))
+        return None
+
+    def new_name(self, name: str) -> str:
+        """Return `name` or, if that is taken, one like it; it is taken from now on."""
         number, unique = 0, name
         while unique in self._names:
             number += 1
             unique = f"{name}_{number}"
         self._names.add(unique)
+        return unique
+
+    def add(self, name: str, tensor: ir.TensorProtocol, *, reader: ir.Node) -> ir.Value:
+        """Add a constant that `reader` can read, under `name` or, if that is taken, one like it."""
+        unique = self.new_name(name)
         assert reader.graph is not None
         if self._constants_are_nodes:
             node = ir.node("Constant", [], attributes={"value": tensor})
@@ -105,16 +149,25 @@ def _names_of(model: ir.Model) -> set[str]:
     return names
 
 
-def _inferred_ranks(model: ir.Model) -> dict[str, int]:
-    """Return the ranks that shape inference finds, by name; the model stays as it is."""
+def _inferred(model: ir.Model) -> dict[ir.Value, tuple[Shape | None, ir.DataType | None]]:
+    """Return the shapes and types that inference finds; the model stays as it is."""
     inference = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)
     inferred = inference(model.clone()).model
+    # Matched by place: branches may use a name of each other again.
+    pairs = zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True)
     return {
-        value.name: len(value.shape)
-        for node in inferred.graph.all_nodes()
-        for value in node.outputs
-        if value.name and value.shape is not None
+        value: (_lengths(twin.shape), twin.dtype)
+        for node, copy in pairs
+        for value, twin in zip(node.outputs, copy.outputs, strict=True)
+        if twin.shape is not None
     }
+
+
+def _lengths(shape: ir.Shape | None) -> Shape | None:
+    if shape is None:
+        return None
+    lengths = (length if isinstance(length, int) else length.value for length in shape)
+    return tuple(object() if length is None else length for length in lengths)
 
 
 # --- constants ---
@@ -153,6 +206,24 @@ def constant_array(value: ir.Value) -> FloatArray:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """Return the integers of a constant in one row; None if there is none, or it varies."""
+    if value is None or why_it_varies(value) is not None:
+        return None
+    return [int(number) for number in np.ravel(constant_array(value))]
+
+
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input that may have been left out, in either of the two ways to do so."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.name == "" else value
+
+
+def is_present(value: ir.Value) -> bool:
+    """Whether anybody could see an output of a node."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def float_attribute(node: ir.Node, name: str, default: float) -> float:
     """Return a float attribute, which ONNX holds in float32: exactly that number."""
     attribute = node.attributes.get(name)
@@ -163,6 +234,26 @@ def int_attribute(node: ir.Node, name: str, default: int) -> int:
     """Return an integer attribute."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str) -> list[int] | None:
+    """Return an attribute of several integers, None if it is not there."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else [int(number) for number in attribute.as_ints()]
+
+
+def string_attribute(node: ir.Node, name: str, default: str) -> str:
+    """Return an attribute of text."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def chosen_by_caller(node: ir.Node) -> str | None:
+    """Return why attributes are not known here: in a function they may be its parameters."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return f"{name} of {describe(node)} is chosen by whoever calls the function"
+    return None
 
 
 def remove_if_unread(constant: ir.Value) -> None:

@@ -1,9 +1,9 @@
 """Compute what an ONNX model means, in float64 and without a runtime: the reference for a fold.
 
 Every float tensor of the model becomes float64, then onnx's own reference evaluator runs it, node
-by node in numpy. Three operators are written out here: its BatchNormalization fails before opset
-9, its ConvTranspose with groups or on other than images, and its Conv copies each window of the
-input, which takes minutes where a product per tap of the kernel takes seconds.
+by node in numpy. Four operators are written out here: its BatchNormalization and its Upsample fail
+before opset 9, its ConvTranspose with groups or on other than images, and its Conv copies each
+window of the input, which takes minutes where a product per tap of the kernel takes seconds.
 
 Shapes: N samples, C channels, G groups, I and O channels of a group, K taps of the kernel.
 """
@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["evaluate_float64", "tensors_of", "to_float64"]
+__all__ = ["UnknownOperatorError", "evaluate_float64", "tensors_of", "to_float64"]
 
 Array = npt.NDArray[Any]
 
@@ -33,12 +33,16 @@ _FLOATS = {
 }
 
 
+class UnknownOperatorError(UnsupportedModelError):
+    """An operator whose meaning in float64 is not known here."""
+
+
 def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the outputs of `model` by name, computed in float64; `model` is not changed.
 
     Raises:
-        UnsupportedModelError: it has an operator that the reference evaluator does not know, or
-            one whose numbers depend on the type.
+        UnknownOperatorError: it has an operator that the reference evaluator does not know.
+        UnsupportedModelError: it cannot be computed on these inputs.
     """
     doubled = to_float64(model)
     feeds = {
@@ -48,13 +52,16 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
     try:
         with np.errstate(all="ignore"):
             evaluator = ReferenceEvaluator(
-                doubled, new_ops=[BatchNormalization, Conv, ConvTranspose]
+                doubled, new_ops=[BatchNormalization, Conv, ConvTranspose, Upsample]
             )
             outputs = evaluator.run(None, feeds)
     # Its operators are a hundred small programs: what they raise has no common base.
     except Exception as error:
-        raise UnsupportedModelError(
-            f"The model cannot be computed in float64: {str(error).splitlines()[0]}",
+        is_unknown = isinstance(error, NotImplementedError)
+        kind = UnknownOperatorError if is_unknown else UnsupportedModelError
+        said = f"{error}".partition("\n")[0]
+        raise kind(
+            f"The model cannot be computed in float64: {said}",
             where=type(error).__name__,
         ) from error
     return dict(zip(evaluator.output_names, map(np.asarray, outputs), strict=True))
@@ -207,6 +214,18 @@ class ConvTranspose(OpRun):
             for begin, end, size in zip(pads[:dims], pads[dims:], sizes, strict=True)
         ]
         return (_with_bias(y_NGOK.reshape(len(x), -1, *sizes)[..., *kept], b),)
+
+
+class Upsample(OpRun):
+    """To the nearest value; the scales are an attribute before opset 9."""
+
+    def _run(self, x, scales_input=None, mode="nearest", scales=None) -> tuple[Array]:  # type: ignore[no-untyped-def]
+        factors = np.asarray(scales if scales_input is None else scales_input)
+        if mode != "nearest" or (factors != factors.astype(int)).any():
+            raise NotImplementedError("Upsample to new values")
+        for axis, factor in enumerate(factors.astype(int)):
+            x = np.repeat(x, factor, axis=axis)
+        return (x,)
 
 
 def _window(tap: Any, gaps: Any, steps: Any, sizes: Any) -> Any:

@@ -1,391 +1,356 @@
-"""Fold BatchNormalization into the layer that feeds it, in an ONNX graph.
+"""Fold BatchNormalization in an ONNX graph: find the layers each can go into, let the algebra fold.
 
 Before:  y = Conv(x, W, b);  z = BatchNormalization(y, gamma, beta, mean, var)
-After:   z = Conv(x, W', b')          with (W', b') of `resdeploy.algebra.fold_batchnorm`
+After:   z = Conv(x, W', b')          with (W', b') of `resdeploy.algebra`
 
-The layer may be a Conv, a ConvTranspose, a Gemm, or a MatMul with or without an Add of a constant;
-a MatMul alone becomes a Gemm. A Gemm keeps its alpha, and its beta goes into the bias. Between
-layer and BatchNormalization, an Identity or a Dropout (at inference) is stepped over. A second
-BatchNormalization is composed with the first, so that the weights are still rounded once.
+At inference a BatchNormalization is an affine map per channel. `affine_flow` carries it up to the
+layers that compute what it reads, or, where that fails, down to the layers that read what it
+computes; `layers` says what a layer is. A BatchNorm that was frozen, Mul and Add of constants, is
+such a map as well. Several maps that reach one layer are composed, and its weights rounded once.
+
+With `layernorm`, the affine part of a LayerNormalization goes into the layers that read it. What
+normalises stays, with scales of one and biases of zero.
 
 Refuses, and reports why, when
-1. the BatchNormalization normalises by the statistics of the batch (training mode), or by more
-   than the channel, as opset 7 allowed, or is older than that;
+1. it normalises by the statistics of the batch (training mode), or by more than the channel, as
+   opset 7 allowed, or is older than that;
 2. one of its parameters or statistics is computed at run time, or is an input of the model;
-3. the value it reads, or one on the way, has another reader or is an output of its graph;
-4. that value does not come from a layer named above, in the same graph;
-5. the layer's weight or bias is computed at run time, or is an input of the model;
-6. the layer's output channel is not the axis the BatchNormalization normalises (axis 1);
-7. the folded weights would not be finite in their type, or do not fit.
+3. its map reaches no layer: `affine_flow` says what stands in the way;
+4. a layer's weight or bias is computed at run time, or is an input of the model;
+5. the folded weights would not be finite in their type, or do not fit.
+
+Mul and Add that reach no layer are not reported: any scale and shift look like that.
 
 A weight or bias that has other readers is cloned: each site gets its own. Branches, loop bodies and
 local functions are folded like the graph around them; a BatchNormalization and its layer must lie
 in the same one. Constants may come from anywhere.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from resdeploy import algebra
+from resdeploy.affine_map import (
+    AffineMap,
+    add_constant,
+    along_axis,
+    compose,
+    multiply_by_constant,
+)
+from resdeploy.graph.affine_flow import (
+    Target,
+    constant_operand,
+    targets_above,
+    targets_below,
+)
 from resdeploy.graph.editor import (
     GraphEditor,
+    chosen_by_caller,
     constant_array,
     constant_tensor,
-    describe,
-    describe_value,
     float_attribute,
     graph_editors,
     int_attribute,
     is_op,
+    is_present,
     node_name,
+    optional_input,
     remove_if_unread,
     why_it_varies,
 )
+from resdeploy.graph.layers import Layer, Layers
 from resdeploy.schema import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["fold_batchnorm"]
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
-_STORAGE_TYPES = {
-    ir.DataType.DOUBLE: "float64",
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
 # What the operator specification gives to a node without the attribute.
 _DEFAULT_EPSILON = 1e-5
 _OLDEST_OPSET = 7
 
 
-def fold_batchnorm(model: ir.Model) -> FoldReport:
+def fold_batchnorm(model: ir.Model, *, layernorm: bool = False) -> FoldReport:
     """Fold every BatchNormalization of `model` that may be folded, in place.
 
     What was refused, and what has nothing to do with a fold, keeps every bit.
+
+    Args:
+        model: what to fold.
+        layernorm: whether to fold the affine part of every LayerNormalization as well.
     """
     folded: list[FoldedSite] = []
     refused: list[RefusedSite] = []
-    originals: dict[ir.Node, _Original] = {}
     for editor in graph_editors(model):
-        # In graph order and at once, so that Conv -> BN -> BN folds both.
-        for node in list(editor.graph.all_nodes()):
-            if not is_op(node, "BatchNormalization"):
-                continue
-            match = _match(node, editor, originals)
-            if isinstance(match, str):
-                refused.append(RefusedSite(site=node_name(node), reason=match))
-                continue
-            folded.append(_report(match))
-            originals[_rewrite(match, editor)] = match.original
+        folder = _Folder(editor)
+        waiting = list(_norms(editor, layernorm=layernorm))
+        # Again after each success: a BatchNorm that another one reads can go where that one went.
+        while waiting:
+            left = [norm for norm in waiting if not folder.fold(norm)]
+            if len(left) == len(waiting):
+                break
+            waiting = left
+        folder.finish()
+        folded += folder.folded_sites()
+        refused += folder.refused_sites(waiting)
     return FoldReport(folded=tuple(folded), refused=tuple(refused))
 
 
-# --- the graph and what is known of it -----------------------------------------------------------
+# --- what is a BatchNorm -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Original:
-    """A layer as it was before the first fold, and what was folded into it since.
-
-    Attributes:
-        weight: as stored.
-        bias: with a Gemm's beta in it; (C,), (M, C), or None.
-        maps: the BatchNorms, first one first.
-    """
-
-    weight: FloatArray
-    bias: FloatArray | None
-    maps: tuple[algebra.BatchNormParams, ...]
-
-
-# --- match: the conditions of the module docstring, in order -------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """An affine layer: `adder` is the Add after a MatMul, or the node itself if it has a bias.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Norm:
+    """A node whose result is an affine map of one of its inputs, or of what its Mul works on.
 
     Attributes:
-        node: the Conv, ConvTranspose, Gemm or MatMul.
-        adder: the node that reads the bias, as its input `bias_index`.
-        bias: that input, or None where there is none yet.
+        node: the BatchNormalization, the LayerNormalization, or the Add of a frozen BatchNorm.
+        product: the Mul of a frozen one.
+        place: its place in the graph.
+        name: its name in the model.
+        num_consumers: how many readers what it normalises has.
     """
 
     node: ir.Node
-    adder: ir.Node
-    bias_index: int
-    weight: ir.Value
-    bias: ir.Value | None
+    product: ir.Node | None = None
+    place: int
+    name: str
+    num_consumers: int
+
+    @property
+    def input(self) -> ir.Value:
+        """The value that the map is of, in the graph as it is now."""
+        value = self.node.inputs[0]
+        if self.product is not None:
+            value = self.product.inputs[1 - (constant_operand(self.product) or 0)]
+        assert value is not None
+        return value
+
+    @property
+    def constants(self) -> list[ir.Value | None]:
+        """What it takes its parameters and statistics from."""
+        if self.product is None:
+            return [value for value in self.node.inputs[1:] if value is None or value.name != ""]
+        return [node.inputs[constant_operand(node) or 0] for node in (self.product, self.node)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Site:
-    """A legal fold, with the new weights and the layer they came from."""
+def _norms(editor: GraphEditor, *, layernorm: bool) -> Iterator[_Norm]:
+    """Yield the BatchNorms in graph order, and the LayerNorms that have an affine part."""
+    for place, node in enumerate(editor.graph.all_nodes()):
+        product = None
+        if is_op(node, "LayerNormalization"):
+            if not layernorm or _has_no_affine_part(node):
+                continue
+        elif not is_op(node, "BatchNormalization"):
+            product = _frozen_product(node)
+            if product is None:
+                continue
+        norm = _Norm(node=node, product=product, place=place, name=node_name(node), num_consumers=1)
+        yield replace(norm, num_consumers=len(norm.input.uses()))
 
-    batchnorm: ir.Node
-    layer: _Layer
-    original: _Original
-    weight: ir.TensorProtocol
-    bias: ir.TensorProtocol
-    max_ulp: float
-    num_flushed: int
+
+def _frozen_product(node: ir.Node) -> ir.Node | None:
+    """Return the Mul by a constant that alone feeds an Add of a constant, if `node` is such."""
+    at = constant_operand(node) if is_op(node, "Add") else None
+    value = None if at is None else node.inputs[1 - at]
+    product = None if value is None else value.producer()
+    if value is None or product is None or not is_op(product, "Mul"):
+        return None
+    alone = len(value.uses()) == 1 and not value.is_graph_output() and product.graph is node.graph
+    return product if alone and constant_operand(product) is not None else None
 
 
-def _match(
-    batchnorm: ir.Node, editor: GraphEditor, originals: Mapping[ir.Node, _Original]
-) -> _Site | str:
-    """Return the site, or the reason why it is refused."""
-    reason = _not_one_map(batchnorm, editor.opset)  # 1
-    if reason is not None:
+def _has_no_affine_part(layernorm: ir.Node) -> bool:
+    scale, bias = layernorm.inputs[1], optional_input(layernorm, 2)
+    if why_it_varies(scale) is not None or scale is None or not (constant_array(scale) == 1).all():
+        return False
+    return bias is None or (why_it_varies(bias) is None and not constant_array(bias).any())
+
+
+def _not_one_map(norm: _Norm, opset: int) -> str | None:
+    """Return why a norm is not one affine map, or None if it is."""
+    reason = chosen_by_caller(norm.node)
+    if reason is not None or not is_op(norm.node, "BatchNormalization"):
         return reason
-    for value in batchnorm.inputs[1:]:
-        reason = why_it_varies(value)
-        if reason is not None:  # 2
-            return f"its parameters are not constant: {_quoted(value)} {reason}"
-    value = batchnorm.inputs[0]
-    assert value is not None
-    layer = _producer(value, batchnorm)
-    if isinstance(layer, str):  # 3, 4
-        return layer
-    reason = _not_constant(layer)  # 5
-    if reason is not None:
-        return reason
-    if is_op(layer.node, "MatMul"):
-        reason = _not_by_channel(layer, editor.rank(value))  # 6
-        if reason is not None:
-            return reason
-    try:
-        return _folded(batchnorm, layer, originals)
-    except ValueError as error:  # 7; a NonFiniteFoldError, or shapes that do not fit
-        return str(error)
-
-
-def _not_one_map(batchnorm: ir.Node, opset: int) -> str | None:
-    """Return why a BatchNormalization is not one map per channel, or None if it is."""
     if opset < _OLDEST_OPSET:
         return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
-    reason = _chosen_by_caller(batchnorm, "epsilon", "training_mode", "spatial")
-    if reason is not None:
-        return reason
     # Before opset 14, the further outputs are what says that it is training.
-    in_training = int_attribute(batchnorm, "training_mode", 0) or any(
-        value.name for value in batchnorm.outputs[1:]
+    in_training = int_attribute(norm.node, "training_mode", 0) or any(
+        value.name for value in norm.node.outputs[1:]
     )
     if in_training:
         return "it normalises by the statistics of the batch (it is in training mode)"
-    if int_attribute(batchnorm, "spatial", 1) == 0:
+    if int_attribute(norm.node, "spatial", 1) == 0:
         return "it normalises each pixel by itself (spatial = 0), not each channel"
     return None
 
 
-def _producer(value: ir.Value, batchnorm: ir.Node) -> _Layer | str:
-    """Return the layer that computes what the BatchNormalization reads, or why there is none."""
-    while True:
-        node = value.producer()
-        if node is None:
-            return f"its input is {describe_value(value)}, not the output of a layer"
-        reason = _read_elsewhere(value)
-        if reason is not None:
-            return reason
-        if node.graph is not batchnorm.graph:
-            return f"its input, {describe_value(value)}, is computed in another graph than itself"
-        layer = _layer(node)
-        if layer is not None:
-            reason = None if layer.node is node else _read_elsewhere(layer.node.outputs[0])
-            return reason or layer
-        reason = _not_passed_through(node)
-        if reason is not None:
-            return reason
-        previous = node.inputs[0]
-        assert previous is not None
-        value = previous
+# --- folding -------------------------------------------------------------------------------------
 
 
-def _layer(node: ir.Node) -> _Layer | None:
-    """Return `node` as a layer, or None if it is something else."""
-    if is_op(node, "Conv", "ConvTranspose", "Gemm"):
-        weight, bias = node.inputs[1], (*node.inputs, None)[2]
-        # An optional input that is left out may be there with an empty name.
-        bias = None if bias is None or bias.name == "" else bias
-        assert weight is not None
-        return _Layer(node=node, adder=node, bias_index=2, weight=weight, bias=bias)
-    if is_op(node, "MatMul"):
-        weight = node.inputs[1]
-        assert weight is not None
-        return _Layer(node=node, adder=node, bias_index=2, weight=weight, bias=None)
-    if is_op(node, "Add"):
-        for bias_index, product in ((1, node.inputs[0]), (0, node.inputs[1])):
-            bias = node.inputs[bias_index]
-            before = None if product is None else product.producer()
-            if before is None or bias is None or not is_op(before, "MatMul"):
-                continue
-            if before.graph is node.graph and why_it_varies(bias) is None:
-                weight = before.inputs[1]
-                assert weight is not None
-                return _Layer(
-                    node=before, adder=node, bias_index=bias_index, weight=weight, bias=bias
+@dataclass(frozen=True, slots=True, eq=False)
+class _FoldedLayer:
+    """A layer with everything that was folded into it so far."""
+
+    layer: Layer
+    edit: algebra.AffineEdit
+    result: algebra.FoldedAffine
+
+
+class _Folder:
+    """Folds one norm after the other, and writes the new weights at the end, rounded once."""
+
+    def __init__(self, editor: GraphEditor) -> None:
+        self.editor = editor
+        self._graph_layers = Layers.of(editor)
+        self._layers: dict[ir.Node, _FoldedLayer] = {}
+        self._folded: list[tuple[_Norm, list[ir.Node]]] = []
+        self._reasons: dict[ir.Node, str] = {}
+
+    def fold(self, norm: _Norm) -> bool:
+        """Fold a norm, or note why not; return whether it is done with."""
+        if norm.node.graph is None:  # a frozen one that another norm's map has taken in
+            return True
+        try:
+            outcome = self._find(norm)
+        except ValueError as error:  # 5; a NonFiniteFoldError, or shapes that do not fit
+            outcome = str(error)
+        if isinstance(outcome, str):
+            self._reasons[norm.node] = outcome
+            return False
+        targets, layers = outcome
+        self._layers.update({folded.layer.node: folded for folded in layers})
+        self._folded.append((norm, [folded.layer.node for folded in layers]))
+        if is_op(norm.node, "LayerNormalization"):
+            self._take_affine_part(norm.node)
+            return True
+        # At once: a dead reader would make a following norm believe its input is read twice.
+        goes_up = targets[0].side == "after"
+        source, constants = norm.input, norm.constants
+        _bypass(norm.node, source, keep_name=goes_up)
+        if norm.product is not None:
+            _remove(norm.product)
+        # Each once: what lies before a part in two is on the way to both.
+        absorbed = {node.node: node for target in targets for node in target.absorbed}
+        for passed in absorbed.values():
+            constants += [value for value in passed.node.inputs if value is not passed.source]
+            _bypass(passed.node, passed.source, keep_name=True)
+        for value in constants:
+            if value is not None:
+                remove_if_unread(value)
+        return True
+
+    def finish(self) -> None:
+        """Write the new weights."""
+        for folded in self._layers.values():
+            folded.layer.rewrite(folded.result, self.editor)
+
+    def folded_sites(self) -> list[FoldedSite]:
+        """Return what was folded; values set to zero count for a layer's first site."""
+        counted: set[ir.Node] = set()
+        sites = []
+        for norm, nodes in sorted(self._folded, key=lambda site: site[0].place):
+            layers = [self._layers[node] for node in nodes]
+            fresh = [folded for folded in layers if folded.layer.node not in counted]
+            counted.update(nodes)
+            sites.append(
+                FoldedSite(
+                    site=norm.name,
+                    producer=", ".join(folded.layer.name for folded in layers),
+                    op=", ".join(sorted({folded.layer.node.op_type for folded in layers})),
+                    max_ulp=max(folded.result.max_ulp for folded in layers),
+                    num_flushed=sum(folded.result.num_flushed for folded in fresh),
+                    num_consumers=norm.num_consumers,
+                    norm="layer" if is_op(norm.node, "LayerNormalization") else "batch",
                 )
-    return None
+            )
+        return sites
 
+    def refused_sites(self, norms: Sequence[_Norm]) -> list[RefusedSite]:
+        """Return what was not folded, without the arithmetic that looked like a norm."""
+        return [
+            RefusedSite(
+                site=norm.name,
+                reason=self._reasons[norm.node],
+                num_consumers=norm.num_consumers,
+            )
+            for norm in norms
+            if norm.product is None
+        ]
 
-def _read_elsewhere(value: ir.Value) -> str | None:
-    """Return why `value` cannot change its meaning, or None if it has one reader alone."""
-    if value.is_graph_output():
-        return f"its input, {describe_value(value)}, is also an output of its graph"
-    if len(value.uses()) == 1:
-        return None
-    others = f"its input, {describe_value(value)}, is read {len(value.uses())} times"
-    around = [reader for reader, _ in value.uses()] + [value.producer()]
-    if any(node is not None and _adds_two_streams(node) for node in around):
-        return f"{others}: it is the residual stream"
-    return others
-
-
-def _adds_two_streams(node: ir.Node) -> bool:
-    return is_op(node, "Add") and all(why_it_varies(value) is not None for value in node.inputs)
-
-
-def _not_passed_through(node: ir.Node) -> str | None:
-    """Return why `node` changes what it passes on, or None if it does not at inference."""
-    if is_op(node, "Identity"):
-        return None
-    if not is_op(node, "Dropout"):
-        return f"its input comes from {describe(node)}, not from a convolution or linear layer"
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
-        return f"the mask of {describe(node)} is used"
-    training = (*node.inputs, None, None)[2]
-    if training is None or training.name == "":
-        return None
-    reason = why_it_varies(training)
-    if reason is not None:
-        return f"whether {describe(node)} drops values {reason}"
-    return f"{describe(node)} is in training mode" if constant_array(training).any() else None
-
-
-def _not_constant(layer: _Layer) -> str | None:
-    """Return why a layer's weight and bias are not numbers known now, or None if they are."""
-    for what, value in (("weight", layer.weight), ("bias", layer.bias)):
-        reason = None if value is None else why_it_varies(value)
+    def _find(self, norm: _Norm) -> tuple[list[Target], list[_FoldedLayer]] | str:
+        """Return where the norm goes, and the layers with it folded in; or why there are none."""
+        reason = _not_one_map(norm, self.editor.opset)  # 1
         if reason is not None:
-            return f"the {what} of {describe(layer.node)} {reason}"
-    return _chosen_by_caller(layer.node, "group", "transB", "beta")
+            return reason
+        for value in norm.constants:
+            reason = why_it_varies(value)
+            if reason is not None:  # 2
+                name = "one of them" if value is None else f"`{value.name}`"
+                return f"its parameters are not constant: {name} {reason}"
+        affine = self._affine_map(norm)
+        if isinstance(affine, str):
+            return affine
+        above: list[Target] | str = "its statistics are those of each sample"
+        if not is_op(norm.node, "LayerNormalization"):
+            reader = norm.product or norm.node
+            above = targets_above(norm.input, affine, reader, self._graph_layers)
+        targets = above
+        if isinstance(targets, str):
+            targets = targets_below(norm.node.outputs[0], affine, self._graph_layers)
+            if isinstance(targets, str):  # 3, 4
+                return f"{above}; {targets}"
+        return targets, [self._fold_into(target) for target in targets]
 
+    def _affine_map(self, norm: _Norm) -> AffineMap | str:
+        shape = self.editor.shape(norm.input)
+        if shape is None:
+            return "the number of axes of its input is not known"
+        rank = len(shape)
+        if is_op(norm.node, "BatchNormalization"):
+            scale_C, shift_C = algebra.scale_and_shift(_params(norm.node))
+            if rank < 2:
+                return "its input has no axis of channels"
+            return AffineMap(along_axis(scale_C, 1, rank), along_axis(shift_C, 1, rank))
+        constants = [constant_array(value) for value in norm.constants if value is not None]
+        nothing = np.zeros((1,) * rank, np.longdouble)
+        identity = AffineMap(nothing + 1, nothing)
+        product = multiply_by_constant(identity, constants[0], shape)
+        total = identity
+        if len(constants) > 1:
+            total = add_constant(identity, constants[1], shape) or total
+            if total is identity:
+                return "its shift is not the same for each sample"
+        if product is None:
+            return "its scale is not the same for each sample"
+        return compose(product, total)
 
-def _not_by_channel(layer: _Layer, rank: int | None) -> str | None:
-    """Return why a MatMul's features are not on axis 1, or None if they are."""
-    if rank is None:
-        return f"the number of axes of what {describe(layer.node)} computes is not known"
-    if rank != 2 or len(constant_tensor(layer.weight).shape) != 2:
-        return (
-            f"{describe(layer.node)} has its features on the last axis of a rank-{rank} value, "
-            f"but it normalises axis 1"
-        )
-    return None
+    def _fold_into(self, target: Target) -> _FoldedLayer:
+        layer = target.layer
+        edit = algebra.no_edit(layer.num_outputs, None)
+        if layer.node in self._layers:
+            edit = self._layers[layer.node].edit
+        if target.side == "after":
+            edit = algebra.map_after(edit, target.scale, target.shift)
+        else:
+            weight = constant_array(layer.weight)
+            shift = np.longdouble(layer.product_factor) * target.shift
+            edit = algebra.map_before(edit, weight, layer.shape, target.scale, shift)
+        return _FoldedLayer(layer, edit, layer.apply(edit))
 
-
-def _chosen_by_caller(node: ir.Node, *names: str) -> str | None:
-    """Return why attributes are not known here: in a function they may be its parameters."""
-    for name in names:
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.is_ref():
-            return f"{name} of {describe(node)} is chosen by whoever calls the function"
-    return None
-
-
-# --- the numbers ---------------------------------------------------------------------------------
-
-
-def _folded(batchnorm: ir.Node, layer: _Layer, originals: Mapping[ir.Node, _Original]) -> _Site:
-    """Return the site with its new weights.
-
-    Raises:
-        NonFiniteFoldError: they would not be finite.
-        ValueError: the channels do not match, or the weights are not floating point.
-    """
-    weight_tensor = constant_tensor(layer.weight)
-    dtype = _STORAGE_TYPES.get(weight_tensor.dtype, str(weight_tensor.dtype))
-    before = originals.get(layer.node)
-    if before is None:
-        before = _Original(weight=constant_array(layer.weight), bias=_bias(layer), maps=())
-    maps = (*before.maps, _params(batchnorm))
-    original = _Original(weight=before.weight, bias=before.bias, maps=maps)
-    bn = _composed(maps)
-    num_channels = len(bn.mean)
-    by_row = original.bias is not None and original.bias.ndim > 1 and len(original.bias) > 1
-    bias_C = None if original.bias is None or by_row else original.bias
-    if bias_C is not None:
-        bias_C = np.broadcast_to(bias_C.reshape(-1), (num_channels,))
-    affine = _fold_weight(layer.node, original.weight, bias_C, bn, dtype)
-    bias, max_ulp, num_flushed = affine.bias, affine.max_ulp, affine.num_flushed
-    if by_row:
-        assert original.bias is not None
-        rows = _fold_bias_rows(original.bias, bn, dtype)
-        bias, max_ulp = rows.bias.reshape(-1, num_channels), max(max_ulp, rows.max_ulp)
-        num_flushed += rows.num_flushed
-    # Converted to the layer's type: from opset 15 on, the BatchNormalization may have another.
-    stored = weight_tensor.dtype.numpy()
-    return _Site(
-        batchnorm=batchnorm,
-        layer=layer,
-        original=original,
-        weight=ir.tensor(affine.weight.astype(stored), dtype=weight_tensor.dtype),
-        bias=ir.tensor(bias.astype(stored), dtype=weight_tensor.dtype),
-        max_ulp=max_ulp,
-        num_flushed=num_flushed,
-    )
-
-
-def _fold_weight(
-    node: ir.Node,
-    weight: FloatArray,
-    bias_C: FloatArray | None,
-    bn: algebra.BatchNormParams,
-    dtype: str,
-) -> algebra.FoldedAffine:
-    """Return the folded layer, its weight in the layout of `node`."""
-    if not is_op(node, "ConvTranspose"):
-        by_column = is_op(node, "MatMul") or (
-            is_op(node, "Gemm") and not int_attribute(node, "transB", 0)
-        )
-        axis = 1 if by_column else 0
-        return algebra.fold_batchnorm(weight, bias_C, bn, dtype=dtype, channel_axis=axis)
-    # (I, O/G, ...): the output channel is the group and the second axis, taken together.
-    groups = int_attribute(node, "group", 1)
-    inputs, outputs_per_group, *kernel = weight.shape
-    if inputs % groups:
-        raise ValueError(f"{describe(node)} has {inputs} input channels in {groups} groups")
-    by_group = weight.reshape(groups, inputs // groups, outputs_per_group, *kernel).swapaxes(1, 2)
-    by_output = by_group.reshape(groups * outputs_per_group, inputs // groups, *kernel)
-    affine = algebra.fold_batchnorm(by_output, bias_C, bn, dtype=dtype, channel_axis=0)
-    folded = affine.weight.reshape(by_group.shape).swapaxes(1, 2).reshape(weight.shape)
-    return algebra.FoldedAffine(
-        weight=np.ascontiguousarray(folded),
-        bias=affine.bias,
-        max_ulp=affine.max_ulp,
-        num_flushed=affine.num_flushed,
-    )
-
-
-def _fold_bias_rows(
-    bias: FloatArray, bn: algebra.BatchNormParams, dtype: str
-) -> algebra.FoldedAffine:
-    """Return the fold of a bias that differs by row, (M, 1) or (M, C): a layer of M * C outputs."""
-    num_rows = len(bias)
-    bias_MC = np.broadcast_to(bias, (num_rows, len(bn.mean)))
-    tiled = algebra.BatchNormParams(
-        gamma=None if bn.gamma is None else np.tile(bn.gamma, num_rows),
-        beta=None if bn.beta is None else np.tile(bn.beta, num_rows),
-        mean=np.tile(bn.mean, num_rows),
-        var=np.tile(bn.var, num_rows),
-        eps=bn.eps,
-    )
-    no_weight = np.zeros((bias_MC.size, 1), np.float32)
-    return algebra.fold_batchnorm(no_weight, bias_MC.reshape(-1), tiled, dtype=dtype)
+    def _take_affine_part(self, layernorm: ir.Node) -> None:
+        """Leave a LayerNormalization its statistics: scales of one, biases of zero."""
+        for at, number in ((1, 1), (2, 0)):
+            value = optional_input(layernorm, at)
+            if value is not None:
+                tensor = constant_tensor(value)
+                plain = np.full(tensor.shape.numpy(), number, tensor.dtype.numpy())
+                new = self.editor.replace(
+                    value, ir.tensor(plain, dtype=tensor.dtype), reader=layernorm
+                )
+                layernorm.replace_input_with(at, new)
+                remove_if_unread(value)
 
 
 def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
@@ -398,99 +363,21 @@ def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
     return algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
 
 
-def _composed(maps: tuple[algebra.BatchNormParams, ...]) -> algebra.BatchNormParams:
-    """Return BatchNorms one after the other as one: its gamma the scale, its beta the shift."""
-    if len(maps) == 1:
-        return maps[0]
-    scale_C, shift_C = algebra.scale_and_shift(maps[0])
-    for bn in maps[1:]:
-        next_scale_C, next_shift_C = algebra.scale_and_shift(bn)
-        scale_C, shift_C = next_scale_C * scale_C, next_scale_C * shift_C + next_shift_C
-    zeros = np.zeros_like(scale_C)
-    return algebra.BatchNormParams(gamma=scale_C, beta=shift_C, mean=zeros, var=zeros + 1, eps=0.0)
+def _bypass(node: ir.Node, source: ir.Value, *, keep_name: bool) -> None:
+    """Remove a node; what it read is now its output.
+
+    A name keeps its meaning where `keep_name`: the numbers of `z` are still called z, as the
+    outputs of a model must be. Where its readers have changed instead, no value has those numbers.
+    """
+    result = node.outputs[0]
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
+    _remove(node)
+    if keep_name:
+        source.name = result.name
+        source.type, source.shape = result.type or source.type, result.shape or source.shape
 
 
-def _bias(layer: _Layer) -> FloatArray | None:
-    """Return the bias as it is added, times the beta of a Gemm."""
-    if layer.bias is None:
-        return None
-    bias = constant_array(layer.bias)
-    if is_op(layer.node, "Gemm"):
-        return bias.astype(np.longdouble) * np.longdouble(float_attribute(layer.node, "beta", 1.0))
-    return bias
-
-
-# --- rewrite: no conditions here -----------------------------------------------------------------
-
-
-def _rewrite(site: _Site, editor: GraphEditor) -> ir.Node:
-    """Let the layer, with its new weights, take the BatchNormalization's place; return it."""
-    batchnorm, layer = site.batchnorm, site.layer
-    old = [layer.weight, layer.bias, *batchnorm.inputs[1:]]
-    weight = editor.replace(layer.weight, site.weight, reader=layer.node)
-    layer.node.replace_input_with(1, weight)
-    if layer.bias is None:
-        bias = editor.add(_bias_name(layer.weight), site.bias, reader=layer.node)
-    else:
-        bias = editor.replace(layer.bias, site.bias, reader=layer.node)
-    node = layer.node
-    if layer.adder is node and is_op(node, "MatMul"):
-        node = _gemm_from_matmul(node, bias)
-    else:
-        if len(layer.adder.inputs) <= layer.bias_index:
-            layer.adder.resize_inputs(layer.bias_index + 1)
-        layer.adder.replace_input_with(layer.bias_index, bias)
-    if "beta" in node.attributes:
-        node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-    _bypass(batchnorm)
-    for value in old:
-        if value is not None:
-            remove_if_unread(value)
-    return node
-
-
-def _gemm_from_matmul(matmul: ir.Node, bias: ir.Value) -> ir.Node:
-    """Put a Gemm in the place of a MatMul of two matrices: it adds the bias as well."""
-    assert matmul.graph is not None
-    gemm = ir.node("Gemm", [*matmul.inputs, bias], name=matmul.name)
-    gemm.metadata_props.update(matmul.metadata_props)
-    before, after = matmul.outputs[0], gemm.outputs[0]
-    after.type, after.shape = before.type, before.shape
-    matmul.graph.insert_after(matmul, gemm)
-    before.replace_all_uses_with(after)
-    matmul.graph.remove(matmul, safe=True)
-    after.name = before.name
-    return gemm
-
-
-def _bypass(batchnorm: ir.Node) -> None:
-    """Remove a BatchNormalization; its input is now its output, and takes over its name."""
-    value, result = batchnorm.inputs[0], batchnorm.outputs[0]
-    assert value is not None
-    assert batchnorm.graph is not None
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    batchnorm.graph.remove(batchnorm, safe=True)
-    # A name keeps its meaning: the numbers of `z` are still called z, as the outputs must be.
-    value.name = result.name
-    value.type, value.shape = result.type or value.type, result.shape or value.shape
-
-
-def _report(site: _Site) -> FoldedSite:
-    return FoldedSite(
-        site=node_name(site.batchnorm),
-        producer=node_name(site.layer.node),
-        op=site.layer.node.op_type,
-        max_ulp=site.max_ulp,
-        num_flushed=site.num_flushed,
-    )
-
-
-def _bias_name(weight: ir.Value) -> str:
-    """Return `layer.bias` for `layer.weight`, else a name like it."""
-    name = weight.name or "folded"
-    stem = name.removesuffix("weight")
-    return f"{stem}bias" if stem != name and stem.endswith((".", "_", "/")) else f"{name}_bias"
-
-
-def _quoted(value: ir.Value | None) -> str:
-    return "one of them" if value is None else f"`{value.name}`"
+def _remove(node: ir.Node) -> None:
+    assert node.graph is not None
+    assert not any(is_present(value) for value in node.outputs)
+    node.graph.remove(node, safe=True)

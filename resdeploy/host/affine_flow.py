@@ -1,7 +1,6 @@
 """Carry an affine map through a functional graph to the layers it can be folded into.
 
-A map y = scale * x + shift of a value is held as two arrays of the value's rank, each axis of
-length 1 (the same everywhere) or of the value's length; the batch axis always has length 1.
+How a map changes on the way is in `resdeploy.affine_map`; here is what the operators are.
 
 Upwards, to the layers that compute the value. The map crosses
 
@@ -13,11 +12,11 @@ Upwards, to the layers that compute the value. The map crosses
 5. slices: what they cut away is left alone;
 6. sums and products with constants, which it takes in.
 
-Downwards, to the layer that alone reads the value. The map crosses 1 to 3; it ends in a layer that
-sees no zeros beside the value, unless the shift is zero.
+Downwards, to all the layers that read the value, each of which takes in the whole map. It crosses
+1 to 3; it ends in layers that see no zeros beside the value, unless the shift is zero.
 
-It stops, with the reason, at anything else, and at any value that has another reader or is an
-output of the model: that reader must not see the change.
+It stops, with the reason, at anything else, and at any value that is an output of the model or,
+upwards, has another reader: that reader must not see the change.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,27 +27,27 @@ import numpy as np
 import torch
 from torch import fx
 
+from resdeploy.affine_map import (
+    AffineMap,
+    add_constant,
+    flatten_axes,
+    multiply_by_constant,
+    part,
+    per_channel,
+    permute,
+    reorder_channels,
+    reshape,
+    unshuffle_pixels,
+    whole,
+)
 from resdeploy.algebra import ExtendedArray
 from resdeploy.host.layers import Layer, as_layer, describe, is_addition, node_shape
 
-__all__ = ["AffineMap", "Target", "along_axis", "targets_above", "targets_below"]
+__all__ = ["Target", "targets_above", "targets_below"]
 
 aten = torch.ops.aten
 
 Constant = Callable[[fx.Node], torch.Tensor | None]
-
-
-@dataclass(frozen=True, eq=False)
-class AffineMap:
-    """scale * x + shift, for a value of the arrays' rank."""
-
-    scale: ExtendedArray
-    shift: ExtendedArray
-
-    def each(self, change: Any) -> "AffineMap | None":
-        """Return the map with `change` made to both arrays; None if it cannot be made."""
-        scale, shift = change(self.scale), change(self.shift)
-        return None if scale is None or shift is None else AffineMap(scale, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +62,6 @@ class Target:
     scale: ExtendedArray
     shift: ExtendedArray
     absorbed: tuple[fx.Node, ...] = ()
-
-
-def along_axis(vector: ExtendedArray, axis: int, rank: int) -> ExtendedArray:
-    """Return a vector as an array of `rank` that varies along `axis` alone."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return vector.reshape(shape)
 
 
 # --- upwards -------------------------------------------------------------------------------------
@@ -113,28 +105,19 @@ def _with_constant(value: fx.Node, affine: AffineMap, constant: Constant) -> Aff
     is_product = value.target in (aten.mul.Tensor, aten.div.Tensor)
     if not (is_sum or is_product) or value.kwargs:
         return None
-    operand = arguments[1]
+    source, operand = arguments[:2]
     if isinstance(operand, fx.Node):
         tensor = constant(operand)
-        if tensor is None or len(node_shape(arguments[0])) != affine.scale.ndim:
+        if tensor is None:
             return None
-        array = tensor.detach().cpu().double().numpy().astype(np.longdouble)
-    elif isinstance(operand, int | float):
-        array = np.asarray(operand, np.longdouble)
-    else:
+        operand = tensor.detach().cpu().double().numpy()
+    elif not isinstance(operand, int | float):
         return None
-    rank = affine.scale.ndim
-    array = array.reshape((1,) * (rank - array.ndim) + array.shape) if array.ndim <= rank else array
-    if array.ndim != rank or array.shape[0] != 1 or not np.isfinite(array).all():
-        return None
+    lengths = _lengths(source)
     if is_sum:
-        signed = -array if value.target is aten.sub.Tensor else array
-        return AffineMap(affine.scale, affine.scale * signed + affine.shift)
-    if value.target is aten.div.Tensor:
-        if (array == 0).any():
-            return None
-        array = 1 / array
-    return AffineMap(affine.scale * array, affine.shift)
+        sign = -1 if value.target is aten.sub.Tensor else 1
+        return add_constant(affine, operand, lengths, sign=sign)
+    return multiply_by_constant(affine, operand, lengths, divide=value.target is aten.div.Tensor)
 
 
 def _into_parts(
@@ -147,27 +130,17 @@ def _into_parts(
         return f"its input, {describe(value)}, joins a value with itself"
     targets: list[Target] = []
     start = 0
-    for part, length in zip(parts, lengths, strict=True):
-        share = affine.each(_slice(axis, start, length))
+    for joined, length in zip(parts, lengths, strict=True):
+        known = isinstance(length, int)
+        share = part(affine, axis, range(start, start + length) if known else None)
         if share is None:
             return f"its input, {describe(value)}, joins along the batch"
-        found = targets_above(part, share, constant, absorbed)
+        found = targets_above(joined, share, constant, absorbed)
         if isinstance(found, str):
             return found
         targets += found
         start += length
     return targets
-
-
-def _slice(axis: int, start: int, length: Any) -> Any:
-    def change(array: ExtendedArray) -> ExtendedArray | None:
-        if array.shape[axis] == 1:
-            return array
-        if not isinstance(length, int):
-            return None
-        return np.take(array, range(start, start + length), axis=axis)
-
-    return change
 
 
 def _into_summands(
@@ -182,10 +155,7 @@ def _into_summands(
     if list(map(str, node_shape(first))) != list(map(str, node_shape(second))):
         return f"its input, {describe(value)}, is a sum of values of different shapes"
     targets: list[Target] = []
-    for summand, share in (
-        (first, affine),
-        (second, AffineMap(affine.scale, np.zeros_like(affine.shift))),
-    ):
+    for summand, share in ((first, affine), (second, affine.without_shift())):
         found = targets_above(summand, share, constant, absorbed)
         if isinstance(found, str):
             return found
@@ -205,19 +175,18 @@ def _back_through(value: fx.Node, source: fx.Node, affine: AffineMap) -> AffineM
     if _does_nothing(value):
         return affine
     if target in _RESHAPES:
-        return affine.each(_reshape(node_shape(value), node_shape(source)))
+        return reshape(affine, _lengths(value), _lengths(source))
     if target in _PERMUTES:
-        order = np.argsort(_permutation(value, len(node_shape(source))))
-        return affine.each(lambda array: array.transpose(order))
+        return permute(affine, np.argsort(_permutation(value, len(node_shape(source)))).tolist())
     if target is aten.pixel_shuffle.default:
-        return affine.each(_unshuffle_pixels(int(value.args[1])))  # type: ignore[arg-type]
+        return unshuffle_pixels(affine, int(value.args[1]))  # type: ignore[arg-type]
     if target is aten.channel_shuffle.default:
         order = np.argsort(_shuffled_channels(value, source))
-        return affine.each(lambda array: array[:, order] if array.shape[1] > 1 else array)
+        return reorder_channels(affine, order.tolist())
     if target is aten.slice.Tensor:
         return _back_through_slice(value, source, affine)
-    if _keeps_channels(value, affine) and _same_everywhere(affine, range(2, affine.scale.ndim)):
-        return affine
+    if _keeps_channels(value, affine):
+        return flatten_axes(affine, range(2, affine.rank))
     if target is aten.mean.dim:
         return _back_through_mean(value, source, affine)
     return None
@@ -248,18 +217,7 @@ def _back_through_slice(value: fx.Node, source: fx.Node, affine: AffineMap) -> A
     step = arguments[4] if len(arguments) > 4 else 1
     if not _are_ints((length, start, end, step)):
         return None
-    chosen = np.arange(length)[slice(start, end, step)]
-
-    def whole(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
-        shape = list(array.shape)
-        shape[axis] = length
-        result = np.full(shape, elsewhere, np.longdouble)
-        place: list[Any] = [slice(None)] * rank
-        place[axis] = chosen
-        result[tuple(place)] = array
-        return result
-
-    return AffineMap(whole(affine.scale, 1), whole(affine.shift, 0))
+    return whole(affine, axis, length, np.arange(length)[slice(start, end, step)])
 
 
 def _averages(value: fx.Node) -> bool:
@@ -289,7 +247,7 @@ def _back_through_mean(value: fx.Node, source: fx.Node, affine: AffineMap) -> Af
     keeps = len(value.args) > 2 and bool(value.args[2])
     if not keeps:
         affine = AffineMap(np.expand_dims(affine.scale, axes), np.expand_dims(affine.shift, axes))
-    return affine if _same_everywhere(affine, axes) else None
+    return flatten_axes(affine, axes)
 
 
 # --- downwards -----------------------------------------------------------------------------------
@@ -299,15 +257,26 @@ _NO_LAYER_BELOW = "no layer alone reads its output"
 
 
 def targets_below(value: fx.Node, affine: AffineMap) -> list[Target] | str:
-    """Return the layer that reads the mapped `value`, with the map to fold in before it.
+    """Return the layers that read the mapped `value`, each with the map to fold in before it.
 
-    `value` is the result of what the map stands for; its one reader is changed, not itself.
+    `value` is the result of what the map stands for. Its readers are changed, not itself: so every
+    one of them must lead to layers, or none may be changed.
     """
     readers = list(value.users)
-    if len(readers) != 1 or readers[0].op == "output":
+    if not readers:
         return _NO_LAYER_BELOW
-    reader = readers[0]
-    if reader.all_input_nodes.count(value) != 1:
+    targets: list[Target] = []
+    for reader in readers:
+        found = _targets_in(reader, value, affine)
+        if isinstance(found, str):
+            return found
+        targets += found
+    return targets
+
+
+def _targets_in(reader: fx.Node, value: fx.Node, affine: AffineMap) -> list[Target] | str:
+    """Return the layers that the mapped `value` reaches through one of its readers."""
+    if reader.op == "output" or reader.all_input_nodes.count(value) != 1:
         return _NO_LAYER_BELOW
     layer = as_layer(reader)
     if layer is not None and layer.input is value:
@@ -318,12 +287,11 @@ def targets_below(value: fx.Node, affine: AffineMap) -> list[Target] | str:
     if _does_nothing(reader):
         through = affine
     elif _keeps_channels(reader, affine):
-        through = affine if _same_everywhere(affine, range(2, affine.scale.ndim)) else None
+        through = flatten_axes(affine, range(2, affine.rank))
     elif reader.target in _RESHAPES:
-        through = affine.each(_reshape(node_shape(value), node_shape(reader)))
+        through = reshape(affine, _lengths(value), _lengths(reader))
     elif reader.target in _PERMUTES:
-        order = _permutation(reader, affine.scale.ndim)
-        through = affine.each(lambda array: array.transpose(order))
+        through = permute(affine, _permutation(reader, affine.rank))
     if through is None:
         return _NO_LAYER_BELOW
     return targets_below(reader, through)
@@ -369,53 +337,22 @@ def _into_layer(
     absorbed: tuple[fx.Node, ...],
 ) -> list[Target] | str:
     """Return the map as one vector per channel of the layer; or why it is none."""
-    rank = affine.scale.ndim
-    axis = rank - 1 if layer.is_linear else 1
-    others = [k for k in range(rank) if k != axis]
-    if not _same_everywhere(affine, others):
+    axis = affine.rank - 1 if layer.is_linear else 1
+    value = layer.node if side == "after" else layer.input
+    vectors = per_channel(affine, axis, int(node_shape(value)[axis]))
+    if vectors is None:
         if layer.is_linear:
             return (
-                f"{describe(layer.node)} has its features on the last axis of a rank-{rank} value, "
-                "but it normalises another axis"
+                f"{describe(layer.node)} has its features on the last axis of a "
+                f"rank-{affine.rank} value, but it normalises another axis"
             )
         return f"the map differs between positions of {describe(layer.node)}"
-    value = layer.node if side == "after" else layer.input
-    length = node_shape(value)[axis]
-    vectors = []
-    for array in (affine.scale, affine.shift):
-        vector = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)[:, 0]
-        vectors.append(np.broadcast_to(vector, (length,)))
-    return [Target(layer, side, vectors[0], vectors[1], absorbed)]
+    return [Target(layer, side, *vectors, absorbed)]
 
 
-def _same_everywhere(affine: AffineMap, axes: Sequence[int] | range) -> bool:
-    """Whether the map does not vary along `axes`."""
-    return all(
-        (array == np.take(array, [0], axis=axis)).all()
-        for array in (affine.scale, affine.shift)
-        for axis in axes
-    )
-
-
-def _reshape(shape: tuple[Any, ...], wanted: tuple[Any, ...]) -> Any:
-    """Return the change from arrays of a value of `shape` to those of that value as `wanted`."""
-
-    def change(array: ExtendedArray) -> ExtendedArray | None:
-        rest, wanted_rest = shape[1:], wanted[1:]
-        if str(shape[0]) == str(wanted[0]) and _are_ints(rest) and _are_ints(wanted_rest):
-            return np.broadcast_to(array, (1, *rest)).reshape(1, *wanted_rest)
-        # The batch is merged or split: only what the map varies along must stay as it is.
-        common = 0
-        for a, b in zip(reversed(shape), reversed(wanted), strict=False):
-            if not (isinstance(a, int) and a == b):
-                break
-            common += 1
-        lead, trail = array.shape[: array.ndim - common], array.shape[array.ndim - common :]
-        if any(length != 1 for length in lead):
-            return None
-        return array.reshape((1,) * (len(wanted) - common) + trail)
-
-    return change
+def _lengths(node: fx.Node) -> list[int | str]:
+    """Return the shape of a node's value; to compare symbolic lengths would add a guard to them."""
+    return [length if isinstance(length, int) else str(length) for length in node_shape(node)]
 
 
 def _are_ints(shape: tuple[Any, ...]) -> bool:
@@ -433,20 +370,6 @@ def _permutation(node: fx.Node, rank: int) -> list[int]:
     first, second = (int(axis) % rank for axis in axes)
     order[first], order[second] = order[second], order[first]
     return order
-
-
-def _unshuffle_pixels(factor: int) -> Any:
-    """Return the change from a map of pixel_shuffle's output to one of its input.
-
-    Output channel c, pixel (i, j) of its block, is input channel c * factor^2 + i * factor + j.
-    """
-
-    def change(array: ExtendedArray) -> ExtendedArray | None:
-        if array.ndim != 4 or array.shape[2:] != (1, 1):
-            return None
-        return np.repeat(array, factor * factor, axis=1)
-
-    return change
 
 
 def _shuffled_channels(value: fx.Node, source: fx.Node) -> list[int]:

@@ -4,7 +4,7 @@ Before:  y = conv(x, W, b);  z = batch_norm(y, gamma, beta, mean, var)
 After:   z = conv(x, W', b')          with (W', b') of `resdeploy.algebra`
 
 A BatchNorm in evaluation mode is an affine map per channel. `affine_flow` carries it up to the
-layers that compute what it reads, or, where that fails, down to the layer that alone reads what it
+layers that compute what it reads, or, where that fails, down to the layers that read what it
 computes. InstanceNorm with running statistics and a frozen BatchNorm written as x * scale + shift
 are the same map. Weights made from constants (weight_norm, spectral_norm, pruning) are computed
 first.
@@ -32,14 +32,9 @@ import torch
 from torch import fx, nn
 
 from resdeploy import algebra
+from resdeploy.affine_map import AffineMap, along_axis
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.host.affine_flow import (
-    AffineMap,
-    Target,
-    along_axis,
-    targets_above,
-    targets_below,
-)
+from resdeploy.host.affine_flow import Target, targets_above, targets_below
 from resdeploy.host.layers import Layer, describe, node_shape
 from resdeploy.host.program import CLONE_MARK, ProgramEditor
 from resdeploy.host.trace import module_class, module_path, trace

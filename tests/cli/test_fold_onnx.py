@@ -138,7 +138,9 @@ def test_open_sizes_of_an_image_can_be_given(run, tmp_path):
     model = make_model(body, inputs="float[n, 3, h, w] x")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 10, 12]), "s"))
     onnx.save(model, path)
-    assert run("fold-bn", path, "--dry-run").exit_code != 0
+    result = run("fold-bn", path, "--dry-run")
+    assert result.exit_code == 2
+    assert "fix:   give the shape of one sample, as in --input 3,224,224" in result.stderr
     assert run("fold-bn", path, "--dry-run", "--input", "3,10,12").exit_code == 0
 
 
@@ -192,14 +194,84 @@ def with_external_weight(path, location: str, *, write: bool = True) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def test_weights_beside_the_model_go_into_the_folded_file(run, tmp_path, folder):
+@pytest.fixture
+def all_outside(monkeypatch):
+    """Let every weight count as large enough for a file of its own."""
+    from resdeploy.graph import fold_file
+
+    monkeypatch.setattr(fold_file, "_EXTERNAL_TENSOR_BYTES", 0)
+    return fold_file
+
+
+def test_weights_beside_the_model_stay_beside_it(run, tmp_path, folder, all_outside):
     path = tmp_path / "model.onnx"
     with_external_weight(path, "weights.bin")
-    assert run("fold-bn", path, "-o", folder / "folded.onnx").exit_code == 0
+    result = run("fold-bn", path, "-o", folder / "folded.onnx", "--json")
+    assert load_json(FoldReport, result.stdout, where="stdout").comparison.passed
+    assert_pair(folder, "folded.onnx")
+    moved = folder.parent / "moved"
+    folder.rename(moved)  # the model finds its weights wherever both lie
     x = np.ones((1, 3, 8, 8), np.float32)
     np.testing.assert_allclose(
-        outputs(folder / "folded.onnx", x), outputs(path, x), rtol=1e-4, atol=1e-4
+        outputs(moved / "folded.onnx", x), outputs(path, x), rtol=1e-4, atol=1e-4
     )
+    folded = moved / "folded.onnx"
+    assert run("fold-bn", folded, "-o", moved / "again.onnx").exit_code == 0
+    np.testing.assert_array_equal(outputs(moved / "again.onnx", x), outputs(folded, x))
+
+
+def assert_pair(folder, name):
+    """The model and its weights lie there, nothing else, and it names them by name alone."""
+    assert sorted(path.name for path in folder.iterdir()) == [name, f"{name}.data"]
+    model = onnx.load(folder / name, load_external_data=False)
+    external = [t for t in model.graph.initializer if t.external_data]
+    locations = {e.value for t in external for e in t.external_data if e.key == "location"}
+    assert locations == {f"{name}.data"}
+
+
+def test_a_model_too_large_for_one_file(run, source, folder, all_outside, monkeypatch):
+    """Both models are then run from files; that limit is lowered, not reached."""
+    monkeypatch.setattr(all_outside, "_SINGLE_FILE_BYTES", 100)
+    result = run("fold-bn", source, "-o", folder / "folded.onnx", "--json")
+    assert result.exit_code == 0, result.output
+    assert load_json(FoldReport, result.stdout, where="stdout").comparison.passed
+    assert_pair(folder, "folded.onnx")
+    result = run("fold-bn", source, "--dry-run", "--json")
+    assert load_json(FoldReport, result.stdout, where="stdout").comparison.passed
+    assert_pair(folder, "folded.onnx")
+
+
+def test_what_is_too_large_is_not_serialised(source, all_outside, monkeypatch):
+    """Where it cannot be: a file of more than 2 GB of weights."""
+    from onnx import ModelProto
+
+    monkeypatch.setattr(all_outside, "_SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr(all_outside, "_serialised", None)
+    seen = []
+
+    def run_and_note(model, inputs):
+        seen.append(model)
+        assert not isinstance(model, ModelProto | bytes)
+        session = ort.InferenceSession(str(model))
+        return {"z": session.run(None, dict(inputs))[0]}
+
+    report = all_outside.fold_file(source, None, run=run_and_note)
+    assert report.comparison.passed
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("taken", ["folded.onnx", "folded.onnx.data"])
+def test_neither_of_two_outputs_is_replaced_without_force(
+    run, tmp_path, folder, all_outside, taken
+):
+    path = tmp_path / "model.onnx"
+    with_external_weight(path, "weights.bin")
+    (folder / taken).write_text("mine")
+    assert run("fold-bn", path, "-o", folder / "folded.onnx").exit_code == 2
+    assert [p.name for p in folder.iterdir()] == [taken]
+    assert (folder / taken).read_text() == "mine"
+    assert run("fold-bn", path, "-o", folder / "folded.onnx", "--force").exit_code == 0
+    assert_pair(folder, "folded.onnx")
 
 
 @pytest.mark.parametrize(
@@ -248,3 +320,18 @@ def test_what_cannot_be_judged_is_not_written(run, tmp_path, folder):
     onnx.save(model, path)
     result = run("fold-bn", path, "-o", folder / "folded.onnx")
     assert_refused(result, folder, "cannot be computed in float64")
+    assert "fix:   see with --dry-run what would be folded" in result.stderr
+
+
+def test_a_dry_run_reports_what_cannot_be_judged(run, tmp_path):
+    path = tmp_path / "model.onnx"
+    model = make_model(f"{FOLDABLE.replace('z =', 'u =')} z = FusedGelu (u)")
+    model.graph.node[-1].domain = "com.example"
+    model.opset_import.add(domain="com.example", version=1)
+    onnx.save(model, path)
+    result = run("fold-bn", path, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    report = load_json(FoldReport, result.stdout, where="stdout")
+    assert (len(report.folded), report.comparison) == (1, None)
+    assert "FusedGelu" in report.not_judged
+    assert "not judged: The model cannot be computed" in run("fold-bn", path, "--dry-run").stdout

@@ -7,137 +7,28 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from folding import (
+    BN,
+    NONE_BELOW,
+    TYPES,
+    add_integers,
+    batchnorms,
+    check,
+    feeds,
+    fold,
+    names_of_initializers,
+    network,
+    normal,
+    refusal,
+    statistics,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper, parser
+from onnx import numpy_helper
 
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
-
-BN = "z = BatchNormalization (y, gamma, beta, mean, var)"
-TYPES = {"float": np.float32, "double": np.float64, "float16": np.float16}
-UNIT_ROUNDOFF = {"float": 2.0**-24, "double": 2.0**-53, "float16": 2.0**-11}
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return rng(seed).normal(size=shape)
-
-
-def statistics(channels: int, *, prefix: str = "", seed: int = 1) -> dict[str, np.ndarray]:
-    random = rng(seed)
-    return {
-        f"{prefix}gamma": random.normal(size=channels),
-        f"{prefix}beta": random.normal(size=channels),
-        f"{prefix}mean": random.normal(size=channels),
-        f"{prefix}var": random.uniform(0.1, 2, size=channels),
-    }
-
-
-def network(
-    body: str,
-    weights: dict[str, np.ndarray],
-    *,
-    inputs: str = "float[2, 4, 5, 5] x",
-    outputs: str = "float[a, b, c, d] z",
-    opset: int = 18,
-    ir_version: int = 8,
-    functions: str = "",
-    dtype: type | None = np.float32,
-) -> onnx.ModelProto:
-    """A model from text, its weights added as initializers; dtype None keeps the weights' own."""
-    domains = f'"": {opset}' + (', "local": 1' if functions else "")
-    model = parser.parse_model(
-        f"<ir_version: {ir_version}, opset_import: [{domains}]>\n"
-        f"g ({inputs}) => ({outputs}) {{ {body} }}\n{functions}"
-    )
-    for name, value in weights.items():
-        array = value if dtype is None else value.astype(dtype)
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-    return model
-
-
-def feeds(model: onnx.ModelProto, seed: int = 7) -> dict[str, np.ndarray]:
-    made = {}
-    for value in model.graph.input:
-        shape = [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        values = np.ones(shape) if dtype.kind == "b" else normal(*shape, seed=seed)
-        made[value.name] = values.astype(dtype)
-    return made
-
-
-def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    outputs = session.run(None, inputs)
-    return dict(zip([o.name for o in session.get_outputs()], outputs, strict=True))
-
-
-def fold(model: onnx.ModelProto):
-    """The folded model and the report; the second fold, by the way, must change no bit."""
-    folded_ir = ir.from_proto(model)
-    report = fold_batchnorm(folded_ir)
-    folded = ir.to_proto(folded_ir)
-    if not report.folded:
-        assert folded == ir.to_proto(ir.from_proto(model)), "refused, but something changed"
-    again_ir = ir.from_proto(folded)
-    assert fold_batchnorm(again_ir).folded == ()
-    assert ir.to_proto(again_ir) == folded
-    onnx.checker.check_model(folded, full_check=True)
-    return folded, report
-
-
-def batchnorms(model: onnx.ModelProto) -> int:
-    return sum(n.op_type == "BatchNormalization" for n in ir.from_proto(model).graph.all_nodes())
-
-
-def relative_errors(outputs, expected) -> float:
-    """The largest over the outputs of ||error|| / ||expected||."""
-    return max(
-        float(np.linalg.norm(outputs[name].astype(np.float64) - value) / np.linalg.norm(value))
-        for name, value in expected.items()
-    )
-
-
-def same_function(before: onnx.ModelProto, after: onnx.ModelProto, unit_roundoff: float) -> None:
-    """Both run in ONNX Runtime; the folded one errs at most 4 times as much as the unfolded."""
-    inputs = feeds(before)
-    expected = evaluate_float64(before, inputs)
-    noise = relative_errors(run(before, inputs), expected)
-    assert noise < 64 * unit_roundoff, "the yardstick itself is off"
-    assert relative_errors(run(after, inputs), expected) <= 4 * max(noise, unit_roundoff)
-
-
-def check(model: onnx.ModelProto, *, folded: int = 1, dtype: str = "float") -> onnx.ModelProto:
-    result, report = fold(model)
-    assert [site.reason for site in report.refused] == []
-    assert len(report.folded) == folded
-    assert batchnorms(result) == 0
-    assert all(site.max_ulp <= 0.5001 for site in report.folded)
-    same_function(model, result, UNIT_ROUNDOFF[dtype])
-    return result
-
-
-def refusal(model: onnx.ModelProto) -> str:
-    _, report = fold(model)
-    assert report.folded == ()
-    (site,) = report.refused
-    assert site.site in ("z", "bn")
-    return site.reason
-
-
-def names_of_initializers(model: onnx.ModelProto) -> list[str]:
-    return [tensor.name for tensor in model.graph.initializer]
-
 
 # --- the grid ------------------------------------------------------------------------------------
 
@@ -473,7 +364,7 @@ def test_a_siamese_pair_is_folded_once_each():
 def test_a_bias_that_is_also_a_statistic():
     weights = {"w": normal(6, 4, 3, 3), **statistics(6)}
     result = check(network(f"y = Conv (x, w, mean) {BN}", weights))
-    assert set(names_of_initializers(result)) == {"w", "mean_1"}
+    assert set(names_of_initializers(result)) == {"w", "mean"}
 
 
 def test_constants_that_others_read_stay():
@@ -625,12 +516,13 @@ def test_refuses_a_value_with_another_reader():  # 3
     model = conv_bn(
         f"y = Conv (x, w) {BN} r = Relu (y)", outputs="float[a,b,c,d] z, float[a,b,c,d] r"
     )
-    assert refusal(model) == "its input, `y` (Conv), is read 2 times"
+    assert refusal(model) == f"its input, `y` (Conv), is read 2 times; {NONE_BELOW}"
 
 
 def test_refuses_the_residual_stream():  # 3
     model = conv_bn(f"y = Conv (x, w) {BN} r = Add (y, z)", outputs="float[a,b,c,d] r")
-    assert refusal(model) == "its input, `y` (Conv), is read 2 times: it is the residual stream"
+    reason = "its input, `y` (Conv), is read 2 times: it is the residual stream"
+    assert refusal(model) == f"{reason}; {NONE_BELOW}"
 
 
 def test_refuses_two_batchnorms_of_one_value():  # 3
@@ -672,75 +564,66 @@ def test_refuses_a_product_that_is_read_before_its_bias_is_added():  # 3
     assert "is read 2 times" in refusal(model)
 
 
-def test_refuses_a_layer_outside_the_branch():  # 4
+def test_refuses_a_layer_outside_the_branch():  # 3
     inside = "then_z = BatchNormalization (y, gamma, beta, mean, var)"
     model = conv_bn(branches(inside, "y = Conv (x, w)"), **CHOICE)
     _, report = fold(model)
     assert "in another graph" in report.refused[0].reason
 
 
-def test_refuses_the_model_input():  # 4
+def test_refuses_the_model_input():  # 3
     model = network("z = BatchNormalization (x, gamma, beta, mean, var)", statistics(4))
-    assert refusal(model) == "its input is the model's input `x`, not the output of a layer"
+    reason = "its input is the model's input `x`, not the output of a layer"
+    assert refusal(model) == f"{reason}; {NONE_BELOW}"
 
 
 @pytest.mark.parametrize(
     "between",
     [
         "y = Relu (u)",
-        "y = MaxPool <kernel_shape = [2, 2]> (u)",
+        "y = MaxPool <kernel_shape = [2, 2]> (u)",  # some scales are negative
         "y = Pad (u, pads)",
-        "y = Flatten (u)",
-        "y = Transpose <perm = [0, 1, 3, 2]> (u)",
-        "y = Reshape (u, shape)",
-        "y = Add (u, u2)",
         "q = QuantizeLinear (u, scale, zero) y = DequantizeLinear (q, scale, zero)",
         "y = Softmax (u)",
-        "y = Concat <axis = 0> (u, u2)",
     ],
 )
-def test_refuses_what_lies_between(between):  # 4
-    channels = 100 if "Flatten" in between else 4
+def test_refuses_what_lies_between(between):  # 3
     model = network(
-        f"u = Conv (x, w) u2 = Conv (x, w) {between} {BN}",
-        {"w": normal(4, 4, 1, 1), **statistics(channels), "scale": np.full((), 0.1)},
-        outputs="float[a, b] z" if channels == 100 else "float[a, b, c, d] z",
+        f"u = Conv (x, w) {between} {BN}",
+        {"w": normal(4, 4, 1, 1), **statistics(4), "scale": np.full((), 0.1)},
     )
-    for name, value in {
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
-        "shape": np.array([2, 4, 5, 5]),
-        "zero": np.uint8(0),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    add_integers(model, pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(0), "zero"))
     operator = between.split(" (")[0].split(" <")[0].split("= ")[-1]
     if "Dequantize" in between:
         operator = "DequantizeLinear"
     assert refusal(model) == (
-        f"its input comes from `y` ({operator}), not from a convolution or linear layer"
+        f"its input comes from `y` ({operator}), not from a convolution or linear layer; "
+        f"{NONE_BELOW}"
     )
 
 
-def test_refuses_an_operator_of_another_domain():  # 4
+def test_refuses_an_operator_of_another_domain():  # 3
     function = FUNCTION.replace("block", "Conv")
     model = network(f"y = local.Conv (x) {BN}", statistics(1), functions=function)
     _, report = fold(model)
     assert "comes from `y` (Conv)" in report.refused[0].reason
 
 
-def test_refuses_a_dropout_that_drops():  # 4
+def test_refuses_a_dropout_that_drops():  # 3
     model = conv_bn(f"u = Conv (x, w) y = Dropout (u, , training) {BN}")
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "training"))
     assert "`y` (Dropout) is in training mode" in refusal(model)
 
 
-def test_refuses_a_dropout_that_may_drop():  # 4
+def test_refuses_a_dropout_that_may_drop():  # 3
     model = conv_bn(
         f"u = Conv (x, w) y = Dropout (u, , t) {BN}", inputs="float[2, 4, 5, 5] x, bool t"
     )
-    assert refusal(model) == "whether `y` (Dropout) drops values is an input of the model"
+    assert refusal(model).startswith("whether `y` (Dropout) drops values is an input of the model")
 
 
-def test_refuses_a_dropout_whose_mask_is_used():  # 4
+def test_refuses_a_dropout_whose_mask_is_used():  # 3
     model = conv_bn(
         f"u = Conv (x, w) y, mask = Dropout (u) {BN}",
         outputs="float[a,b,c,d] z, bool[a,b,c,d] mask",
@@ -749,16 +632,16 @@ def test_refuses_a_dropout_whose_mask_is_used():  # 4
 
 
 @pytest.mark.parametrize("what", ["weight", "bias"])
-def test_refuses_weights_computed_at_run_time(what):  # 5
+def test_refuses_weights_computed_at_run_time(what):  # 4
     weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
     arguments = {"weight": "x, now, b", "bias": "x, w, now"}[what]
     source = {"weight": "w", "bias": "b"}[what]
     model = network(f"now = Neg ({source}) y = Conv ({arguments}) {BN}", weights)
-    assert refusal(model) == f"the {what} of `y` (Conv) is computed at run time"
+    assert refusal(model) == f"the {what} of `y` (Conv) is computed at run time; {NONE_BELOW}"
 
 
 @pytest.mark.parametrize(("what", "name"), [("weight", "w"), ("bias", "b")])
-def test_refuses_weights_that_a_caller_may_replace(what, name):  # 5
+def test_refuses_weights_that_a_caller_may_replace(what, name):  # 4
     weights = {"w": normal(4, 4, 1, 1), "b": normal(4), **statistics(4)}
     shape = "4, 4, 1, 1" if name == "w" else "4"
     model = network(
@@ -768,7 +651,7 @@ def test_refuses_weights_that_a_caller_may_replace(what, name):  # 5
     assert reason.startswith(f"the {what} of `y` (Conv) is an input of the model")
 
 
-def test_refuses_a_quantised_weight():  # 5
+def test_refuses_a_quantised_weight():  # 4
     model = network(
         f"w = DequantizeLinear (q, scale) y = Conv (x, w) {BN}",
         {"scale": np.full((), 0.1), **statistics(4)},
@@ -779,7 +662,7 @@ def test_refuses_a_quantised_weight():  # 5
     assert "computed at run time" in refusal(model)
 
 
-def test_refuses_a_matmul_of_rank_3():  # 6
+def test_refuses_a_matmul_of_rank_3():  # 3
     """Where L == C the sizes match and the fold would be silently wrong."""
     model = network(
         f"y = MatMul (x, w) {BN}",
@@ -787,10 +670,10 @@ def test_refuses_a_matmul_of_rank_3():  # 6
         inputs="float[2, 4, 4] x",
         outputs="float[a, b, c] z",
     )
-    assert "last axis of a rank-3 value, but it normalises axis 1" in refusal(model)
+    assert "last axis of a rank-3 value, but it normalises another axis" in refusal(model)
 
 
-def test_refuses_a_matmul_and_add_of_rank_3():  # 6
+def test_refuses_a_matmul_and_add_of_rank_3():  # 3
     model = network(
         f"p = MatMul (x, w) y = Add (p, b) {BN}",
         {"w": normal(4, 4), "b": normal(4), **statistics(4)},
@@ -800,24 +683,24 @@ def test_refuses_a_matmul_and_add_of_rank_3():  # 6
     assert "rank-3" in refusal(model)
 
 
-def test_refuses_a_constant_on_the_left_of_a_matmul():  # 5
+def test_refuses_a_constant_on_the_left_of_a_matmul():  # 4
     model = network(
         f"y = MatMul (w, x) {BN}",
         {"w": normal(4, 4), **statistics(4)},
         inputs="float[4, 4] x",
         outputs="float[a, b] z",
     )
-    assert refusal(model) == "the weight of `y` (MatMul) is an input of the model"
+    assert refusal(model).startswith("the weight of `y` (MatMul) is an input of the model")
 
 
 @pytest.mark.parametrize(
-    ("between", "operator", "shape"),
+    ("between", "shape"),
     [
-        ("y = Transpose <perm = [1, 0]> (u)", "Transpose", "float[a, b] z"),
-        ("y = Reshape (u, shape)", "Reshape", "float[a, b, c] z"),
+        ("y = Transpose <perm = [1, 0]> (u)", "float[a, b] z"),
+        ("y = Reshape (u, shape)", "float[a, b, c] z"),
     ],
 )
-def test_refuses_a_matmul_whose_channels_were_moved(between, operator, shape):  # 4
+def test_refuses_a_matmul_whose_channels_were_moved(between, shape):  # 3
     """ONNX Runtime walks through Transpose and Reshape and folds into the wrong axis."""
     model = network(
         f"u = MatMul (x, w) {between} {BN}",
@@ -825,16 +708,15 @@ def test_refuses_a_matmul_whose_channels_were_moved(between, operator, shape):  
         inputs="float[4, 4] x",
         outputs=shape,
     )
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 4]), "shape"))
-    if operator == "Transpose":
-        del model.graph.initializer[-1]
-    assert f"comes from `y` ({operator})" in refusal(model)
+    if "Reshape" in between:
+        add_integers(model, shape=[1, 4, 4])
+    assert "`u` (MatMul) has its features on the last axis" in refusal(model)
 
 
 @pytest.mark.parametrize(
     "broken", [{"var": np.array([1.0, 0, 1, 1])}, {"mean": np.array([0, np.nan, 0, 0])}]
 )
-def test_refuses_statistics_that_give_no_number(broken):  # 7
+def test_refuses_statistics_that_give_no_number(broken):  # 5
     weights = {"w": normal(4, 4, 1, 1), **statistics(4), **broken}
     model = network(
         "y = Conv (x, w) z = BatchNormalization <epsilon = 0.0> (y, gamma, beta, mean, var)",
@@ -843,7 +725,7 @@ def test_refuses_statistics_that_give_no_number(broken):  # 7
     assert "channel 1 has no finite scale and shift" in refusal(model)
 
 
-def test_refuses_weights_that_overflow_float16():  # 7
+def test_refuses_weights_that_overflow_float16():  # 5
     stats = statistics(4) | {"gamma": np.full(4, 6e4), "var": np.full(4, 1e-3)}
     model = network(
         f"y = Conv (x, w) {BN}",
@@ -855,7 +737,7 @@ def test_refuses_weights_that_overflow_float16():  # 7
     assert "overflows float16" in refusal(model)
 
 
-def test_refuses_channels_that_do_not_match():  # 7
+def test_refuses_channels_that_do_not_match():  # 5
     model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 1, 1), **statistics(4)})
     assert "6 output channels" in refusal_without_checker(model)
 
@@ -885,8 +767,9 @@ def test_one_refusal_does_not_stop_the_others():
 def chains(draw) -> onnx.ModelProto:
     """Layers in a row, each reading one earlier value or, an Add, two."""
     lines, weights, values = [], {}, ["x"]
+    operators = ["Conv", "Conv", "BN", "BN", "BN", "Relu", "Transpose", "Add", "Scale", "Shift"]
     for k in range(draw(st.integers(2, 8))):
-        op = draw(st.sampled_from(["Conv", "Conv", "BN", "BN", "BN", "Relu", "Identity", "Add"]))
+        op = draw(st.sampled_from(operators))
         # Mostly the last value, so that chains form; else one further back, which fans out.
         source = values[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(values))
         name = f"v{k}"
@@ -899,6 +782,11 @@ def chains(draw) -> onnx.ModelProto:
             lines.append(f"{name} = BatchNormalization ({source}, {parameters})")
         elif op == "Add":
             lines.append(f"{name} = Add ({source}, {draw(st.sampled_from(values))})")
+        elif op in ("Scale", "Shift"):
+            weights[f"c{k}"] = normal(4, 1, 1, seed=k)
+            lines.append(f"{name} = {'Mul' if op == 'Scale' else 'Add'} ({source}, c{k})")
+        elif op == "Transpose":
+            lines.append(f"{name} = Transpose <perm = [0, 1, 3, 2]> ({source})")
         else:
             lines.append(f"{name} = {op} ({source})")
         values.append(name)
@@ -906,16 +794,78 @@ def chains(draw) -> onnx.ModelProto:
     return network(" ".join(lines), weights, inputs="float[2, 4, 3, 3] x")
 
 
-@settings(max_examples=150, deadline=None)
+def rounding_bound(folded: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """Bound, per output, what rounding each weight of a folded chain once can do to it.
+
+    With W within a relative u of the exact W*, and an input that is off by e,
+    |W x - W* x*| <= |W| e + u / (1 - u) (|W| (|x| + e) + |b|): the node-local bound, carried along
+    the chain. To u comes gamma_n of float64 for both evaluations, n the terms of a sum.
+    """
+    terms = 4 + 3
+    u = 2.0**-24 / (1 - 2.0**-24) + 2 * terms * 2.0**-53 / (1 - terms * 2.0**-53)
+    constants = {
+        t.name: numpy_helper.to_array(t).astype(np.float64) for t in folded.graph.initializer
+    }
+    known = {"x": (x.astype(np.float64), np.zeros(x.shape))}
+    known |= {name: (value, np.zeros(value.shape)) for name, value in constants.items()}
+    for node in folded.graph.node:
+        value, error = known[node.input[0]]
+        if node.op_type == "Conv":
+            weight = constants[node.input[1]][:, :, 0, 0]
+            bias = constants[node.input[2]] if len(node.input) > 2 else np.zeros(4)
+            moved = [np.moveaxis(v, 1, -1) for v in (value, error)]
+            result = moved[0] @ weight.T + bias
+            spread = (np.abs(moved[0]) + moved[1]) @ np.abs(weight).T + np.abs(bias)
+            off = moved[1] @ np.abs(weight).T + u * spread
+            known[node.output[0]] = (np.moveaxis(result, -1, 1), np.moveaxis(off, -1, 1))
+            continue
+        if node.op_type == "BatchNormalization":
+            gamma, beta, mean, var = (constants[i].reshape(4, 1, 1) for i in node.input[1:])
+            scale = gamma / np.sqrt(var + float(np.float32(1e-5)))
+            result, error = scale * (value - mean) + beta, np.abs(scale) * error
+            terms_of_it = np.abs(scale) * (np.abs(value) + np.abs(mean)) + np.abs(beta)
+        elif node.op_type in ("Add", "Mul"):
+            other, other_error = known[node.input[1]]
+            if node.op_type == "Add":
+                result, error = value + other, error + other_error
+            else:
+                result, error = value * other, error * np.abs(other) + np.abs(value) * other_error
+            terms_of_it = np.abs(value) + np.abs(other)
+        elif node.op_type == "Transpose":
+            result, error = value.transpose(0, 1, 3, 2), error.transpose(0, 1, 3, 2)
+            terms_of_it = np.zeros(result.shape)
+        else:
+            result = np.maximum(value, 0) if node.op_type == "Relu" else value
+            terms_of_it = np.zeros(result.shape)
+        known[node.output[0]] = (result, error + 2.0**-50 * terms_of_it)
+    return known["z"][1]
+
+
+@settings(max_examples=200, deadline=None)
 @given(model=chains())
 def test_folding_never_changes_what_a_chain_computes(model):
     folded, report = fold(model)
-    assert len(report.folded) == batchnorms(model) - batchnorms(folded)
+    names = {node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    num_folded = sum(site.site in names for site in report.folded)
+    assert num_folded == batchnorms(model) - batchnorms(folded)
     assert len(report.refused) == batchnorms(folded)
     inputs = feeds(model)
     expected = evaluate_float64(model, inputs)["z"]
-    # In float64 the folded model has the rounding of its weights alone, at most 2^-24 of each; a
-    # chain of 8 layers of 4 channels amplifies that by far less than 2^12.
     found = evaluate_float64(folded, inputs)["z"]
-    largest = max(1.0, float(np.abs(expected).max()))
-    assert float(np.abs(found - expected).max()) <= 2.0**-12 * largest
+    bound = rounding_bound(folded, inputs["x"])
+    assert (np.abs(found - expected) <= bound + 2.0**-50 * np.abs(expected)).all()
+
+
+def test_the_bound_of_a_chain_bites():
+    """One weight that is off by four units in its last place shows, in one layer or in the last."""
+    weights = {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 1, 1, seed=2), **statistics(4)}
+    model = network(f"u = Conv (x, w) y = Conv (u, v) {BN}", weights, inputs="float[2, 4, 3, 3] x")
+    folded, _ = fold(model)
+    inputs = feeds(model)
+    expected = evaluate_float64(model, inputs)["z"]
+    for tensor in folded.graph.initializer:
+        if tensor.name == "v":
+            values = numpy_helper.to_array(tensor) * np.float32(1 + 16 * 2.0**-24)
+            tensor.CopyFrom(numpy_helper.from_array(values, "v"))
+    found = evaluate_float64(folded, inputs)["z"]
+    assert (np.abs(found - expected) > rounding_bound(folded, inputs["x"])).any()

@@ -925,12 +925,43 @@ case("bn_before_one_of_two_calls", FOLDS, IMAGES, "forward")(
         bn=nn.BatchNorm2d(4),
     )
 )
-case("bn_then_two_convs", STAYS, IMAGES, "after")(
+case("bn_then_two_convs", FOLDS, IMAGES, "forward")(
     lambda: Net(
         lambda net, x: (lambda y: net.a(y) * net.b(y))(net.bn(x)),
         a=nn.Conv2d(4, 6, 3),
         b=nn.Conv2d(4, 6, 3),
         bn=nn.BatchNorm2d(4),
+    )
+)
+case("bn_then_two_calls_of_one_conv", FOLDS, IMAGES, "forward")(
+    lambda: Net(
+        lambda net, x: (lambda y: net.conv(y) * net.conv(nn.functional.max_pool2d(y, 1)))(
+            net.bn(x)
+        ),
+        conv=nn.Conv2d(4, 6, 3),
+        bn=nn.BatchNorm2d(4, affine=False),
+    )
+)
+case("bn_then_a_conv_and_a_relu", STAYS, IMAGES, "after")(
+    lambda: Net(
+        lambda net, x: (lambda y: (net.conv(y), y.relu()))(net.bn(x)),
+        conv=nn.Conv2d(4, 6, 3),
+        bn=nn.BatchNorm2d(4),
+    )
+)
+case("bn_then_two_convs_one_of_them_padded", STAYS, IMAGES, "after")(
+    lambda: Net(
+        lambda net, x: (lambda y: (net.a(y), net.b(y)))(net.bn(x)),
+        a=nn.Conv2d(4, 6, 3),
+        b=nn.Conv2d(4, 6, 3, padding=1),
+        bn=nn.BatchNorm2d(4),
+    )
+)
+case("conv_times_a_constant_that_adds_channels_bn", STAYS, IMAGES)(
+    lambda: Net(
+        lambda net, x: net.bn(net.conv(x) * net.bn.running_mean.reshape(-1, 1, 1)),
+        conv=nn.Conv2d(4, 1, 3),
+        bn=nn.BatchNorm2d(6),
     )
 )
 case("bn_relu_conv", STAYS, IMAGES, "after")(
