@@ -42,11 +42,13 @@ __all__ = [
     "NodeError",
     "NodeLocalResult",
     "PassReport",
+    "PlantedFault",
     "Preprocess",
     "ProviderVerdict",
     "Recipe",
     "RefusedSite",
     "Scalar",
+    "SelftestReport",
     "SessionInfo",
     "SessionSpec",
     "SourceSpec",
@@ -600,6 +602,51 @@ class VerifyReport:
     def passed(self) -> bool:
         """Whether nothing speaks against the file, and every provider passed: at least one."""
         return bool(self.verdicts) and not self.reasons and all(v.passed for v in self.verdicts)
+
+
+@record
+class PlantedFault:
+    """What became of one fault that was planted into a correct model, or of a control.
+
+    Attributes:
+        name: what is wrong with the model.
+        layer: the one layer it sits in, if it is of a single layer.
+        caught_by: the layers of evidence that saw it.
+        named: the first layer they named.
+        accepted_by: the fixed tolerances that would have let it pass.
+    """
+
+    name: str
+    layer: str | None
+    caught_by: tuple[str, ...]
+    named: str | None
+    accepted_by: tuple[str, ...]
+
+    @property
+    def caught(self) -> bool:
+        """Whether any layer of evidence saw it and, where it sits in one layer, named that one."""
+        return bool(self.caught_by) and (self.layer is None or self.named == self.layer)
+
+
+@record
+class SelftestReport:
+    """Faults planted into a model, and what saw them.
+
+    `controls` are correct models, which must pass; `not_applicable` are faults that this network
+    has no place for; `tolerances` are the fixed ones it is compared with.
+    """
+
+    model: str
+    num_inputs: int
+    faults: tuple[PlantedFault, ...]
+    controls: tuple[PlantedFault, ...]
+    not_applicable: tuple[str, ...]
+    tolerances: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every fault was caught and no correct model was."""
+        return all(f.caught for f in self.faults) and not any(c.caught_by for c in self.controls)
 
 
 # --- benchmarks ----------------------------------------------------------------------------------

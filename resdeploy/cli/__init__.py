@@ -14,6 +14,7 @@ from resdeploy.cli.check import check
 from resdeploy.cli.demo import demo
 from resdeploy.cli.export import export
 from resdeploy.cli.fold_bn import fold_bn
+from resdeploy.cli.selftest import selftest
 from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
 from resdeploy.errors import EXIT_BUG, EXIT_INTERRUPTED, MissingExtraError, ReportedError
@@ -70,7 +71,7 @@ def cli() -> None:
     """
 
 
-for _command in (train, fold_bn, export, verify, bench, bundle, check, demo):
+for _command in (train, fold_bn, export, verify, selftest, bench, bundle, check, demo):
     cli.add_command(_command)
 
 

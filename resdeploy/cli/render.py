@@ -16,6 +16,8 @@ from resdeploy.schema import (
     ExportReport,
     FoldReport,
     Manifest,
+    PlantedFault,
+    SelftestReport,
     TrainReport,
     VerifyReport,
     dump_json,
@@ -41,6 +43,7 @@ def render(record: Any) -> None:
         ExportReport: _export,
         FoldReport: _fold,
         Manifest: _manifest,
+        SelftestReport: _selftest,
         TrainReport: _train,
         VerifyReport: _verify,
     }
@@ -185,6 +188,32 @@ def _first_few(reasons: Sequence[str]) -> list[str]:
 
 
 _MOST_REASONS = 3
+
+
+def _selftest(report: SelftestReport) -> None:
+    layers = ("structure", "static", "node_local", "end_to_end")
+
+    def row(fault: PlantedFault) -> tuple[str, ...]:
+        seen = ("caught" if layer in fault.caught_by else "" for layer in layers)
+        fixed = ("miss" if name in fault.accepted_by else "" for name in report.tolerances)
+        return (fault.name, *seen, fault.named or "", *fixed)
+
+    columns = ("fault", "L0", "L1", "L2", "L3", "named", *report.tolerances)
+    title = f"faults planted into {report.model}, {report.num_inputs} inputs"
+    _print_table(title, columns, map(row, report.faults))
+    caught = sum(fault.caught for fault in report.faults)
+    click.echo(f"{caught} of {len(report.faults)} faults caught")
+    for name in report.tolerances:
+        missed = sum(name in fault.accepted_by for fault in report.faults)
+        alarms = sum(name not in control.accepted_by for control in report.controls)
+        click.echo(
+            f"  {name}: {missed} missed, {alarms} of {len(report.controls)} correct rejected"
+        )
+    for control in report.controls:
+        outcome = f"FAIL by {', '.join(control.caught_by)}" if control.caught_by else "PASS"
+        click.echo(f"correct model, {control.name}: {outcome}")
+    if report.not_applicable:
+        click.echo(f"no place here for: {'; '.join(report.not_applicable)}")
 
 
 def _placement(session: Any) -> str:

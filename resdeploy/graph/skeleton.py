@@ -36,6 +36,9 @@ _TRANSPARENT = frozenset(
 # Of scale and shift: var + eps, square root, division; mean * scale and the difference.
 _ROUNDINGS_OF_BATCHNORM = 5
 
+# A BatchNorm, or what a frozen one is written as.
+_MAY_FOLD = frozenset({"BatchNormalization", "Mul"})
+
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _WINDOWS = frozenset({"Conv", "ConvTranspose", *_POOLS})
 
@@ -59,11 +62,21 @@ def skeleton_of(
     """
     _refuse_control_flow(model)
     dtypes = _weight_types(model)
-    if fold and any(node.op_type == "BatchNormalization" for node in model.graph.node):
-        folded = ir.from_proto(to_float64(model))
-        fold_batchnorm(folded)
-        model = ir.to_proto(folded)
+    if fold and any(node.op_type in _MAY_FOLD for node in model.graph.node):
+        model = _folded(model)
     return _Reducer(model, dtypes, bias_magnitudes or {}).skeleton()
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model` in float64 with every BatchNormalization folded that can be."""
+    try:
+        folded = ir.from_proto(to_float64(model))
+    except ir.serde.SerdeError as error:
+        raise UnsupportedModelError(
+            f"The graph is damaged: {str(error.__cause__ or error).splitlines()[0]}"
+        ) from error
+    fold_batchnorm(folded)
+    return ir.to_proto(folded)
 
 
 def _refuse_control_flow(model: onnx.ModelProto) -> None:
@@ -274,6 +287,8 @@ class _Reducer:
         if node.op_type in _WINDOWS:
             shape = self._constants[node.input[1]].shape[2:] if affine is not None else ()
             attributes = _window(attributes, shape or tuple(attributes.get("kernel_shape", ())))
+        if node.op_type == "Slice" and all(name in self._constants for name in node.input[1:]):
+            return _cuts([self._constants[name] for name in node.input[1:]])
         if affine is None:
             for k, name in enumerate(node.input):
                 if name in self._constants:
@@ -317,6 +332,19 @@ def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, An
         full.pop("auto_pad")
     full.pop("storage_order", None)  # of the indices, which no network here reads
     return full
+
+
+def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
+    """Return what a Slice cuts from each axis; whole axes, which some exporters state, left out."""
+    starts, ends, axes, steps = (*map(np.ravel, constants), None, None)[:4]
+    axes = np.arange(len(starts)) if axes is None else axes
+    steps = np.ones(len(starts), int) if steps is None else steps
+    found = []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        last = "end" if end >= np.iinfo(np.int32).max else str(end)
+        if (start, last, step) != (0, "end", 1):
+            found.append((f"axis {axis}", f"{start}:{last}:{step}"))
+    return tuple(sorted(found))
 
 
 def _text(value: Any) -> str:

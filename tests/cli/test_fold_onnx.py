@@ -95,7 +95,7 @@ def test_what_is_folded_already_is_written_as_it_was(run, source, folder):
 def test_a_wrong_fold_is_never_written(run, source, folder, monkeypatch):
     from resdeploy.graph import fold_file
 
-    def fold_wrongly(model):
+    def fold_wrongly(model, **_):
         report = fold(model)
         bias = model.graph.initializers["w_bias"]
         numbers = bias.const_value.numpy()

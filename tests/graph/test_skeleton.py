@@ -75,6 +75,16 @@ EQUAL = {
         "h = Conv(x, w) r = BatchNormalization(h, gamma, beta, mean, var) y = Relu(r)",
         "h = Conv(x, w, b) y = Relu(h)",
     ),
+    "a slice that names whole axes": (
+        (
+            "s = Constant<value_ints=[0, 0]>() e = Constant<value_ints=[9223372036854775807, 3]>()"
+            " a = Constant<value_ints=[0, 2]>() y = Slice(x, s, e, a)"
+        ),
+        (
+            "s = Constant<value_ints=[0]>() e = Constant<value_ints=[3]>()"
+            " a = Constant<value_ints=[2]>() y = Slice(x, s, e, a)"
+        ),
+    ),
     "a constant by way of an Identity": ("y = Conv(x, w)", "v = Identity(w) y = Conv(x, v)"),
 }
 
@@ -108,6 +118,10 @@ DIFFERENT = {
     "a transposition": (
         "y = Transpose<perm=[0, 1, 3, 2]>(x)",
         "y = Transpose<perm=[0, 1, 2, 3]>(x)",
+    ),
+    "another slice": (
+        "s = Constant<value_ints=[0]>() e = Constant<value_ints=[3]>() y = Slice(x, s, e)",
+        "s = Constant<value_ints=[0]>() e = Constant<value_ints=[2]>() y = Slice(x, s, e)",
     ),
     "an attribute of its own": ("y = LeakyRelu<alpha=0.1>(x)", "y = LeakyRelu<alpha=0.2>(x)"),
 }

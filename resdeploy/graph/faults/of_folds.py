@@ -1,0 +1,165 @@
+"""Folds gone wrong: by another BatchNorm, done twice, not done, or done in float16.
+
+They are made from the layer as it was before the fold, as a wrong folder would make them.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+
+from resdeploy import algebra
+from resdeploy.graph.faults.workpiece import (
+    Array,
+    Edit,
+    Fault,
+    FoldedLayer,
+    Workpiece,
+    in_one_layer,
+)
+
+__all__ = ["FAULTS", "fold_in_float32"]
+
+
+def _fold(layer: FoldedLayer, bn: algebra.BatchNormParams) -> tuple[Array, Array]:
+    folded = algebra.fold_batchnorm(layer.weight, layer.bias, bn, dtype="float32")
+    return folded.weight, folded.bias
+
+
+def _refold(
+    change: Callable[[algebra.BatchNormParams], algebra.BatchNormParams],
+    work: Workpiece,
+    *,
+    everywhere: bool = False,
+) -> onnx.ModelProto | None:
+    """Fold the target, or every layer, with another BatchNorm than its own."""
+    layers = work.layers if everywhere else tuple(filter(None, [work.target]))
+    if not layers:
+        return None
+    edit = Edit(work.model)
+    for layer in layers:
+        edit.set_layer(layer.node, *_fold(layer, change(layer.bn)))
+    return edit.model
+
+
+def _with_eps(eps: float, bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, eps=eps)
+
+
+def _biased_variance(samples: int, bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, var=np.asarray(bn.var, np.float64) * (1 - 1 / samples))
+
+
+def _stale_mean(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, mean=bn.mean + 0.01 * np.sqrt(bn.var))
+
+
+def _mean_added(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, mean=-bn.mean)
+
+
+def _no_mean(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, mean=np.zeros_like(bn.mean))
+
+
+def _no_gamma(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, gamma=None)
+
+
+def _no_beta(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, beta=None)
+
+
+def _variance_for_deviation(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    return replace(bn, var=np.asarray(bn.var, np.float64) ** 2)
+
+
+def _channels_swapped(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
+    order = np.arange(len(bn.mean))
+    order[[0, -1]] = order[[-1, 0]]
+    gamma = None if bn.gamma is None else bn.gamma[order]
+    beta = None if bn.beta is None else bn.beta[order]
+    return replace(bn, gamma=gamma, beta=beta, mean=bn.mean[order], var=bn.var[order])
+
+
+def _folded_twice(weight: Array, bias: Array, layer: FoldedLayer) -> tuple[Array, Array]:
+    return _fold(replace(layer, weight=weight, bias=bias), layer.bn)
+
+
+def _not_folded(weight: Array, bias: Array, layer: FoldedLayer) -> tuple[Array, Array]:
+    return layer.weight, np.zeros_like(bias) if layer.bias is None else layer.bias
+
+
+def _in_float16(work: Workpiece) -> onnx.ModelProto | None:
+    if not work.layers:
+        return None
+    edit = Edit(work.model)
+    half = partial(np.asarray, dtype=np.float16)
+    for layer in work.layers:
+        bn = layer.bn
+        gamma = np.ones_like(bn.mean) if bn.gamma is None else bn.gamma
+        beta = np.zeros_like(bn.mean) if bn.beta is None else bn.beta
+        scale = half(gamma) / np.sqrt(half(bn.var) + half(bn.eps))
+        bias = half(0 if layer.bias is None else layer.bias)
+        along = (-1, *[1] * (layer.weight.ndim - 1))
+        edit.set_layer(
+            layer.node,
+            half(layer.weight) * scale.reshape(along),
+            (bias - half(bn.mean)) * scale + half(beta),
+        )
+    return edit.model
+
+
+def fold_in_float32(work: Workpiece) -> onnx.ModelProto | None:
+    """Fold as other tools do: correct, with a few roundings more."""
+    if not work.layers:
+        return None
+    edit = Edit(work.model)
+    edit.model.producer_name = "another tool"
+    single = partial(np.asarray, dtype=np.float32)
+    for layer in work.layers:
+        bn = layer.bn
+        gamma = np.ones_like(bn.mean) if bn.gamma is None else bn.gamma
+        beta = np.zeros_like(bn.mean) if bn.beta is None else bn.beta
+        scale = single(gamma) / np.sqrt(single(bn.var) + single(bn.eps))
+        bias = single(0 if layer.bias is None else layer.bias)
+        along = (-1, *[1] * (layer.weight.ndim - 1))
+        edit.set_layer(
+            layer.node,
+            single(layer.weight) * scale.reshape(along),
+            (bias - single(bn.mean)) * scale + single(beta),
+        )
+    return edit.model
+
+
+def _wrong_bn(name: str, change: Any, *, everywhere: bool = False) -> Fault:
+    plant = partial(_refold, change, everywhere=everywhere)
+    return Fault(name=name, plant=plant, single_layer=not everywhere)
+
+
+FAULTS: tuple[Fault, ...] = (
+    _wrong_bn("eps 1e-3 for 1e-5, one layer", partial(_with_eps, 1e-3)),
+    _wrong_bn("eps 1e-6 for 1e-5, one layer", partial(_with_eps, 1e-6)),
+    _wrong_bn("eps 1e-3 for 1e-5, all layers", partial(_with_eps, 1e-3), everywhere=True),
+    _wrong_bn("eps 1e-6 for 1e-5, all layers", partial(_with_eps, 1e-6), everywhere=True),
+    _wrong_bn("biased variance of 1568 samples, one layer", partial(_biased_variance, 1568)),
+    _wrong_bn("biased variance of 401408 samples, one layer", partial(_biased_variance, 401408)),
+    _wrong_bn(
+        "biased variance of 1568 samples, all layers",
+        partial(_biased_variance, 1568),
+        everywhere=True,
+    ),
+    _wrong_bn("mean stale by 1 % of a deviation", _stale_mean),
+    _wrong_bn("mean added, not subtracted", _mean_added),
+    _wrong_bn("mean dropped", _no_mean),
+    _wrong_bn("gamma dropped", _no_gamma),
+    _wrong_bn("beta dropped", _no_beta),
+    _wrong_bn("variance taken for the deviation", _variance_for_deviation),
+    _wrong_bn("statistics of two channels swapped", _channels_swapped),
+    in_one_layer("BatchNorm folded twice", _folded_twice),
+    in_one_layer("BatchNorm dropped, not folded", _not_folded),
+    Fault(name="fold done in float16", plant=_in_float16),
+)

@@ -1,0 +1,177 @@
+"""Plant faults into a model of the user's own, and see which layer of evidence catches each.
+
+A verdict is worth what it would have caught. The model is exported as it would be, then each fault
+of `resdeploy.graph.faults` is planted into a copy, which goes through the verification that a user
+runs; beside it stands what fixed tolerances would have said.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from resdeploy import algebra
+from resdeploy.evidence.end_to_end import judge_end_to_end
+from resdeploy.evidence.fixed_tolerance import FIXED_TOLERANCES
+from resdeploy.golden_file import Golden
+from resdeploy.graph.certify import Reference, certify_file, certify_run
+from resdeploy.graph.faults import CONTROLS, FAULTS, Fault, FoldedLayer, Workpiece
+from resdeploy.graph.fold_file import load_onnx
+from resdeploy.host.build import SourceModel
+from resdeploy.host.export import export_onnx
+from resdeploy.host.golden import golden_for, run_module
+from resdeploy.host.reference import reference_graph
+from resdeploy.schema import (
+    ExportSpec,
+    FoldReport,
+    PlantedFault,
+    SelftestReport,
+    SessionSpec,
+)
+from resdeploy.target.session import open_session
+from resdeploy.target.verify import run_session
+
+__all__ = ["selftest"]
+
+Progress = Callable[[str], None]
+
+
+def selftest(
+    source: SourceModel,
+    *,
+    num_inputs: int,
+    num_threads: int | None = None,
+    on_stage: Progress = lambda stage: None,
+) -> SelftestReport:
+    """Return what became of every fault that can be planted into `source`.
+
+    Args:
+        source: a trained model.
+        num_inputs: how many seeded inputs each faulty model is run on.
+        num_threads: of each session.
+        on_stage: told what is being done.
+
+    Raises:
+        ResdeployError: the model cannot be exported or is itself not finite.
+    """
+    on_stage("float64 reference")
+    golden = golden_for(source, num_inputs=num_inputs)
+    reference = reference_graph(source, golden)
+    own = run_module(source.module, golden.inputs, dtype=torch.float32)
+    on_stage("export")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        report = export_onnx(source, ExportSpec(), path, golden=golden)
+        model = load_onnx(path)
+    layers = _folded_layers(source.module, report.fold or FoldReport(), model)
+    work = Workpiece(model=model, layers=layers)
+    judge = _Judge(reference, golden, own, num_threads)
+    outcomes: dict[str, PlantedFault | None] = {}
+    for fault in (*CONTROLS, *FAULTS):
+        on_stage(fault.name)
+        outcomes[fault.name] = judge(fault, work)
+    return SelftestReport(
+        model=source.description,
+        num_inputs=num_inputs,
+        faults=_present(outcomes, FAULTS),
+        controls=_present(outcomes, CONTROLS),
+        not_applicable=tuple(fault.name for fault in FAULTS if outcomes[fault.name] is None),
+        tolerances=tuple(FIXED_TOLERANCES),
+    )
+
+
+def _present(
+    outcomes: dict[str, PlantedFault | None], faults: tuple[Fault, ...]
+) -> tuple[PlantedFault, ...]:
+    found = (outcomes[fault.name] for fault in faults)
+    return tuple(outcome for outcome in found if outcome is not None)
+
+
+class _Judge:
+    """Puts a faulty model through every layer of evidence."""
+
+    def __init__(
+        self, reference: Reference, golden: Golden, own: np.ndarray, num_threads: int | None
+    ) -> None:
+        self._reference = reference
+        self._golden = golden
+        self._own = own
+        self._num_threads = num_threads
+
+    def __call__(self, fault: Fault, work: Workpiece) -> PlantedFault | None:
+        model = fault.plant(work)
+        if model is None:
+            return None
+        candidate = certify_file(model, self._reference)
+        caught: list[str] = []
+        reasons: list[str] = []
+        if candidate.structure is not None and not candidate.structure.passed:
+            caught.append("structure")
+            reasons += candidate.structure.differences
+        if candidate.static is not None and not candidate.static.passed:
+            caught.append("static")
+            reasons += candidate.static.reasons
+        nodes = certify_run(candidate, self._golden.inputs, self._run_nodes)
+        if not isinstance(nodes, str) and not nodes[0].passed:
+            caught.append("node_local")
+            reasons += nodes[0].reasons
+        session = open_session(model.SerializeToString(), self._spec("all"))
+        outputs_NK = run_session(session, self._golden.inputs)
+        if not judge_end_to_end(outputs_NK, self._golden).passed:
+            caught.append("end_to_end")
+        accepted = (
+            name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
+        )
+        target = work.target
+        return PlantedFault(
+            name=fault.name,
+            layer=target.node if fault.single_layer and target is not None else None,
+            caught_by=tuple(caught),
+            named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
+            accepted_by=tuple(accepted),
+        )
+
+    def _run_nodes(self, model: bytes, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return open_session(model, self._spec("extended")).run(inputs)
+
+    def _spec(self, level: Literal["extended", "all"]) -> SessionSpec:
+        return SessionSpec(graph_level=level, num_threads=self._num_threads)
+
+
+def _folded_layers(
+    module: nn.Module, report: FoldReport, model: onnx.ModelProto
+) -> tuple[FoldedLayer, ...]:
+    """Return the layers into which one BatchNorm each was folded, as they were before."""
+    nodes = {node.input[1]: node.name for node in model.graph.node if len(node.input) > 2}
+    producers = [site.producer for site in report.folded]
+    layers = []
+    for site in report.folded:
+        node = nodes.get(f"{site.producer}.weight")
+        if node is None or producers.count(site.producer) > 1:
+            continue
+        layer, norm = module.get_submodule(site.producer), module.get_submodule(site.site)
+        is_plain = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        if not is_plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        layers.append(_before_the_fold(node, layer, norm))
+    return tuple(found for found in layers if found is not None)
+
+
+def _before_the_fold(
+    node: str, layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm
+) -> FoldedLayer | None:
+    def array(value: Any) -> np.ndarray | None:
+        return None if value is None else value.detach().numpy()
+
+    weight, mean, var = array(layer.weight), array(norm.running_mean), array(norm.running_var)
+    if weight is None or mean is None or var is None:
+        return None
+    bn = algebra.BatchNormParams(
+        gamma=array(norm.weight), beta=array(norm.bias), mean=mean, var=var, eps=norm.eps
+    )
+    return FoldedLayer(node=node, weight=weight, bias=array(layer.bias), bn=bn)
