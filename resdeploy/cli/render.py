@@ -12,10 +12,12 @@ from rich.table import Table
 from resdeploy.schema import (
     BenchResult,
     CheckReport,
+    Conformance,
     DemoReport,
     ExportReport,
     FoldReport,
     Manifest,
+    Placement,
     TrainReport,
     VerifyReport,
     dump_json,
@@ -117,7 +119,7 @@ def _verify(report: VerifyReport) -> None:
         rows.append(
             (
                 verdict.session.spec.provider,
-                "PASS" if c.passed else "FAIL",
+                "PASS" if verdict.passed else "FAIL",
                 _ratio(c.noise_ratio),
                 f"{c.noise_ratio_limit:g}",
                 _ratio(c.worst_input_ratio),
@@ -136,9 +138,14 @@ def _verify(report: VerifyReport) -> None:
     if report.reference_accuracy is not None:
         click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
     for verdict in report.verdicts:
-        for reason in verdict.comparison.reasons:
+        for reason in verdict.reasons:
             click.echo(f"{verdict.session.spec.provider}: {reason}")
         click.echo(f"{verdict.session.spec.provider}: {_placement(verdict.session)}")
+        if verdict.placement is not None:
+            click.echo(f"{verdict.session.spec.provider}: {_executed(verdict.placement)}")
+        if verdict.conformance is not None:
+            for line in _conformance_lines(verdict.conformance):
+                click.echo(f"{verdict.session.spec.provider}: {line}")
 
 
 def _placement(session: Any) -> str:
@@ -153,12 +160,42 @@ def _placement(session: Any) -> str:
     return f"nodes: {nodes} ({runtime})"
 
 
+def _executed(placement: Placement) -> str:
+    """Return one line about the kernels that really ran."""
+    kernels = [f"{count} of {name}" for name, count in placement.executed.items()]
+    line = f"kernels that ran: {', '.join(kernels) or 'none'}, {placement.num_copies} copies"
+    if placement.strays:
+        line += f"; elsewhere: {', '.join(placement.strays)}"
+    return line
+
+
+def _conformance_lines(conformance: Conformance) -> Iterable[str]:
+    """Return what was tried, how far apart the results were, and what was not tried."""
+    for what, ratios in (
+        ("batches", conformance.batches),
+        ("graph levels", conformance.levels),
+        ("stress", conformance.stress),
+    ):
+        if ratios:
+            worst = _ratio(max(ratios.values()))
+            yield (
+                f"{what} {', '.join(ratios)}: at most {worst} noise units apart "
+                f"(limit {conformance.limit:g})"
+            )
+    yield (
+        "the same bits again in each run"
+        if conformance.deterministic
+        else f"not deterministic: runs differ by up to {conformance.max_run_to_run:.2e}"
+    )
+    yield from (f"not tried: {missing}" for missing in conformance.missing)
+
+
 def _verdict_lines(report: VerifyReport) -> list[str]:
     """Return one line per provider."""
     return [
-        f"{v.session.spec.provider}: {'PASS' if v.comparison.passed else 'FAIL'}  "
+        f"{v.session.spec.provider}: {'PASS' if v.passed else 'FAIL'}  "
         f"R = {_ratio(v.comparison.noise_ratio)} (limit {v.comparison.noise_ratio_limit:g})  "
-        f"{'; '.join(v.comparison.reasons) or _placement(v.session)}"
+        f"{'; '.join(v.reasons) or _placement(v.session)}"
         for v in report.verdicts
     ]
 

@@ -7,12 +7,14 @@ import click
 from resdeploy.cli.options import (
     SourceOptions,
     json_option,
+    openvino_precision_option,
     provider_option,
     source_options,
     tf32_option,
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema import PrecisionHint
 
 
 @click.command()
@@ -34,6 +36,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 )
 @threads_option
 @tf32_option
+@openvino_precision_option
 @json_option
 def verify(
     model_file: Path,
@@ -45,6 +48,7 @@ def verify(
     num_inputs: int | None,
     threads: int | None,
     tf32: bool,
+    precision_hint: PrecisionHint,
     as_json: bool,
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
@@ -68,7 +72,10 @@ def verify(
         on_stage("open sessions")
         # Before the reference, which takes longer: a provider that does not start ends it here.
         specs = [
-            SessionSpec(provider=name, num_threads=threads, use_tf32=tf32) for name in providers
+            SessionSpec(
+                provider=name, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
+            )
+            for name in providers
         ]
         sessions = open_sessions(model_file, specs)
         on_stage("float64 reference")

@@ -127,7 +127,11 @@ def not_started_error(
         fixes.insert(0, f"install {_driver_wanted(provider)}")
     if not causes:
         causes.append(plain_text(error))
-        fixes.append(f"check the device, and that it has {_driver_wanted(provider)}")
+        fixes.append(
+            f"check the device, and that it has {_driver_wanted(provider)}"
+            if provider.driver_name
+            else f"install it anew: {provider.install}"
+        )
     return ProviderError(
         f"{provider.ort_name} did not start: {', and '.join(causes)}.",
         where=runtime_title(runtime),

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.compare import accuracy
-from resdeploy.errors import ResdeployError
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import ProviderVerdict, SessionSpec, TensorSpec, VerifyReport
-from resdeploy.target.session import Session, input_specs, open_session
+from resdeploy.schema import ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.target.placement import read_placement
+from resdeploy.target.run import run_session
+from resdeploy.target.session import Session, open_session
 
-__all__ = ["open_sessions", "run_session", "verify_model", "verify_sessions"]
-
-_BATCH_SIZE = 8
+__all__ = ["open_sessions", "verify_model", "verify_sessions"]
 
 
 def verify_model(model: Path, golden: Golden, specs: Sequence[SessionSpec]) -> VerifyReport:
@@ -58,6 +57,7 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
                 session=session.info,
                 comparison=judge_end_to_end(outputs_NK, golden),
                 accuracy=_accuracy(outputs_NK, golden),
+                placement=read_placement(model, session, golden.inputs),
             )
         )
     return VerifyReport(
@@ -66,50 +66,6 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
         verdicts=tuple(verdicts),
         reference_accuracy=_accuracy(golden.reference, golden),
     )
-
-
-def run_session(session: Session, inputs: np.ndarray) -> np.ndarray:
-    """Return the session's outputs for (N, ...) inputs as (N, K), whatever its batch size.
-
-    Several outputs are laid side by side in K.
-
-    Raises:
-        ResdeployError: the model has several inputs, or one of another shape.
-    """
-    spec = _only_input(input_specs(session))
-    _check_shape(spec, inputs)
-    fixed = spec.shape[0]
-    size = fixed if isinstance(fixed, int) else _BATCH_SIZE
-    rows = []
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        missing = size - len(batch) if isinstance(fixed, int) else 0
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        outputs = session.run({spec.name: padded}).values()
-        row = np.concatenate([output.reshape(len(padded), -1) for output in outputs], axis=1)
-        rows.append(row[: len(batch)])
-    return np.concatenate(rows)
-
-
-def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
-    if len(specs) != 1:
-        raise ResdeployError(
-            f"The model has {len(specs)} inputs; verify knows models of one.",
-            where=", ".join(spec.name for spec in specs),
-        )
-    return specs[0]
-
-
-def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:
-    wanted, found = spec.shape[1:], inputs.shape[1:]
-    fits = len(wanted) == len(found) and all(
-        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
-    )
-    if not fits:
-        raise ResdeployError(
-            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
-            fix="verify against the checkpoint and the input shape the model was exported from",
-        )
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.schema import GoldenInfo, SessionSpec
+from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import run_session, verify_model
+from resdeploy.target.verify import verify_model
 
 CPU = SessionSpec(num_threads=2)
 NUM_INPUTS, NUM_CLASSES = 10, 7
