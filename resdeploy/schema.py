@@ -38,6 +38,7 @@ __all__ = [
     "FoldReport",
     "FoldedSite",
     "GoldenInfo",
+    "GraphLevel",
     "Manifest",
     "ModelSpec",
     "PassReport",
@@ -67,6 +68,7 @@ SCHEMA_VERSION = 1
 
 Scalar = str | int | float | bool
 
+GraphLevel = Literal["disabled", "basic", "extended", "all"]
 PrecisionHint = Literal["default", "f32", "bf16"]
 
 T = TypeVar("T")
@@ -366,7 +368,7 @@ class SessionSpec:
 
     provider: str = "cpu"
     num_threads: int | None = None
-    graph_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    graph_level: GraphLevel = "all"
     use_tf32: bool = False
     precision_hint: PrecisionHint = "default"
 

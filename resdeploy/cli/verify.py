@@ -37,6 +37,12 @@ from resdeploy.schema import PrecisionHint
 @threads_option
 @tf32_option
 @openvino_precision_option
+@click.option(
+    "--conformance/--no-conformance",
+    default=True,
+    show_default=True,
+    help="Also compare batch sizes, graph levels and odd values.",
+)
 @json_option
 def verify(
     model_file: Path,
@@ -49,6 +55,7 @@ def verify(
     threads: int | None,
     tf32: bool,
     precision_hint: PrecisionHint,
+    conformance: bool,
     as_json: bool,
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
@@ -93,7 +100,7 @@ def verify(
                 load_source(source_of(reference)), data=chosen, num_inputs=num_inputs
             )
         on_stage("run")
-        report = verify_sessions(model_file, golden, sessions)
+        report = verify_sessions(model_file, golden, sessions, conformance=conformance)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)

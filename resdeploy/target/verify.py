@@ -10,6 +10,7 @@ from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
 from resdeploy.schema import ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.target.conformance import check_conformance
 from resdeploy.target.placement import read_placement
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session
@@ -43,8 +44,16 @@ def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
     return [open_session(model, spec) for spec in specs]
 
 
-def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) -> VerifyReport:
+def verify_sessions(
+    model: Path, golden: Golden, sessions: Sequence[Session], *, conformance: bool = False
+) -> VerifyReport:
     """Return the verdict on open sessions of `model`.
+
+    Args:
+        model: what they were opened on.
+        golden: inputs, float64 reference and the noise of float32.
+        sessions: those to be judged.
+        conformance: whether to call each in other ways too: batches, graph levels, odd values.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ).
@@ -58,6 +67,7 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
                 comparison=judge_end_to_end(outputs_NK, golden),
                 accuracy=_accuracy(outputs_NK, golden),
                 placement=read_placement(model, session, golden.inputs),
+                conformance=check_conformance(model, golden, session) if conformance else None,
             )
         )
     return VerifyReport(
