@@ -64,7 +64,7 @@ class Repetition:
 def noise_units(golden: Golden) -> NDArray[np.float64]:
     """Return the noise unit of each golden input: (N,)."""
     norms_N = np.linalg.norm(golden.reference, axis=1)
-    return np.maximum(golden.noise_l2, _relative_noise(golden) * norms_N)
+    return np.asarray(np.maximum(golden.noise_l2, _relative_noise(golden) * norms_N))
 
 
 def stress_units(

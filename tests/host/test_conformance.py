@@ -46,9 +46,7 @@ def settled(model, shape):
 @pytest.mark.parametrize(
     "name",
     [
-        name
-        if name in ("digits-resnet8", "mnist1d-preact-mlp")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "mnist1d-preact-mlp" else pytest.param(name, marks=pytest.mark.slow)
         for name in NETWORKS
     ],
 )
