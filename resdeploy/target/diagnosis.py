@@ -19,6 +19,7 @@ from resdeploy.target.runtime import ORT_ERRORS, cuda_version, ort_state, runtim
 __all__ = [
     "model_error",
     "not_started_error",
+    "operator_error",
     "plain_text",
     "reinstall",
     "run_errors",
@@ -92,6 +93,27 @@ def model_error(error: Exception, runtime: str) -> ResdeployError | None:
         )
     if isinstance(error, ort_state.InvalidGraph | ort_state.NoSuchFile):
         return ResdeployError(f"ONNX Runtime cannot read this model: {plain_text(error)}")
+    return None
+
+
+def operator_error(error: Exception, provider: Provider, runtime: str) -> ProviderError | None:
+    """Return the error for an operator that is not to be had here; None if that is not it."""
+    text = str(error)
+    if match := re.search(r"implementation for (\w+)\((-?\d+)\) node with name '(.*?)'", text):
+        at = f" (node {match[3]!r})" if match[3] else ""
+        return ProviderError(
+            f"{provider.ort_name} has no kernel for {match[1]} of opset {match[2]} on the types "
+            f"that this model gives it{at}.",
+            where=runtime_title(runtime),
+            fix=f"export in float32 (resdeploy export), pip install -U {runtime}, "
+            "or use another provider",
+        )
+    if match := re.search(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op", text):
+        return ProviderError(
+            f"This onnxruntime has no operator {match[2]} of the domain {match[1]}.",
+            where=runtime_title(runtime),
+            fix=f"export the model without it, or pip install -U {runtime}",
+        )
     return None
 
 

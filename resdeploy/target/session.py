@@ -21,6 +21,7 @@ from resdeploy.schema import SessionInfo, SessionSpec, TensorSpec
 from resdeploy.target.diagnosis import (
     model_error,
     not_started_error,
+    operator_error,
     plain_text,
     reinstall,
     run_errors,
@@ -289,6 +290,8 @@ def _explain(
     """Return the error to raise for what ONNX Runtime raised and printed."""
     if (about_model := model_error(error, runtime)) is not None:
         return about_model
+    if (about_operator := operator_error(error, provider, runtime)) is not None:
+        return about_operator
     if provider.name == "cpu":
         return ResdeployError(f"ONNX Runtime cannot run this model: {plain_text(error)}")
     if "explicitly disabled by the user" in str(error):
