@@ -26,6 +26,7 @@ __all__ = [
     "CheckReport",
     "CheckpointInfo",
     "Comparison",
+    "Conformance",
     "DataSpec",
     "DemoReport",
     "DemoStage",
@@ -37,12 +38,15 @@ __all__ = [
     "FoldReport",
     "FoldedSite",
     "GoldenInfo",
+    "GraphLevel",
     "Manifest",
     "ModelSpec",
     "NodeError",
     "NodeLocalResult",
     "PassReport",
+    "Placement",
     "PlantedFault",
+    "PrecisionHint",
     "Preprocess",
     "ProviderVerdict",
     "Recipe",
@@ -70,6 +74,9 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 Scalar = str | int | float | bool
+
+GraphLevel = Literal["disabled", "basic", "extended", "all"]
+PrecisionHint = Literal["default", "f32", "bf16"]
 
 T = TypeVar("T")
 
@@ -367,13 +374,15 @@ class SessionSpec:
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
-    Runtime's own choice; `use_tf32` concerns CUDA only.
+    Runtime's own choice; `use_tf32` concerns CUDA only, and `precision_hint`, the arithmetic that
+    may stand in for float32, OpenVINO only.
     """
 
     provider: str = "cpu"
     num_threads: int | None = None
-    graph_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    graph_level: GraphLevel = "all"
     use_tf32: bool = False
+    precision_hint: PrecisionHint = "default"
 
 
 @record
@@ -510,6 +519,33 @@ class StaticResult:
 
 
 @record
+class Placement:
+    """Where a model ran: what was planned, and what a profile of one run saw.
+
+    Attributes:
+        planned: nodes of the graph by the provider they were assigned to; None where the runtime
+            cannot tell (ONNX Runtime before 1.24).
+        executed: kernels of the run by the provider whose kernel it was. They are fewer than the
+            nodes where kernels do the work of several; a compiled subgraph is one.
+        num_copies: kernels that did nothing but move a tensor between devices.
+        strays: nodes and kernels of other providers, "name (operator) on provider"; those that only
+            describe or arrange values are no failure.
+        reasons: why the placement is a failure; empty when it passed.
+    """
+
+    planned: Mapping[str, int] | None
+    executed: Mapping[str, int]
+    num_copies: int
+    strays: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that computes was on the provider asked for."""
+        return not self.reasons
+
+
+@record
 class NodeError:
     """How far one node's outputs are from what its own inputs demand, as fractions of two bounds.
 
@@ -547,11 +583,45 @@ class NodeLocalResult:
 
 
 @record
+class Conformance:
+    """Whether a session computes the same in every way it may be called.
+
+    Distances are the largest of one input, in units of the network's float32 noise.
+
+    Attributes:
+        batches: by batch size, the distance of a row from its result in a batch of one.
+        levels: by graph-optimisation level, the distance from the session that was asked for.
+        stress: by kind of input (constant, subnormal, extreme), the distance from the CPU without
+            any optimisation.
+        limit: the distance above which the verdict is a failure.
+        deterministic: whether the same run again gave the same bits; reported, not judged.
+        max_run_to_run: the largest difference of an output element between two such runs.
+        reasons: why the verdict is a failure; empty when it passed.
+        missing: what was not looked at, and why.
+    """
+
+    batches: Mapping[str, float]
+    levels: Mapping[str, float]
+    stress: Mapping[str, float]
+    limit: float
+    deterministic: bool
+    max_run_to_run: float
+    reasons: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the session."""
+        return not self.reasons
+
+
+@record
 class ProviderVerdict:
     """One provider's session, the evidence on what it computed there, and what is missing of it.
 
-    `accuracy` is the fraction of correct labels, where the inputs came with labels. `missing` says
-    of each layer of evidence that could not be had why.
+    `accuracy` is the fraction of correct labels, where the inputs came with labels; `placement` and
+    `conformance` are None where they were not looked at; `missing` says of each other layer of
+    evidence that could not be had why.
     """
 
     session: SessionInfo
@@ -559,18 +629,18 @@ class ProviderVerdict:
     accuracy: float | None = None
     node_local: NodeLocalResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    placement: Placement | None = None
+    conformance: Conformance | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the verdict is a failure; empty when it passed."""
-        return (
-            *(self.node_local.reasons if self.node_local else ()),
-            *self.comparison.reasons,
-        )
+        judged = (self.placement, self.node_local, self.comparison, self.conformance)
+        return tuple(reason for one in judged if one is not None for reason in one.reasons)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the model on this provider."""
+        """Whether nothing speaks against what this provider does."""
         return not self.reasons
 
 

@@ -20,13 +20,23 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda") is not None and (reason := why_no_cuda()) is not None:
-        pytest.skip(reason)
+    for provider, why_not in (("cuda", why_no_cuda), ("openvino", why_no_openvino)):
+        if item.get_closest_marker(provider) is not None and (reason := why_not()) is not None:
+            pytest.skip(reason)
+
+
+def why_no_cuda() -> str | None:
+    """Why no CUDA session starts here; None if one does."""
+    return _why_no_session("cuda")
+
+
+def why_no_openvino() -> str | None:
+    """Why no OpenVINO session starts here; None if one does."""
+    return _why_no_session("openvino")
 
 
 @functools.cache
-def why_no_cuda() -> str | None:
-    """Why no CUDA session starts here; None if one does."""
+def _why_no_session(provider: str) -> str | None:
     from onnx import parser
 
     from resdeploy.errors import EnvironmentLacksError
@@ -37,7 +47,7 @@ def why_no_cuda() -> str | None:
         '<ir_version: 8, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
     )
     try:
-        open_session(model.SerializeToString(), SessionSpec(provider="cuda"))
+        open_session(model.SerializeToString(), SessionSpec(provider=provider))
     except EnvironmentLacksError as error:
         return error.what
     return None

@@ -10,8 +10,8 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.fold_checkpoint import fold_checkpoint
 from resdeploy.host.golden import golden_for, run_module
 from resdeploy.schema import DataSpec, ExportSpec, SessionSpec, SourceSpec
+from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import run_session
 
 
 @pytest.fixture(scope="module")

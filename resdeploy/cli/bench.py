@@ -4,17 +4,26 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import json_option, tf32_option, threads_option
+from resdeploy.cli.options import (
+    json_option,
+    openvino_precision_option,
+    tf32_option,
+    threads_option,
+)
+from resdeploy.schema import PrecisionHint
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda.")
+@click.option(
+    "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
+)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--warmup", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--runs", default=200, show_default=True, type=click.IntRange(min=1))
 @threads_option
 @tf32_option
+@openvino_precision_option
 @json_option
 def bench(
     model: Path,
@@ -24,6 +33,7 @@ def bench(
     runs: int,
     threads: int | None,
     tf32: bool,
+    precision_hint: PrecisionHint,
     as_json: bool,
 ) -> None:
     """Time MODEL on this machine, warm-up apart; --json keeps every latency.
@@ -41,7 +51,9 @@ def bench(
     from resdeploy.target.bench import bench as run_bench
 
     spec = BenchSpec(
-        session=SessionSpec(provider=provider, num_threads=threads, use_tf32=tf32),
+        session=SessionSpec(
+            provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
+        ),
         batch_size=batch,
         num_warmup=warmup,
         num_runs=runs,

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import json_option, provider_option, tf32_option, threads_option
+from resdeploy.cli.options import (
+    json_option,
+    openvino_precision_option,
+    provider_option,
+    tf32_option,
+    threads_option,
+)
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema import PrecisionHint
 
 
 @click.command()
@@ -13,9 +20,15 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 @provider_option
 @threads_option
 @tf32_option
+@openvino_precision_option
 @json_option
 def check(
-    bundle: Path, providers: tuple[str, ...], threads: int | None, tf32: bool, as_json: bool
+    bundle: Path,
+    providers: tuple[str, ...],
+    threads: int | None,
+    tf32: bool,
+    precision_hint: PrecisionHint,
+    as_json: bool,
 ) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
@@ -30,7 +43,12 @@ def check(
     from resdeploy.schema import SessionSpec
     from resdeploy.target.check import check_bundle
 
-    specs = [SessionSpec(provider=name, num_threads=threads, use_tf32=tf32) for name in providers]
+    specs = [
+        SessionSpec(
+            provider=name, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
+        )
+        for name in providers
+    ]
     report = check_bundle(bundle, specs)
     emit(report, as_json=as_json)
     if not report.passed:

@@ -14,6 +14,7 @@ __all__ = [
     "SourceOptions",
     "force_option",
     "json_option",
+    "openvino_precision_option",
     "output_option",
     "provider_option",
     "source_options",
@@ -34,12 +35,21 @@ provider_option = click.option(
     multiple=True,
     default=("cpu",),
     show_default=True,
-    help="Where to run: cpu, cuda. May be given several times.",
+    help="Where to run: cpu, cuda, openvino. May be given several times.",
 )
-
 
 tf32_option = click.option(
     "--tf32", is_flag=True, help="On CUDA, let convolutions round their inputs to 10 bits."
+)
+
+
+openvino_precision_option = click.option(
+    "--openvino-precision",
+    "precision_hint",
+    type=click.Choice(["default", "f32", "bf16"]),
+    default="default",
+    show_default=True,
+    help="Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
 )
 
 

@@ -12,10 +12,12 @@ from rich.table import Table
 from resdeploy.schema import (
     BenchResult,
     CheckReport,
+    Conformance,
     DemoReport,
     ExportReport,
     FoldReport,
     Manifest,
+    Placement,
     PlantedFault,
     SelftestReport,
     TrainReport,
@@ -154,6 +156,11 @@ def _verify(report: VerifyReport) -> None:
         for layer, why in verdict.missing.items():
             click.echo(f"{provider}: no evidence on {_LAYERS[layer]}: {why}")
         click.echo(f"{provider}: {_placement(verdict.session)}")
+        if verdict.placement is not None:
+            click.echo(f"{provider}: {_executed(verdict.placement)}")
+        if verdict.conformance is not None:
+            for line in _conformance_lines(verdict.conformance):
+                click.echo(f"{provider}: {line}")
 
 
 # What each layer of evidence is about, for where it is missing.
@@ -228,12 +235,42 @@ def _placement(session: Any) -> str:
     return f"nodes: {nodes} ({runtime})"
 
 
+def _executed(placement: Placement) -> str:
+    """Return one line about the kernels that really ran."""
+    kernels = [f"{count} of {name}" for name, count in placement.executed.items()]
+    line = f"kernels that ran: {', '.join(kernels) or 'none'}, {placement.num_copies} copies"
+    if placement.strays:
+        line += f"; elsewhere: {', '.join(placement.strays)}"
+    return line
+
+
+def _conformance_lines(conformance: Conformance) -> Iterable[str]:
+    """Return what was tried, how far apart the results were, and what was not tried."""
+    for what, ratios in (
+        ("batches", conformance.batches),
+        ("graph levels", conformance.levels),
+        ("stress", conformance.stress),
+    ):
+        if ratios:
+            worst = _ratio(max(ratios.values()))
+            yield (
+                f"{what} {', '.join(ratios)}: at most {worst} noise units apart "
+                f"(limit {conformance.limit:g})"
+            )
+    yield (
+        "the same bits again in each run"
+        if conformance.deterministic
+        else f"not deterministic: runs differ by up to {conformance.max_run_to_run:.2e}"
+    )
+    yield from (f"not tried: {missing}" for missing in conformance.missing)
+
+
 def _verdict_lines(report: VerifyReport) -> list[str]:
     """Return one line per provider."""
     return [
-        f"{v.session.spec.provider}: {'PASS' if v.comparison.passed else 'FAIL'}  "
+        f"{v.session.spec.provider}: {'PASS' if v.passed else 'FAIL'}  "
         f"R = {_ratio(v.comparison.noise_ratio)} (limit {v.comparison.noise_ratio_limit:g})  "
-        f"{'; '.join(v.comparison.reasons) or _placement(v.session)}"
+        f"{'; '.join(v.reasons) or _placement(v.session)}"
         for v in report.verdicts
     ]
 

@@ -9,12 +9,14 @@ import click
 from resdeploy.cli.options import (
     SourceOptions,
     json_option,
+    openvino_precision_option,
     provider_option,
     source_options,
     tf32_option,
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema import PrecisionHint
 
 if TYPE_CHECKING:
     from resdeploy.graph.certify import Reference
@@ -46,6 +48,13 @@ if TYPE_CHECKING:
 )
 @threads_option
 @tf32_option
+@openvino_precision_option
+@click.option(
+    "--conformance/--no-conformance",
+    default=True,
+    show_default=True,
+    help="Also compare batch sizes, graph levels and odd values.",
+)
 @json_option
 def verify(
     model_file: Path,
@@ -58,6 +67,8 @@ def verify(
     artifacts: Path | None,
     threads: int | None,
     tf32: bool,
+    precision_hint: PrecisionHint,
+    conformance: bool,
     as_json: bool,
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
@@ -88,7 +99,10 @@ def verify(
         on_stage("open sessions")
         # Before the reference, which takes longer: a provider that does not start ends it here.
         specs = [
-            SessionSpec(provider=name, num_threads=threads, use_tf32=tf32) for name in providers
+            SessionSpec(
+                provider=name, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
+            )
+            for name in providers
         ]
         sessions = open_sessions(model_file, specs)
         on_stage("float64 reference")
@@ -114,7 +128,7 @@ def verify(
             golden = golden_for(source, data=chosen, num_inputs=num_inputs)
             original = _or_reason(lambda: reference_graph(source, golden))
         on_stage("run")
-        report = verify_sessions(model_file, golden, sessions)
+        report = verify_sessions(model_file, golden, sessions, conformance=conformance)
         if golden_file is None:
             on_stage("certify weights and nodes")
             report = _certify(report, model_file, original, golden.inputs, artifacts)

@@ -336,9 +336,9 @@ def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, An
 
 def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
     """Return what a Slice cuts from each axis; whole axes, which some exporters state, left out."""
-    starts, ends, axes, steps = (*map(np.ravel, constants), None, None)[:4]
-    axes = np.arange(len(starts)) if axes is None else axes
-    steps = np.ones(len(starts), int) if steps is None else steps
+    starts, ends, *more = (constant.ravel().tolist() for constant in constants)
+    axes = more[0] if more else list(range(len(starts)))
+    steps = more[1] if len(more) > 1 else [1] * len(starts)
     found = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         last = "end" if end >= np.iinfo(np.int32).max else str(end)

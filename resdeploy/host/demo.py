@@ -166,7 +166,7 @@ def _export_outcome(report: ExportReport) -> str:
 def _verdict_outcome(verdict: ProviderVerdict) -> str:
     c = verdict.comparison
     return (
-        f"{verdict.session.spec.provider}: {'PASS' if c.passed else 'FAIL'}, the error is "
+        f"{verdict.session.spec.provider}: {'PASS' if verdict.passed else 'FAIL'}, the error is "
         f"{c.noise_ratio:.2f} x the noise of float32 (limit {c.noise_ratio_limit:g})\n"
         f"{c.top1_agreement:.2%} of the predictions as in float64"
     )

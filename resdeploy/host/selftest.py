@@ -33,8 +33,8 @@ from resdeploy.schema import (
     SelftestReport,
     SessionSpec,
 )
+from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import run_session
 
 __all__ = ["selftest"]
 

@@ -19,6 +19,7 @@ from resdeploy.target.runtime import ORT_ERRORS, cuda_version, ort_state, runtim
 __all__ = [
     "model_error",
     "not_started_error",
+    "operator_error",
     "plain_text",
     "reinstall",
     "run_errors",
@@ -95,6 +96,27 @@ def model_error(error: Exception, runtime: str) -> ResdeployError | None:
     return None
 
 
+def operator_error(error: Exception, provider: Provider, runtime: str) -> ProviderError | None:
+    """Return the error for an operator that is not to be had here; None if that is not it."""
+    text = str(error)
+    if match := re.search(r"implementation for (\w+)\((-?\d+)\) node with name '(.*?)'", text):
+        at = f" (node {match[3]!r})" if match[3] else ""
+        return ProviderError(
+            f"{provider.ort_name} has no kernel for {match[1]} of opset {match[2]} on the types "
+            f"that this model gives it{at}.",
+            where=runtime_title(runtime),
+            fix=f"export in float32 (resdeploy export), pip install -U {runtime}, "
+            "or use another provider",
+        )
+    if match := re.search(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op", text):
+        return ProviderError(
+            f"This onnxruntime has no operator {match[2]} of the domain {match[1]}.",
+            where=runtime_title(runtime),
+            fix=f"export the model without it, or pip install -U {runtime}",
+        )
+    return None
+
+
 def stray_nodes_error(stray: list[str], provider: Provider) -> ProviderError:
     """Return the error for nodes that another provider would run; `stray` names them."""
     shown = ", ".join(stray[:5]) + (f" and {len(stray) - 5} more" if len(stray) > 5 else "")
@@ -127,7 +149,11 @@ def not_started_error(
         fixes.insert(0, f"install {_driver_wanted(provider)}")
     if not causes:
         causes.append(plain_text(error))
-        fixes.append(f"check the device, and that it has {_driver_wanted(provider)}")
+        fixes.append(
+            f"check the device, and that it has {_driver_wanted(provider)}"
+            if provider.driver_name
+            else f"install it anew: {provider.install}"
+        )
     return ProviderError(
         f"{provider.ort_name} did not start: {', and '.join(causes)}.",
         where=runtime_title(runtime),

@@ -3,6 +3,7 @@
 Nothing here imports the runtime, so the names are known to a machine that has none.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -28,6 +29,9 @@ class Provider:
         driver_name: what that driver is called.
         preload: whether its libraries come as Python packages, which the runtime must be asked to
             load before the first session.
+        plugin: the Python package that holds the provider as a plugin library, which sits beside
+            any runtime; None where the runtime itself brings the provider.
+        devices: what such a plugin runs on, in words, for the machine that has none.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Provider:
     drivers: Mapping[str, str] = field(default_factory=dict)
     driver_name: str = ""
     preload: bool = False
+    plugin: str | None = None
+    devices: str = ""
 
 
 def _cpu_options(_: SessionSpec) -> dict[str, str]:
@@ -62,6 +68,18 @@ def _cuda_options(spec: SessionSpec) -> dict[str, str]:
     }
 
 
+def _openvino_options(spec: SessionSpec) -> dict[str, str]:
+    config: dict[str, str] = {}
+    if spec.precision_hint != "default":
+        # Its own default is bfloat16 wherever the CPU has instructions for it, a relative error
+        # near 1e-2. The provider's option `precision` is accepted and changes nothing (1.8.1).
+        config["INFERENCE_PRECISION_HINT"] = spec.precision_hint
+    if spec.num_threads is not None:
+        # It has a thread pool of its own, which the session's number does not reach.
+        config["INFERENCE_NUM_THREADS"] = str(spec.num_threads)
+    return {"load_config": json.dumps({"CPU": config})} if config else {}
+
+
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
         provider.name: provider
@@ -83,6 +101,14 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
                 driver_name="NVIDIA driver",
                 preload=True,
+            ),
+            Provider(
+                name="openvino",
+                ort_name="OpenVINOExecutionProvider",
+                options=_openvino_options,
+                install='pip install "resdeploy[openvino]"',
+                plugin="onnxruntime_ep_openvino",
+                devices="Intel CPUs",
             ),
         )
     }

@@ -8,7 +8,7 @@ off, and afterwards the session is asked what it runs on, node by node where it 
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
+from resdeploy.evidence.placement import Kernel, count_by_provider
 from resdeploy.schema import SessionInfo, SessionSpec, TensorSpec
 from resdeploy.target.diagnosis import (
     model_error,
     not_started_error,
+    operator_error,
     plain_text,
     reinstall,
     run_errors,
     stray_nodes_error,
 )
+from resdeploy.target.plugins import plugin_device, require_plugin
 from resdeploy.target.providers import Provider, find_provider
 from resdeploy.target.runtime import (
     ORT_ERRORS,
@@ -35,7 +38,7 @@ from resdeploy.target.runtime import (
     runtime_title,
 )
 
-__all__ = ["Session", "input_specs", "open_session", "output_specs"]
+__all__ = ["Session", "input_specs", "open_session", "output_specs", "planned_kernels"]
 
 _GRAPH_LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -66,7 +69,9 @@ class Session:
         return dict(zip((output.name for output in self.ort.get_outputs()), outputs, strict=True))
 
 
-def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
+def open_session(
+    model: Path | bytes, spec: SessionSpec, *, profile_prefix: Path | None = None
+) -> Session:
     """Open `model` on the provider of `spec`, and on no other.
 
     While the session is made, what this process writes to standard output and standard error is
@@ -76,6 +81,8 @@ def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
     Args:
         model: an ONNX file or its bytes.
         spec: what to open it on, and how.
+        profile_prefix: write a profile of every run to a file whose path begins with this. Times
+            are then not those of an ordinary session.
 
     Raises:
         ResdeployError: the model is missing, or is not one that this runtime can read, or the
@@ -92,7 +99,9 @@ def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
     if isinstance(model, Path) and not model.is_file():
         raise ResdeployError("There is no such model file.", where=where)
     runtime = runtime_distribution()
-    if provider.ort_name not in onnxruntime.get_available_providers():
+    if provider.plugin is not None:
+        require_plugin(provider, runtime)
+    elif provider.ort_name not in onnxruntime.get_available_providers():
         raise ProviderError(
             f"This onnxruntime was built without {provider.ort_name}.",
             where=runtime_title(runtime),
@@ -103,7 +112,9 @@ def open_session(model: Path | bytes, spec: SessionSpec) -> Session:
         try:
             if provider.preload:
                 preload_libraries()
-            session = _create(model, provider, spec, allow_cpu_nodes=False)
+            session = _create(
+                model, provider, spec, allow_cpu_nodes=False, profile_prefix=profile_prefix
+            )
         except ORT_ERRORS as error:
             failure = error
     # Explained only here: what was printed is known once the capture ends.
@@ -123,6 +134,11 @@ def input_specs(session: Session) -> tuple[TensorSpec, ...]:
 def output_specs(session: Session) -> tuple[TensorSpec, ...]:
     """Return the model's outputs, in its order."""
     return tuple(map(_tensor_spec, session.ort.get_outputs()))
+
+
+def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
+    """Return the graph's nodes with the provider each was assigned to; None if not recorded."""
+    return _planned(session.ort)
 
 
 # --- making the session --------------------------------------------------------------------------
@@ -159,7 +175,12 @@ def _mentions(model: Path | bytes, operator: bytes) -> bool:
 
 
 def _create(
-    model: Path | bytes, provider: Provider, spec: SessionSpec, *, allow_cpu_nodes: bool
+    model: Path | bytes,
+    provider: Provider,
+    spec: SessionSpec,
+    *,
+    allow_cpu_nodes: bool,
+    profile_prefix: Path | None = None,
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about optimisations that did not apply
@@ -171,10 +192,20 @@ def _create(
     if provider.name != "cpu" and not allow_cpu_nodes:
         # The only switch that also catches a provider whose libraries are missing.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    providers: list[tuple[str, dict[str, str]]] | None = [
+        (provider.ort_name, provider.options(spec))
+    ]
+    if provider.plugin is not None:
+        device = plugin_device(provider, runtime_distribution())
+        options.add_provider_for_devices([device], provider.options(spec))
+        providers = None  # a list would take the place of the device
     return onnxruntime.InferenceSession(
         str(model) if isinstance(model, Path) else model,
         options,
-        providers=[(provider.ort_name, provider.options(spec))],
+        providers=providers,
         disabled_optimizers=list(_optimizers_to_disable(model)),
         # Without it a failure, now or in a later run, makes the session anew on the CPU.
         enable_fallback=0,
@@ -192,49 +223,57 @@ def _proven_info(
             where=runtime_title(runtime),
             fix=reinstall(provider, runtime),
         )
-    placement = _placement(session)
-    if placement is not None and (stray := _nodes_elsewhere(placement, provider)):
+    if provider.plugin is not None:
+        _check_options(session, provider, spec)
+    planned = _planned(session)
+    if stray := _elsewhere(planned or (), provider):
         raise stray_nodes_error(stray, provider)
     return SessionInfo(
         spec=spec,
         runtime=runtime,
         runtime_version=onnxruntime.__version__,
         active_providers=active,
-        nodes_by_provider=(
-            None if placement is None else {name: len(nodes) for name, nodes in placement.items()}
-        ),
+        nodes_by_provider=None if planned is None else count_by_provider(planned),
         disabled_optimizers=_optimizers_to_disable(model),
     )
+
+
+def _check_options(session: Any, provider: Provider, spec: SessionSpec) -> None:
+    """Raise ProviderError unless the session says that it has the options it was given.
+
+    What a plugin makes of them it does not say: that, only the numbers show.
+    """
+    asked = provider.options(spec)
+    found = session.get_provider_options().get(provider.ort_name, {})
+    lost = sorted(name for name, value in asked.items() if found.get(name) != value)
+    if lost:
+        raise ProviderError(
+            f"{provider.ort_name} did not take the option {', '.join(lost)}.",
+            where=f"{asked} was asked for",
+            fix=f"pip install -U {(provider.plugin or '').replace('_', '-')}",
+        )
 
 
 def _records_placement() -> bool:
     return hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 
 
-def _placement(session: Any) -> dict[str, list[str]] | None:
-    """Return the nodes of each provider as "name (operator)"; None where the runtime cannot tell.
+def _planned(ort_session: Any) -> tuple[Kernel, ...] | None:
+    """Return the nodes with their providers; None where the runtime cannot tell.
 
     The nodes are those of the graph after its basic optimisations, where providers are assigned.
     """
     if not _records_placement():
         return None
-    placement: dict[str, list[str]] = {}
-    for subgraph in session.get_provider_graph_assignment_info():
-        nodes = [
-            f"{node.name} ({node.op_type})" if node.name else node.op_type
-            for node in subgraph.get_nodes()
-        ]
-        placement.setdefault(subgraph.ep_name, []).extend(nodes)
-    return placement
+    return tuple(
+        Kernel(name=node.name, op=node.op_type, provider=subgraph.ep_name)
+        for subgraph in ort_session.get_provider_graph_assignment_info()
+        for node in subgraph.get_nodes()
+    )
 
 
-def _nodes_elsewhere(placement: Mapping[str, list[str]], provider: Provider) -> list[str]:
-    return [
-        f"{node} on {name}"
-        for name, nodes in placement.items()
-        if name != provider.ort_name
-        for node in nodes
-    ]
+def _elsewhere(kernels: Iterable[Kernel], provider: Provider) -> list[str]:
+    return [str(kernel) for kernel in kernels if kernel.provider != provider.ort_name]
 
 
 # --- saying what went wrong ----------------------------------------------------------------------
@@ -251,6 +290,8 @@ def _explain(
     """Return the error to raise for what ONNX Runtime raised and printed."""
     if (about_model := model_error(error, runtime)) is not None:
         return about_model
+    if (about_operator := operator_error(error, provider, runtime)) is not None:
+        return about_operator
     if provider.name == "cpu":
         return ResdeployError(f"ONNX Runtime cannot run this model: {plain_text(error)}")
     if "explicitly disabled by the user" in str(error):
@@ -258,9 +299,8 @@ def _explain(
         # use the CPU can tell, and name the nodes: it is made to be asked, and nothing is run.
         with captured_output():
             session = _create(model, provider, spec, allow_cpu_nodes=True)
-        placement = _placement(session) or {}
         if session.get_providers()[0] == provider.ort_name:
-            return stray_nodes_error(_nodes_elsewhere(placement, provider), provider)
+            return stray_nodes_error(_elsewhere(_planned(session) or (), provider), provider)
     return not_started_error(error, provider, runtime, output)
 
 

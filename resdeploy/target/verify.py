@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.compare import accuracy
-from resdeploy.errors import ResdeployError
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import ProviderVerdict, SessionSpec, TensorSpec, VerifyReport
-from resdeploy.target.session import Session, input_specs, open_session
+from resdeploy.schema import ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.target.conformance import check_conformance
+from resdeploy.target.placement import read_placement
+from resdeploy.target.run import run_session
+from resdeploy.target.session import Session, open_session
 
-__all__ = ["open_sessions", "run_session", "verify_model", "verify_sessions"]
-
-_BATCH_SIZE = 8
+__all__ = ["open_sessions", "verify_model", "verify_sessions"]
 
 # Until whoever has the network adds the rest.
 _ONLY_OUTPUTS = "a golden file holds outputs only, not the network"
@@ -47,8 +47,16 @@ def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
     return [open_session(model, spec) for spec in specs]
 
 
-def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) -> VerifyReport:
+def verify_sessions(
+    model: Path, golden: Golden, sessions: Sequence[Session], *, conformance: bool = False
+) -> VerifyReport:
     """Return the verdict on open sessions of `model`, by what they compute end to end.
+
+    Args:
+        model: what they were opened on.
+        golden: inputs, float64 reference and the noise of float32.
+        sessions: those to be judged.
+        conformance: whether to call each in other ways too: batches, graph levels, odd values.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ).
@@ -62,6 +70,8 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
                 comparison=judge_end_to_end(outputs_NK, golden),
                 accuracy=_accuracy(outputs_NK, golden),
                 missing={"node_local": _ONLY_OUTPUTS},
+                placement=read_placement(model, session, golden.inputs),
+                conformance=check_conformance(model, golden, session) if conformance else None,
             )
         )
     return VerifyReport(
@@ -71,50 +81,6 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
         reference_accuracy=_accuracy(golden.reference, golden),
         missing={"structure": _ONLY_OUTPUTS, "static": _ONLY_OUTPUTS},
     )
-
-
-def run_session(session: Session, inputs: np.ndarray) -> np.ndarray:
-    """Return the session's outputs for (N, ...) inputs as (N, K), whatever its batch size.
-
-    Several outputs are laid side by side in K.
-
-    Raises:
-        ResdeployError: the model has several inputs, or one of another shape.
-    """
-    spec = _only_input(input_specs(session))
-    _check_shape(spec, inputs)
-    fixed = spec.shape[0]
-    size = fixed if isinstance(fixed, int) else _BATCH_SIZE
-    rows = []
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        missing = size - len(batch) if isinstance(fixed, int) else 0
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        outputs = session.run({spec.name: padded}).values()
-        row = np.concatenate([output.reshape(len(padded), -1) for output in outputs], axis=1)
-        rows.append(row[: len(batch)])
-    return np.concatenate(rows)
-
-
-def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
-    if len(specs) != 1:
-        raise ResdeployError(
-            f"The model has {len(specs)} inputs; verify knows models of one.",
-            where=", ".join(spec.name for spec in specs),
-        )
-    return specs[0]
-
-
-def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:
-    wanted, found = spec.shape[1:], inputs.shape[1:]
-    fits = len(wanted) == len(found) and all(
-        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
-    )
-    if not fits:
-        raise ResdeployError(
-            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
-            fix="verify against the checkpoint and the input shape the model was exported from",
-        )
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:

@@ -203,3 +203,35 @@ def test_a_run_that_is_piped_prints_no_progress(run, checkpoint, tmp_path):
 def test_records_are_json_without_nan(run, exported, checkpoint):
     text = run("verify", exported, "--reference", checkpoint, "--json").stdout
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_verify_says_which_kernels_ran_and_in_which_ways_it_was_called(run, exported, checkpoint):
+    result = run("verify", exported, "--reference", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "of CPUExecutionProvider, 0 copies" in result.stdout
+    assert "batches 2, 3, 7, 32: at most" in result.stdout
+    assert "graph levels disabled, basic, extended: at most" in result.stdout
+    assert "stress constant, subnormal, extreme: at most" in result.stdout
+
+
+def test_verify_leaves_the_other_ways_out_on_request(run, exported, checkpoint):
+    arguments = ("verify", exported, "--reference", checkpoint, "--no-conformance", "--json")
+    report = load_json(VerifyReport, run(*arguments).stdout, where="stdout")
+    (verdict,) = report.verdicts
+    assert verdict.conformance is None
+    assert verdict.placement.passed
+
+
+def test_verify_with_conformance_makes_a_record_that_can_be_read_again(run, exported, checkpoint):
+    result = run("verify", exported, "--reference", checkpoint, "--json")
+    (verdict,) = load_json(VerifyReport, result.stdout, where="stdout").verdicts
+    assert verdict.conformance.passed
+    assert set(verdict.conformance.levels) == {"disabled", "basic", "extended"}
+
+
+@pytest.mark.openvino
+def test_verify_on_openvino_in_float32(run, exported, checkpoint):
+    arguments = ("verify", exported, "--reference", checkpoint, "--provider", "openvino")
+    assert run(*arguments, "--openvino-precision", "f32").exit_code == 0
+    # What it does by itself depends on the CPU, which is the point of asking.
+    assert run(*arguments).exit_code in (0, 1)

@@ -1,6 +1,7 @@
 """Verification of real sessions: what passes, which planted faults are caught, where it ran."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.evidence.placement import Kernel
 from resdeploy.golden_file import Golden
 from resdeploy.schema import GoldenInfo, SessionSpec
+from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import run_session, verify_model
+from resdeploy.target.verify import open_sessions, verify_model, verify_sessions
 
 CPU = SessionSpec(num_threads=2)
 NUM_INPUTS, NUM_CLASSES = 10, 7
@@ -139,6 +142,35 @@ def test_a_planted_fault_fails(model, golden, save, fault):
     report = verify_model(save(FAULTS[fault](model)), golden, [CPU])
     assert not report.passed
     assert report.verdicts[0].comparison.reasons
+
+
+@pytest.mark.parametrize("part", ["placement", "conformance"])
+def test_a_failure_of_any_part_is_a_failure_of_the_whole(model, golden, save, part):
+    path = save(model)
+    sessions = open_sessions(path, [CPU])
+    report = verify_sessions(path, golden, sessions, conformance=True)
+    assert report.passed, report.verdicts[0].reasons
+    (verdict,) = report.verdicts
+    failed = dataclasses.replace(getattr(verdict, part), reasons=("it differs",))
+    verdict = dataclasses.replace(verdict, **{part: failed})
+    assert not verdict.passed
+    assert verdict.reasons == ("it differs",)
+    assert not dataclasses.replace(report, verdicts=(*report.verdicts, verdict)).passed
+
+
+def test_conformance_is_looked_at_where_that_is_asked_for(model, golden, save):
+    (verdict,) = verify_model(save(model), golden, [CPU]).verdicts
+    assert verdict.conformance is None
+    assert verdict.placement.executed.keys() == {"CPUExecutionProvider"}
+
+
+def test_a_kernel_elsewhere_fails_the_verification(model, golden, save, monkeypatch):
+    stray = Kernel(name="c1", op="Conv", provider="CUDAExecutionProvider")
+    monkeypatch.setattr("resdeploy.target.placement.planned_kernels", lambda _: (stray,))
+    report = verify_model(save(model), golden, [CPU])
+    assert not report.passed
+    assert report.verdicts[0].comparison.passed
+    assert report.verdicts[0].reasons == ("planned elsewhere: c1 (Conv) on CUDAExecutionProvider",)
 
 
 def test_padding_off_by_one_fails(model, golden, save):
