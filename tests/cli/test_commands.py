@@ -16,6 +16,7 @@ from resdeploy.schema import (
     ExportReport,
     FoldReport,
     Manifest,
+    SelftestReport,
     SourceSpec,
     VerifyReport,
     load_json,
@@ -62,6 +63,15 @@ def test_fold_bn_folds_layernorms_where_that_is_asked_for(run, tmp_path, monkeyp
     arguments = ("fold-bn", "--model", "ln_net:net", "--input", "6", "--dry-run")
     assert "0 folded" in run(*arguments).stdout
     assert "1 folded, 0 refused" in run(*arguments, "--layernorm").stdout
+
+
+def test_selftest_shows_what_catches_each_fault(run, checkpoint):
+    result = run("selftest", checkpoint, "--num-inputs", 2, "--json")
+    assert result.exit_code == 0, result.output
+    report = load_json(SelftestReport, result.stdout, where="stdout")
+    text = run("selftest", checkpoint, "--num-inputs", 2).stdout
+    assert f"{len(report.faults)} of {len(report.faults)} faults caught" in text
+    assert "correct model, as exported: PASS" in text
 
 
 def test_fold_bn_strict_exits_1_when_a_site_is_refused(run, tmp_path):
