@@ -127,3 +127,13 @@ def test_planting_a_fault_leaves_the_model_as_it_was(source, monkeypatch):
     monkeypatch.setattr(selftest_module, "FAULTS", (spy, *FAULTS, spy))
     selftest(source, num_inputs=2, num_threads=2)
     assert seen[0] == seen[1]
+
+
+def test_dropping_a_gamma_of_one_is_no_fault():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build_network(ModelSpec(arch="residual_mlp", num_classes=10, options={}))
+    fresh = SourceModel(module=module.eval(), input_shape=(40,), description="fresh", info=None)
+    report = selftest(fresh, num_inputs=2, num_threads=2)
+    assert {"gamma dropped", "beta dropped", "mean dropped"} <= set(report.not_applicable)
+    assert report.passed

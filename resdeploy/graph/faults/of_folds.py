@@ -40,9 +40,13 @@ def _refold(
     if not layers:
         return None
     edit = Edit(work.model)
+    differs = False
     for layer in layers:
-        edit.set_layer(layer.node, *_fold(layer, change(layer.bn)))
-    return edit.model
+        weight, bias = _fold(layer, change(layer.bn))
+        right = _fold(layer, layer.bn)
+        differs |= not (np.array_equal(weight, right[0]) and np.array_equal(bias, right[1]))
+        edit.set_layer(layer.node, weight, bias)
+    return edit.model if differs else None  # in an untrained network, gamma is one anyway
 
 
 def _with_eps(eps: float, bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
