@@ -83,8 +83,20 @@ class Edit:
     def set_layer(self, name: str, weight: Array, bias: Array) -> None:
         """Give a layer other weights and biases."""
         node = self.node(name)
-        self.set(node.input[1], weight)
-        self.set(node.input[2], bias)
+        for at, array in ((1, weight), (2, bias)):
+            self._part(node, at)
+            self.set(node.input[at], array)
+
+    def _part(self, node: onnx.NodeProto, at: int) -> None:
+        """Give a node an initializer of its own: equal biases of layers are stored once."""
+        name = node.input[at]
+        if sum(list(n.input).count(name) for n in self.graph.node) == 1:
+            return
+        own = self.graph.initializer.add()
+        own.CopyFrom(self._initializers[name])
+        own.name = f"{name} of {node.name}"
+        self._initializers[own.name] = own
+        node.input[at] = own.name
 
     def affine_nodes(self) -> Iterator[onnx.NodeProto]:
         """Yield the layers whose weights are initializers."""
