@@ -12,6 +12,7 @@ from rich.table import Table
 from resdeploy.schema import (
     BenchResult,
     CheckReport,
+    Comparison,
     DemoReport,
     ExportReport,
     FoldReport,
@@ -119,26 +120,41 @@ def _verify(report: VerifyReport) -> None:
                 verdict.session.spec.provider,
                 "PASS" if c.passed else "FAIL",
                 _ratio(c.noise_ratio),
-                f"{c.noise_ratio_limit:g}",
-                _ratio(c.worst_input_ratio),
-                f"{c.diff.rel_l2:.2e}",
-                f"{c.noise_rel_l2:.2e}",
+                _figure(c.z_rms),
+                _figure(c.z_max),
+                _figure(c.systematic),
+                "" if c.precision is None else c.precision.found,
                 f"{c.top1_agreement:.2%}",
                 "" if verdict.accuracy is None else f"{verdict.accuracy:.2%}",
             )
         )
     columns = (
-        *("provider", "verdict", "R", "limit", "worst R", "rel. error", "float32 noise"),
-        *("same top-1", "accuracy"),
+        *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
+        "accuracy",
     )
     _print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
     click.echo(f"inputs: {report.golden.inputs}")
     if report.reference_accuracy is not None:
         click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
     for verdict in report.verdicts:
-        for reason in verdict.comparison.reasons:
-            click.echo(f"{verdict.session.spec.provider}: {reason}")
-        click.echo(f"{verdict.session.spec.provider}: {_placement(verdict.session)}")
+        for line in (*_details(verdict.comparison), _placement(verdict.session)):
+            click.echo(f"{verdict.session.spec.provider}: {line}")
+
+
+def _details(c: Comparison) -> list[str]:
+    """Return what stands below the table: the reasons, the limits, and what was not judged."""
+    limits = [f"R at most {c.noise_ratio_limit:g} (worst input {_ratio(c.worst_input_ratio)})"]
+    if c.systematic_limit is not None:
+        limits.append(f"T at most {c.systematic_limit:.3g}")
+    if c.num_changed_top1:
+        limits.append(f"{c.num_changed_top1} predictions changed")
+    size = f"relative error {c.diff.rel_l2:.2e}, float32 noise {c.noise_rel_l2:.2e}"
+    lines = [*c.reasons, f"{size}; {', '.join(limits)}"]
+    if c.precision is not None and c.precision.claimed != "float32":
+        claim = f"{c.precision.ratio:.3g} times the noise of {c.precision.claimed}, as claimed"
+        better = c.passed and c.noise_ratio <= c.noise_ratio_limit
+        lines.append(f"{claim}; it is better: float32" if better else claim)
+    return lines + [f"not judged: {text}" for text in c.missing]
 
 
 def _placement(session: Any) -> str:
@@ -205,6 +221,11 @@ def _demo(report: DemoReport) -> None:
 def _ratio(value: float) -> str:
     """Return a noise ratio to three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def _figure(value: float | None) -> str:
+    """Return a figure to three digits, or a dash where there is none."""
+    return "-" if value is None else _ratio(value)
 
 
 def _milliseconds(duration_ns: float) -> str:

@@ -1,6 +1,7 @@
 """`resdeploy verify`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+
+if TYPE_CHECKING:
+    from resdeploy.schema import PrecisionName
 
 
 @click.command()
@@ -32,6 +36,13 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 @click.option(
     "--num-inputs", type=click.IntRange(min=1), help="How many inputs.  [default: 32, or all data]"
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="The arithmetic MODEL is said to compute in; it is judged by that one's noise.",
+)
 @threads_option
 @tf32_option
 @json_option
@@ -43,6 +54,7 @@ def verify(
     providers: tuple[str, ...],
     data: str | None,
     num_inputs: int | None,
+    precision: "PrecisionName",
     threads: int | None,
     tf32: bool,
     as_json: bool,
@@ -50,7 +62,9 @@ def verify(
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
 
     The verdict is PASS if the error is at most 4 times the noise that float32 arithmetic itself
-    makes in this network on these inputs. There is no tolerance to choose.
+    makes in this network on these inputs, if no output strays further than rounding carries, and
+    if no part of the error is the same for every input. There is no tolerance to choose; lower
+    precision is a claim to make, with --precision.
 
     \b
     Example:
@@ -86,7 +100,7 @@ def verify(
                 load_source(source_of(reference)), data=chosen, num_inputs=num_inputs
             )
         on_stage("run")
-        report = verify_sessions(model_file, golden, sessions)
+        report = verify_sessions(model_file, golden, sessions, precision=precision)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)

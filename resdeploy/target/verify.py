@@ -8,9 +8,16 @@ import numpy as np
 from resdeploy.compare import accuracy
 from resdeploy.errors import ResdeployError
 from resdeploy.evidence.end_to_end import judge_end_to_end
+from resdeploy.evidence.precision import Facts
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import ProviderVerdict, SessionSpec, TensorSpec, VerifyReport
+from resdeploy.schema import (
+    PrecisionName,
+    ProviderVerdict,
+    SessionSpec,
+    TensorSpec,
+    VerifyReport,
+)
 from resdeploy.target.session import Session, input_specs, open_session
 
 __all__ = ["open_sessions", "run_session", "verify_model", "verify_sessions"]
@@ -18,20 +25,27 @@ __all__ = ["open_sessions", "run_session", "verify_model", "verify_sessions"]
 _BATCH_SIZE = 8
 
 
-def verify_model(model: Path, golden: Golden, specs: Sequence[SessionSpec]) -> VerifyReport:
+def verify_model(
+    model: Path,
+    golden: Golden,
+    specs: Sequence[SessionSpec],
+    *,
+    precision: PrecisionName = "float32",
+) -> VerifyReport:
     """Return the verdict on `model` for each session of `specs`, in that order.
 
     Args:
-        model: an ONNX file with one float32 input.
+        model: an ONNX file with one input.
         golden: inputs, float64 reference and the noise of float32.
         specs: where to run it.
+        precision: the arithmetic it is said to compute in, whose noise is the yardstick.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ), or cannot be
             read.
         ProviderError: a provider did not start.
     """
-    return verify_sessions(model, golden, open_sessions(model, specs))
+    return verify_sessions(model, golden, open_sessions(model, specs), precision=precision)
 
 
 def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
@@ -44,8 +58,14 @@ def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
     return [open_session(model, spec) for spec in specs]
 
 
-def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) -> VerifyReport:
-    """Return the verdict on open sessions of `model`.
+def verify_sessions(
+    model: Path,
+    golden: Golden,
+    sessions: Sequence[Session],
+    *,
+    precision: PrecisionName = "float32",
+) -> VerifyReport:
+    """Return the verdict on open sessions of `model`, for the precision it is said to have.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ).
@@ -56,7 +76,9 @@ def verify_sessions(model: Path, golden: Golden, sessions: Sequence[Session]) ->
         verdicts.append(
             ProviderVerdict(
                 session=session.info,
-                comparison=judge_end_to_end(outputs_NK, golden),
+                comparison=judge_end_to_end(
+                    outputs_NK, golden, precision=precision, facts=_facts(session.info.spec)
+                ),
                 accuracy=_accuracy(outputs_NK, golden),
             )
         )
@@ -85,10 +107,16 @@ def run_session(session: Session, inputs: np.ndarray) -> np.ndarray:
         batch = inputs[start : start + size]
         missing = size - len(batch) if isinstance(fixed, int) else 0
         padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        if spec.dtype == "float16":  # a model of lower precision through and through
+            padded = padded.astype(np.float16)
         outputs = session.run({spec.name: padded}).values()
         row = np.concatenate([output.reshape(len(padded), -1) for output in outputs], axis=1)
         rows.append(row[: len(batch)])
     return np.concatenate(rows)
+
+
+def _facts(spec: SessionSpec) -> Facts:
+    return Facts(provider=spec.provider, use_tf32=spec.use_tf32)
 
 
 def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
