@@ -200,7 +200,9 @@ def test_the_roundings_of_a_sum_one_by_one_stay_within_the_model(positive, ratio
 
 
 def test_without_the_drift_term_a_sum_of_one_sign_is_underestimated(monkeypatch):
-    monkeypatch.setattr(variance_rules, "_summed", lambda value, variance, _: Noisy(value, variance))
+    monkeypatch.setattr(
+        variance_rules, "_summed", lambda value, variance, _: Noisy(value, variance)
+    )
     assert predicted_over_drawn(positive=True) < 0.5
 
 
