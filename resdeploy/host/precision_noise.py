@@ -33,6 +33,9 @@ _NUM_DRAWS = 4
 _NUM_WEIGHT_INPUTS = 32
 _BATCH_SIZE = 8
 
+# Not one that weights are initialised from: draws that follow the weights do not average out.
+_SEED = 0x5EED_0F_0D47
+
 # Where the effect of a rounding is measured, far above float32's own noise; it is linear in u.
 _MEASURED_ROUNDOFF = 2.0**-12
 _UNIT_ROUNDOFF = 2.0**-24
@@ -88,7 +91,7 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
         inputs: (N, ...), of which the first 32 are used: fewer only make the mean larger.
     """
     inputs = inputs[:_NUM_WEIGHT_INPUTS]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(_SEED)
     exact_NK = _run(module, inputs)
     total = 0.0
     for _ in range(_NUM_DRAWS):
