@@ -32,6 +32,8 @@ class Golden:
             in float32, that is, of its output minus `reference`.
         labels: (N,) int64, the true class of each input, or None where there is none.
         info: where all this came from.
+        sigma: (N, K) float64, the standard deviation of each output's rounding error in float32,
+            propagated through the network; None where it is not known, which `info` explains.
     """
 
     inputs: NDArray[np.float32]
@@ -39,6 +41,7 @@ class Golden:
     noise_l2: NDArray[np.float64]
     labels: NDArray[np.int64] | None
     info: GoldenInfo
+    sigma: NDArray[np.float64] | None = None
 
 
 def save_golden(path: Path, golden: Golden) -> None:
@@ -56,6 +59,8 @@ def save_golden(path: Path, golden: Golden) -> None:
     }
     if golden.labels is not None:
         arrays["labels"] = golden.labels
+    if golden.sigma is not None:
+        arrays["sigma"] = golden.sigma
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             archive.writestr(_member(f"{name}.npy"), _npy_from_array(array))
@@ -83,6 +88,8 @@ def load_golden(path: Path) -> Golden:
             noise_l2=arrays.pop("noise_l2"),
             labels=arrays.pop("labels", None),
             info=info,
+            # Files of before sigma have none, and are as good as they were.
+            sigma=arrays.pop("sigma", None),
         )
     except FileNotFoundError as error:
         raise BundleError("The golden file is missing.", where=where) from error
@@ -127,6 +134,9 @@ def _check(golden: Golden, *, where: str) -> None:
     ]
     if golden.labels is not None:
         wanted.append(("labels", golden.labels, np.int64, golden.labels.ndim == 1))
+    if golden.sigma is not None:
+        same_shape = golden.sigma.shape == golden.reference.shape
+        wanted.append(("sigma", golden.sigma, np.float64, same_shape))
     for name, array, dtype, right_rank in wanted:
         if array.dtype != dtype:
             what = f"is {array.dtype}, not {np.dtype(dtype)}"
@@ -135,10 +145,14 @@ def _check(golden: Golden, *, where: str) -> None:
         else:
             continue
         raise BundleError(f"The golden array {name!r} {what}.", where=where, fix=_FIX)
-    # A NaN fails this comparison too.
+    # A NaN fails these comparisons too.
     if not np.all(golden.noise_l2 >= 0):
         raise BundleError(
             "The golden array 'noise_l2' holds a number that is no norm.", where=where, fix=_FIX
+        )
+    if golden.sigma is not None and not np.all(golden.sigma >= 0):
+        raise BundleError(
+            "The golden array 'sigma' holds a number that is no deviation.", where=where, fix=_FIX
         )
 
 

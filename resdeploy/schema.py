@@ -46,7 +46,10 @@ __all__ = [
     "PassReport",
     "Placement",
     "PlantedFault",
+    "Precision",
     "PrecisionHint",
+    "PrecisionName",
+    "PrecisionNoise",
     "Preprocess",
     "ProviderVerdict",
     "Recipe",
@@ -403,16 +406,42 @@ class SessionInfo:
 
 
 @record
+class PrecisionNoise:
+    """What each precision does to this very network: relative L2 errors on a few of the inputs.
+
+    `float32` is measured, the others are simulated; None where the outputs are not finite.
+    """
+
+    num_inputs: int
+    float32: float | None
+    tf32: float | None
+    float16: float | None
+    bfloat16: float | None
+    int8: float | None
+
+
+@record
 class GoldenInfo:
     """Where reference outputs came from: `num_inputs` inputs through the model in float64.
 
-    `precision` is the arithmetic whose rounding noise is the yardstick.
+    Attributes:
+        source: the model.
+        inputs: what it was fed, in words.
+        num_inputs: how many.
+        precision: the arithmetic whose rounding noise is the yardstick.
+        precision_noise: what other arithmetic would do; None where it was not simulated.
+        weight_noise_l2: how far the outputs move, averaged over all inputs alike, when parameters
+            are rounded to float32 (norm over the outputs); None where it was not measured.
+        sigma_missing: why the golden file has no sigma, None where it has one.
     """
 
     source: str
     inputs: str
     num_inputs: int
     precision: Literal["float32"] = "float32"
+    precision_noise: PrecisionNoise | None = None
+    weight_noise_l2: float | None = None
+    sigma_missing: str | None = None
 
 
 @record
@@ -431,9 +460,27 @@ class TensorDiff:
     num_nonfinite: int
 
 
+PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unknown"]
+
+
+@record
+class Precision:
+    """The arithmetic that a candidate's error is the size of, beside what was claimed.
+
+    Attributes:
+        claimed: what the candidate was said to compute in, and is judged by.
+        found: what its error is the size of; "unknown" where it is that of none.
+        ratio: its error over the noise of the claimed arithmetic.
+    """
+
+    claimed: PrecisionName
+    found: PrecisionName
+    ratio: float
+
+
 @record
 class Comparison:
-    """One candidate judged against the reference.
+    """One candidate judged against the reference; a figure that is None is named in `missing`.
 
     Attributes:
         diff: the candidate's distance from the float64 reference.
@@ -444,6 +491,16 @@ class Comparison:
         noise_ratio_limit: the R above which the verdict is a failure.
         top1_agreement: fraction of inputs whose largest output is the reference's.
         reasons: why the verdict is a failure; empty when it passed.
+        z_rms: root mean square of z, each output's error over its propagated standard deviation.
+        z_max: the largest |z| of one output.
+        systematic: the statistic T: how much more of the error is the same for every input than
+            chance leaves, beyond what rounded weights explain; 1 or less for noise, N for an
+            offset.
+        systematic_limit: the T above which the verdict is a failure.
+        num_changed_top1: inputs whose largest output is another one; the reference's margin
+            must excuse each.
+        precision: the arithmetic that the error is the size of.
+        missing: what could not be judged, and why: it is not assumed to have passed.
     """
 
     diff: TensorDiff
@@ -453,6 +510,13 @@ class Comparison:
     noise_ratio_limit: float
     top1_agreement: float
     reasons: tuple[str, ...] = ()
+    z_rms: float | None = None
+    z_max: float | None = None
+    systematic: float | None = None
+    systematic_limit: float | None = None
+    num_changed_top1: int | None = None
+    precision: Precision | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

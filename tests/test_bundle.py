@@ -36,6 +36,7 @@ def make_golden(num_inputs=2, num_outputs=3, *, with_labels=True):
         reference=rng.standard_normal((num_inputs, num_outputs)),
         noise_l2=np.full(num_inputs, 1e-7),
         labels=np.arange(num_inputs) if with_labels else None,
+        sigma=np.full((num_inputs, num_outputs), 2e-8),
         info=GoldenInfo(source="tiny", inputs="random", num_inputs=num_inputs),
     )
 
@@ -105,7 +106,7 @@ def test_what_is_written_is_what_is_read(tmp_path, model):
     assert found.labels == ("cat", "dog", "Bär")
     assert found.model.read_bytes() == model.read_bytes()
     assert [file.path for file in manifest.files] == [f for f in FILES if f != MANIFEST]
-    for name in ("inputs", "reference", "noise_l2", "labels"):
+    for name in ("inputs", "reference", "noise_l2", "labels", "sigma"):
         read, written = getattr(found.golden, name), getattr(golden, name)
         assert read.dtype == written.dtype
         assert read.tobytes() == written.tobytes()
@@ -416,7 +417,14 @@ def test_how_an_array_lies_in_memory_does_not_show_in_the_file(tmp_path):
 def test_plain_numpy_reads_a_golden_file(tmp_path):
     save_golden(tmp_path / "golden.npz", make_golden())
     with np.load(tmp_path / "golden.npz", allow_pickle=False) as archive:
-        assert sorted(archive.files) == ["info", "inputs", "labels", "noise_l2", "reference"]
+        assert sorted(archive.files) == [
+            "info",
+            "inputs",
+            "labels",
+            "noise_l2",
+            "reference",
+            "sigma",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -430,6 +438,9 @@ def test_plain_numpy_reads_a_golden_file(tmp_path):
         ("noise_l2", np.zeros((2, 1)), "'noise_l2' has shape"),
         ("noise_l2", np.array([1e-7, -1e-7]), "no norm"),
         ("noise_l2", np.array([1e-7, np.nan]), "no norm"),
+        ("sigma", np.zeros((2, 4)), "'sigma' has shape"),
+        ("sigma", np.zeros((2, 3), np.float32), "'sigma' is float32"),
+        ("sigma", np.full((2, 3), np.nan), "no deviation"),
         ("labels", np.zeros(2, np.int32), "'labels' is int32"),
         ("labels", np.zeros((2, 1), np.int64), "'labels' has shape"),
     ],
@@ -511,3 +522,18 @@ def test_a_damaged_golden_file_is_refused_or_reads_the_same(tmp_path):
         except BundleError:
             continue
         assert read.inputs.tobytes() == make_golden().inputs.tobytes()
+
+
+def test_a_golden_file_of_before_sigma_is_still_read(tmp_path):
+    path = tmp_path / "golden.npz"
+    golden = dataclasses.replace(make_golden(), sigma=None)
+    save_golden(path, golden)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    info = json.loads(arrays["info"].tobytes())
+    for name in ("precision_noise", "weight_noise_l2", "sigma_missing"):
+        del info[name]
+    arrays["info"] = np.frombuffer(json.dumps(info).encode(), np.uint8)
+    np.savez(path, **arrays)
+    read = load_golden(path)
+    assert (read.sigma, read.info) == (None, golden.info)

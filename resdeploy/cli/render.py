@@ -12,6 +12,7 @@ from rich.table import Table
 from resdeploy.schema import (
     BenchResult,
     CheckReport,
+    Comparison,
     Conformance,
     DemoReport,
     ExportReport,
@@ -126,17 +127,17 @@ def _verify(report: VerifyReport) -> None:
                 verdict.session.spec.provider,
                 "PASS" if verdict.passed and not report.reasons else "FAIL",
                 _ratio(c.noise_ratio),
-                f"{c.noise_ratio_limit:g}",
-                _ratio(c.worst_input_ratio),
-                f"{c.diff.rel_l2:.2e}",
-                f"{c.noise_rel_l2:.2e}",
+                _figure(c.z_rms),
+                _figure(c.z_max),
+                _figure(c.systematic),
+                "" if c.precision is None else c.precision.found,
                 f"{c.top1_agreement:.2%}",
                 "" if verdict.accuracy is None else f"{verdict.accuracy:.2%}",
             )
         )
     columns = (
-        *("provider", "verdict", "R", "limit", "worst R", "rel. error", "float32 noise"),
-        *("same top-1", "accuracy"),
+        *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
+        "accuracy",
     )
     _print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
     click.echo(f"inputs: {report.golden.inputs}")
@@ -151,8 +152,12 @@ def _verify(report: VerifyReport) -> None:
                 f"{provider}: {len(nodes.nodes)} layers run on their own inputs, at most "
                 f"{worst.of_estimate:.2f} of their bounds (`{worst.node}`)"
             )
-        for reason in _first_few(verdict.reasons):
-            click.echo(f"{provider}: {reason}")
+        judged = (verdict.placement, verdict.node_local, verdict.comparison, verdict.conformance)
+        for reasons in (one.reasons for one in judged if one is not None):
+            for reason in _first_few(reasons):
+                click.echo(f"{provider}: {reason}")
+        for line in _details(verdict.comparison):
+            click.echo(f"{provider}: {line}")
         for layer, why in verdict.missing.items():
             click.echo(f"{provider}: no evidence on {_LAYERS[layer]}: {why}")
         click.echo(f"{provider}: {_placement(verdict.session)}")
@@ -163,11 +168,28 @@ def _verify(report: VerifyReport) -> None:
                 click.echo(f"{provider}: {line}")
 
 
+def _details(c: Comparison) -> list[str]:
+    """Return what stands below the table: the limits, and what was not judged."""
+    limits = [f"R at most {c.noise_ratio_limit:g} (worst input {_ratio(c.worst_input_ratio)})"]
+    if c.systematic_limit is not None:
+        limits.append(f"T at most {c.systematic_limit:.3g}")
+    if c.num_changed_top1:
+        limits.append(f"{c.num_changed_top1} predictions changed")
+    size = f"relative error {c.diff.rel_l2:.2e}, float32 noise {c.noise_rel_l2:.2e}"
+    lines = [f"{size}; {', '.join(limits)}"]
+    if c.precision is not None and c.precision.claimed != "float32":
+        claim = f"{c.precision.ratio:.3g} times the noise of {c.precision.claimed}, as claimed"
+        better = c.passed and c.noise_ratio <= c.noise_ratio_limit
+        lines.append(f"{claim}; it is better: float32" if better else claim)
+    return lines + [f"not judged: {text}" for text in c.missing]
+
+
 # What each layer of evidence is about, for where it is missing.
 _LAYERS = {
     "structure": "the wiring",
     "static": "the weights",
     "node_local": "single layers",
+    "conformance": "other ways to call it",
 }
 
 
@@ -317,6 +339,11 @@ def _demo(report: DemoReport) -> None:
 def _ratio(value: float) -> str:
     """Return a noise ratio to three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def _figure(value: float | None) -> str:
+    """Return a figure to three digits, or a dash where there is none."""
+    return "-" if value is None else _ratio(value)
 
 
 def _milliseconds(duration_ns: float) -> str:

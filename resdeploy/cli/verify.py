@@ -21,7 +21,7 @@ from resdeploy.schema import PrecisionHint
 if TYPE_CHECKING:
     from resdeploy.graph.certify import Reference
     from resdeploy.graph.node_local import Array, Run
-    from resdeploy.schema import SessionSpec, VerifyReport
+    from resdeploy.schema import PrecisionName, SessionSpec, VerifyReport
 
 
 @click.command()
@@ -46,6 +46,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where to write the first faulty node of each provider, with its inputs.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="The arithmetic MODEL is said to compute in; it is judged by that one's noise.",
+)
 @threads_option
 @tf32_option
 @openvino_precision_option
@@ -65,6 +72,7 @@ def verify(
     data: str | None,
     num_inputs: int | None,
     artifacts: Path | None,
+    precision: "PrecisionName",
     threads: int | None,
     tf32: bool,
     precision_hint: PrecisionHint,
@@ -75,8 +83,9 @@ def verify(
 
     The reference is a trained model or another ONNX file. There is no tolerance to choose: the
     wiring is compared, then each weight with its exact value, each layer as it runs with a bound
-    from rounding theory, and the outputs with the noise that float32 itself makes in this network.
-    What could not be had of this is stated.
+    from rounding theory, and the outputs with the noise that float32 itself makes in this network,
+    input by input and in the mean. What could not be had of this is stated. Lower precision is a
+    claim to make, with --precision.
 
     \b
     Example:
@@ -128,10 +137,12 @@ def verify(
             golden = golden_for(source, data=chosen, num_inputs=num_inputs)
             original = _or_reason(lambda: reference_graph(source, golden))
         on_stage("run")
-        report = verify_sessions(model_file, golden, sessions, conformance=conformance)
+        report = verify_sessions(
+            model_file, golden, sessions, precision=precision, conformance=conformance
+        )
         if golden_file is None:
             on_stage("certify weights and nodes")
-            report = _certify(report, model_file, original, golden.inputs, artifacts)
+            report = _certify(report, model_file, original, golden.inputs, precision, artifacts)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)
@@ -158,6 +169,7 @@ def _certify(
     model_file: Path,
     original: "Reference | str | None",
     inputs: "Array",
+    precision: "PrecisionName",
     artifacts: Path | None,
 ) -> "VerifyReport":
     from resdeploy.graph.certify import add_certificate, certify_file
@@ -165,8 +177,8 @@ def _certify(
     from resdeploy.graph.fold_file import load_onnx
 
     model = load_onnx(model_file)
-    candidate = certify_file(model, original)
-    report, faults = add_certificate(report, candidate, inputs, _run_on)
+    candidate = certify_file(model, original, precision=precision)
+    report, faults = add_certificate(report, candidate, inputs, _run_on, precision=precision)
     if artifacts is not None:
         for provider, fault in faults.items():
             path = write_fault(artifacts / provider, fault, model)

@@ -27,7 +27,10 @@ Float64Array = NDArray[np.float64]
 
 
 def judge_static(
-    pairs: Iterable[tuple[SkeletonNode, SkeletonNode]], *, limit_ulp: float = STATIC_LIMIT_ULP
+    pairs: Iterable[tuple[SkeletonNode, SkeletonNode]],
+    *,
+    limit_ulp: float = STATIC_LIMIT_ULP,
+    dtype: str | None = None,
 ) -> StaticResult:
     """Return how far each layer's weights are from their exact values.
 
@@ -35,6 +38,7 @@ def judge_static(
         pairs: (reference, candidate) affine layers of equal shapes; others are left out, as the
             structure already differs there.
         limit_ulp: the most that is allowed.
+        dtype: the type whose ulp it is; by default the one that the weights are stored in.
     """
     layers = []
     reasons = []
@@ -44,7 +48,7 @@ def judge_static(
         assert stored is not None
         if exact.weight.shape != stored.weight.shape or exact.bias.shape != stored.bias.shape:
             continue
-        layer = _distance(candidate.name, exact, stored)
+        layer = _distance(candidate.name, exact, stored, dtype or stored.dtype)
         layers.append(layer)
         worst = max(layer.weight_ulp, layer.bias_ulp)
         if not worst <= limit_ulp:
@@ -56,12 +60,12 @@ def judge_static(
     return StaticResult(layers=tuple(layers), limit_ulp=limit_ulp, reasons=tuple(reasons))
 
 
-def _distance(name: str, exact: Affine, stored: Affine) -> StaticLayer:
+def _distance(name: str, exact: Affine, stored: Affine, dtype: str) -> StaticLayer:
     magnitude = np.maximum(np.abs(exact.bias), exact.bias_magnitude)
     return StaticLayer(
         layer=name,
-        weight_ulp=_max_ulp(stored.weight, exact.weight, np.abs(exact.weight), stored.dtype),
-        bias_ulp=_max_ulp(stored.bias, exact.bias, magnitude, stored.dtype),
+        weight_ulp=_max_ulp(stored.weight, exact.weight, np.abs(exact.weight), dtype),
+        bias_ulp=_max_ulp(stored.bias, exact.bias, magnitude, dtype),
     )
 
 

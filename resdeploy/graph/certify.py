@@ -17,6 +17,7 @@ from resdeploy.graph.node_local import Array, NodeFault, Run, certify_nodes
 from resdeploy.graph.skeleton import skeleton_of
 from resdeploy.schema import (
     NodeLocalResult,
+    PrecisionName,
     SessionSpec,
     StaticResult,
     StructureResult,
@@ -27,6 +28,15 @@ __all__ = ["Candidate", "Reference", "add_certificate", "certify_file", "certify
 
 # The dtypes in which a node may be judged by the rounding of float32.
 _FLOAT32_OR_BETTER = {"float32", "float64"}
+
+
+# Of the operands of a product: with 10 bits of mantissa in TF32 and float16, 7 in bfloat16.
+_UNIT_ROUNDOFF: dict[PrecisionName, float] = {
+    "float32": 2.0**-24,
+    "tf32": 2.0**-11,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,11 +74,17 @@ class Candidate:
     missing: Mapping[str, str]
 
 
-def certify_file(model: onnx.ModelProto, reference: Reference | str | None) -> Candidate:
+def certify_file(
+    model: onnx.ModelProto,
+    reference: Reference | str | None,
+    *,
+    precision: PrecisionName = "float32",
+) -> Candidate:
     """Return L0 and L1 of `model`, and what L2 needs.
 
     Without a reference, L2 judges each node by the candidate's own weights; `reference` may then
-    say why there is none.
+    say why there is none. Weights may be rounded to the type that `precision` claims, wherever
+    they are stored; TF32 rounds them only as it computes.
     """
     missing: dict[str, str] = {}
     own: tuple[tuple[SkeletonNode, Affine], ...] = ()
@@ -98,8 +114,11 @@ def certify_file(model: onnx.ModelProto, reference: Reference | str | None) -> C
         # Written by the same exporter, so that another operator is another network.
         structure = replace(structure, same_form=True)
     if alignment.pairs:
-        limit = ROUNDED_ONCE_ULP if is_ours else STATIC_LIMIT_ULP
-        static = judge_static(alignment.pairs, limit_ulp=limit)
+        # What was folded and rounded, and then rounded once more, is a little further away.
+        rounded_once = is_ours and precision in ("float32", "tf32")
+        limit = ROUNDED_ONCE_ULP if rounded_once else STATIC_LIMIT_ULP
+        dtype = precision if precision in ("float16", "bfloat16") else None
+        static = judge_static(alignment.pairs, limit_ulp=limit, dtype=dtype)
     if not structure.same_form:
         missing["structure"] = (
             f"written in other operators than the reference: {structure.differences[0]}"
@@ -126,7 +145,7 @@ def certify_file(model: onnx.ModelProto, reference: Reference | str | None) -> C
 
 
 def certify_run(
-    candidate: Candidate, inputs: Array, run: Run
+    candidate: Candidate, inputs: Array, run: Run, *, precision: PrecisionName = "float32"
 ) -> tuple[NodeLocalResult, NodeFault | None] | str:
     """Return L2 of a candidate on one provider and its first faulty node; or why it is missing.
 
@@ -135,6 +154,7 @@ def certify_run(
         inputs: (N, ...) float32; the first two are run.
         run: opens a model on that provider, with extended optimisations, and runs it. (All of
             them would make other kernels of a graph with more outputs than of the one deployed.)
+        precision: the arithmetic that is claimed, whose rounding the bound allows.
     """
     if "node_local" in candidate.missing:
         return candidate.missing["node_local"]
@@ -142,8 +162,11 @@ def certify_run(
         return "the model has no layer that could be judged by itself"
     types = {node.affine.dtype for node, _ in candidate.layers if node.affine is not None}
     if not types <= _FLOAT32_OR_BETTER:
-        return f"the weights are {', '.join(sorted(types))}: no bound of float32 applies"
-    return certify_nodes(candidate.model, candidate.layers, inputs, run)
+        return f"the weights are {', '.join(sorted(types))}: no bound of {precision} applies"
+    unit_roundoff = _UNIT_ROUNDOFF[precision]
+    return certify_nodes(
+        candidate.model, candidate.layers, inputs, run, unit_roundoff=unit_roundoff
+    )
 
 
 def add_certificate(
@@ -151,6 +174,8 @@ def add_certificate(
     candidate: Candidate,
     inputs: Array,
     run_on: Callable[[SessionSpec], Run],
+    *,
+    precision: PrecisionName = "float32",
 ) -> tuple[VerifyReport, dict[str, NodeFault]]:
     """Return `report` with L0 to L2 in it, and the first faulty node of each provider that has one.
 
@@ -159,11 +184,12 @@ def add_certificate(
         candidate: what `certify_file` found.
         inputs: (N, ...) float32, to run nodes on.
         run_on: returns what runs models on such a session.
+        precision: the arithmetic that is claimed.
     """
     verdicts, faults = [], {}
     for verdict in report.verdicts:
         spec = replace(verdict.session.spec, graph_level="extended")
-        outcome = certify_run(candidate, inputs, run_on(spec))
+        outcome = certify_run(candidate, inputs, run_on(spec), precision=precision)
         if isinstance(outcome, str):
             missing = {**verdict.missing, "node_local": outcome}
             verdicts.append(replace(verdict, missing=missing))

@@ -43,6 +43,8 @@ def certify_nodes(
     layers: Sequence[tuple[SkeletonNode, Affine]],
     inputs: Array,
     run: Run,
+    *,
+    unit_roundoff: float = 2.0**-24,
 ) -> tuple[NodeLocalResult, NodeFault | None]:
     """Return the verdict on every layer of `model`, and the first one that is wrong.
 
@@ -51,6 +53,7 @@ def certify_nodes(
         layers: its affine nodes, each with the numbers it should have.
         inputs: (N, ...); at most the first two are run.
         run: what computes a model's outputs, with optimisations that keep them as they are.
+        unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
     batch = inputs[:_MOST_INPUTS]
@@ -65,7 +68,12 @@ def certify_nodes(
         x, y = values[node.reads], values[node.writes]
         exact, magnitude = _exact(node, protos[node.writes], affine, x)
         error = judge_node(
-            node.name, y, exact.reshape(y.shape), magnitude.reshape(y.shape), affine.num_products
+            node.name,
+            y,
+            exact.reshape(y.shape),
+            magnitude.reshape(y.shape),
+            affine.num_products,
+            unit_roundoff=unit_roundoff,
         )
         found.append(error)
         if fault is None and not error.of_estimate <= 1:

@@ -1,4 +1,8 @@
-"""Make golden references: a torch module in float64, and how far float32 strays from it."""
+"""Make golden references: a torch module in float64, and how far float32 strays from it.
+
+With them go the yardsticks of the verdict: the propagated deviation of every output, the noise of
+lower precisions, and what rounded weights do to the mean.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -8,10 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.evidence.end_to_end import FEWEST_FOR_SYSTEMATIC
 from resdeploy.golden_file import Golden
 from resdeploy.host.build import SourceModel
 from resdeploy.host.data import load_evaluation
+from resdeploy.host.precision_noise import simulated_noise, weight_noise
+from resdeploy.host.variance import fold_copy, propagated_sigma
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema import DataSpec, GoldenInfo
 
@@ -53,13 +60,31 @@ def make_golden(
                 where=f"{source}, {inputs_description}",
                 fix="check the weights and BatchNorm statistics for NaN, and that training ended",
             )
-    noise = own - reference
+    sigma, precision_noise, missing = None, None, None
+    try:
+        program = fold_copy(module, inputs)
+        precision_noise = simulated_noise(program, inputs, reference, own)
+        sigma = propagated_sigma(program, inputs)
+        if sigma.shape != reference.shape or not np.isfinite(sigma).all():
+            sigma, missing = None, "the propagated variance overflows"
+    except UnsupportedModelError as error:
+        missing = " ".join(filter(None, (error.what, error.where and f"({error.where})")))
     return Golden(
         inputs=inputs,
         reference=reference,
-        noise_l2=np.linalg.norm(noise, axis=1),
+        noise_l2=np.linalg.norm(own - reference, axis=1),
         labels=labels,
-        info=GoldenInfo(source=source, inputs=inputs_description, num_inputs=len(inputs)),
+        sigma=sigma,
+        info=GoldenInfo(
+            source=source,
+            inputs=inputs_description,
+            num_inputs=len(inputs),
+            precision_noise=precision_noise,
+            weight_noise_l2=(
+                weight_noise(module, inputs) if len(inputs) >= FEWEST_FOR_SYSTEMATIC else None
+            ),
+            sigma_missing=missing,
+        ),
     )
 
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from resdeploy.compare import accuracy
 from resdeploy.evidence.end_to_end import judge_end_to_end
+from resdeploy.evidence.precision import Facts
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.schema import PrecisionName, ProviderVerdict, SessionSpec, VerifyReport
 from resdeploy.target.conformance import check_conformance
 from resdeploy.target.placement import read_placement
 from resdeploy.target.run import run_session
@@ -21,20 +22,27 @@ __all__ = ["open_sessions", "verify_model", "verify_sessions"]
 _ONLY_OUTPUTS = "a golden file holds outputs only, not the network"
 
 
-def verify_model(model: Path, golden: Golden, specs: Sequence[SessionSpec]) -> VerifyReport:
+def verify_model(
+    model: Path,
+    golden: Golden,
+    specs: Sequence[SessionSpec],
+    *,
+    precision: PrecisionName = "float32",
+) -> VerifyReport:
     """Return the verdict on `model` for each session of `specs`, in that order.
 
     Args:
-        model: an ONNX file with one float32 input.
+        model: an ONNX file with one input.
         golden: inputs, float64 reference and the noise of float32.
         specs: where to run it.
+        precision: the arithmetic it is said to compute in, whose noise is the yardstick.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ), or cannot be
             read.
         ProviderError: a provider did not start.
     """
-    return verify_sessions(model, golden, open_sessions(model, specs))
+    return verify_sessions(model, golden, open_sessions(model, specs), precision=precision)
 
 
 def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
@@ -48,7 +56,12 @@ def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
 
 
 def verify_sessions(
-    model: Path, golden: Golden, sessions: Sequence[Session], *, conformance: bool = False
+    model: Path,
+    golden: Golden,
+    sessions: Sequence[Session],
+    *,
+    precision: PrecisionName = "float32",
+    conformance: bool = False,
 ) -> VerifyReport:
     """Return the verdict on open sessions of `model`, by what they compute end to end.
 
@@ -56,20 +69,27 @@ def verify_sessions(
         model: what they were opened on.
         golden: inputs, float64 reference and the noise of float32.
         sessions: those to be judged.
+        precision: the arithmetic they are said to compute in.
         conformance: whether to call each in other ways too: batches, graph levels, odd values.
 
     Raises:
         ResdeployError: the model is not the network of the reference (shapes differ).
     """
+    missing = {"node_local": _ONLY_OUTPUTS}
+    if conformance and precision != "float32":
+        conformance = False
+        missing["conformance"] = "its unit is the noise of float32"
     verdicts = []
     for session in sessions:
         outputs_NK = run_session(session, golden.inputs)
         verdicts.append(
             ProviderVerdict(
                 session=session.info,
-                comparison=judge_end_to_end(outputs_NK, golden),
+                comparison=judge_end_to_end(
+                    outputs_NK, golden, precision=precision, facts=_facts(session.info.spec)
+                ),
                 accuracy=_accuracy(outputs_NK, golden),
-                missing={"node_local": _ONLY_OUTPUTS},
+                missing=missing,
                 placement=read_placement(model, session, golden.inputs),
                 conformance=check_conformance(model, golden, session) if conformance else None,
             )
@@ -81,6 +101,10 @@ def verify_sessions(
         reference_accuracy=_accuracy(golden.reference, golden),
         missing={"structure": _ONLY_OUTPUTS, "static": _ONLY_OUTPUTS},
     )
+
+
+def _facts(spec: SessionSpec) -> Facts:
+    return Facts(provider=spec.provider, use_tf32=spec.use_tf32)
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:

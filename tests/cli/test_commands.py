@@ -135,6 +135,44 @@ def test_verify_exits_1_when_the_numbers_differ(run, checkpoint, exported):
     assert "times the noise of float32 arithmetic" in result.stdout
 
 
+def test_verify_says_what_it_judged_and_what_it_could_not(run, checkpoint, exported):
+    result = run("verify", exported, "--reference", checkpoint, "--num-inputs", "4", "--json")
+    (verdict,) = load_json(VerifyReport, result.stdout, where="stdout").verdicts
+    comparison = verdict.comparison
+    assert comparison.z_rms < 1
+    assert comparison.z_max < 4
+    assert comparison.precision.found == "float32"
+    assert comparison.missing == ("T: takes 128 inputs, and there are 4",)
+    result = run("verify", exported, "--reference", checkpoint, "--num-inputs", "4")
+    assert "cpu: not judged: T: takes 128 inputs, and there are 4" in result.stdout
+
+
+def test_lower_precision_is_a_claim_to_make(run, checkpoint, exported):
+    model = onnx.load(exported)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            rounded = values.astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, name=tensor.name))
+    onnx.save(model, exported)
+    arguments = ("verify", exported, "--reference", checkpoint, "--num-inputs", "16")
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "the error is that of float16 arithmetic (R = " in result.stdout
+    assert "computes in float32: with float16 weights" in result.stdout
+    result = run(*arguments, "--precision", "float16")
+    assert result.exit_code == 0, result.output
+    assert "times the noise of float16, as claimed" in result.stdout
+
+
+def test_what_is_better_than_claimed_passes_and_is_called_so(run, checkpoint, exported):
+    result = run(
+        "verify", exported, "--reference", checkpoint, "--num-inputs", "4", "--precision", "tf32"
+    )
+    assert result.exit_code == 0, result.output
+    assert "as claimed; it is better: float32" in result.stdout
+
+
 def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp_path):
     golden = golden_for(load_source(SourceSpec(path=str(checkpoint))), num_inputs=3)
     save_golden(tmp_path / "golden.npz", golden)

@@ -177,6 +177,17 @@ def test_files_of_resdeploy_are_held_to_half_an_ulp():
     assert certify_file(model, reference_of(network())).static.limit_ulp == 4
 
 
+def test_weights_are_judged_in_the_precision_that_is_claimed():
+    rounded = {name: value.astype(np.float32).astype(np.float16) for name, value in WEIGHTS.items()}
+    model, reference = network(**rounded), reference_of(network())
+    assert not certify_file(model, reference).static.passed
+    assert certify_file(model, reference, precision="float16").static.passed
+    assert not certify_file(model, reference, precision="tf32").static.passed
+    candidate = certify_file(model, reference, precision="float16")
+    assert not certify_run(candidate, INPUTS, run)[0].passed
+    assert certify_run(candidate, INPUTS, run, precision="float16")[0].passed
+
+
 @pytest.mark.parametrize(
     ("body", "name"), [(FOLDED, "Conv_2"), (FOLDED, "Gemm_6"), (UNFOLDED, "BatchNormalization_1")]
 )
