@@ -18,11 +18,12 @@ In float64 that is some 1e-13 of M: a fold that is wrong anywhere is out by all 
 
 import copy
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -75,37 +76,67 @@ class Network(nn.Module):
         return tuple(values[i] for i in self.outputs)
 
 
-# What may come next, by the rank of the value; what matters most comes most often.
-_KINDS = {
+# What may come next, by the rank of the value: operations in a row, each of which reads the one
+# before. A BatchNorm behind a ReLU can only go forward; a pool or a join before one is looked
+# through.
+_ROWS = {
     4: (
-        *("conv",) * 5,
-        *("bn",) * 6,
-        *("max_pool", "avg_pool", "conv_transpose", "relu", "relu", "add", "add", "cat", "dropout"),
-        *("multiply", "shift", "slice", "shuffle", "upsample", "flatten", "mean", "tokens"),
+        *(("conv",), ("conv", "bn"), ("conv", "bn", "relu"), ("bn",)),
+        *(("relu", "bn", "conv"), ("relu", "bn", "conv", "bn"), ("relu", "bn", "bn", "conv", "bn")),
+        *(("conv", "max_pool", "bn"), ("conv", "avg_pool", "bn"), ("conv", "upsample", "bn")),
+        *(("conv", "add", "bn"), ("conv", "cat", "bn"), ("conv", "slice", "bn")),
+        *(("conv", "multiply", "bn"), ("conv", "shuffle", "bn"), ("conv", "shift", "bn")),
+        *(("conv_transpose", "bn"), ("relu", "bn", "conv_transpose"), ("relu", "bn", "avg_pool")),
+        *(("relu", "bn", "flatten", "linear"), ("flatten",), ("mean",), ("tokens", "linear")),
+        *(("add",), ("cat",), ("relu",), ("dropout",)),
     ),
-    3: (*("linear",) * 3, *("bn",) * 4, "transpose", "relu", "add", "cat", "flatten", "slice"),
-    2: (*("linear",) * 3, *("bn",) * 4, "relu", "add", "cat", "multiply", "shift", "dropout"),
+    3: (
+        *(("linear", "bn"), ("linear", "transpose", "bn"), ("bn",), ("bn", "transpose", "linear")),
+        *(("relu", "bn", "linear"), ("add", "bn"), ("cat",), ("flatten",), ("slice",)),
+    ),
+    2: (
+        *(("linear", "bn"), ("linear", "bn", "relu"), ("relu", "bn", "linear"), ("bn",)),
+        *(("linear", "add", "bn"), ("linear", "cat", "bn"), ("multiply",), ("shift", "dropout")),
+    ),
 }
-_INPUTS = ((2, 2, 7, 7), (2, 4, 6, 5), (2, 4, 4), (3, 4))
+_RANKS = {
+    "conv": {4},
+    "conv_transpose": {4},
+    "max_pool": {4},
+    "avg_pool": {4},
+    "upsample": {4},
+    "shuffle": {4},
+    "mean": {4},
+    "tokens": {4},
+    "flatten": {3, 4},
+    "transpose": {3},
+    "linear": {2, 3},
+}
+_INPUTS = ((2, 2, 7, 7), (2, 4, 6, 5), (2, 4, 7, 7), (2, 4, 4), (3, 4))
 
 
 class _Builder:
     """Adds steps to a network; a step that does not fit the value at hand becomes a ReLU."""
 
-    def __init__(self, draw, shape: tuple[int, ...]) -> None:
-        self.draw = draw
+    def __init__(self, random: Random) -> None:
+        self.random = random
         self.network = Network()
         self.generator = torch.Generator().manual_seed(1)
-        self.input = torch.randn(shape, generator=self.generator)
+        self.input = torch.randn(self.one_of(*_INPUTS), generator=self.generator)
         self.values = [self.input]
 
     def one_of(self, *options):
-        return self.draw(st.sampled_from(options))
+        return self.random.choice(options)
 
-    def add(self, kind: str) -> None:
+    def add_row(self) -> None:
         # Mostly a chain; at times an earlier value is read once more.
         at = max(0, len(self.values) - 1 - self.one_of(0, 0, 0, 0, 0, 1, 2))
-        if kind not in _KINDS[self.values[at].ndim] and kind != "bn":
+        for kind in self.one_of(*_ROWS[self.values[at].ndim]):
+            self.add(kind, at)
+            at = len(self.values) - 1
+
+    def add(self, kind: str, at: int) -> None:
+        if self.values[at].ndim not in _RANKS.get(kind, {2, 3, 4}):
             kind = "relu"
         step = self._step(kind, at)
         try:
@@ -212,7 +243,7 @@ class _Builder:
 
     def finish(self) -> tuple[Network, Tensor]:
         if not any(step.kind == "bn" for step in self.network.steps):
-            self.add("bn")
+            self.add("bn", len(self.values) - 1)
         network = self.network
         read = {i for step in network.steps for i in step.reads}
         network.outputs = [i for i in range(1, len(self.values)) if i not in read]
@@ -238,9 +269,12 @@ def _features_read(module: nn.Module) -> int | None:
 
 @st.composite
 def networks(draw) -> tuple[Network, Tensor]:
-    builder = _Builder(draw, draw(st.sampled_from(_INPUTS)))
-    for _ in range(draw(st.integers(2, 10))):
-        builder.add(draw(st.sampled_from(_KINDS[builder.values[-1].ndim])))
+    # Choices by a seed are spread evenly, which Hypothesis's own are not; a failure is made small
+    # by leaving rows out at the end.
+    num_rows = draw(st.integers(1, 5))
+    builder = _Builder(draw(st.randoms(use_true_random=True)))
+    for _ in range(num_rows):
+        builder.add_row()
     return builder.finish()
 
 
@@ -356,8 +390,9 @@ def assert_rounded_once(weight: np.ndarray, exact: np.ndarray, name: str) -> Non
     assert (distance <= 0.5 * 2.0 ** (exponent - 24.0) + slack).all(), name
 
 
-def _settings(max_examples: int) -> settings:
+def _settings(max_examples: int, *phases: Phase) -> settings:
     return settings(
+        phases=(Phase.explicit, Phase.generate, *phases),
         max_examples=max_examples,
         derandomize=True,
         deadline=None,
@@ -366,14 +401,14 @@ def _settings(max_examples: int) -> settings:
     )
 
 
-@_settings(100)
+@_settings(80)  # a failure is told at once; the slow test makes it small first
 @given(networks())
 def test_a_random_network_keeps_its_function(made):
     assert_folds_legally(*made)
 
 
 @pytest.mark.slow
-@_settings(1000)
+@_settings(1000, Phase.shrink)
 @given(networks())
 def test_a_thousand_random_networks_keep_their_function(made):
     assert_folds_legally(*made)
