@@ -260,3 +260,71 @@ def test_bfloat16_does_not_round_twice():
 def test_an_unknown_storage_type_is_refused():
     with pytest.raises(ValueError, match="int8"):
         round_once(np.ones(1), "int8")
+
+
+# --- what a broken algebra once passed unnoticed (tests/test_mutations.py) ---
+
+
+def test_a_weight_of_several_blocks_is_folded_as_one():
+    """Channels are folded some 65 thousand weights at a time."""
+    rng = np.random.default_rng(7)
+    bn, weight = random_bn(rng, 3), rng.normal(size=(3, 40_000)).astype(np.float32)
+    weight[0, 0] = 1e-39  # becomes zero, in the first block
+    # Only the first channel is inexact: the largest distance is not that of the last block.
+    bn.gamma[1:], bn.mean[:], bn.beta[:], bn.var[1:] = 2, 0, 0, 1
+    bn = BatchNormParams(gamma=bn.gamma, beta=bn.beta, mean=bn.mean, var=bn.var, eps=0.0)
+    folded = fold_batchnorm(weight, None, bn, dtype="float32")
+    alone = [
+        fold_batchnorm(
+            weight[c : c + 1],
+            None,
+            BatchNormParams(
+                gamma=bn.gamma[c : c + 1],
+                beta=bn.beta[c : c + 1],
+                mean=bn.mean[c : c + 1],
+                var=bn.var[c : c + 1],
+                eps=0.0,
+            ),
+            dtype="float32",
+        )
+        for c in range(3)
+    ]
+    assert folded.weight.tobytes() == b"".join(part.weight.tobytes() for part in alone)
+    assert folded.num_flushed == 1
+    assert folded.max_ulp == alone[0].max_ulp > 0.4
+
+
+def test_an_underflow_is_told_by_its_channel_in_any_block():
+    bn = BatchNormParams(
+        gamma=np.array([1, 1, 1e-6]), beta=None, mean=np.zeros(3), var=np.ones(3), eps=0.0
+    )
+    with pytest.raises(NonFiniteFoldError, match="channel 2 underflows float16"):
+        fold_batchnorm(np.ones((3, 40_000)), None, bn, dtype="float16")
+
+
+def test_a_dead_channel_of_float16_has_not_underflowed():
+    bn = BatchNormParams(
+        gamma=np.array([1.0, 0.0]), beta=None, mean=np.zeros(2), var=np.ones(2), eps=0.0
+    )
+    assert fold_batchnorm(np.ones((2, 3)), None, bn, dtype="float16").weight[1].tolist() == [0] * 3
+
+
+def test_the_distance_of_a_bias_counts():
+    bn = BatchNormParams(
+        gamma=None, beta=np.array([1 + 2.0**-25]), mean=np.zeros(1), var=np.ones(1), eps=0.0
+    )
+    assert fold_batchnorm(np.ones((1, 1)), None, bn, dtype="float32").max_ulp == 0.25
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is float64 here")
+def test_float64_weights_are_rounded_once_where_the_machine_has_more():
+    rng = np.random.default_rng(8)
+    bn, weight = random_bn(rng, 4), rng.normal(size=(4, 200))
+    folded = fold_batchnorm(weight, None, bn, dtype="float64").weight
+    for c in range(4):
+        scale = exact_scale(bn, c)
+        for got, raw in zip(folded[c], weight[c], strict=True):
+            exact = Fraction(float(raw)) * scale
+            ulp = Fraction(2) ** (math.frexp(float(exact))[1] - 53)
+            # Two roundings in extended precision come first.
+            assert abs(Fraction(float(got)) - exact) <= Fraction(502, 1000) * ulp

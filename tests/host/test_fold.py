@@ -1,5 +1,6 @@
 """Every condition of the torch fold, each fold checked against the float64 module."""
 
+import contextlib
 import copy
 
 import pytest
@@ -489,3 +490,267 @@ def test_a_baked_batch_size_is_refused():
         fold_batchnorm(Baked(), (IMAGES,))
     assert "--batch" in caught.value.fix
     assert fold_batchnorm(Baked(), (IMAGES,), dynamic_batch=False).report.complete
+
+
+# --- conditions that a broken fold once passed unnoticed (tests/test_mutations.py) ---------------
+
+
+class Net(nn.Module):
+    """Named parts and tensors, and a forward pass over them."""
+
+    def __init__(self, run, **parts) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
+        lively(self)
+
+    def forward(self, *inputs):
+        return self.run(self, *inputs)
+
+
+def conv_bn(run, **more) -> Net:
+    return Net(run, **({"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4)} | more))
+
+
+PER_CHANNEL = torch.tensor([0.5, -2.0, 3.0, 0.25]).reshape(4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "combine", [torch.add, torch.sub, torch.mul, torch.div], ids=["add", "sub", "mul", "div"]
+)
+@pytest.mark.parametrize("constant", [PER_CHANNEL, 2.5], ids=["tensor", "number"])
+def test_takes_in_arithmetic_with_a_constant(combine, constant):
+    module = conv_bn(lambda net, x: net.bn(combine(net.conv(x), constant)))
+    assert fold_and_compare(module, IMAGES).report.complete
+
+
+def test_a_factor_of_a_sum_is_seen():
+    """torch.add(a, b, alpha=2) is a + 2 b, whether b is a constant, a layer or a shift."""
+    other = nn.Conv2d(4, 4, 1)
+    for run in (
+        lambda net, x: net.bn(torch.add(net.conv(x), net.constant, alpha=3)),
+        lambda net, x: net.bn(torch.add(net.conv(x), net.other(x), alpha=3)),
+        lambda net, x: torch.add(net.conv(x) * net.constant, net.constant, alpha=3),
+    ):
+        fold_and_compare(conv_bn(run, other=other, constant=PER_CHANNEL), IMAGES)
+
+
+def test_a_value_added_to_itself_is_not_scaled_twice():
+    fold_and_compare(conv_bn(lambda net, x: net.bn((lambda y: y + y)(net.conv(x)))), IMAGES)
+
+
+def test_refuses_a_value_joined_with_itself():
+    module = conv_bn(
+        lambda net, x: net.bn((lambda y: torch.cat([y, y], 1))(net.conv(x))), bn=nn.BatchNorm2d(8)
+    )
+    folded = fold_and_compare(module, IMAGES)
+    assert "joins a value with itself" in reasons(folded)["bn"]
+
+
+def test_refuses_a_sum_of_values_of_different_shapes():
+    module = conv_bn(lambda net, x: net.bn(net.conv(x) + net.one(x)), one=nn.Conv2d(4, 1, 1))
+    folded = fold_and_compare(module, IMAGES)
+    assert "is a sum of values of different shapes" in reasons(folded)["bn"]
+
+
+def test_refuses_a_shift_that_differs_between_positions():
+    module = conv_bn(lambda net, x: net.bn(net.conv(x) + net.columns), columns=torch.arange(9.0))
+    folded = fold_and_compare(module, IMAGES)
+    assert "the map differs between positions of `conv`" in reasons(folded)["bn"]
+
+
+def test_refuses_division_by_zero():
+    module = conv_bn(lambda net, x: net.bn(net.conv(x) / net.zero), zero=torch.zeros(4, 1, 1))
+    folded = fold_batchnorm(module, (IMAGES,))
+    assert "not from a convolution" in reasons(folded)["bn"]
+
+
+def test_refuses_a_constant_that_is_not_finite():
+    module = conv_bn(lambda net, x: net.bn(net.conv(x) * net.c), c=torch.tensor(float("inf")))
+    folded = fold_batchnorm(module, (IMAGES,))
+    assert "not from a convolution" in reasons(folded)["bn"]
+
+
+def test_max_pooling_lets_a_scale_of_zero_pass():
+    module = conv_bn(lambda net, x: net.bn(F.max_pool2d(net.conv(x), 2)))
+    with torch.no_grad():
+        module.bn.weight.abs_()[1] = 0
+    assert fold_and_compare(module, IMAGES).report.complete
+
+
+def test_an_average_with_a_divisor_of_its_own_is_none():
+    fold_and_compare(
+        conv_bn(lambda net, x: net.bn(F.avg_pool2d(net.conv(x), 2, divisor_override=3))), IMAGES
+    )
+
+
+def test_refuses_channels_moved_into_the_batch():
+    module = conv_bn(lambda net, x: net.bn(net.conv(x).view(-1, 4, 9, 9)), conv=nn.Conv2d(4, 8, 1))
+    folded = fold_and_compare(module, IMAGES)
+    assert "not from a convolution" in reasons(folded)["bn"]
+
+
+def test_a_map_that_varies_within_a_window_does_not_cross_pooling():
+    """Upwards it would meet a view of another size; downwards, a flattened image."""
+    up = Net(
+        lambda net, x: net.bn(F.avg_pool2d(net.conv(x).view(-1, 4, 3, 4), 2) * net.columns),
+        conv=nn.Conv1d(4, 4, 1),
+        bn=nn.BatchNorm2d(4),
+        columns=torch.tensor([1.0, 2.0]),
+    )
+    assert not fold_and_compare(up, torch.randn(2, 4, 12)).report.complete
+    down = Net(
+        lambda net, x: net.fc(F.adaptive_avg_pool2d(x * net.scale + net.shift, 1).flatten(1)),
+        fc=nn.Linear(4, 3),
+        scale=torch.randn(4, 9, 9),
+        shift=torch.randn(4, 9, 9),
+    )
+    fold_and_compare(down, IMAGES)
+
+
+def test_follows_axes_downwards_in_their_order():
+    module = Net(
+        lambda net, x: net.fc(net.bn(x.tanh()).permute(0, 2, 3, 1)),
+        fc=nn.Linear(4, 3),
+        bn=nn.BatchNorm2d(4),
+    )
+    assert fold_and_compare(module, IMAGES).report.complete
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_padding_by_name_pads_nothing_for_a_kernel_of_one(padding):
+    # A dilation makes the graph name the padding: "valid" alone is the default, and left out.
+    conv = nn.Conv2d(4, 4, 1, padding=padding, dilation=2)
+    module = conv_bn(lambda net, x: net.conv(net.bn(x.tanh())), conv=conv)
+    assert fold_and_compare(module, IMAGES).report.complete
+
+
+def test_a_batchnorm_that_makes_a_weight_is_not_folded_into_its_reader():
+    module = Net(
+        lambda net, x: F.conv2d(x, net.bn(net.kernel)),
+        bn=nn.BatchNorm2d(4),
+        kernel=torch.randn(6, 4, 1, 1),
+    )
+    assert not fold_and_compare(module, IMAGES).report.complete
+
+
+def test_a_product_read_twice_is_no_frozen_batchnorm():
+    module = conv_bn(lambda net, x: (lambda y: (y + net.c) * y)(net.conv(x) * net.c), c=PER_CHANNEL)
+    fold_and_compare(module, IMAGES)
+
+
+def test_mm_lays_its_weight_out_by_input():
+    module = Net(
+        lambda net, x: net.bn(torch.mm(x, net.kernel)),
+        bn=nn.BatchNorm1d(4),
+        kernel=torch.randn(4, 4),
+    )
+    assert fold_and_compare(module, torch.randn(3, 4)).report.complete
+
+
+def test_refuses_products_that_are_no_linear_layer():
+    vector = Net(lambda net, x: net.bn(x @ net.w), bn=nn.BatchNorm1d(6), w=torch.randn(5))
+    assert not fold_and_compare(vector, torch.randn(2, 6, 5)).report.complete
+    matrix_bias = Net(
+        lambda net, x: net.bn(torch.addmm(net.b, x, net.w)),
+        bn=nn.BatchNorm1d(7),
+        w=torch.randn(5, 7),
+        b=torch.randn(1, 7),
+    )
+    assert not fold_and_compare(matrix_bias, torch.randn(3, 5)).report.complete
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["batchnorm", "arithmetic"])
+def test_a_constant_for_each_sample_is_not_taken_in(frozen):
+    def run(net, x):
+        y = net.conv(x).view(2, 8, -1)
+        return y * net.c + net.c if frozen else net.wide(y * net.c)
+
+    constant = torch.randn(2, 8, 1)
+    module = conv_bn(run, conv=nn.Conv2d(4, 8, 1), wide=nn.BatchNorm1d(8), c=constant)
+    folded = fold_batchnorm(module, (IMAGES,), dynamic_batch=False)
+    assert not folded.report.folded
+    torch.testing.assert_close(folded.module(IMAGES), module(IMAGES), rtol=0, atol=0)
+
+
+def test_a_constant_of_higher_rank_moves_the_axes():
+    """(4, 4, 9, 9) and (1, 1, 1, 1, 1) are (1, 4, 4, 9, 9): axis 1 is now the batch."""
+    module = conv_bn(
+        lambda net, x: net.cube(net.conv(x) * net.c),
+        cube=nn.BatchNorm3d(4),
+        c=torch.full((1, 1, 1, 1, 1), 2.0),
+    )
+    images = torch.randn(4, 4, 9, 9)
+    folded = fold_batchnorm(module, (images,), dynamic_batch=False)
+    assert "not from a convolution" in reasons(folded)["cube"]
+
+
+# --- weights that are made, and what changes in place ---
+
+
+@pytest.mark.parametrize(
+    "noise", [torch.rand_like, lambda w: F.dropout(w, training=True)], ids=["rand", "dropout"]
+)
+def test_a_random_weight_is_not_a_constant(noise):
+    module = conv_bn(lambda net, x: net.bn(F.conv2d(x, net.conv.weight * noise(net.conv.weight))))
+    assert reasons(fold_batchnorm(module, (IMAGES,)))["bn"].endswith("is computed at run time")
+
+
+def test_a_computed_weight_is_rounded_once():
+    """W = k / 3 * 7 has three roundings in float32, and half an ulp has room for one."""
+    module = conv_bn(lambda net, x: net.bn(F.conv2d(x, net.conv.weight / 3 * 7)))
+    weight = fold_batchnorm(module, (IMAGES,)).program.state_dict
+    (got,) = (value.double() for name, value in weight.items() if name.endswith("weight"))
+    scale = module.bn.weight.double() / (module.bn.running_var.double() + module.bn.eps).sqrt()
+    exact = module.conv.weight.double() / 3 * 7 * scale.reshape(-1, 1, 1, 1)
+    ulp = torch.finfo(torch.float32).eps * 2.0 ** torch.floor(torch.log2(exact.abs()))
+    assert ((got - exact).abs() <= 0.5001 * ulp).all()
+
+
+def test_a_buffer_that_is_only_written_stays():
+    def run(net, x):
+        net.last.copy_(x.mean())
+        return net.bn(net.conv(x))
+
+    module = conv_bn(run, last=torch.zeros(()))
+    folded = fold_batchnorm(module, (IMAGES,))
+    assert folded.report.complete
+    candidate = folded.module
+    candidate(IMAGES)
+    assert dict(candidate.named_buffers())["last"] == IMAGES.mean()
+
+
+def test_an_in_place_change_of_a_value_read_again_is_seen():
+    def run(net, x):
+        y = net.conv(x)
+        view = y.view(-1, 4, 81)
+        y.relu_()
+        return net.rows(view)
+
+    module = conv_bn(run, rows=nn.BatchNorm1d(4))
+    assert "not from a convolution" in reasons(fold_and_compare(module, IMAGES))["rows"]
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        lambda y: F.dropout(y, training=False),
+        lambda y: F.dropout2d(y, training=False),
+        lambda y: F.alpha_dropout(y, training=False),
+        lambda y: y.type_as(y),
+        lambda y: torch.einsum("nchw->nchw", y),
+    ],
+    ids=["dropout", "feature_dropout", "alpha_dropout", "type_as", "einsum"],
+)
+def test_a_change_through_what_may_be_its_own_input_is_never_lost(alias):
+    def run(net, x):
+        y = net.conv(x)
+        alias(y).add_(1)
+        return net.bn(y)
+
+    with contextlib.suppress(UnsupportedModelError):  # not folding at all is right as well
+        fold_and_compare(conv_bn(run), IMAGES)

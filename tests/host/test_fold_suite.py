@@ -7,53 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from resdeploy.host.fold import fold_batchnorm
 
 
-def _load_suite():
-    path = Path(__file__).with_name("fold_suite.py")
-    spec = importlib.util.spec_from_file_location("fold_suite", path)
-    sys.modules["fold_suite"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(name: str):
+    if name not in sys.modules:
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
-CASES = _load_suite().CASES
+CASES = _load("fold_suite").CASES
+judge = _load("fold_judge")
 
 # Name -> what is missing. Such a case is kept correctly, and is not folded as far as it could be;
 # one that starts to fold fails here, so that this list only gets shorter.
 # One that is wrong or crashes begins with "WRONG:".
 NOT_YET: dict[str, str] = {}
-
-
-def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the outputs, with the same random numbers each time."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        outputs = module(*inputs)
-    return list(outputs) if isinstance(outputs, tuple) else [outputs]
-
-
-def assert_same_function(candidate: nn.Module, module: nn.Module, inputs, *, random: bool) -> None:
-    """Hold candidate and module against the module in float64, by the module's own error."""
-    # A copy each time: a call may change the statistics.
-    own = run(copy.deepcopy(module), inputs)
-    exact = own  # Random numbers differ between types.
-    if not random:
-        exact = run(copy.deepcopy(module).double(), tuple(x.double() for x in inputs))
-    got = run(candidate, inputs)
-    assert len(got) == len(exact)
-    for mine, theirs, reference in zip(got, own, exact, strict=True):
-        assert mine.dtype is theirs.dtype
-        assert mine.shape == reference.shape
-        finite = reference.isfinite() & theirs.isfinite()
-        assert torch.equal(mine.isfinite(), theirs.isfinite())
-        mine, theirs, reference = (t[finite].double() for t in (mine, theirs, reference))
-        unit = torch.finfo(got[0].dtype).eps / 2
-        noise = (theirs - reference).norm() + unit * reference.norm()
-        assert (mine - reference).norm() <= 4 * noise
 
 
 def _parameter(case):
@@ -74,7 +47,7 @@ def test_fold(case):
     assert list(after) == list(before)
     for name, value in before.items():
         assert torch.equal(after[name], value) or value.isnan().any(), f"{name} changed"
-    assert_same_function(folded.module, module, inputs, random="random" in case.tags)
+    judge.assert_same_function(folded.module, module, inputs, random="random" in case.tags)
     for site in report.folded:
         assert site.max_ulp <= 0.5
     for refusal in report.refused:
@@ -97,7 +70,7 @@ def test_the_suite_is_what_it_says():
 
 @pytest.mark.parametrize("case", CASES[::20], ids=lambda case: case.name)
 def test_a_case_is_the_same_each_time(case):
-    first, second = (run(case.build(), case.inputs()) for _ in range(2))
+    first, second = (judge.run(case.build(), case.inputs()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -108,4 +81,4 @@ def test_the_comparison_notices_a_change_of_one_percent_in_one_channel():
     with torch.no_grad():
         changed.bn.weight[3] *= 1.01
     with pytest.raises(AssertionError):
-        assert_same_function(changed, module, inputs, random=False)
+        judge.assert_same_function(changed, module, inputs, random=False)
