@@ -63,7 +63,7 @@ def propagated_sigma(
     with torch.no_grad():
         for start in range(0, len(inputs), _BATCH_SIZE):
             batch = torch.from_numpy(inputs[start : start + _BATCH_SIZE])
-            outputs = walker.run([Noisy(batch, torch.zeros_like(batch))], call)
+            outputs = walker.run([_exact(batch)], call)
             rows.append(torch.cat([_variance(output) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).double().sqrt().numpy()
 
@@ -82,6 +82,10 @@ def fold_copy(module: nn.Module, inputs: NDArray[np.float32]) -> torch.export.Ex
 def example(batch: NDArray[np.float32]) -> Sequence[torch.Tensor]:
     """Return the inputs to trace a module of one input with."""
     return (torch.from_numpy(batch),)
+
+
+def _exact(batch: torch.Tensor) -> Noisy:
+    return Noisy(batch, torch.zeros_like(batch))
 
 
 def _variance(output: Any) -> torch.Tensor:

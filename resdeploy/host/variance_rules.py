@@ -3,12 +3,15 @@
 Each rule is the first-order propagation of independent errors, Var(f) = sum_j (df/dx_j)^2 Var(x_j),
 plus the operator's own roundings. Variances are in units of u^2, one rounding of y is y^2/3.
 
+Errors of different positions of an image are not independent: neighbours share what they read. It
+matters where positions are averaged, so the variance of each channel's mean error goes along.
+
 Near a kink (ReLU, clamp) the slope is the steepest within 4 sigma: an error may cross it.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.interpret import operator_name
-from resdeploy.host.layers import as_layer, describe
+from resdeploy.host.layers import Layer, as_layer, describe
 
 __all__ = ["UNIT_ROUNDOFF", "Noisy", "propagate"]
 
@@ -32,10 +35,32 @@ _SMOOTH_ROUNDINGS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Noisy:
-    """A value and the variance of its rounding error, in units of u^2."""
+    """A value and the variance of its rounding error, in units of u^2.
+
+    `mean_variance_NC` is that of the error's mean over all positions, axes 2 and on; None where it
+    is not known, and the errors may then all be the same.
+    """
 
     value: torch.Tensor
     variance: torch.Tensor
+    mean_variance_NC: torch.Tensor | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions a channel has."""
+        return math.prod(self.value.shape[2:])
+
+    @property
+    def of_mean(self) -> torch.Tensor:
+        """The variance of the mean error of each channel, at most (mean sigma)^2: (N, C)."""
+        if self.mean_variance_NC is not None:
+            return self.mean_variance_NC
+        return _by_channel(self.variance.sqrt()).square()
+
+    @property
+    def if_independent(self) -> torch.Tensor:
+        """The same if no two positions shared an error."""
+        return _by_channel(self.variance) / self.num_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +137,45 @@ def _layer(call: _Call) -> Noisy:
     if bias_at is not None:
         squares[bias_at] = own * call.args[bias_at].square()
     factors = {name: factor**2 for name, factor in call.kwargs.items()}
-    return _summed(target(*values, **call.kwargs), target(*squares, **factors), num_products)
+    y = _summed(target(*values, **call.kwargs), target(*squares, **factors), num_products)
+    if layer.is_linear or layer.shape.transposed:
+        return y
+    return replace(y, mean_variance_NC=_mean_of_convolution(call, layer, x, y, num_products))
+
+
+def _mean_of_convolution(
+    call: _Call, layer: Layer, x: Noisy, y: Noisy, num_products: int
+) -> torch.Tensor:
+    """Return the variance of the mean error over positions: the layer of W summed over its taps.
+
+    Var_mean <- (sum W)^2 Var_mean(x), the mean of a convolution being that of its input times the
+    sum of the taps; plus the layer's own roundings, independent and so over the number of
+    positions; plus the roundings of weights and bias, which are the same at every position. A
+    stride that skips positions leaves fewer to average over. Borders are not told apart.
+    """
+    weight = call.args[_weight_at(call.node)]
+    bias = None if layer.bias is None else call.args[call.node.args.index(layer.bias)]
+    groups = layer.shape.groups
+
+    def through(values_NC: torch.Tensor, weights_OI: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(values_NC[..., None], weights_OI[..., None], groups=groups)[..., 0]
+
+    taps = weight.flatten(2)
+    squares_OI = taps.square().sum(2)
+    shared = through(_by_channel(x.value).square(), squares_OI)
+    own = num_products * through(_by_channel(x.value.square()), squares_OI)
+    if bias is not None:
+        shared, own = shared + bias.square(), own + num_products * bias.square()
+    own = own / 3 + num_products / 9 * _by_channel(y.value.square())
+    before = x.of_mean
+    if y.num_positions < x.num_positions:
+        before = before + _by_channel(x.variance) / y.num_positions
+    return through(before, taps.sum(2).square()) + own / y.num_positions + shared / 3
+
+
+def _by_channel(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all positions: (N, C)."""
+    return values.flatten(2).mean(2) if values.ndim > 2 else values
 
 
 def _summed(value: torch.Tensor, variance: torch.Tensor, num_terms: Any) -> Noisy:
@@ -163,7 +226,11 @@ def _batch_norm(call: _Call) -> Any:
     beta = torch.zeros_like(mean) if beta is None else beta
     scale, beta, mean = (c.reshape(shape) for c in (scale, beta, mean))
     own = scale.square() * (x.value.square() + mean.square()) + beta.square()
-    y = Noisy((x.value - mean) * scale + beta, scale.square() * x.variance + own)
+    y = Noisy(
+        (x.value - mean) * scale + beta,
+        scale.square() * x.variance + own,
+        _by_channel(scale.square()) * x.of_mean + _by_channel(own) / x.num_positions,
+    )
     return (y, None, None) if name == "_native_batch_norm_legit_no_training" else y
 
 
@@ -171,7 +238,20 @@ def _average(call: _Call) -> Noisy:
     """Return the affine layer of n weights 1/n."""
     x, value = call.x, call.on(call.x.value)
     n = x.value.numel() / value.numel()
-    return _summed(value, call.on(x.variance + n / 3 * x.value.square()) / n, n)
+    variance = call.on(x.variance + n / 3 * x.value.square()) / n
+    if x.value.ndim > 2 and value.numel() == math.prod(x.value.shape[:2]) and _keeps(call, value):
+        more = x.of_mean - x.if_independent  # what positions that share errors add
+        variance = variance + more.clamp_min(0).reshape(value.shape)
+    return _summed(value, variance, n)
+
+
+def _keeps(call: _Call, value: torch.Tensor) -> bool:
+    """Whether samples and channels are what an average leaves apart."""
+    kept = tuple(call.x.value.shape[:2])
+    axes = call.args[1] if operator_name(call.node) == "mean" and len(call.args) > 1 else None
+    rank = call.x.value.ndim
+    right_axes = axes is None or {axis % rank for axis in axes} == set(range(2, rank))
+    return right_axes and tuple(value.shape[:2]) == kept
 
 
 def _average_pool(call: _Call) -> Noisy:
@@ -205,7 +285,8 @@ def _relu(call: _Call) -> Noisy:
     x = call.x
     reach = (_REACH * call.unit_roundoff) ** 2
     is_open = (x.value > 0) | (x.value.square() < reach * x.variance)
-    return Noisy(call.on(x.value), x.variance * is_open)
+    # Of independent errors the open part is left; of one that all share, less: its square.
+    return Noisy(call.on(x.value), x.variance * is_open, x.of_mean * _by_channel(is_open.float()))
 
 
 def _elementwise(num_roundings: float, *, of_input: bool = False) -> _Rule:
@@ -244,7 +325,12 @@ def _add(sign: int) -> _Rule:
             variance = (1 + sign * alpha) ** 2 * _variance_of(a)
         else:
             variance = _variance_of(a) + alpha**2 * _variance_of(b)
-        return Noisy(value, variance + value.square() / 3)
+        mean = None
+        both = isinstance(a, Noisy) and isinstance(b, Noisy) and a is not b
+        if both and a.value.shape == b.value.shape:
+            own = _by_channel(value.square()) / a.num_positions / 3
+            mean = a.of_mean + alpha**2 * b.of_mean + own
+        return Noisy(value, variance + value.square() / 3, mean)
 
     return rule
 
@@ -352,7 +438,16 @@ def _move(call: _Call) -> Any:
     if isinstance(values, torch.Tensor):
         if values.dtype not in (torch.float32, torch.float64):
             raise _unknown(call.node)  # another precision, another u
-        return Noisy(values, variances)
+        moved = Noisy(values, variances)
+        if (
+            operator_name(call.node) in _SAME_CHANNELS
+            and values.shape[:2] == call.x.value.shape[:2]
+        ):
+            mean = call.x.of_mean
+            if values.shape != call.x.value.shape:  # fewer positions to average over
+                mean = mean + moved.if_independent
+            moved = replace(moved, mean_variance_NC=mean)
+        return moved
     return [Noisy(*pair) for pair in zip(values, variances, strict=True)]
 
 
@@ -362,7 +457,12 @@ def _pad(call: _Call) -> Noisy:
     if operator_name(call.node) == "pad":
         mode = call.argument(2, "mode", "constant")
     variance = F.pad(x.variance, call.args[1]) if mode == "constant" else call.on(x.variance)
-    return Noisy(call.on(x.value), variance)
+    mean, rank = x.mean_variance_NC, x.value.ndim
+    widths = tuple(call.args[1])
+    before = 2 * (rank - 2)  # the positions come first; then the channels, which are padded with 0
+    if mean is not None and mode == "constant" and len(widths) <= before + 2:
+        mean = F.pad(mean, widths[before:] or (0, 0))
+    return Noisy(call.on(x.value), variance, mean if mode == "constant" else None)
 
 
 def _join(call: _Call) -> Noisy:
@@ -385,7 +485,8 @@ def _max_pool(call: _Call) -> Noisy:
         x.value, call.args[1], stride or None, padding, dilation, ceil, return_indices=True
     )
     chosen = x.variance.flatten(2).gather(2, index.flatten(2))
-    return Noisy(value, chosen.reshape(value.shape))
+    y = Noisy(value, chosen.reshape(value.shape))
+    return replace(y, mean_variance_NC=x.of_mean + y.if_independent)
 
 
 _MOVES = (
@@ -395,6 +496,9 @@ _MOVES = (
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d", "roll", "flip"),
     *("_unsafe_view", "_to_copy", "index_select", "movedim", "view_as", "expand_as", "identity"),
 )
+
+# Of these, what leaves channels where they are if it leaves their number.
+_SAME_CHANNELS = frozenset(("slice", "clone", "contiguous", "dropout", "detach", "alias", "to"))
 
 # Their result tells nothing of the values: shapes, and constants of that shape.
 _BLIND = frozenset(("sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_full"))

@@ -117,7 +117,9 @@ def drawn_and_propagated(module, shape):
 
     with torch.no_grad():
         # Not folded: a BatchNorm alone stays what it is in any case.
-        (found,) = GraphWalker(fold_copy(module, x.numpy())).run([Noisy(x, variance)], call)
+        drawn_apart = variance.flatten(2).mean(2) / max(1, x[0, 0].numel()) if x.ndim > 2 else None
+        noisy = Noisy(x, variance, drawn_apart)
+        (found,) = GraphWalker(fold_copy(module, x.numpy())).run([noisy], call)
         exact = copy.deepcopy(module).double()
         generator = torch.Generator().manual_seed(5)
         draws = torch.randn(NUM_DRAWS, *x.shape, generator=generator, dtype=torch.float64)
@@ -149,6 +151,44 @@ def test_an_error_that_may_open_a_relu_goes_through_it():
 
     (found,) = GraphWalker(fold_copy(nn.ReLU(), x.numpy())).run([Noisy(x, variance)], call)
     assert found.variance.tolist() == [[4.0, 0.0, 4.0]]
+
+
+# --- errors that positions share -----------------------------------------------------------------
+
+
+def pooled_after_a_convolution():
+    """Drawn over propagated, of a mean over 64 positions, each of which reads 9 errors."""
+    convolution = nn.Conv2d(3, 8, 3, padding=1)
+    convolution.weight.data.abs_()
+    module = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    drawn, propagated = drawn_and_propagated(module, (3, 8, 8))
+    return drawn.sum() / propagated.sum()
+
+
+def test_a_mean_takes_in_what_neighbours_share():
+    # Taps at the border meet the padding: of 3 x 3 over 8 x 8, a part of (22/24)^2 each way.
+    assert (22 / 24) ** 4 < pooled_after_a_convolution() < 1
+
+
+def test_without_it_a_mean_over_positions_is_underestimated(monkeypatch):
+    """Weights of one sign: (sum W)^2 is up to 9 times the sum of W^2."""
+    monkeypatch.setattr(
+        variance_rules, "_mean_of_convolution", lambda _, __, ___, y, ____: y.if_independent
+    )
+    assert pooled_after_a_convolution() > 4
+
+
+def test_a_mean_of_errors_of_unknown_kin_takes_them_for_one():
+    x = torch.ones(1, 2, 4, 4)
+
+    def call(node, args, kwargs):
+        return propagate(node, args, kwargs, unit_roundoff=ROUNDOFF)
+
+    program = fold_copy(nn.AdaptiveAvgPool2d(1), x.numpy())
+    (found,) = GraphWalker(program).run([Noisy(x, torch.full_like(x, LARGEST_VARIANCE))], call)
+    torch.testing.assert_close(
+        found.variance.flatten(), torch.full((2,), LARGEST_VARIANCE), rtol=1e-4, atol=0
+    )
 
 
 # --- an operator's own roundings -----------------------------------------------------------------
