@@ -127,7 +127,7 @@ def _export(
     on_stage("verify")
     verification = verify_model(
         file,
-        golden or golden_for(source, num_inputs=_num_verify_inputs(source)),
+        golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
         [SessionSpec(provider="cpu")],
     )
     report = ExportReport(

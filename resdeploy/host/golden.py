@@ -5,6 +5,7 @@ lower precisions, and what rounded weights do to the mean.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def make_golden(
     labels: np.ndarray | None = None,
     source: str,
     inputs_description: str,
+    in_detail: bool = True,
 ) -> Golden:
     """Return `module`'s outputs for `inputs` in float64, and the error of its own float32.
 
@@ -46,6 +48,8 @@ def make_golden(
         labels: (N,) int64, or None.
         source: what the module is, for the record.
         inputs_description: what the inputs are, for the record.
+        in_detail: also find out how far rounding carries each output, and what lower precisions
+            would do; it takes as long again.
 
     Raises:
         ResdeployError: the module's outputs are NaN or infinite, in float32 or even in float64.
@@ -60,6 +64,24 @@ def make_golden(
                 where=f"{source}, {inputs_description}",
                 fix="check the weights and BatchNorm statistics for NaN, and that training ended",
             )
+    golden = Golden(
+        inputs=inputs,
+        reference=reference,
+        noise_l2=np.linalg.norm(own - reference, axis=1),
+        labels=labels,
+        info=GoldenInfo(
+            source=source,
+            inputs=inputs_description,
+            num_inputs=len(inputs),
+            sigma_missing="left to the full verification",
+        ),
+    )
+    return _with_detail(golden, module, own) if in_detail else golden
+
+
+def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
+    """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
+    inputs, reference = golden.inputs, golden.reference
     sigma, precision_noise, missing = None, None, None
     try:
         program = fold_copy(module, inputs)
@@ -69,27 +91,22 @@ def make_golden(
             sigma, missing = None, "the propagated variance overflows"
     except UnsupportedModelError as error:
         missing = " ".join(filter(None, (error.what, error.where and f"({error.where})")))
-    return Golden(
-        inputs=inputs,
-        reference=reference,
-        noise_l2=np.linalg.norm(own - reference, axis=1),
-        labels=labels,
-        sigma=sigma,
-        info=GoldenInfo(
-            source=source,
-            inputs=inputs_description,
-            num_inputs=len(inputs),
-            precision_noise=precision_noise,
-            weight_noise_l2=(
-                weight_noise(module, inputs) if len(inputs) >= FEWEST_FOR_SYSTEMATIC else None
-            ),
-            sigma_missing=missing,
-        ),
+    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
+    info = dataclasses.replace(
+        golden.info,
+        precision_noise=precision_noise,
+        weight_noise_l2=weight_noise(module, inputs) if has_enough else None,
+        sigma_missing=missing,
     )
+    return dataclasses.replace(golden, sigma=sigma, info=info)
 
 
 def golden_for(
-    source: SourceModel, *, data: DataSpec | None = None, num_inputs: int | None = None
+    source: SourceModel,
+    *,
+    data: DataSpec | None = None,
+    num_inputs: int | None = None,
+    in_detail: bool = True,
 ) -> Golden:
     """Return the golden reference of a trained model on real data, or on seeded inputs.
 
@@ -98,6 +115,7 @@ def golden_for(
         data: where to take held-out samples from, the first `num_inputs` of them (all by default);
             None for synthetic inputs.
         num_inputs: how many; by default 32 synthetic ones.
+        in_detail: see `make_golden`.
 
     Raises:
         ResdeployError: the data cannot be read or does not fit the model.
@@ -109,6 +127,7 @@ def golden_for(
             synthetic_inputs(source.input_shape, num_inputs=num_inputs),
             source=source.description,
             inputs_description=f"{num_inputs} seeded normal inputs",
+            in_detail=in_detail,
         )
     preprocess = source.info.preprocess if source.info is not None else None
     if preprocess is None:
@@ -133,6 +152,7 @@ def golden_for(
         labels=labels,
         source=source.description,
         inputs_description=f"{which} {len(inputs)} held-out samples of {_title(data)}",
+        in_detail=in_detail,
     )
 
 

@@ -1,0 +1,97 @@
+"""What certifying a ResNet-50 costs (L0 to L3), beside one float64 pass of its inputs in torch.
+
+Both in one process, in turn, several times; the claim is the ratio, pair by pair. The certificate
+holds that pass, too: it is where its reference comes from.
+
+    python benchmarks/verify/cost.py --json benchmarks/verify/cost.json
+"""
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import torch
+from null import make_network
+
+from resdeploy.graph.certify import add_certificate, certify_file
+from resdeploy.graph.fold_file import load_onnx
+from resdeploy.host.build import SourceModel
+from resdeploy.host.export import export_onnx
+from resdeploy.host.golden import golden_for, run_module, synthetic_inputs
+from resdeploy.host.reference import reference_graph
+from resdeploy.schema import ExportSpec, SessionSpec, to_json
+from resdeploy.target.environment import read_environment
+from resdeploy.target.session import open_session
+from resdeploy.target.verify import open_sessions, verify_sessions
+
+
+def certify(source: SourceModel, path: Path, num_inputs: int) -> dict[str, float]:
+    """Do what `resdeploy verify` does, and return the seconds of each part."""
+    seconds = {}
+    started = time.perf_counter()
+
+    def mark(part: str) -> None:
+        nonlocal started
+        seconds[part], started = time.perf_counter() - started, time.perf_counter()
+
+    golden = golden_for(source, num_inputs=num_inputs)
+    mark("outputs in float64, float32 and their spread")
+    reference = reference_graph(source, golden)
+    mark("reference graph")
+    report = verify_sessions(path, golden, open_sessions(path, [SessionSpec(num_threads=2)]))
+    mark("candidate, L3 and placement")
+    report, _ = add_certificate(
+        report,
+        certify_file(load_onnx(path), reference),
+        golden.inputs,
+        lambda spec: lambda model, inputs: open_session(model, spec).run(inputs),
+    )
+    mark("L0, L1 and L2")
+    assert report.passed, report.reasons
+    return seconds
+
+
+@click.command()
+@click.option("--pairs", default=3, show_default=True)
+@click.option("--num-inputs", default=64, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
+def main(pairs: int, num_inputs: int, json_path: Path | None) -> None:
+    """Time both and print the ratio."""
+    torch.set_num_threads(2)
+    environment = read_environment()
+    made = make_network("resnet50", 0)
+    source = SourceModel(
+        module=made.module, input_shape=(3, 224, 224), description="resnet50", info=None
+    )
+    inputs = synthetic_inputs(source.input_shape, num_inputs=num_inputs)
+    double = copy.deepcopy(source.module).double()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet50.onnx"
+        export_onnx(source, ExportSpec(), path)
+        for _ in range(pairs):
+            started = time.perf_counter()
+            run_module(double, inputs, dtype=torch.float64)
+            float64_s = time.perf_counter() - started
+            parts = certify(source, path, num_inputs)
+            total_s = sum(parts.values())
+            rows.append({"float64_s": float64_s, "certify_s": total_s, "parts_s": parts})
+            click.echo(f"{total_s / float64_s:.2f} = {total_s:.1f} s / {float64_s:.1f} s  {parts}")
+    ratios = [row["certify_s"] / row["float64_s"] for row in rows]
+    click.echo(f"median ratio {statistics.median(ratios):.2f}")
+    if json_path is not None:
+        record = {
+            "environment": to_json(environment),
+            "num_inputs": num_inputs,
+            "median_ratio": statistics.median(ratios),
+            "runs": rows,
+        }
+        json_path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
