@@ -16,8 +16,9 @@ from resdeploy.host import variance_rules
 from resdeploy.host.golden import run_module, synthetic_inputs
 from resdeploy.host.interpret import GraphWalker
 from resdeploy.host.networks import build_network
+from resdeploy.host.noisy import Noisy
 from resdeploy.host.variance import fold_copy, propagated_sigma
-from resdeploy.host.variance_rules import Noisy, propagate
+from resdeploy.host.variance_rules import propagate
 from resdeploy.schema import ModelSpec
 
 NUM_DRAWS = 4000
