@@ -1,7 +1,6 @@
 """What catches each planted fault, in four networks, beside fixed tolerances.
 
-python benchmarks/verify/selftest.py --resnet20 resnet20-12fca82f.th \\
-        --json benchmarks/verify/selftest.json
+python benchmarks/verify/selftest.py --resnet20 resnet20.th --json selftest.json
 """
 
 import json

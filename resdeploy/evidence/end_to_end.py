@@ -8,14 +8,15 @@ R     ||e|| / ||y32 - y64||, norms over everything. Correct float32 implementati
       The denominator is never below u ||y64||, u = 2^-24, the rounding of the outputs themselves:
       a network so small that PyTorch makes next to no error must not make the last bit a failure.
 z     e / sigma, with sigma the deviation propagated through the network (`host/variance.py`):
-      root mean square at most 1, and no |z| above 4. Correct ones reached 0.51 and 2.6: there the
-      largest of even 1e9 normal values stays below 4, so the limit need not grow with N K.
+      root mean square at most 1, and no |z| above 4. Correct ones reached 0.51 and 2.6 (9 networks,
+      11 implementations): there the largest of even 1e9 normal values stays below 4, so the limit
+      need not grow with N K.
 top-1 a changed prediction is excused where the reference's margin is below 4 deviations of the
       difference of the two outputs: 4 sqrt(sigma_i^2 + sigma_j^2).
 T     N max(0, ||mean e|| - a)^2 / mean ||e||^2, for N >= 128: noise gives about 1, an offset N. It
       sees systematic faults below the noise floor. A correctly rounded weight is one, too: a is 3
       times what rounding every parameter does to the mean (`host/precision_noise.py`). Correct
-      ones stayed within 1.0 times, on networks whose T without a was up to 31.
+      ones stayed at T = 0, on networks whose T without a was up to 31.
       The limit is 5, and more for errors of few degrees of freedom; see `_systematic_limit`.
 
 For another precision than float32 the yardstick is that precision's noise, with the same factor of

@@ -27,8 +27,9 @@ from torch import fx, nn
 
 from resdeploy.host.fold import fold_program
 from resdeploy.host.interpret import GraphWalker
+from resdeploy.host.noisy import UNIT_ROUNDOFF, Noisy
 from resdeploy.host.trace import trace
-from resdeploy.host.variance_rules import UNIT_ROUNDOFF, Noisy, propagate
+from resdeploy.host.variance_rules import propagate
 
 __all__ = ["fold_copy", "propagated_sigma"]
 
