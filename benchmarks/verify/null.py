@@ -12,6 +12,7 @@ import copy
 import itertools
 import json
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +46,9 @@ NETWORKS = (
     *(("cifar_resnet20", 0), ("cifar_resnet20", 1), ("cifar_resnet56", 0)),
     *(("cifar_preact_resnet20", 0), ("resnet8_tiny", 0), ("residual_mlp", 0)),
 )
-IMAGE_PX = 64
+IMAGE_PX = 32
 LEVELS = ("disabled", "basic", "extended", "all")
-FEW, MANY = 16, 128
+FEW, MANY = 8, 128
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -95,7 +96,7 @@ def channels_last(module: nn.Module) -> Run:
 
 def without_onednn(module: nn.Module) -> Run:
     def run(inputs: np.ndarray) -> np.ndarray:
-        with torch.backends.mkldnn.flags(enabled=False):
+        with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
             return run_module(module, inputs, dtype=torch.float32)
 
     return run
