@@ -16,9 +16,9 @@ from resdeploy.cli.options import (
 
 @click.command()
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@output_option("The folder to write.")
+@output_option("The folder to write, or one file: NAME.zip.")
 @source_options
-@click.option("--name", help="What the model is called.  [default: the folder's name]")
+@click.option("--name", help="What the model is called.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
 @click.option("--num-inputs", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
@@ -48,6 +48,7 @@ def bundle(
         resdeploy bundle runs/digits -o digits-bundle --data digits
         resdeploy check digits-bundle
     """
+    from resdeploy.bundle_archive import is_archive
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
     from resdeploy.host.build import load_source
@@ -66,7 +67,7 @@ def bundle(
             ExportSpec(opset=opset, batch=parse_batch(batch)),
             output,
             golden=golden,
-            name=name or output.absolute().name,
+            name=name or (output.stem if is_archive(output) else output.absolute().name),
             force=force,
             on_stage=on_stage,
         )

@@ -1,10 +1,12 @@
 """Make a bundle of a trained model: golden reference, export, verification, packing."""
 
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from resdeploy.bundle import write_bundle
+from resdeploy.bundle_archive import is_archive, write_archive
 from resdeploy.errors import ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.host.build import SourceModel
@@ -54,13 +56,13 @@ def pack_bundle(
     name: str,
     force: bool = False,
 ) -> Manifest:
-    """Write the bundle of a model that was exported already.
+    """Write the bundle of a model that was exported already; one file if `out` is a `.zip`.
 
     Raises:
         ResdeployError: `out` exists or cannot be written.
     """
-    return write_bundle(
-        out,
+    write = functools.partial(
+        write_bundle,
         name=name,
         model=model,
         golden=golden,
@@ -70,5 +72,11 @@ def pack_bundle(
         inputs=report.inputs,
         outputs=report.outputs,
         versions=stage_versions(),
-        force=force,
     )
+    if not is_archive(out):
+        return write(out, force=force)
+    with tempfile.TemporaryDirectory() as workplace:
+        folder = Path(workplace) / "bundle"
+        manifest = write(folder)
+        write_archive(folder, out, force=force)
+    return manifest
