@@ -41,7 +41,7 @@ def readme_text(
         "    resdeploy bench model.onnx           # latency and throughput on this machine",
         "    resdeploy doctor                     # if something does not run: what, and the fix",
         "",
-        "`check` exits with 0 if all is well, 1 if the numbers differ, 2 if a file was changed, and",
+        "`check` exits with 0 if all is well, 1 if the numbers differ, 2 if a file changed, and",
         "3 if this machine lacks something. Add nothing to this folder: that is a change, too.",
         "",
         "| file | what |",

@@ -5,12 +5,15 @@ which ends at 1.20; the rest was measured, by opening a model of each opset and 
 the published wheel (1.17.3 to 1.31.1; where both speak, they agree).
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from resdeploy.errors import ResdeployError
+from resdeploy.schema import ExportSpec, ProbeReport, load_json
 
-__all__ = ["Readable", "readable_by"]
+__all__ = ["Readable", "for_target", "readable_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +62,41 @@ def readable_by(runtime_version: str) -> Readable:
             fix="install 1.18 or newer on the target",
         )
     return found[-1]
+
+
+def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
+    """Return `spec` with the opset that was asked for, in a form that the target's runtime reads.
+
+    Args:
+        spec: the request, with the opset to take where nothing else decides.
+        opset: the one asked for, if any.
+        target: the record of `probe` on the target, if there is one.
+
+    Raises:
+        ResdeployError: the record is missing or is none; or its runtime reads nothing so new.
+    """
+    chosen = dataclasses.replace(spec, opset=spec.opset if opset is None else opset)
+    if target is None:
+        return chosen
+    try:
+        text = target.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResdeployError(
+            "The record of the target cannot be read.",
+            where=str(target),
+            fix="write it on the target: resdeploy probe -o target.json",
+        ) from error
+    report = load_json(ProbeReport, text, where=str(target))
+    reads = readable_by(report.runtime_version)
+    if opset is not None and opset > reads.opset:
+        raise ResdeployError(
+            f"The target's {report.runtime} {report.runtime_version} reads opset {reads.opset} at "
+            f"the most, not {opset}.",
+            where=str(target),
+            fix="leave --opset away, or install a newer runtime on the target",
+        )
+    return dataclasses.replace(
+        chosen,
+        opset=min(chosen.opset, reads.opset),
+        newest_ir_version=reads.ir_version,
+    )

@@ -351,11 +351,15 @@ class PassReport:
 
 @record
 class ExportSpec:
-    """How to export. `batch` is "dynamic" or a fixed number of samples."""
+    """How to export. `batch` is "dynamic" or a fixed number of samples.
+
+    `newest_ir_version` is the newest form of the file that the target reads; None for any.
+    """
 
     opset: int = 18
     batch: int | Literal["dynamic"] = "dynamic"
     fold: bool = True
+    newest_ir_version: int | None = None
 
 
 @record

@@ -11,6 +11,7 @@ from resdeploy.cli.options import (
     json_option,
     output_option,
     source_options,
+    target_option,
 )
 
 
@@ -21,7 +22,8 @@ from resdeploy.cli.options import (
 @click.option("--name", help="What the model is called.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
 @click.option("--num-inputs", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]")
+@target_option
 @click.option(
     "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
 )
@@ -34,7 +36,8 @@ def bundle(
     name: str | None,
     data: str | None,
     num_inputs: int,
-    opset: int,
+    opset: int | None,
+    target: Path | None,
     batch: str,
     force: bool,
     as_json: bool,
@@ -51,6 +54,7 @@ def bundle(
     from resdeploy.bundle_archive import is_archive
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
+    from resdeploy.compatibility import for_target
     from resdeploy.host.build import load_source
     from resdeploy.host.data import parse_data
     from resdeploy.host.golden import golden_for
@@ -58,13 +62,14 @@ def bundle(
     from resdeploy.schema import ExportSpec
 
     chosen = None if data is None else parse_data(data)
+    spec = for_target(ExportSpec(batch=parse_batch(batch)), opset=opset, target=target)
     with show_stages("bundle") as on_stage:
         on_stage("golden reference")
         model = load_source(source_of(source))
         golden = golden_for(model, data=chosen, num_inputs=num_inputs)
         manifest = make_bundle(
             model,
-            ExportSpec(opset=opset, batch=parse_batch(batch)),
+            spec,
             output,
             golden=golden,
             name=name or (output.stem if is_archive(output) else output.absolute().name),
