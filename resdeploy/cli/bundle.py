@@ -27,6 +27,24 @@ from resdeploy.cli.options import (
 @click.option(
     "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
 )
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write it into this model repository of Triton.",
+)
+@click.option(
+    "--onnx-test-data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write model and golden inputs as ONNX test data.",
+)
+@click.option(
+    "--ort-format",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write model.ort and its list of operators.",
+)
 @force_option
 @json_option
 def bundle(
@@ -39,6 +57,9 @@ def bundle(
     opset: int | None,
     target: Path | None,
     batch: str,
+    triton: Path | None,
+    onnx_test_data: Path | None,
+    ort_format: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -58,7 +79,7 @@ def bundle(
     from resdeploy.host.build import load_source
     from resdeploy.host.data import parse_data
     from resdeploy.host.golden import golden_for
-    from resdeploy.host.make_bundle import make_bundle
+    from resdeploy.host.make_bundle import Layouts, make_bundle
     from resdeploy.schema import ExportSpec
 
     chosen = None if data is None else parse_data(data)
@@ -73,6 +94,7 @@ def bundle(
             output,
             golden=golden,
             name=name or (output.stem if is_archive(output) else output.absolute().name),
+            layouts=Layouts(triton=triton, onnx_test_data=onnx_test_data, ort_format=ort_format),
             force=force,
             on_stage=on_stage,
         )
