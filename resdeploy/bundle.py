@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from resdeploy.bundle_readme import readme_text
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.files import atomic_directory, file_info, sha256_file
 from resdeploy.golden_file import Golden, load_golden, save_golden
@@ -113,7 +114,10 @@ def write_bundle(
         save_golden(folder / _GOLDEN, golden)
         if labels:
             _write_text(folder / _LABELS, "".join(f"{label}\n" for label in labels))
-        _write_text(folder / _README, _readme(name, inputs, outputs, preprocess, bool(labels)))
+        _write_text(
+            folder / _README,
+            readme_text(name, inputs, outputs, preprocess, has_labels=bool(labels)),
+        )
         files = tuple(
             file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
         )
@@ -298,76 +302,6 @@ def _damaged(what: str, where: Path | str) -> BundleError:
     return BundleError(f"{what}.", where=str(where), fix=_REBUILD)
 
 
-# --- texts ---------------------------------------------------------------------------------------
-
-
 def _write_text(path: Path, text: str) -> None:
     # newline: else Windows would write other bytes.
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _readme(
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    preprocess: Preprocess | None,
-    has_labels: bool,
-) -> str:
-    rows = [
-        (_MODEL, "the network, for ONNX Runtime or any other ONNX runtime"),
-        (_GOLDEN, "inputs, the outputs they must give (float64), and the noise to judge by"),
-        *([(_LABELS, "the class names, in the order of the outputs")] if has_labels else []),
-        (MANIFEST, "every file by size and SHA-256, and how the model was made"),
-    ]
-    lines = [
-        f"# {name}",
-        "",
-        "A model, and the proof that it computes here what it computed where it was made.",
-        "",
-        "Check it on this machine (files, then numbers):",
-        "",
-        '    pip install "resdeploy[cpu]"',
-        "    resdeploy check .",
-        "",
-        "| file | what |",
-        "|---|---|",
-        *(f"| `{file}` | {what} |" for file, what in rows),
-        "",
-        "## Inputs and outputs",
-        "",
-        *(_tensor_line("input", tensor) for tensor in inputs),
-        *(_tensor_line("output", tensor) for tensor in outputs),
-        "",
-        "## Preprocessing",
-        "",
-        *_preprocess_lines(preprocess),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _tensor_line(role: str, tensor: TensorSpec) -> str:
-    shape = " x ".join(map(str, tensor.shape))
-    return f"- {role} `{tensor.name}`: {tensor.dtype}, {shape}"
-
-
-def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
-    if preprocess is None:
-        return ["Not recorded: feed the model what it was trained on."]
-    lines = [
-        "    x = (raw / divisor - mean) / std        per channel",
-        "",
-        f"- divisor: {preprocess.divisor}",
-        f"- mean: {', '.join(map(str, preprocess.mean))}",
-        f"- std: {', '.join(map(str, preprocess.std))}",
-        f"- shape of one sample: {' x '.join(map(str, preprocess.input_shape))}",
-    ]
-    if preprocess.color != "none":
-        how = (
-            "scaled straight to that size"
-            if preprocess.resize is None
-            else f"shorter side scaled to {preprocess.resize} pixels, then the centre cut out"
-        )
-        lines.append(
-            f"- image: {preprocess.color}, {how} ({preprocess.interpolation}, antialiased)"
-        )
-    return lines

@@ -25,16 +25,19 @@ __all__ = [
     "BenchSpec",
     "CheckReport",
     "CheckpointInfo",
+    "ClassScore",
     "Comparison",
     "Conformance",
     "DataSpec",
     "DemoReport",
     "DemoStage",
+    "DoctorReport",
     "Environment",
     "EpochMetrics",
     "ExportReport",
     "ExportSpec",
     "FileInfo",
+    "Finding",
     "FoldReport",
     "FoldedSite",
     "GoldenInfo",
@@ -50,7 +53,11 @@ __all__ = [
     "PrecisionHint",
     "PrecisionName",
     "PrecisionNoise",
+    "PredictReport",
+    "Prediction",
     "Preprocess",
+    "ProbeReport",
+    "ProviderProbe",
     "ProviderVerdict",
     "Recipe",
     "RefusedSite",
@@ -347,11 +354,15 @@ class PassReport:
 
 @record
 class ExportSpec:
-    """How to export. `batch` is "dynamic" or a fixed number of samples."""
+    """How to export. `batch` is "dynamic" or a fixed number of samples.
+
+    `newest_ir_version` is the newest form of the file that the target reads; None for any.
+    """
 
     opset: int = 18
     batch: int | Literal["dynamic"] = "dynamic"
     fold: bool = True
+    newest_ir_version: int | None = None
 
 
 @record
@@ -856,6 +867,116 @@ class CheckReport:
     def passed(self) -> bool:
         """Whether the model computes what the bundle says it should."""
         return self.verification.passed
+
+
+@record
+class ClassScore:
+    """One class of a prediction: its place among the outputs, its name, and its probability.
+
+    `label` is None where the bundle names no classes; `probability` is the softmax of the model's
+    outputs, computed in float64.
+    """
+
+    index: int
+    label: str | None
+    probability: float
+
+
+@record
+class Prediction:
+    """The likeliest classes of one input, the likeliest first; `input` is its file, and its row."""
+
+    input: str
+    classes: tuple[ClassScore, ...]
+
+
+@record
+class PredictReport:
+    """What the model of a bundle says of each input, in the order they were given.
+
+    `digest` stands for the bundle, every byte of which was checked first.
+    """
+
+    name: str
+    digest: str
+    session: SessionInfo
+    predictions: tuple[Prediction, ...]
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+@record
+class ProviderProbe:
+    """Whether a session really starts on an execution provider, and computes there.
+
+    Attributes:
+        provider: the short name of `resdeploy.target.providers`, or ONNX Runtime's own name of a
+            provider that resdeploy has no settings for.
+        ort_name: ONNX Runtime's name for it.
+        starts: whether a tiny model ran on it.
+        why_not: what stood in the way.
+        fix: what helps, where that is known.
+    """
+
+    provider: str
+    ort_name: str
+    starts: bool
+    why_not: str | None = None
+    fix: str | None = None
+
+
+@record
+class ProbeReport:
+    """What a machine can run: its runtime, its providers, and what decides its speed.
+
+    Attributes:
+        environment: the machine and its software.
+        runtime: the package that holds ONNX Runtime.
+        runtime_version: its version.
+        available_providers: those the runtime was built with, in its order; not yet those that
+            start.
+        providers: what happened when a tiny model was opened on each.
+        plugins: the packages of plugin providers that are installed, with their versions.
+        cpu_features: instructions that decide the speed of a network, and whether this CPU has
+            them; empty where that cannot be read.
+        lacks: what this version of the runtime cannot tell or do for resdeploy.
+    """
+
+    environment: Environment
+    runtime: str
+    runtime_version: str
+    available_providers: tuple[str, ...]
+    providers: tuple[ProviderProbe, ...]
+    plugins: Mapping[str, str]
+    cpu_features: Mapping[str, bool]
+    lacks: tuple[str, ...] = ()
+
+
+@record
+class Finding:
+    """One thing that was looked at in an installation.
+
+    A "fault" stops what was asked for; a "remark" does not. `fix` says what helps.
+    """
+
+    subject: str
+    verdict: Literal["ok", "remark", "fault"]
+    what: str
+    fix: str | None = None
+
+
+@record
+class DoctorReport:
+    """An installation, looked over: everything that was looked at, in that order."""
+
+    providers: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was asked for can run."""
+        return all(finding.verdict != "fault" for finding in self.findings)
 
 
 @record

@@ -165,10 +165,10 @@ def test_force_never_replaces_a_folder_that_is_not_a_bundle(tmp_path, model):
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_crash_while_writing_leaves_nothing(tmp_path, model, failure, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(bundle_module, "_readme", fail)
+    monkeypatch.setattr(bundle_module, "readme_text", fail)
     with pytest.raises(failure):
         write(tmp_path / "out", model)
     assert os.listdir(tmp_path) == ["source"]

@@ -12,8 +12,11 @@ from resdeploy.cli.bench import bench
 from resdeploy.cli.bundle import bundle
 from resdeploy.cli.check import check
 from resdeploy.cli.demo import demo
+from resdeploy.cli.doctor import doctor
 from resdeploy.cli.export import export
 from resdeploy.cli.fold_bn import fold_bn
+from resdeploy.cli.predict import predict
+from resdeploy.cli.probe import probe
 from resdeploy.cli.selftest import selftest
 from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
@@ -71,7 +74,9 @@ def cli() -> None:
     """
 
 
-for _command in (train, fold_bn, export, verify, selftest, bench, bundle, check, demo):
+_MAKING = (train, fold_bn, export, verify, selftest, bench, bundle)
+_ON_THE_TARGET = (check, predict, probe, doctor)
+for _command in (*_MAKING, *_ON_THE_TARGET, demo):
     cli.add_command(_command)
 
 

@@ -11,19 +11,39 @@ from resdeploy.cli.options import (
     json_option,
     output_option,
     source_options,
+    target_option,
 )
 
 
 @click.command()
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@output_option("The folder to write.")
+@output_option("The folder to write, or one file: NAME.zip.")
 @source_options
-@click.option("--name", help="What the model is called.  [default: the folder's name]")
+@click.option("--name", help="What the model is called.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
 @click.option("--num-inputs", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]")
+@target_option
 @click.option(
     "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
+)
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write it into this model repository of Triton.",
+)
+@click.option(
+    "--onnx-test-data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write model and golden inputs as ONNX test data.",
+)
+@click.option(
+    "--ort-format",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write model.ort and its list of operators.",
 )
 @force_option
 @json_option
@@ -34,8 +54,12 @@ def bundle(
     name: str | None,
     data: str | None,
     num_inputs: int,
-    opset: int,
+    opset: int | None,
+    target: Path | None,
     batch: str,
+    triton: Path | None,
+    onnx_test_data: Path | None,
+    ort_format: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -48,25 +72,29 @@ def bundle(
         resdeploy bundle runs/digits -o digits-bundle --data digits
         resdeploy check digits-bundle
     """
+    from resdeploy.bundle_archive import is_archive
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
+    from resdeploy.compatibility import for_target
     from resdeploy.host.build import load_source
     from resdeploy.host.data import parse_data
     from resdeploy.host.golden import golden_for
-    from resdeploy.host.make_bundle import make_bundle
+    from resdeploy.host.make_bundle import Layouts, make_bundle
     from resdeploy.schema import ExportSpec
 
     chosen = None if data is None else parse_data(data)
+    spec = for_target(ExportSpec(batch=parse_batch(batch)), opset=opset, target=target)
     with show_stages("bundle") as on_stage:
         on_stage("golden reference")
         model = load_source(source_of(source))
         golden = golden_for(model, data=chosen, num_inputs=num_inputs)
         manifest = make_bundle(
             model,
-            ExportSpec(opset=opset, batch=parse_batch(batch)),
+            spec,
             output,
             golden=golden,
-            name=name or output.absolute().name,
+            name=name or (output.stem if is_archive(output) else output.absolute().name),
+            layouts=Layouts(triton=triton, onnx_test_data=onnx_test_data, ort_format=ort_format),
             force=force,
             on_stage=on_stage,
         )

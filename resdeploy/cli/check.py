@@ -32,7 +32,8 @@ def check(
 ) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
-    Nothing is run if a single byte differs from what was packed.
+    BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
+    differs from what was packed.
 
     \b
     Example:

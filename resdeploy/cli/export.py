@@ -11,6 +11,7 @@ from resdeploy.cli.options import (
     json_option,
     output_option,
     source_options,
+    target_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 
@@ -19,7 +20,8 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @output_option("The ONNX file to write.")
 @source_options
-@click.option("--opset", default=18, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]")
+@target_option
 @click.option(
     "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
 )
@@ -30,7 +32,8 @@ def export(
     source: Path | None,
     output: Path,
     source_of: SourceOptions,
-    opset: int,
+    opset: int | None,
+    target: Path | None,
     batch: str,
     no_fold: bool,
     force: bool,
@@ -38,25 +41,30 @@ def export(
 ) -> None:
     """Fold SOURCE, write it as one ONNX file, and prove that the file computes the same.
 
-    The file is written only if ONNX Runtime computes from it what SOURCE computes.
+    The file is written only if ONNX Runtime computes from it what SOURCE computes. With --for, it
+    is in a form that the target's runtime reads.
 
     \b
     Example:
         resdeploy export runs/digits -o digits.onnx
         resdeploy export resnet50.pth --arch resnet50 -o resnet50.onnx --batch 1
+        resdeploy export runs/digits -o digits.onnx --for target.json
     """
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
+    from resdeploy.compatibility import for_target
     from resdeploy.host.build import load_source
     from resdeploy.host.export import export_onnx
     from resdeploy.schema import ExportSpec
 
+    spec = ExportSpec(batch=parse_batch(batch), fold=not no_fold)
+    spec = for_target(spec, opset=opset, target=target)
     with show_stages("export") as on_stage:
         on_stage("load")
         model = load_source(source_of(source))
         report = export_onnx(
             model,
-            ExportSpec(opset=opset, batch=parse_batch(batch), fold=not no_fold),
+            spec,
             output,
             force=force,
             on_stage=on_stage,

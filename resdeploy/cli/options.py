@@ -14,10 +14,12 @@ __all__ = [
     "SourceOptions",
     "force_option",
     "json_option",
+    "one_provider_option",
     "openvino_precision_option",
     "output_option",
     "provider_option",
     "source_options",
+    "target_option",
     "tf32_option",
     "threads_option",
 ]
@@ -36,6 +38,18 @@ provider_option = click.option(
     default=("cpu",),
     show_default=True,
     help="Where to run: cpu, cuda, openvino. May be given several times.",
+)
+
+one_provider_option = click.option(
+    "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
+)
+
+target_option = click.option(
+    "--for",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="TARGET.JSON",
+    help="What `resdeploy probe -o` wrote on the target.",
 )
 
 tf32_option = click.option(

@@ -1,25 +1,27 @@
 """Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
+from resdeploy.cli.table import print_table as _print_table
 from resdeploy.schema import (
     BenchResult,
     CheckReport,
     Comparison,
     Conformance,
     DemoReport,
+    DoctorReport,
     ExportReport,
     FoldReport,
     Manifest,
     Placement,
     PlantedFault,
+    PredictReport,
+    ProbeReport,
     SelftestReport,
     TrainReport,
     VerifyReport,
@@ -43,33 +45,17 @@ def render(record: Any) -> None:
         BenchResult: _bench,
         CheckReport: _check,
         DemoReport: _demo,
+        DoctorReport: render_doctor,
         ExportReport: _export,
         FoldReport: _fold,
         Manifest: _manifest,
+        PredictReport: render_predict,
+        ProbeReport: render_probe,
         SelftestReport: _selftest,
         TrainReport: _train,
         VerifyReport: _verify,
     }
     renderers[type(record)](record)
-
-
-def _console() -> Console:
-    """Return a console on stdout, wide enough when piped that no figure is cut."""
-    out = Console(highlight=False, soft_wrap=False)
-    if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=120)
-    return out
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Apart from the table, which would break it at its own width.
-    click.echo(title)
-    _console().print(table)
 
 
 def _train(report: TrainReport) -> None:

@@ -121,6 +121,9 @@ def _export(
     model, passes = optimize(
         model, opset=spec.opset, batch_dimension=BATCH_DIMENSION if is_dynamic else None
     )
+    if spec.newest_ir_version is not None:
+        # Of an older form, the file says the same: what the newer ones added is not used here.
+        model.ir_version = min(model.ir_version, spec.newest_ir_version)
     _describe(model, source)
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

@@ -1,17 +1,38 @@
 """Make a bundle of a trained model: golden reference, export, verification, packing."""
 
+import functools
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.bundle import write_bundle
+from resdeploy.bundle_archive import is_archive, write_archive
 from resdeploy.errors import ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx, stage_versions
+from resdeploy.host.onnx_test_data import write_onnx_test_data
+from resdeploy.host.ort_format import write_ort_format
+from resdeploy.host.triton import write_triton
 from resdeploy.schema import ExportReport, ExportSpec, Manifest
 
-__all__ = ["make_bundle", "pack_bundle"]
+__all__ = ["Layouts", "make_bundle", "pack_bundle"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """Other forms to write the model of a bundle in, each to a folder of its own; None is not to.
+
+    Attributes:
+        triton: a model repository of Triton Inference Server.
+        onnx_test_data: the layout of ONNX's test data.
+        ort_format: ONNX Runtime's own format.
+    """
+
+    triton: Path | None = None
+    onnx_test_data: Path | None = None
+    ort_format: Path | None = None
 
 
 def make_bundle(
@@ -21,6 +42,7 @@ def make_bundle(
     *,
     golden: Golden,
     name: str,
+    layouts: Layouts = Layouts(),
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
@@ -41,7 +63,9 @@ def make_bundle(
                 fix="run resdeploy export on it, which shows the verdict",
             )
         on_stage("pack")
-        return pack_bundle(source, report, model, out, golden=golden, name=name, force=force)
+        manifest = pack_bundle(source, report, model, out, golden=golden, name=name, force=force)
+        _write_layouts(layouts, source, report, model, golden=golden, name=name, force=force)
+        return manifest
 
 
 def pack_bundle(
@@ -54,13 +78,13 @@ def pack_bundle(
     name: str,
     force: bool = False,
 ) -> Manifest:
-    """Write the bundle of a model that was exported already.
+    """Write the bundle of a model that was exported already; one file if `out` is a `.zip`.
 
     Raises:
         ResdeployError: `out` exists or cannot be written.
     """
-    return write_bundle(
-        out,
+    write = functools.partial(
+        write_bundle,
         name=name,
         model=model,
         golden=golden,
@@ -70,5 +94,33 @@ def pack_bundle(
         inputs=report.inputs,
         outputs=report.outputs,
         versions=stage_versions(),
-        force=force,
     )
+    if not is_archive(out):
+        return write(out, force=force)
+    with tempfile.TemporaryDirectory() as workplace:
+        folder = Path(workplace) / "bundle"
+        manifest = write(folder)
+        write_archive(folder, out, force=force)
+    return manifest
+
+
+def _write_layouts(
+    layouts: Layouts,
+    source: SourceModel,
+    report: ExportReport,
+    model: Path,
+    *,
+    golden: Golden,
+    name: str,
+    force: bool,
+) -> None:
+    tensors = {"inputs": report.inputs, "outputs": report.outputs}
+    if layouts.triton is not None:
+        labels = source.info.labels if source.info else ()
+        write_triton(layouts.triton, name=name, model=model, labels=labels, force=force, **tensors)
+    if layouts.onnx_test_data is not None:
+        write_onnx_test_data(
+            layouts.onnx_test_data, model=model, golden=golden, force=force, **tensors
+        )
+    if layouts.ort_format is not None:
+        write_ort_format(layouts.ort_format, model=model, golden=golden, force=force)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.bundle import read_bundle
+from resdeploy.bundle_archive import opened_bundle
 from resdeploy.schema import CheckReport, SessionSpec
 from resdeploy.target.verify import verify_model
 
@@ -14,12 +14,12 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
     """Return the verdict on a bundle for each session of `specs`; nothing runs if a file changed.
 
     Raises:
-        BundleError: the folder is not a bundle, or is not as it was written.
-        ProviderError: a provider did not start.
+        BundleError: this is not a bundle, folder or archive, or is not as it was written.
+        EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
     """
-    bundle = read_bundle(path)
-    return CheckReport(
-        name=bundle.manifest.name,
-        num_files=len(bundle.manifest.files),
-        verification=verify_model(bundle.model, bundle.golden, specs),
-    )
+    with opened_bundle(path) as bundle:
+        return CheckReport(
+            name=bundle.manifest.name,
+            num_files=len(bundle.manifest.files),
+            verification=verify_model(bundle.model, bundle.golden, specs),
+        )

@@ -4,12 +4,15 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from resdeploy.errors import MissingExtraError, ProviderError
 
@@ -18,12 +21,31 @@ _REINSTALL = (
     "onnxruntime or onnxruntime-gpu"
 )
 
+
+def _built_for_numpy_1() -> ProviderError | None:
+    """Return the error for a runtime that is older than the NumPy beside it; None if it is not."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        old = tuple(map(int, re.findall(r"\d+", version)[:2])) < (1, 19)
+        if old and int(np.__version__.partition(".")[0]) >= 2:
+            return ProviderError(
+                f"{name} {version} was built for NumPy 1 and cannot work with {np.__version__}.",
+                fix=f'pip install "numpy<2", or pip install -U "{name}>=1.19"',
+            )
+    return None
+
+
 try:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 except ImportError as _error:
     if isinstance(_error, ModuleNotFoundError) and _error.name == "onnxruntime":
         raise MissingExtraError("onnxruntime", extra="cpu") from _error
+    if (_for_numpy_1 := _built_for_numpy_1()) is not None:
+        raise _for_numpy_1 from _error
     # The folder is there and its content is not: one of two wheels that shared it was removed.
     raise ProviderError(
         f"The installed onnxruntime is damaged: {_error}.", fix=_REINSTALL

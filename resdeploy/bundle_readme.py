@@ -1,0 +1,97 @@
+"""The README.md inside a bundle: for the person who unpacks it and has nothing else."""
+
+from resdeploy.schema import Preprocess, TensorSpec
+
+__all__ = ["readme_text"]
+
+
+def readme_text(
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    preprocess: Preprocess | None,
+    *,
+    has_labels: bool,
+) -> str:
+    """Return the text: what this is, how to check, predict and time it, what goes in and comes out.
+
+    Args:
+        name: what the model is called.
+        inputs: what the model takes.
+        outputs: what it returns.
+        preprocess: how a raw sample becomes an input, or None where that is not known.
+        has_labels: whether the class names are in the bundle.
+    """
+    files = [
+        ("model.onnx", "the network, for ONNX Runtime or any other ONNX runtime"),
+        ("golden.npz", "inputs, the outputs they must give (float64), and the noise to judge by"),
+        *([("labels.txt", "the class names, in the order of the outputs")] if has_labels else []),
+        ("manifest.json", "every file by size and SHA-256, and how the model was made"),
+    ]
+    lines = [
+        f"# {name}",
+        "",
+        "A model, and the proof that it computes here what it computed where it was made.",
+        "",
+        "## In this folder",
+        "",
+        '    pip install "resdeploy[cpu]"         # no torch; ONNX Runtime 1.18 or newer',
+        "    resdeploy check .                    # every byte, then the numbers on this machine",
+        f"    resdeploy predict . {_example(preprocess)}",
+        "    resdeploy bench model.onnx           # latency and throughput on this machine",
+        "    resdeploy doctor                     # if something does not run: what, and the fix",
+        "",
+        "`check` exits with 0 if all is well, 1 if the numbers differ, 2 if a file changed, and",
+        "3 if this machine lacks something. Add nothing to this folder: that is a change, too.",
+        "",
+        "| file | what |",
+        "|---|---|",
+        *(f"| `{file}` | {what} |" for file, what in files),
+        "",
+        "## Inputs and outputs",
+        "",
+        *(_tensor_line("input", tensor) for tensor in inputs),
+        *(_tensor_line("output", tensor) for tensor in outputs),
+        "",
+        "## Preprocessing",
+        "",
+        *_preprocess_lines(preprocess),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _example(preprocess: Preprocess | None) -> str:
+    """Return what an input of this model is, and what the command says of it."""
+    if preprocess is None:
+        return "x.npy            # the likeliest classes; float32 network inputs"
+    if preprocess.color == "none":
+        return "x.npy            # the likeliest classes; raw vectors, one a row"
+    return "photo.jpg        # the likeliest classes; several images or folders, too"
+
+
+def _tensor_line(role: str, tensor: TensorSpec) -> str:
+    shape = " x ".join(map(str, tensor.shape))
+    return f"- {role} `{tensor.name}`: {tensor.dtype}, {shape}"
+
+
+def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
+    if preprocess is None:
+        return ["Not recorded: feed the model what it was trained on."]
+    lines = [
+        "    x = (raw / divisor - mean) / std        per channel",
+        "",
+        f"- divisor: {preprocess.divisor}",
+        f"- mean: {', '.join(map(str, preprocess.mean))}",
+        f"- std: {', '.join(map(str, preprocess.std))}",
+        f"- shape of one sample: {' x '.join(map(str, preprocess.input_shape))}",
+    ]
+    if preprocess.color != "none":
+        how = (
+            "scaled straight to that size"
+            if preprocess.resize is None
+            else f"shorter side scaled to {preprocess.resize} pixels, then the centre cut out"
+        )
+        lines.append(
+            f"- image: {preprocess.color}, {how} ({preprocess.interpolation}, antialiased)"
+        )
+    return lines

@@ -1,0 +1,31 @@
+"""Tables on stdout."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["print_table"]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table under its title, which stands outside: the table would break it."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # As it stands: "[cuda]" is an extra here, and no markup.
+        table.add_row(*map(Text, row))
+    click.echo(title)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Return a console on stdout, wide enough when piped that no figure is cut."""
+    out = Console(highlight=False, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, width=120)
+    return out

@@ -1,0 +1,102 @@
+"""Which models a version of ONNX Runtime reads: the newest operator set and IR version of each.
+
+The table is that of the project's own page, https://onnxruntime.ai/docs/reference/compatibility.html,
+which ends at 1.20; the rest was measured, by opening a model of each opset and each IR version with
+the published wheel (1.17.3 to 1.31.1; where both speak, they agree).
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import ExportSpec, ProbeReport, load_json
+
+__all__ = ["Readable", "for_target", "readable_by"]
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """The newest opset of the standard operators and the newest IR version that a runtime reads."""
+
+    opset: int
+    ir_version: int
+
+
+# From which version on, ascending.
+_TABLE: tuple[tuple[tuple[int, int], Readable], ...] = (
+    ((1, 7), Readable(13, 7)),
+    ((1, 8), Readable(14, 7)),
+    ((1, 9), Readable(15, 8)),
+    ((1, 11), Readable(16, 8)),
+    ((1, 12), Readable(17, 8)),
+    ((1, 14), Readable(18, 8)),
+    ((1, 15), Readable(19, 8)),
+    ((1, 16), Readable(19, 9)),
+    ((1, 17), Readable(20, 9)),
+    ((1, 18), Readable(21, 10)),
+    ((1, 21), Readable(22, 10)),
+    ((1, 23), Readable(23, 11)),
+    ((1, 24), Readable(25, 13)),
+    ((1, 25), Readable(26, 13)),
+)
+
+
+def readable_by(runtime_version: str) -> Readable:
+    """Return what ONNX Runtime of that version reads; of a version yet unknown, the least it reads.
+
+    A newer runtime reads whatever an older one read, as the page promises.
+
+    Raises:
+        ResdeployError: the text is no version, or one before 1.7.
+    """
+    match = re.match(r"(\d+)\.(\d+)", runtime_version)
+    if match is None:
+        raise ResdeployError(f"{runtime_version!r} is not a version of ONNX Runtime.")
+    version = (int(match[1]), int(match[2]))
+    found = [readable for since, readable in _TABLE if version >= since]
+    if not found:
+        raise ResdeployError(
+            f"ONNX Runtime {runtime_version} is older than any that resdeploy exports for.",
+            fix="install 1.18 or newer on the target",
+        )
+    return found[-1]
+
+
+def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
+    """Return `spec` with the opset that was asked for, in a form that the target's runtime reads.
+
+    Args:
+        spec: the request, with the opset to take where nothing else decides.
+        opset: the one asked for, if any.
+        target: the record of `probe` on the target, if there is one.
+
+    Raises:
+        ResdeployError: the record is missing or is none; or its runtime reads nothing so new.
+    """
+    chosen = dataclasses.replace(spec, opset=spec.opset if opset is None else opset)
+    if target is None:
+        return chosen
+    try:
+        text = target.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResdeployError(
+            "The record of the target cannot be read.",
+            where=str(target),
+            fix="write it on the target: resdeploy probe -o target.json",
+        ) from error
+    report = load_json(ProbeReport, text, where=str(target))
+    reads = readable_by(report.runtime_version)
+    if opset is not None and opset > reads.opset:
+        raise ResdeployError(
+            f"The target's {report.runtime} {report.runtime_version} reads opset {reads.opset} at "
+            f"the most, not {opset}.",
+            where=str(target),
+            fix="leave --opset away, or install a newer runtime on the target",
+        )
+    return dataclasses.replace(
+        chosen,
+        opset=min(chosen.opset, reads.opset),
+        newest_ir_version=reads.ir_version,
+    )

@@ -1,0 +1,113 @@
+"""Name the likeliest classes of images, with the model of a bundle.
+
+Shapes: N inputs, K classes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.bundle import Bundle
+from resdeploy.bundle_archive import opened_bundle
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import ClassScore, Prediction, PredictReport, SessionSpec
+from resdeploy.target.run import run_session
+from resdeploy.target.samples import read_samples
+from resdeploy.target.session import open_session, output_specs
+
+__all__ = ["predict", "softmax"]
+
+# As many samples are in memory at a time.
+_BATCH_SIZE = 8
+
+
+def predict(
+    bundle: Path, inputs: Sequence[Path], spec: SessionSpec, *, num_classes: int = 5
+) -> PredictReport:
+    """Return the likeliest classes of every input; nothing runs if a byte of the bundle changed.
+
+    Args:
+        bundle: a folder or an archive.
+        inputs: images, folders of images, `.npy` and `.npz` files.
+        spec: where to run.
+        num_classes: how many classes to name, of those there are.
+
+    Raises:
+        ResdeployError: the bundle or an input is not what it should be.
+        EnvironmentLacksError: the provider did not start.
+    """
+    with opened_bundle(bundle) as opened:
+        session = open_session(opened.model, spec)
+        outputs = output_specs(session)
+        if len(outputs) != 1 or len(outputs[0].shape) != 2:
+            raise ResdeployError(
+                "This model has no single row of class scores: its outputs are "
+                + ", ".join(f"{o.name} {'x'.join(map(str, o.shape))}" for o in outputs)
+                + ".",
+                where=opened.manifest.name,
+            )
+        predictions: list[Prediction] = []
+        samples = read_samples(inputs, opened.manifest.preprocess)
+        for names, batch in _batches(samples):
+            scores_NK = run_session(session, batch)
+            predictions += [
+                _prediction(name, scores_K, opened, num_classes)
+                for name, scores_K in zip(names, scores_NK, strict=True)
+            ]
+        return PredictReport(
+            name=opened.manifest.name,
+            digest=opened.digest,
+            session=session.info,
+            predictions=tuple(predictions),
+        )
+
+
+def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return exp(s) over its sum, in float64; no score is too large, as the largest is taken off.
+
+    In float32 the probabilities of 1000 classes sum to 1 only within 1e-5, and a class that is
+    e^-104 times as likely as the first becomes 0.
+    """
+    wide_K = scores_K.astype(np.float64)
+    with np.errstate(under="ignore"):
+        exp_K: NDArray[np.float64] = np.exp(wide_K - wide_K.max())
+        return np.asarray(exp_K / exp_K.sum())
+
+
+def _batches(
+    samples: Iterator[tuple[str, NDArray[np.float32]]],
+) -> Iterable[tuple[tuple[str, ...], NDArray[np.float32]]]:
+    while group := list(islice(samples, _BATCH_SIZE)):
+        names, arrays = zip(*group, strict=True)
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise ResdeployError(f"The inputs have different shapes: {sorted(shapes)}.")
+        yield names, np.stack(arrays)
+
+
+def _prediction(
+    name: str, scores_K: NDArray[np.floating], bundle: Bundle, num_classes: int
+) -> Prediction:
+    if not np.isfinite(scores_K).all():
+        raise ResdeployError(
+            "The model's outputs for this input are not finite.",
+            where=name,
+            fix="check the input for NaN and huge values, and the bundle with resdeploy check",
+        )
+    probabilities_K = softmax(scores_K)
+    # Stable: of equals, the first output is the first here.
+    best = np.argsort(-scores_K.astype(np.float64), kind="stable")[:num_classes]
+    return Prediction(
+        input=name,
+        classes=tuple(
+            ClassScore(
+                index=int(k),
+                label=bundle.labels[k] if bundle.labels else None,
+                probability=float(probabilities_K[k]),
+            )
+            for k in best
+        ),
+    )

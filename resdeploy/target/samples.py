@@ -1,0 +1,126 @@
+"""Read what a user gives for inputs: image files, folders of them, and arrays."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.errors import ResdeployError
+from resdeploy.preprocess import load_image, preprocess_batch
+from resdeploy.schema import Preprocess
+
+__all__ = ["read_samples"]
+
+_ARRAYS = (".npy", ".npz")
+# What is taken from a folder; a file named by itself may have any name.
+_IMAGES = (
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"),
+    ".webp",
+)
+
+
+def read_samples(
+    paths: Sequence[Path], preprocess: Preprocess | None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield the name and the network input (C, H, W) or (F,) of each sample, in order.
+
+    A path is an image; a folder, whose images are taken in the order of their names; or an `.npy`
+    or `.npz` (its array `x`) with samples, or one sample, of what `preprocess_batch` takes.
+
+    Args:
+        paths: what the user named, at least one.
+        preprocess: how a raw sample becomes an input; None where that is not known: arrays are
+            then network inputs.
+
+    Raises:
+        ResdeployError: a file is missing, damaged, or not of what this model takes.
+    """
+    for path in [file for named in paths for file in _files(named)]:
+        if path.suffix.lower() in _ARRAYS:
+            yield from _from_array(path, preprocess)
+        else:
+            yield str(path), _from_image(path, preprocess)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file itself, or the images of a folder."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+    if not files:
+        raise ResdeployError(
+            "The folder holds no images.",
+            where=str(path),
+            fix=f"name the files themselves, or a folder of {', '.join(_IMAGES)}",
+        )
+    return files
+
+
+def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[np.float32]:
+    if not path.is_file():
+        raise ResdeployError("There is no such image.", where=str(path))
+    if preprocess is None:
+        raise ResdeployError(
+            "How an image becomes an input of this model is not known.",
+            where=str(path),
+            fix="give .npy with float32 network inputs, or bundle the model with --recipe",
+        )
+    if preprocess.color == "none" or len(preprocess.input_shape) != 3:
+        raise ResdeployError(
+            f"This model takes vectors of shape {preprocess.input_shape}, not image files.",
+            where=str(path),
+            fix="give .npy or .npz, one vector a row",
+        )
+    inputs_NCHW = preprocess_batch(load_image(path, preprocess)[np.newaxis], preprocess)
+    return np.asarray(inputs_NCHW[0])
+
+
+def _from_array(
+    path: Path, preprocess: Preprocess | None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    raw = _load(path)
+    if preprocess is not None and raw.ndim == len(preprocess.input_shape):
+        raw = raw[np.newaxis]
+    if raw.ndim < 2 or not len(raw):
+        raise ResdeployError(f"The array has shape {raw.shape}: no samples.", where=str(path))
+    try:
+        samples = _as_inputs(raw) if preprocess is None else preprocess_batch(raw, preprocess)
+    except ResdeployError as error:
+        raise ResdeployError(error.what, where=str(path), fix=error.fix) from error
+    for row, sample in enumerate(samples):
+        yield f"{path}[{row}]", sample
+
+
+def _as_inputs(raw: NDArray[Any]) -> NDArray[np.float32]:
+    if raw.dtype.kind != "f":
+        raise ResdeployError(
+            f"How a raw sample ({raw.dtype}) becomes an input of this model is not known.",
+            fix="give float32 network inputs, or bundle the model with --recipe",
+        )
+    return raw.astype(np.float32)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    """Return the array of a file; never a pickle, which runs whatever its author put into it."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded as archive:
+            if "x" not in archive.files:
+                raise ResdeployError(
+                    f"The archive has no array 'x' (it has {', '.join(archive.files) or 'none'}).",
+                    where=str(path),
+                )
+            return np.asarray(archive["x"])
+    except FileNotFoundError as error:
+        raise ResdeployError("There is no such file.", where=str(path)) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ResdeployError(
+            f"The array cannot be read: {error}.",
+            where=str(path),
+            fix="write it with numpy.save or numpy.savez, numbers only",
+        ) from error
