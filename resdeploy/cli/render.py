@@ -1,16 +1,16 @@
 """Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from resdeploy.cli.render_bench import render_comparison, render_report
+from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.schema import (
-    BenchResult,
+    BenchComparison,
+    BenchReport,
     CheckReport,
     Conformance,
     DemoReport,
@@ -39,7 +39,8 @@ def emit(record: Any, *, as_json: bool) -> None:
 def render(record: Any) -> None:
     """Print a record for a person."""
     renderers: dict[type, Callable[[Any], None]] = {
-        BenchResult: _bench,
+        BenchComparison: render_comparison,
+        BenchReport: render_report,
         CheckReport: _check,
         DemoReport: _demo,
         ExportReport: _export,
@@ -50,25 +51,6 @@ def render(record: Any) -> None:
         VerifyReport: _verify,
     }
     renderers[type(record)](record)
-
-
-def _console() -> Console:
-    """Return a console on stdout, wide enough when piped that no figure is cut."""
-    out = Console(highlight=False, soft_wrap=False)
-    if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=120)
-    return out
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Apart from the table, which would break it at its own width.
-    click.echo(title)
-    _console().print(table)
 
 
 def _train(report: TrainReport) -> None:
@@ -275,28 +257,6 @@ def _verdict_lines(report: VerifyReport) -> list[str]:
     ]
 
 
-def _bench(result: BenchResult) -> None:
-    from resdeploy.stats import is_stable, summarise
-
-    summary = summarise(result.latencies_ns, batch_size=result.spec.batch_size)
-    stable, reason = is_stable(result.latencies_ns)
-    rows = [
-        ("p50", _milliseconds(summary.p50_ns)),
-        ("p90", _milliseconds(summary.p90_ns)),
-        ("p99", _milliseconds(summary.p99_ns)),
-        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s"),
-        ("load", _milliseconds(result.load_ns)),
-        ("first run", _milliseconds(result.warmup_ns[0])),
-        ("stable", "yes" if stable else f"no: {reason}"),
-    ]
-    title = (
-        f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
-        f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
-    )
-    _print_table(title, ("figure", "value"), rows)
-    click.echo(_placement(result.session))
-
-
 def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     _print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
@@ -317,11 +277,6 @@ def _demo(report: DemoReport) -> None:
 def _ratio(value: float) -> str:
     """Return a noise ratio to three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
-
-
-def _milliseconds(duration_ns: float) -> str:
-    """Return a duration in milliseconds."""
-    return f"{duration_ns / 1e6:.3f} ms"
 
 
 def _size(size_bytes: int) -> str:

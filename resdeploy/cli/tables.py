@@ -1,0 +1,35 @@
+"""Tables for people, and figures with their units."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["milliseconds", "print_table"]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout, its title above it."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Apart from the table, which would break it at its own width.
+    click.echo(title)
+    _console().print(table)
+
+
+def milliseconds(duration_ns: float) -> str:
+    """Return a duration in milliseconds."""
+    return f"{duration_ns / 1e6:.3f} ms"
+
+
+def _console() -> Console:
+    """Return a console on stdout, wide enough when piped that no figure is cut."""
+    out = Console(highlight=False, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, width=120)
+    return out
