@@ -5,19 +5,23 @@ Latencies are integers in nanoseconds, in the order they were measured.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from resdeploy.schema import LatencySummary
+
 __all__ = [
     "STABLE_SHIFT_LIMIT",
     "STABLE_TAIL_LIMIT",
-    "LatencySummary",
     "bootstrap_interval",
+    "is_settled",
     "is_stable",
+    "is_sustained",
     "percentile",
+    "poisson_arrivals",
+    "service_times",
     "summarise",
 ]
 
@@ -31,29 +35,16 @@ STABLE_TAIL_LIMIT = 2.0
 # Five runs in each quarter: fewer, and one interrupted run moves a quarter's median.
 _MIN_RUNS_TO_JUDGE = 20
 
+# Runs in each of the two windows whose medians say whether a warm-up has ended.
+_SETTLED_WINDOW = 10
+_SETTLED_LIMIT = STABLE_SHIFT_LIMIT / 5
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencySummary:
-    """What a list of latencies comes to.
+# Fewer have no 99th percentile but their longest.
+_MIN_RUNS_FOR_P99 = 100
 
-    Attributes:
-        num_runs: how many latencies there were.
-        mean_ns: their arithmetic mean.
-        min_ns: the shortest.
-        p50_ns: 50 % of the runs took no longer than this; likewise `p90_ns` and `p99_ns`. With
-            fewer than 100 runs `p99_ns` is the longest.
-        max_ns: the longest.
-        throughput_per_s: samples per second of one stream, batch after batch.
-    """
-
-    num_runs: int
-    mean_ns: float
-    min_ns: int
-    p50_ns: int
-    p90_ns: int
-    p99_ns: int
-    max_ns: int
-    throughput_per_s: float
+# The ends of a 95 % interval are then the 13th values from the outside: known to about 1/4 of the
+# width that they have beyond one standard deviation, for some 10 ms.
+_NUM_RESAMPLES = 500
 
 
 def percentile(values: ArrayLike, q: float) -> float:
@@ -74,14 +65,23 @@ def percentile(values: ArrayLike, q: float) -> float:
         raise ValueError("a percentile needs at least one value")
     if not 0 <= q <= 100:
         raise ValueError(f"q must be in [0, 100] percent, not {q}")
-    # Exact arithmetic on the decimal that was written: 55 / 100 * 100 is above 55 in float64, and
-    # its ceiling would be the wrong rank.
-    rank = max(1, math.ceil(Fraction(str(q)) * values_n.size / 100))
+    rank = _rank(q, values_n.size)
     return float(np.partition(values_n, rank - 1)[rank - 1])
 
 
-def summarise(latencies_ns: Sequence[int], *, batch_size: int) -> LatencySummary:
+def _rank(q: float, size: int) -> int:
+    # Exact arithmetic on the decimal that was written: 55 / 100 * 100 is above 55 in float64, and
+    # its ceiling would be the wrong rank.
+    return max(1, math.ceil(Fraction(str(q)) * size / 100))
+
+
+def summarise(
+    latencies_ns: Sequence[int], *, batch_size: int, arrivals_ns: Sequence[int] = ()
+) -> LatencySummary:
     """Return the summary of `latencies_ns`, each the time of one run of `batch_size` samples.
+
+    The throughput is that of runs one after the other; with `arrivals_ns`, the moments from which
+    the latencies count, it is that of the time from the first of them to the last answer.
 
     Raises:
         ValueError: there are no latencies.
@@ -89,6 +89,23 @@ def summarise(latencies_ns: Sequence[int], *, batch_size: int) -> LatencySummary
     if not latencies_ns:
         raise ValueError("a summary needs at least one latency")
     total_ns = sum(latencies_ns)
+    span_ns = total_ns
+    if arrivals_ns:
+        answers_ns = (a + x for a, x in zip(arrivals_ns, latencies_ns, strict=True))
+        span_ns = max(answers_ns) - min(arrivals_ns)
+    # Neighbours are alike: blocks of n^(1/3), the order that Hall, Horowitz and Jing (Biometrika
+    # 82, 1995) derive for the variance of a smooth statistic.
+    block = max(1, round(len(latencies_ns) ** (1 / 3)))
+
+    def interval(q: float) -> tuple[float, ...]:
+        index = _rank(q, len(latencies_ns)) - 1
+        return bootstrap_interval(
+            latencies_ns,
+            lambda x: float(np.partition(x, index)[index]),
+            num_resamples=_NUM_RESAMPLES,
+            block_length=block,
+        )
+
     return LatencySummary(
         num_runs=len(latencies_ns),
         mean_ns=total_ns / len(latencies_ns),
@@ -96,8 +113,11 @@ def summarise(latencies_ns: Sequence[int], *, batch_size: int) -> LatencySummary
         p50_ns=int(percentile(latencies_ns, 50)),
         p90_ns=int(percentile(latencies_ns, 90)),
         p99_ns=int(percentile(latencies_ns, 99)),
+        p999_ns=int(percentile(latencies_ns, 99.9)),
         max_ns=max(latencies_ns),
-        throughput_per_s=batch_size * len(latencies_ns) * 1e9 / total_ns,
+        throughput_per_s=batch_size * len(latencies_ns) * 1e9 / span_ns,
+        p50_interval_ns=interval(50),
+        p99_interval_ns=interval(99) if len(latencies_ns) >= _MIN_RUNS_FOR_P99 else (),
     )
 
 
@@ -107,24 +127,30 @@ def bootstrap_interval(
     *,
     confidence: float = 0.95,
     num_resamples: int = 2000,
+    block_length: int = 1,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return Efron's percentile bootstrap interval (low, high) of a statistic.
 
     `values` are drawn with replacement, n at a time; the interval lies between the
-    (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of the statistic over the draws. It
-    takes the values for independent: runs that follow one another are not quite, so it is a little
-    too narrow for latencies. For p99 and the like it needs many more than 100 values.
+    (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of the statistic over the draws.
+
+    That takes the values for independent, and runs that follow one another are not: with a
+    `block_length` above 1 they are drawn in blocks of neighbours, which wrap around at the end
+    (the circular block bootstrap of Politis and Romano, 1992). For p99 and the like it needs many
+    more than 100 values.
 
     Args:
         values: (n,) numbers, n >= 1.
         statistic: from (n,) values to one number, for example `numpy.median`.
         confidence: the coverage aimed at, 0 < confidence < 1.
         num_resamples: how many draws.
+        block_length: how many neighbours are drawn together.
         seed: of the random generator; the same seed gives the same interval.
 
     Raises:
-        ValueError: there are no values, or `confidence` or `num_resamples` is out of range.
+        ValueError: there are no values, or `confidence`, `num_resamples` or `block_length` is out
+            of range.
     """
     values_n = np.asarray(values, dtype=np.float64).ravel()
     if values_n.size == 0:
@@ -133,12 +159,17 @@ def bootstrap_interval(
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, not {num_resamples}")
+    if block_length < 1:
+        raise ValueError(f"block_length must be at least 1, not {block_length}")
+    num_values = values_n.size
+    num_blocks = math.ceil(num_values / block_length)
     rng = np.random.default_rng(seed)
     # One draw at a time: all at once would take num_resamples * n numbers of memory.
-    draws = [
-        float(statistic(values_n[rng.integers(values_n.size, size=values_n.size)]))
-        for _ in range(num_resamples)
-    ]
+    draws = []
+    for _ in range(num_resamples):
+        starts = rng.integers(num_values, size=num_blocks)
+        indices = (starts[:, None] + np.arange(block_length)).ravel()[:num_values] % num_values
+        draws.append(float(statistic(values_n[indices])))
     tail_percent = 50 * (1 - confidence)
     return percentile(draws, tail_percent), percentile(draws, 100 - tail_percent)
 
@@ -173,6 +204,69 @@ def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:
     if tail > STABLE_TAIL_LIMIT:
         return False, f"one run in ten takes {tail:.1f} times the median or more"
     return True, ""
+
+
+def is_settled(durations_ns: Sequence[int]) -> bool:
+    """Say whether a warm-up has ended: its last two windows of ten runs have the same median.
+
+    "The same" is within the larger of a fifth of `STABLE_SHIFT_LIMIT` and two standard errors of
+    the difference, 2 * 1.2533 * s * sqrt(2 / 10), where s = 1.4826 times the median absolute
+    deviation of both windows from their own medians (1.2533 = sqrt(pi / 2) is the standard error of
+    a normal sample's median over that of its mean).
+
+    Where the times approach their end as exp(-t / T), the medians of two adjacent windows differ by
+    about 10 / T of what is left above the end, so that it stops when less than T / 10 fifths of the
+    limit are left: less than `STABLE_SHIFT_LIMIT` for T up to 50 runs. What is slower than that is
+    a drift, and `is_stable` sees it.
+    """
+    if len(durations_ns) < 2 * _SETTLED_WINDOW:
+        return False
+    windows = np.asarray(durations_ns[-2 * _SETTLED_WINDOW :], dtype=np.float64).reshape(2, -1)
+    medians = np.median(windows, axis=1)
+    sigma = 1.4826 * float(np.median(np.abs(windows - medians[:, None])))
+    error = math.sqrt(math.pi / 2) * sigma * math.sqrt(2 / _SETTLED_WINDOW)
+    return bool(abs(medians[0] - medians[1]) <= max(_SETTLED_LIMIT * medians[1], 2 * error))
+
+
+def poisson_arrivals(count: int, *, per_second: float, seed: int) -> tuple[int, ...]:
+    """Return `count` moments in nanoseconds at which independent users ask: a Poisson process.
+
+    The gaps are exponential with mean 1 / per_second; the same seed gives the same moments.
+    """
+    gaps = np.random.default_rng(seed).exponential(1e9 / per_second, size=count)
+    return tuple(int(moment) for moment in np.cumsum(gaps))
+
+
+def service_times(arrivals_ns: Sequence[int], latencies_ns: Sequence[int]) -> tuple[int, ...]:
+    """Return how long each run itself took, where they wait for each other in one queue.
+
+    A run starts when it was asked for, or when the one before has ended, whichever is later.
+    """
+    times = []
+    free_ns = 0
+    for arrival_ns, latency_ns in zip(arrivals_ns, latencies_ns, strict=True):
+        answer_ns = arrival_ns + latency_ns
+        times.append(answer_ns - max(arrival_ns, free_ns))
+        free_ns = answer_ns
+    return tuple(times)
+
+
+def is_sustained(arrivals_ns: Sequence[int], latencies_ns: Sequence[int]) -> tuple[bool, str]:
+    """Say whether a queue's waiting times are those it would keep; if not, the reason.
+
+    With a load rho, the part of the time in which the server is busy, a queue forgets its past
+    after about 1 / (1 - rho)^2 runs (the relaxation time of M/M/1 is of that order), and never does
+    from rho = 1 on. Its waiting times mean something when ten such times fit into what was
+    measured: n * (1 - rho)^2 >= 10.
+    """
+    busy_ns = sum(service_times(arrivals_ns, latencies_ns))
+    rho = busy_ns / max(1, max(arrivals_ns))
+    if rho < 1 and len(arrivals_ns) * (1 - rho) ** 2 >= 10:
+        return True, ""
+    if rho >= 1:
+        return False, "more is asked for than can be answered: the queue grows without end"
+    needed = math.ceil(10 / (1 - rho) ** 2)
+    return False, f"at a load of {rho:.0%} the queue needs {needed} runs to show its waiting times"
 
 
 def _faster_or_slower(change: float) -> str:

@@ -27,6 +27,7 @@ ALLOWED = {
     "compare": {"numpy"},
     "evidence": {"numpy"},
     "stats": {"numpy"},
+    "paired": {"numpy"},
     "preprocess": {"numpy"},
     "golden_file": {"numpy"},
     "bundle": {"numpy"},

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.stats import bootstrap_interval, is_stable, percentile, summarise
+from resdeploy.stats import (
+    bootstrap_interval,
+    is_settled,
+    is_stable,
+    is_sustained,
+    percentile,
+    poisson_arrivals,
+    service_times,
+    summarise,
+)
 
 latencies = st.lists(st.integers(1, 10**12), min_size=1, max_size=200)
 percents = st.integers(0, 1000).map(lambda tenths: tenths / 10)
@@ -74,8 +83,11 @@ def test_a_summary_of_known_latencies():
         "p50_ns": 2_000_000,
         "p90_ns": 4_000_000,
         "p99_ns": 4_000_000,
+        "p999_ns": 4_000_000,
         "max_ns": 4_000_000,
         "throughput_per_s": 3200,  # 4 batches of 8 in 10 ms
+        "p50_interval_ns": (1_000_000, 3_000_000),
+        "p99_interval_ns": (),
     }
 
 
@@ -85,7 +97,10 @@ def test_a_summary_is_ordered_and_does_not_depend_on_the_order_of_the_runs(value
     assert summary.min_ns <= summary.p50_ns <= summary.p90_ns <= summary.p99_ns <= summary.max_ns
     assert summary.min_ns <= summary.mean_ns * (1 + 1e-12)
     assert summary.mean_ns <= summary.max_ns * (1 + 1e-12)
-    assert summary == summarise(random.sample(values, len(values)), batch_size=batch)
+    shuffled = summarise(random.sample(values, len(values)), batch_size=batch)
+    # The intervals draw neighbours together, and so depend on the order.
+    same = dict.fromkeys(("p50_interval_ns", "p99_interval_ns"), ())
+    assert dataclasses.replace(summary, **same) == dataclasses.replace(shuffled, **same)
 
 
 @given(latencies)
@@ -148,6 +163,7 @@ def test_values_that_are_all_equal_leave_no_doubt(value, count):
         ([1.0], {"confidence": 1.0}, "between 0 and 1"),
         ([1.0], {"confidence": 0.0}, "between 0 and 1"),
         ([1.0], {"num_resamples": 0}, "at least 1"),
+        ([1.0], {"block_length": 0}, "at least 1"),
     ],
 )
 def test_an_interval_that_means_nothing_is_refused(values, options, message):
@@ -212,3 +228,103 @@ def test_too_few_runs_are_not_called_stable():
     assert not stable
     assert "too few" in reason
     assert is_stable([1_000_000] * 20) == (True, "")
+
+
+# --- neighbours that are alike -------------------------------------------------------------------
+
+
+def test_drawing_neighbours_together_covers_where_drawing_single_runs_does_not():
+    rng = np.random.default_rng(6)
+    covered = {1: 0, 20: 0}
+    for trial in range(150):
+        noise_n = rng.normal(0, 1, 400)
+        values = np.zeros(400)
+        for i in range(1, 400):  # each run remembers 80 % of the one before
+            values[i] = 0.8 * values[i - 1] + noise_n[i]
+        for block_length in covered:
+            low, high = bootstrap_interval(
+                values, np.mean, num_resamples=150, block_length=block_length, seed=trial
+            )
+            covered[block_length] += low <= 0 <= high
+    assert covered[1] < 100  # 95 % was asked for
+    assert covered[20] > 125
+
+
+def test_intervals_surround_their_percentiles_and_p99_needs_a_hundred_runs():
+    summary = summarise(as_ns(noise(300)), batch_size=1)
+    low, high = summary.p50_interval_ns
+    assert low <= summary.p50_ns <= high
+    assert summary.p99_interval_ns[0] <= summary.p99_ns <= summary.p99_interval_ns[1]
+    assert summarise(as_ns(noise(99)), batch_size=1).p99_interval_ns == ()
+
+
+# --- the end of a warm-up ------------------------------------------------------------------------
+
+
+def stops_after(durations):
+    return next(n for n in range(len(durations) + 1) if is_settled(durations[:n]))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_warm_up_that_is_none_ends_soon(seed):
+    assert stops_after(as_ns(noise(200, seed))) <= 40
+
+
+@pytest.mark.parametrize("time_constant", [5, 20, 50])
+def test_a_warm_up_ends_when_less_is_left_than_would_count_as_a_drift(time_constant):
+    runs = np.arange(1000)
+    for seed in range(5):
+        jitter = 1 + 0.002 * np.random.default_rng(seed).standard_normal(1000)
+        stop = stops_after(as_ns(1e6 * (1 + np.exp(-runs / time_constant)) * jitter))
+        assert np.exp(-stop / time_constant) < 0.05
+
+
+def test_it_takes_two_windows_to_tell():
+    assert not is_settled([100] * 19)
+    assert is_settled([100] * 20)
+    assert not is_settled([200] * 10 + [100] * 10)
+    assert not is_settled([100] * 10 + [200] * 10)
+
+
+# --- queues --------------------------------------------------------------------------------------
+
+
+def serve(arrivals, services):
+    """Return the latencies of a queue with one server."""
+    free, latencies = 0, []
+    for arrival, service in zip(arrivals, services, strict=True):
+        free = max(free, arrival) + service
+        latencies.append(free - arrival)
+    return latencies
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1000)), min_size=1))
+def test_service_times_are_found_again_behind_the_waiting(pairs):
+    arrivals = sorted(arrival for arrival, _ in pairs)
+    services = [service for _, service in pairs]
+    assert service_times(arrivals, serve(arrivals, services)) == tuple(services)
+
+
+def test_poisson_arrivals_have_their_rate_and_their_spread_and_come_again():
+    arrivals = poisson_arrivals(20_000, per_second=100, seed=1)
+    gaps = np.diff(arrivals)
+    assert np.mean(gaps) == pytest.approx(1e7, rel=0.03)
+    assert np.std(gaps) == pytest.approx(1e7, rel=0.03)  # as exponential gaps have it
+    assert arrivals == poisson_arrivals(20_000, per_second=100, seed=1)
+    assert arrivals != poisson_arrivals(20_000, per_second=100, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("per_second", "sustained", "words"),
+    [(50, True, ""), (90, False, "runs to show"), (120, False, "grows without end")],
+)
+def test_a_queue_near_its_limit_is_not_called_measured(per_second, sustained, words):
+    arrivals = poisson_arrivals(300, per_second=per_second, seed=0)
+    found, reason = is_sustained(arrivals, serve(arrivals, [10_000_000] * 300))
+    assert found is sustained
+    assert words in reason
+
+
+def test_the_throughput_of_a_queue_is_that_of_the_time_it_took():
+    summary = summarise([10, 20, 30], batch_size=2, arrivals_ns=[0, 0, 0])
+    assert summary.throughput_per_s == pytest.approx(6 * 1e9 / 30)

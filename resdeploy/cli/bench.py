@@ -1,16 +1,25 @@
 """`resdeploy bench`."""
 
+import dataclasses
+import functools
+import itertools
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from resdeploy.cli.options import (
-    json_option,
-    openvino_precision_option,
-    tf32_option,
-    threads_option,
+from resdeploy.cli.bench_options import SESSION_OPTIONS, numbers, percent, with_options
+from resdeploy.cli.options import json_option, openvino_precision_option, tf32_option
+from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema import (
+    BenchComparison,
+    BenchReport,
+    BenchSpec,
+    GraphLevel,
+    PrecisionHint,
+    Scenario,
+    SessionSpec,
 )
-from resdeploy.schema import PrecisionHint
 
 
 @click.command()
@@ -18,46 +27,211 @@ from resdeploy.schema import PrecisionHint
 @click.option(
     "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
 )
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--warmup", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--batch",
+    default="1",
+    show_default=True,
+    metavar="N[,N...]",
+    callback=numbers,
+    help="Samples of one run; several are timed one after the other.",
+)
+@click.option(
+    "--threads",
+    metavar="N[,N...]",
+    callback=numbers,
+    help="Threads of ONNX Runtime; several likewise.  [default: its choice]",
+)
+@click.option(
+    "--graph-level",
+    type=click.Choice(get_args(GraphLevel)),
+    default="all",
+    show_default=True,
+    help="Graph optimisations of ONNX Runtime.",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=1),
+    help="Runs of warm-up.  [default: until the times have settled]",
+)
 @click.option("--runs", default=200, show_default=True, type=click.IntRange(min=1))
-@threads_option
+@click.option(
+    "--scenario",
+    type=click.Choice(get_args(Scenario)),
+    default="single-stream",
+    show_default=True,
+    help="One run after the other; all at once; or at random times.",
+)
+@click.option("--qps", type=float, help="Runs asked for in a second, of --scenario server.")
+@click.option("--seed", default=0, show_default=True, help="Of those random times.")
+@click.option("--profile", is_flag=True, help="Time each layer too, beside what the CPU can do.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="MODEL|RESULT.json",
+    help="Time this model in turn with MODEL; or take a saved --json, which is weaker evidence.",
+)
+@click.option(
+    "--against-option",
+    "against_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"The other's own option, one of {', '.join(SESSION_OPTIONS)}; the same MODEL if no "
+    "--against is given.",
+)
+@click.option(
+    "--blocks",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=3),
+    help="Pairs of fresh processes for --against.",
+)
+@click.option(
+    "--fail-if-slower",
+    "max_slowdown",
+    metavar="PERCENT",
+    callback=percent,
+    help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
+    "whole interval says so.",
+)
 @tf32_option
 @openvino_precision_option
 @json_option
 def bench(
     model: Path,
     provider: str,
-    batch: int,
-    warmup: int,
+    batch: tuple[int, ...],
+    threads: tuple[int, ...],
+    graph_level: GraphLevel,
+    warmup: int | None,
     runs: int,
-    threads: int | None,
+    scenario: Scenario,
+    qps: float | None,
+    seed: int,
+    profile: bool,
+    against: Path | None,
+    against_options: tuple[str, ...],
+    blocks: int,
+    max_slowdown: float | None,
     tf32: bool,
     precision_hint: PrecisionHint,
     as_json: bool,
 ) -> None:
-    """Time MODEL on this machine, warm-up apart; --json keeps every latency.
+    """Time MODEL on this machine, in fresh processes; --json keeps every latency.
 
     A provider that does not start is an error, never the time of another.
 
     \b
     Example:
         resdeploy bench digits.onnx
-        resdeploy bench resnet50.onnx --provider cuda --batch 32 --json
+        resdeploy bench resnet50.onnx --provider cuda --batch 1,8,32 --json
+        resdeploy bench resnet50.onnx --scenario server --qps 20
+        resdeploy bench resnet50.onnx --profile --threads 1
+        resdeploy bench new.onnx --against old.onnx --fail-if-slower 3%
+        resdeploy bench resnet50.onnx --threads 2 --against-option threads=1
     """
-    from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.schema import BenchSpec, SessionSpec
+
+    compared = against is not None or bool(against_options)
+    _check_together(compared, max_slowdown, batch, threads, profile)
+    session = SessionSpec(
+        provider=provider,
+        graph_level=graph_level,
+        use_tf32=tf32,
+        precision_hint=precision_hint,
+    )
+    spec = BenchSpec(
+        session=session,
+        num_runs=runs,
+        scenario=scenario,
+        qps=qps,
+        seed=seed,
+        num_profile_runs=_PROFILE_RUNS if profile else 0,
+    )
+    if warmup is not None:
+        spec = dataclasses.replace(spec, num_warmup=warmup, max_warmup=warmup)
+    specs = [
+        dataclasses.replace(
+            spec, batch_size=size, session=dataclasses.replace(session, num_threads=number)
+        )
+        for size, number in itertools.product(batch, threads or (None,))
+    ]
+    if not compared:
+        emit(_sweep(model, specs), as_json=as_json)
+        return
+    if against is not None and against.suffix == ".json":
+        if against_options:
+            raise click.UsageError("--against-option is not for a saved result, which has its own.")
+        comparison = _against_saved(model, specs[0], against, max_slowdown)
+    else:
+        other = dataclasses.replace(
+            specs[0], session=with_options(specs[0].session, against_options)
+        )
+        comparison = _in_turn((model, specs[0]), (against or model, other), blocks, max_slowdown)
+    emit(comparison, as_json=as_json)
+    if not comparison.passed:
+        raise click.exceptions.Exit(EXIT_CHECK_FAILED)
+
+
+_PROFILE_RUNS = 50
+
+
+def _check_together(
+    compared: bool,
+    max_slowdown: float | None,
+    batch: tuple[int, ...],
+    threads: tuple[int, ...],
+    profile: bool,
+) -> None:
+    if max_slowdown is not None and not compared:
+        raise click.UsageError("--fail-if-slower needs --against or --against-option.")
+    if compared and (len(batch) > 1 or len(threads) > 1):
+        raise click.UsageError("--against takes one --batch and one --threads.")
+    if compared and profile:
+        raise click.UsageError("--profile is for one model: leave out --against.")
+
+
+def _sweep(model: Path, specs: list[BenchSpec]) -> BenchReport:
+    from resdeploy.cli.progress import show_steps
     from resdeploy.target.bench import bench as run_bench
 
-    spec = BenchSpec(
-        session=SessionSpec(
-            provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
-        ),
-        batch_size=batch,
-        num_warmup=warmup,
-        num_runs=runs,
-    )
+    results = []
     with show_steps(f"bench {model.name}") as update:
-        result = run_bench(model, spec, on_run=lambda done: update(done, warmup + runs, ""))
-    emit(result, as_json=as_json)
+        for number, spec in enumerate(specs):
+            bound = spec.num_runs if spec.scenario == "single-stream" else 0
+            remark = f"{number + 1} of {len(specs)}"
+            result = run_bench(
+                model,
+                dataclasses.replace(spec, num_bound_runs=bound),
+                on_run=functools.partial(update, total=None, remark=remark),
+            )
+            results.append(result)
+    return BenchReport(results=tuple(results))
+
+
+def _in_turn(
+    candidate: tuple[Path, BenchSpec],
+    baseline: tuple[Path, BenchSpec],
+    num_blocks: int,
+    max_slowdown: float | None,
+) -> BenchComparison:
+    from resdeploy.cli.progress import show_steps
+    from resdeploy.target.bench_in_turn import bench_in_turn
+
+    with show_steps(f"bench {candidate[0].name}") as update:
+        return bench_in_turn(
+            candidate,
+            baseline,
+            num_blocks=num_blocks,
+            max_slowdown=max_slowdown,
+            on_block=lambda done: update(done, num_blocks, "blocks"),
+        )
+
+
+def _against_saved(
+    model: Path, spec: BenchSpec, saved: Path, max_slowdown: float | None
+) -> BenchComparison:
+    from resdeploy.target.bench_saved import compare_with_saved, load_result
+
+    baseline = load_result(saved)
+    candidate = _sweep(model, [spec]).results[0]
+    return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)

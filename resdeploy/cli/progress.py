@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,7 +15,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["show_stages", "show_steps"]
+__all__ = ["Update", "show_stages", "show_steps"]
+
+
+class Update(Protocol):
+    """Shows how many steps are done, of how many if that is known, and a remark."""
+
+    def __call__(self, done: int, total: int | None, remark: str) -> None:
+        """Show that so many steps are done."""
 
 
 @contextmanager
@@ -27,8 +35,8 @@ def show_stages(title: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def show_steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar; the given function takes (steps done, steps in all, a remark)."""
+def show_steps(title: str) -> Iterator[Update]:
+    """Show a bar; the given function takes (steps done, steps in all or None, a remark)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,7 +49,7 @@ def show_steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
     with _progress(*columns) as progress:
         task = progress.add_task(title, total=None, remark="")
 
-        def update(done: int, total: int, remark: str) -> None:
+        def update(done: int, total: int | None, remark: str) -> None:
             progress.update(task, completed=done, total=total, remark=remark)
 
         yield update

@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
-from resdeploy.cli.table import print_table as _print_table
+from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.schema import (
-    BenchResult,
+    BenchComparison,
+    BenchReport,
     CheckReport,
     Comparison,
     Conformance,
@@ -42,7 +44,8 @@ def emit(record: Any, *, as_json: bool) -> None:
 def render(record: Any) -> None:
     """Print a record for a person."""
     renderers: dict[type, Callable[[Any], None]] = {
-        BenchResult: _bench,
+        BenchComparison: render_comparison,
+        BenchReport: render_report,
         CheckReport: _check,
         DemoReport: _demo,
         DoctorReport: render_doctor,
@@ -283,28 +286,6 @@ def _verdict_lines(report: VerifyReport) -> list[str]:
     ]
 
 
-def _bench(result: BenchResult) -> None:
-    from resdeploy.stats import is_stable, summarise
-
-    summary = summarise(result.latencies_ns, batch_size=result.spec.batch_size)
-    stable, reason = is_stable(result.latencies_ns)
-    rows = [
-        ("p50", _milliseconds(summary.p50_ns)),
-        ("p90", _milliseconds(summary.p90_ns)),
-        ("p99", _milliseconds(summary.p99_ns)),
-        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s"),
-        ("load", _milliseconds(result.load_ns)),
-        ("first run", _milliseconds(result.warmup_ns[0])),
-        ("stable", "yes" if stable else f"no: {reason}"),
-    ]
-    title = (
-        f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
-        f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
-    )
-    _print_table(title, ("figure", "value"), rows)
-    click.echo(_placement(result.session))
-
-
 def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     _print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
@@ -330,11 +311,6 @@ def _ratio(value: float) -> str:
 def _figure(value: float | None) -> str:
     """Return a figure to three digits, or a dash where there is none."""
     return "-" if value is None else _ratio(value)
-
-
-def _milliseconds(duration_ns: float) -> str:
-    """Return a duration in milliseconds."""
-    return f"{duration_ns / 1e6:.3f} ms"
 
 
 def _size(size_bytes: int) -> str:

@@ -2,7 +2,7 @@
 
 import click
 
-from resdeploy.cli.table import print_table
+from resdeploy.cli.tables import print_table
 from resdeploy.compatibility import readable_by
 from resdeploy.schema import DoctorReport, PredictReport, ProbeReport
 

@@ -29,7 +29,6 @@ from resdeploy.schema import (
     SourceSpec,
     dump_json,
 )
-from resdeploy.stats import summarise
 from resdeploy.target.bench import bench
 from resdeploy.target.check import check_bundle
 from resdeploy.target.session import open_session
@@ -173,7 +172,7 @@ def _verdict_outcome(verdict: ProviderVerdict) -> str:
 
 
 def _bench_outcome(result: BenchResult) -> str:
-    summary = summarise(result.latencies_ns, batch_size=result.spec.batch_size)
+    summary = result.summary
     p50_ms, p99_ms = summary.p50_ns / 1e6, summary.p99_ns / 1e6
     return (
         f"{result.spec.session.provider}: p50 {p50_ms:.3f} ms, p99 {p99_ms:.3f} ms, "

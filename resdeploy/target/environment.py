@@ -14,6 +14,13 @@ from resdeploy.schema import Environment
 
 __all__ = ["read_environment"]
 
+# The instruction sets that ONNX Runtime has kernels for, as Linux names them, x86 then Arm.
+_CPU_FEATURES = (
+    *("avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+
 # A driver that hangs must not hang the benchmark.
 _NVIDIA_SMI_TIMEOUT_S = 10
 
@@ -35,6 +42,9 @@ def read_environment() -> Environment:
         cpu_governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         gpu_names=_gpu_names(),
         versions=_versions(),
+        cpu_features=_cpu_features(),
+        cpu_limit=_cpu_limit(),
+        ram_limit_bytes=_ram_limit_bytes(),
     )
 
 
@@ -60,12 +70,29 @@ def _num_cpus_allowed() -> int:
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
-    # A container's limit on CPU time, "quota period" in microseconds: the process sees all the
-    # CPUs, and is stopped when the quota is used up.
+    # The process sees all the CPUs, and is stopped when the limit is used up.
+    if (limit := _cpu_limit()) is not None:
+        allowed = min(allowed, math.ceil(limit))
+    return max(1, allowed)
+
+
+def _cpu_features() -> tuple[str, ...]:
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo"), re.M)
+    found = set(flags[1].split()) if flags else set()
+    return tuple(name for name in _CPU_FEATURES if name in found)
+
+
+def _cpu_limit() -> float | None:
+    """Return a container's limit on CPU time, in CPUs: "quota period", both in microseconds."""
     match _text("/sys/fs/cgroup/cpu.max").split():
         case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period) > 0:
-            allowed = min(allowed, math.ceil(int(quota) / int(period)))
-    return max(1, allowed)
+            return int(quota) / int(period)
+    return None
+
+
+def _ram_limit_bytes() -> int | None:
+    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    return int(limit) if limit.isdecimal() else None
 
 
 def _ram_bytes() -> int | None:

@@ -11,7 +11,7 @@ from resdeploy.golden_file import save_golden
 from resdeploy.host.build import load_source
 from resdeploy.host.golden import golden_for
 from resdeploy.schema import (
-    BenchResult,
+    BenchReport,
     CheckReport,
     ExportReport,
     FoldReport,
@@ -193,7 +193,7 @@ def test_a_golden_file_excludes_what_it_would_ignore(run, exported, extra):
 
 def test_bench_keeps_every_latency_in_its_record(run, exported):
     result = run("bench", exported, "--runs", 30, "--warmup", 5, "--batch", 2, "--json")
-    record = load_json(BenchResult, result.stdout, where="stdout")
+    (record,) = load_json(BenchReport, result.stdout, where="stdout").results
     assert len(record.latencies_ns) == 30
     assert len(record.warmup_ns) == 5
     assert record.input_shape == (2, 1, 8, 8)
@@ -202,10 +202,10 @@ def test_bench_keeps_every_latency_in_its_record(run, exported):
 def test_tf32_is_off_unless_asked_for(run, exported):
     off, on = (
         load_json(
-            BenchResult,
+            BenchReport,
             run("bench", exported, "--runs", 1, "--json", *flag).stdout,
             where="stdout",
-        )
+        ).results[0]
         for flag in ((), ("--tf32",))
     )
     assert not off.spec.session.use_tf32

@@ -1,214 +1,299 @@
-"""Benchmarks: what is timed, what is kept, and what cannot be timed."""
+"""Benchmarks in processes of their own: what comes back, what dies, what is compared."""
 
-import gc
-import time
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 from onnx import parser
 
-from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import BenchResult, BenchSpec, SessionSpec, dump_json, load_json
-from resdeploy.target import bench as bench_module
+from resdeploy.errors import EnvironmentLacksError, ProviderError, ResdeployError
+from resdeploy.schema import (
+    BenchComparison,
+    BenchJob,
+    BenchReport,
+    BenchSpec,
+    MachineState,
+    SessionSpec,
+    SpeedRatio,
+    dump_json,
+    load_json,
+)
 from resdeploy.target.bench import bench
+from resdeploy.target.bench_in_turn import NUM_BURSTS, bench_in_turn
+from resdeploy.target.bench_process import BenchProcess, slow_warnings
+from resdeploy.target.bench_saved import compare_with_saved, load_result
 
-SPEC = BenchSpec(session=SessionSpec(num_threads=1), num_warmup=3, num_runs=7)
+SPEC = BenchSpec(session=SessionSpec(num_threads=1), num_warmup=2, max_warmup=2, num_runs=30)
 
 
-def save(path, signature="float[N, 3, 4] x", body="y = Relu(x)", output="float[N, 3, 4] y"):
+def save(path, body="y = Relu(x)"):
     proto = parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 18]> tiny ({signature}) => ({output}) {{ {body} }}'
+        '<ir_version: 8, opset_import: ["" : 18]> tiny (float[N, 3, 4] x) => (float[N, 3, 4] y) '
+        f"{{ {body} }}"
     )
     path.write_bytes(proto.SerializeToString())
     return path
 
 
-@pytest.fixture
-def model(tmp_path):
-    return save(tmp_path / "tiny.onnx")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "tiny.onnx")
 
 
-def replace(spec, **changes):
-    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-    return BenchSpec(**(fields | changes))
+@pytest.fixture(scope="module")
+def result(model):
+    ballast = bytearray(400 << 20)  # of this process, and none of the worker's business
+    return bench(model, dataclasses.replace(SPEC, num_bound_runs=20)) if ballast else None
 
 
-def test_every_latency_is_kept_and_the_warm_up_is_apart(model):
-    result = bench(model, SPEC)
-    assert len(result.warmup_ns) == 3
-    assert len(result.latencies_ns) == 7
-    assert all(duration > 0 for duration in (*result.warmup_ns, *result.latencies_ns))
-    assert result.load_ns > 0
-    assert result.spec == SPEC
-    assert result.input_shape == (1, 3, 4)
-
-
-def test_the_result_says_what_ran_where_and_survives_json(model):
-    result = bench(model, SPEC)
-    assert result.model.path == "tiny.onnx"
-    assert result.model.size_bytes == model.stat().st_size
-    assert result.session.active_providers == ("CPUExecutionProvider",)
-    assert result.environment.num_cpus >= 1
-    assert load_json(BenchResult, dump_json(result), where="x") == result
-
-
-def test_the_first_run_is_warm_up_even_when_none_is_asked_for(model):
-    result = bench(model, replace(SPEC, num_warmup=0))
-    assert len(result.warmup_ns) == 1
-    assert len(result.latencies_ns) == 7
-
-
-class Recorder:
-    """A session's `run` that notes what it is given and takes a known time."""
-
-    def __init__(self, ort, *, pause_s=0.0):
-        self.ort = ort
-        self.pause_s = pause_s
-        self.feeds = []
-        self.collector_was_on = []
-
-    def __getattr__(self, name):
-        return getattr(self.ort, name)
-
-    def run(self, names, feed):
-        self.feeds.append({key: value.copy() for key, value in feed.items()})
-        self.collector_was_on.append(gc.isenabled())
-        time.sleep(self.pause_s)
-        return self.ort.run(names, feed)
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Return a function that makes `bench` use a Recorder, and the list of those it made."""
-    made = []
-    open_session = bench_module.open_session
-
-    def install(**options):
-        def open_recorded(model, spec):
-            session = open_session(model, spec)
-            made.append(Recorder(session.ort, **options))
-            return type(session)(made[-1], session.info)
-
-        monkeypatch.setattr(bench_module, "open_session", open_recorded)
-        return made
-
-    return install
-
-
-def test_the_clock_runs_around_the_run_and_not_around_the_callback(model, recorder):
-    recorder(pause_s=0.005)
-    result = bench(model, replace(SPEC, num_runs=3), on_run=lambda _: time.sleep(0.03))
-    # The least of them, for this machine may be busy with something else.
-    assert 5_000_000 <= min(result.latencies_ns) < 30_000_000
-
-
-def test_the_model_is_loaded_off_the_clock_of_the_runs(model, monkeypatch):
-    open_session = bench_module.open_session
-
-    def open_slowly(*arguments):
-        time.sleep(0.05)
-        return open_session(*arguments)
-
-    monkeypatch.setattr(bench_module, "open_session", open_slowly)
-    result = bench(model, SPEC)
-    assert result.load_ns >= 50_000_000
-    assert min(result.warmup_ns) < 50_000_000
-
-
-def test_one_input_of_ordinary_numbers_is_used_throughout_and_every_time(model, recorder):
-    made = recorder()
-    for _ in range(2):
-        bench(model, replace(SPEC, batch_size=50))
-    feeds = [feed["x"] for session in made for feed in session.feeds]
-    assert len(feeds) == 20
-    assert all(feed.tobytes() == feeds[0].tobytes() for feed in feeds)
-    assert feeds[0].dtype == np.float32
-    assert feeds[0].shape == (50, 3, 4)
-    assert abs(feeds[0].mean()) < 0.2
-    assert 0.9 < feeds[0].std() < 1.1
-
-
-def test_garbage_is_not_collected_while_the_clock_runs(model, recorder):
-    made = recorder()
-    assert gc.isenabled()
-    bench(model, SPEC)
-    assert made[0].collector_was_on == [False] * 10
-    assert gc.isenabled()
-
-
-def test_the_collector_is_on_again_after_a_failure_and_off_if_it_was_off(model):
-    def fail(_):
-        raise RuntimeError("of the caller")
-
-    # As it is: what a callback raises is no failure of the provider.
-    with pytest.raises(RuntimeError, match="of the caller"):
-        bench(model, SPEC, on_run=fail)
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        bench(model, SPEC)
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-
-
-def test_the_callback_counts_every_run(model):
-    counts = []
-    bench(model, SPEC, on_run=counts.append)
-    assert counts == list(range(1, 11))
-
-
-def test_the_batch_size_fills_the_dynamic_dimension(model):
-    assert bench(model, replace(SPEC, batch_size=5)).input_shape == (5, 3, 4)
-
-
-def test_a_fixed_batch_is_timed_as_it_is_and_no_other(tmp_path):
-    model = save(tmp_path / "fixed.onnx", "float[4, 3] x", output="float[4, 3] y")
-    assert bench(model, replace(SPEC, batch_size=4)).input_shape == (4, 3)
-    with pytest.raises(ResdeployError, match="batches of 4, not of 1") as caught:
-        bench(model, SPEC)
-    assert "dynamic batch" in caught.value.fix
-    assert caught.value.where == str(model)
-
-
-def test_half_precision_inputs_are_timed_too(tmp_path):
-    model = save(
-        tmp_path / "half.onnx", "float16[N, 3] x", output="float16[N, 3] y", body="y = Identity(x)"
+def test_the_record_of_the_worker_comes_back_whole(result):
+    assert (len(result.warmup_ns), len(result.latencies_ns), len(result.bound_ns)) == (2, 30, 20)
+    assert result.summary.num_runs == 30
+    assert result.placement.executed == {"CPUExecutionProvider": 1}
+    assert result.num_subnormal_weights == 0
+    assert result.before.time_s < result.after.time_s
+    assert load_json(BenchReport, dump_json(BenchReport(results=(result,))), where="") == (
+        BenchReport(results=(result,))
     )
-    assert bench(model, SPEC).input_shape == (1, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_the_peak_memory_is_that_of_the_worker_and_not_of_who_started_it(result):
+    assert 10 << 20 < result.ram_base_bytes <= result.ram_peak_bytes < 350 << 20
+
+
+def test_the_worker_imports_numpy_and_onnxruntime_and_nothing_heavier():
+    script = "import resdeploy.target.bench_worker, sys, json; print(json.dumps([*sys.modules]))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(run.stdout)}
+    heavy = {"torch", "onnx", "onnx_ir", "rich", "click", "PIL", "scipy", "sklearn", "safetensors"}
+    assert {"numpy", "onnxruntime"} <= loaded
+    assert not loaded & heavy
+
+
+def test_a_refusal_of_the_worker_is_the_same_error_here(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("this is not a model")
+    with pytest.raises(ResdeployError, match="not an ONNX model") as caught:
+        bench(path, SPEC)
+    assert caught.value.where == str(path)
+    assert caught.value.fix
+
+
+def test_a_provider_that_does_not_start_is_exit_3_and_no_number(model, no_cuda):
+    with pytest.raises(ProviderError) as caught:
+        bench(model, dataclasses.replace(SPEC, session=SessionSpec(provider="cuda")))
+    assert caught.value.exit_code == 3
+
+
+def test_kernels_elsewhere_are_an_error_and_no_number(model, monkeypatch):
+    from resdeploy.target import measure
+
+    placement = measure.read_placement(model, *_session_and_values(model))
+    stray = dataclasses.replace(placement, reasons=("Relu ran on the CPU",))
+    monkeypatch.setattr(measure, "read_placement", lambda *_: stray)
+    with pytest.raises(ProviderError, match="Relu ran on the CPU"):
+        measure.measure(model, SPEC)
+    assert measure.measure(model, SPEC, prove_placement=False).placement is None
+
+
+def _session_and_values(model):
+    from resdeploy.target.measure import set_up
+
+    stand = set_up(model, SPEC)
+    return stand.session, stand.values
 
 
 @pytest.mark.parametrize(
-    ("signature", "body", "output", "message"),
-    [
-        ("float[N, 3, H] x", "y = Relu(x)", "float[N, 3, H] y", "more than its batch is dynamic"),
-        ("int64[N, 3] x", "y = Neg(x)", "int64[N, 3] y", "'x' is int64"),
-        ("float[N] x, float[N] z", "y = Add(x, z)", "float[N] y", "has 2 inputs"),
-        ("float x", "y = Relu(x)", "float y", "no batch dimension"),
-    ],
+    ("number", "words"), [(signal.SIGKILL, "memory runs out"), (signal.SIGILL, "instruction")]
 )
-def test_a_model_with_no_one_size_to_time_is_refused(tmp_path, signature, body, output, message):
-    model = save(tmp_path / "other.onnx", signature, body, output)
-    with pytest.raises(ResdeployError, match=message) as caught:
-        bench(model, SPEC)
+def test_a_worker_that_is_killed_is_an_error_that_says_so(model, number, words):
+    with BenchProcess(BenchJob(model=str(model), spec=SPEC, in_bursts=True)) as process:
+        assert process.receive()["kind"] == "ready"
+        os.kill(process.pid, number)
+        process.send("1")
+        with pytest.raises(EnvironmentLacksError, match=words) as caught:
+            process.receive()
     assert caught.value.where == str(model)
 
 
+def test_a_bug_in_the_worker_is_a_bug_here_with_its_traceback(model):
+    with BenchProcess(BenchJob(model=str(model), spec=SPEC, in_bursts=True)) as process:
+        process.receive()
+        process.send("not a number")
+        with pytest.raises(RuntimeError, match="invalid literal for int"):
+            process.receive()
+
+
+def test_no_process_is_left_when_the_block_is_left_by_an_error(model):
+    job = BenchJob(model=str(model), spec=SPEC)
+    with pytest.raises(ZeroDivisionError), BenchProcess(job) as process:
+        raise ZeroDivisionError
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_a_numpy_in_the_current_folder_is_not_imported(model, tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert len(bench(model, SPEC, prove_placement=False).latencies_ns) == 30
+
+
+def test_what_the_runtime_says_of_slow_convolutions_is_kept():
+    line = (
+        "[W:onnxruntime:, conv.cc:425] OP Conv(c1) running in Fallback mode. May be extremely slow."
+    )
+    assert slow_warnings(f"{line}\nelse\n{line}") == ("Conv(c1) running in Fallback mode",)
+    assert slow_warnings("") == ()
+
+
+# --- in turn -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison(model):
+    slow = save(
+        model.parent / "slow.onnx",
+        "".join(f"t{i} = Sin({'x' if i == 0 else f't{i - 1}'}) " for i in range(60))
+        + "y = Relu(t59)",
+    )
+    spec = dataclasses.replace(SPEC, num_runs=33, batch_size=64)
+    return bench_in_turn((slow, spec), (model, spec), num_blocks=3, max_slowdown=0.03)
+
+
+def test_a_much_slower_model_is_called_slower_and_fails(comparison):
+    assert comparison.p50.verdict == "slower"
+    assert not comparison.passed
+    assert comparison.candidate.model.path == "slow.onnx"
+    assert load_json(BenchComparison, dump_json(comparison), where="") == comparison
+
+
+def test_every_latency_of_every_burst_is_kept_and_who_began_alternates(comparison):
+    assert [block.candidate_first for block in comparison.blocks] == [True, False, True]
+    for block in comparison.blocks:
+        for bursts in (block.candidate_ns, block.baseline_ns):
+            assert len(bursts) == NUM_BURSTS
+            assert sum(map(len, bursts)) == 33
+
+
+def test_bursts_take_turns_as_a_b_b_a(model, monkeypatch):
+    order, made = [], []
+
+    class Recorded(BenchProcess):
+        def __enter__(self):
+            made.append(self)
+            return super().__enter__()
+
+        def send(self, line):
+            if line.isdecimal():
+                order.append(made.index(self))
+            super().send(line)
+
+    monkeypatch.setattr("resdeploy.target.bench_in_turn.BenchProcess", Recorded)
+    bench_in_turn((model, SPEC), (model, SPEC), num_blocks=3)
+    assert len(made) == 6  # fresh ones for each block
+    assert order[:8] == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_too_few_runs_have_no_p99(comparison):
+    assert comparison.p99 is None
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("low", "limit", "passed"),
+    [(1.04, 0.03, False), (1.02, 0.03, True), (0.9, 0.03, True), (2.0, None, True)],
+)
+def test_only_an_interval_wholly_beyond_the_limit_fails(comparison, low, limit, passed):
+    changed = dataclasses.replace(
+        comparison, p50=SpeedRatio(ratio=2.0, low=low, high=3.0), max_slowdown=limit
+    )
+    assert changed.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "blocks", "message"),
     [
-        ({"batch_size": 0}, "batch size is 0"),
-        ({"num_runs": 0}, "number of runs is 0"),
-        ({"num_warmup": -1}, "warm-up runs is -1"),
+        ({}, 2, "number of blocks is 2"),
+        ({"num_runs": NUM_BURSTS - 1}, 3, "runs each or more"),
+        ({"scenario": "offline"}, 3, "single-stream"),
+        ({"batch_size": 0}, 3, "batch size is 0"),
     ],
 )
-def test_counts_out_of_range_are_refused_before_anything_is_loaded(model, changes, message):
-    model.unlink()
+def test_a_comparison_that_means_nothing_is_refused(model, changes, blocks, message):
     with pytest.raises(ResdeployError, match=message):
-        bench(model, replace(SPEC, **changes))
+        bench_in_turn(
+            (model, SPEC), (model, dataclasses.replace(SPEC, **changes)), num_blocks=blocks
+        )
 
 
-def test_a_provider_that_does_not_start_is_never_timed(model, monkeypatch):
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ProviderError):
-        bench(model, replace(SPEC, session=SessionSpec(provider="cuda")), on_run=pytest.fail)
+# --- against a saved result ----------------------------------------------------------------------
+
+
+def timed(result, latencies_ns, **changes):
+    return dataclasses.replace(
+        result, latencies_ns=tuple(latencies_ns), unstable_reasons=(), **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.04, "cannot tell"), (0.97, "cannot tell"), (1.15, "slower"), (0.85, "faster")],
+)
+def test_against_a_saved_result_five_percent_do_not_count(result, factor, verdict):
+    base = [1_000_000 + 100 * (i % 7) for i in range(200)]
+    comparison = compare_with_saved(
+        timed(result, (int(factor * x) for x in base)), timed(result, base)
+    )
+    assert comparison.p50.verdict == verdict
+    assert comparison.p50.ratio == pytest.approx(factor, rel=1e-3)
+    assert not comparison.interleaved
+    assert "not timed in turn" in comparison.caveats[0]
+
+
+def test_a_result_that_is_not_stable_or_of_another_machine_proves_nothing(result):
+    fast, slow = timed(result, [10] * 200), timed(result, [20] * 200)
+    other = dataclasses.replace(result.environment, cpu_model="another")
+    for new in (
+        dataclasses.replace(slow, unstable_reasons=("it drifts",)),
+        dataclasses.replace(slow, environment=other),
+    ):
+        comparison = compare_with_saved(new, fast, max_slowdown=0.0)
+        assert comparison.p50.verdict == comparison.p99.verdict == "cannot tell"
+        assert comparison.passed
+        assert len(comparison.caveats) == 2
+    assert compare_with_saved(slow, fast).p50.verdict == "slower"
+
+
+def test_another_version_is_a_caveat(result):
+    versions = {**result.environment.versions, "onnxruntime": "0.1"}
+    old = dataclasses.replace(
+        timed(result, [10] * 200),
+        environment=dataclasses.replace(result.environment, versions=versions),
+    )
+    caveats = compare_with_saved(timed(result, [10] * 200), old).caveats
+    assert any("onnxruntime is" in caveat and "was 0.1" in caveat for caveat in caveats)
+
+
+def test_results_of_different_work_are_not_compared(result):
+    with pytest.raises(ResdeployError, match="input shape is"):
+        compare_with_saved(result, dataclasses.replace(result, input_shape=(2, 3, 4)))
+
+
+def test_a_saved_file_is_one_result(result, tmp_path):
+    path = tmp_path / "saved.json"
+    path.write_text(dump_json(BenchReport(results=(result,))))
+    assert load_result(path) == result
+    path.write_text(dump_json(BenchReport(results=(result, result))))
+    with pytest.raises(ResdeployError, match="holds 2 results"):
+        load_result(path)
+    with pytest.raises(ResdeployError, match="cannot be read"):
+        load_result(tmp_path / "none.json")
+
+
+def test_states_of_the_machine_survive_json():
+    state = MachineState(time_s=1.0)
+    assert load_json(MachineState, dump_json(state), where="") == state

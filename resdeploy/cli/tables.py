@@ -1,4 +1,4 @@
-"""Tables on stdout."""
+"""Tables for people, and figures with their units."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_table"]
+__all__ = ["milliseconds", "print_table"]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table under its title, which stands outside: the table would break it."""
+    """Print a table on stdout, its title above it."""
     table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         # As it stands: "[cuda]" is an extra here, and no markup.
         table.add_row(*map(Text, row))
+    # Apart from the table, which would break it at its own width.
     click.echo(title)
     _console().print(table)
+
+
+def milliseconds(duration_ns: float) -> str:
+    """Return a duration in milliseconds."""
+    return f"{duration_ns / 1e6:.3f} ms"
 
 
 def _console() -> Console:

@@ -1,0 +1,71 @@
+"""How the options of `resdeploy bench` are read."""
+
+import dataclasses
+from typing import Any, get_args
+
+import click
+
+from resdeploy.schema import GraphLevel, PrecisionHint, SessionSpec
+
+__all__ = ["SESSION_OPTIONS", "numbers", "percent", "with_options"]
+
+SESSION_OPTIONS = ("provider", "threads", "graph-level", "tf32", "openvino-precision")
+
+
+def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Return the whole numbers of a list such as 1,8,32."""
+    if text is None:
+        return ()
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=_flag(option)
+        )
+    return found
+
+
+def percent(_context: Any, option: click.Parameter, text: str | None) -> float | None:
+    """Return a percentage such as 3% as a fraction."""
+    if text is None:
+        return None
+    try:
+        found = float(text.removesuffix("%"))
+    except ValueError:
+        found = -1.0
+    if not (text.endswith("%") and 0 <= found < 1000):
+        raise click.BadParameter(
+            f"{text!r} is not a percentage such as 3%", param_hint=_flag(option)
+        )
+    return found / 100
+
+
+def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
+    """Return the session with NAME=VALUE options, named as those of the command."""
+    changes: dict[str, Any] = {}
+    for text in options:
+        name, _, value = text.partition("=")
+        if name == "provider" and value:
+            changes["provider"] = value
+        elif name == "threads" and value.isdecimal():
+            changes["num_threads"] = int(value)
+        elif name == "graph-level" and value in get_args(GraphLevel):
+            changes["graph_level"] = value
+        elif name == "tf32" and value in ("on", "off"):
+            changes["use_tf32"] = value == "on"
+        elif name == "openvino-precision" and value in get_args(PrecisionHint):
+            changes["precision_hint"] = value
+        else:
+            raise click.BadParameter(
+                f"{text!r} is not one of provider=NAME, threads=N, "
+                f"graph-level={'|'.join(get_args(GraphLevel))}, tf32=on|off, "
+                f"openvino-precision={'|'.join(get_args(PrecisionHint))}",
+                param_hint="--against-option",
+            )
+    return dataclasses.replace(session, **changes)
+
+
+def _flag(option: click.Parameter) -> str:
+    return option.opts[0]

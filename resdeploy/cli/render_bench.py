@@ -1,0 +1,189 @@
+"""Benchmarks as text. No arithmetic beyond units and sums; statistics are in `stats.py`."""
+
+from collections.abc import Iterator
+
+import click
+
+from resdeploy.cli.tables import milliseconds, print_table
+from resdeploy.schema import (
+    BenchComparison,
+    BenchReport,
+    BenchResult,
+    BenchSide,
+    Profile,
+    SpeedRatio,
+)
+
+__all__ = ["render_comparison", "render_report"]
+
+
+def render_report(report: BenchReport) -> None:
+    """Print one table for a single result, and one line for each of several."""
+    if len(report.results) == 1:
+        _result(report.results[0])
+        return
+    rows = [
+        (
+            str(r.spec.batch_size),
+            str(r.spec.session.num_threads or "default"),
+            milliseconds(r.summary.p50_ns),
+            milliseconds(r.summary.p99_ns),
+            f"{r.summary.throughput_per_s:,.1f}",
+            _memory(r),
+            "yes" if r.stable else f"no: {r.unstable_reasons[0]}",
+        )
+        for r in report.results
+    ]
+    first = report.results[0]
+    columns = ("batch", "threads", "p50", "p99", "samples/s", "memory", "stable")
+    print_table(f"{first.model.path} on {first.spec.session.provider}", columns, rows)
+    for result in report.results:
+        if result.profile is not None:
+            click.echo(f"batch {result.spec.batch_size}, threads {result.spec.session.num_threads}")
+            _profile(result.profile)
+
+
+def _result(result: BenchResult) -> None:
+    from resdeploy.stats import percentile
+
+    summary = result.summary
+    rows = [
+        ("p50", milliseconds(summary.p50_ns), _interval(summary.p50_interval_ns)),
+        ("p90", milliseconds(summary.p90_ns), ""),
+        ("p99", milliseconds(summary.p99_ns), _interval(summary.p99_interval_ns)),
+        ("p99.9", milliseconds(summary.p999_ns), _is_longest(result, 1000)),
+        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""),
+    ]
+    if result.bound_ns:
+        bound = percentile(result.bound_ns, 50)
+        copies = "input and output left where they are"
+        rows.append(("p50 bound", milliseconds(bound), copies))
+    rows += [
+        ("load", milliseconds(result.load_ns), ""),
+        ("first run", milliseconds(result.warmup_ns[0]), ""),
+        ("memory", _memory(result), "the process's peak"),
+        ("stable", "yes" if result.stable else "no", "; ".join(result.unstable_reasons)),
+    ]
+    scenario: str = result.spec.scenario
+    if result.spec.qps is not None:
+        scenario += f" at {result.spec.qps:g} runs/s"
+    click.echo(f"scenario {scenario}, {_timed(result)}")
+    title = (
+        f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
+        f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
+    )
+    print_table(title, ("figure", "value", ""), rows)
+    click.echo(_where(result))
+    for line in _remarks(result):
+        click.echo(line)
+    if result.profile is not None:
+        _profile(result.profile)
+
+
+def _timed(result: BenchResult) -> str:
+    """Return what the clock ran around."""
+    if result.arrivals_ns:
+        return "from the moment a run was asked for to its answer in host memory"
+    return "from host memory to host memory"
+
+
+def _remarks(result: BenchResult) -> Iterator[str]:
+    for warning in result.warnings:
+        yield f"the runtime warns: {warning}"
+    if result.num_subnormal_weights:
+        yield (
+            f"{result.num_subnormal_weights} weights are subnormal, which slows some processors: "
+            "resdeploy export sets those that a fold makes to zero"
+        )
+    if result.num_subnormal_weights is None:
+        yield "subnormal weights: not looked for, as the weights are not in the file itself"
+
+
+def _where(result: BenchResult) -> str:
+    session = result.session
+    runtime = f"{session.runtime} {session.runtime_version}"
+    if result.placement is None:
+        return f"ran on {session.active_providers[0]} ({runtime})"
+    kernels = [f"{count} of {name}" for name, count in result.placement.executed.items()]
+    return f"kernels that ran: {', '.join(kernels) or 'none'} ({runtime})"
+
+
+def _is_longest(result: BenchResult, needed: int) -> str:
+    return "the longest: too few runs for more" if result.summary.num_runs < needed else ""
+
+
+def _interval(interval_ns: tuple[float, ...]) -> str:
+    if not interval_ns:
+        return "the longest: too few runs for more"
+    low, high = interval_ns
+    return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
+
+
+def _memory(result: BenchResult) -> str:
+    parts = []
+    if result.ram_peak_bytes is not None:
+        parts.append(f"{result.ram_peak_bytes / 1e6:.1f} MB")
+    if result.gpu_bytes is not None:
+        parts.append(f"GPU {result.gpu_bytes / 1e6:.1f} MB")
+    return ", ".join(parts) or "not readable"
+
+
+def _profile(profile: Profile) -> None:
+    total_ns = sum(layer.p50_ns for layer in profile.layers)
+    rows = []
+    for layer in profile.layers:
+        seconds = max(layer.p50_ns, 1) / 1e9
+        macs, byte_rate = layer.num_macs / seconds, layer.num_bytes / seconds
+        rows.append(
+            (
+                layer.name,
+                layer.op,
+                f"{layer.p50_ns / 1e3:.0f} us",
+                f"{layer.p50_ns / max(total_ns, 1):.1%}",
+                f"{layer.num_macs / 1e6:.2f}",
+                f"{layer.num_bytes / 1e3:.1f}",
+                f"{macs / profile.peak_macs_per_s:.0%}" if layer.num_macs else "",
+                f"{byte_rate / profile.peak_bytes_per_s:.0%}",
+            )
+        )
+    title = (
+        f"layers, median of {profile.num_runs} profiled runs, which take "
+        f"{milliseconds(profile.run_p50_ns)} each"
+    )
+    columns = ("layer", "operator", "time", "share", "MMAC", "kB", "of peak MAC/s", "of peak B/s")
+    print_table(title, columns, rows)
+    click.echo(
+        f"measured peaks: {profile.peak_macs_per_s / 1e9:.1f} GMAC/s (matrix product), "
+        f"{profile.peak_bytes_per_s / 1e9:.1f} GB/s (copy); caches are faster than the copy"
+    )
+
+
+def render_comparison(comparison: BenchComparison) -> None:
+    """Print the verdict, the ratios with their intervals, and the caveats."""
+    rows = [("p50", *_ratio(comparison.p50))]
+    if comparison.p99 is not None:
+        rows.append(("p99", *_ratio(comparison.p99)))
+    columns = ("figure", "ratio", f"{comparison.confidence:.0%} interval", "verdict")
+    title = f"{_side(comparison.candidate)} against {_side(comparison.baseline)}"
+    print_table(title, columns, rows)
+    if comparison.interleaved:
+        click.echo(f"timed in turn in {len(comparison.blocks)} pairs of fresh processes")
+    for caveat in comparison.caveats:
+        click.echo(caveat)
+    if comparison.max_slowdown is not None:
+        outcome = "PASS" if comparison.passed else "FAIL"
+        click.echo(f"{outcome}: slower by more than {comparison.max_slowdown:.1%} fails")
+
+
+def _side(side: BenchSide) -> str:
+    session = side.spec.session
+    parts = [f"{side.model.path} on {session.provider}"]
+    if session.num_threads is not None:
+        parts.append(f"{session.num_threads} threads")
+    if session.graph_level != "all":
+        parts.append(f"graph level {session.graph_level}")
+    return ", ".join(parts)
+
+
+def _ratio(ratio: SpeedRatio) -> tuple[str, str, str]:
+    return f"{ratio.ratio:.4f}", f"{ratio.low:.4f} to {ratio.high:.4f}", ratio.verdict

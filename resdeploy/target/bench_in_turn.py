@@ -1,0 +1,142 @@
+"""Time two sessions in turn, and say which is faster.
+
+A block is a pair of fresh processes, both loaded and warm, that are told in turn to run in bursts:
+A B B A, A B B A. What the machine does to the one it does to the other a moment later, and a drift
+cancels within each four. The next block is another pair, begun by the other one (B A A B), since
+processes differ by where their memory happens to lie.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from resdeploy.errors import ResdeployError
+from resdeploy.paired import CONFIDENCE, min_runs_for, speed_ratio
+from resdeploy.schema import (
+    BenchBlock,
+    BenchComparison,
+    BenchJob,
+    BenchSide,
+    BenchSpec,
+    from_json,
+)
+from resdeploy.target.bench_process import BenchProcess
+from resdeploy.target.environment import read_environment
+from resdeploy.target.machine import read_machine_state
+from resdeploy.target.measure import check_spec
+
+__all__ = ["MIN_BLOCKS", "NUM_BURSTS", "bench_in_turn"]
+
+# Bursts of each process in a block; a multiple of two, for A B B A.
+NUM_BURSTS = 10
+
+# With fewer, Student's t is so large that only enormous differences show.
+MIN_BLOCKS = 3
+
+
+def bench_in_turn(
+    candidate: tuple[Path, BenchSpec],
+    baseline: tuple[Path, BenchSpec],
+    *,
+    num_blocks: int,
+    max_slowdown: float | None = None,
+    on_block: Callable[[int], None] | None = None,
+) -> BenchComparison:
+    """Time two models, or one with two settings, in turn; each process does `num_runs` runs.
+
+    Args:
+        candidate: the model and the settings in question.
+        baseline: those it is held against.
+        num_blocks: how many pairs of processes.
+        max_slowdown: the fraction by which the candidate may be slower.
+        on_block: called with the number of blocks done after each.
+
+    Raises:
+        ResdeployError: a number is out of range, or a model cannot be timed.
+        EnvironmentLacksError: a provider did not start or left kernels to another, or a process
+            was killed.
+    """
+    if num_blocks < MIN_BLOCKS:
+        raise ResdeployError(
+            f"The number of blocks is {num_blocks}.", fix=f"ask for at least {MIN_BLOCKS}"
+        )
+    for _, spec in (candidate, baseline):
+        check_spec(spec)
+        if spec.num_runs < NUM_BURSTS or spec.scenario != "single-stream":
+            raise ResdeployError(
+                "Two models are timed in turn in the scenario single-stream, with "
+                f"{NUM_BURSTS} runs each or more.",
+                fix="leave out --scenario, and ask for more --runs",
+            )
+    environment = read_environment()
+    before = read_machine_state(gpus=True)
+    blocks = []
+    sides: list[BenchSide] = []
+    for number in range(num_blocks):
+        block, pair = _block(candidate, baseline, candidate_first=number % 2 == 0, prove=not sides)
+        blocks.append(block)
+        sides = sides or pair
+        if on_block is not None:
+            on_block(number + 1)
+    after = read_machine_state(gpus=True)
+    return BenchComparison(
+        candidate=sides[0],
+        baseline=sides[1],
+        environment=environment,
+        interleaved=True,
+        blocks=tuple(blocks),
+        confidence=CONFIDENCE,
+        p50=speed_ratio(blocks, 50),
+        p99=speed_ratio(blocks, 99) if _enough(blocks, 99) else None,
+        max_slowdown=max_slowdown,
+        before=before,
+        after=after,
+    )
+
+
+def _block(
+    candidate: tuple[Path, BenchSpec],
+    baseline: tuple[Path, BenchSpec],
+    *,
+    candidate_first: bool,
+    prove: bool,
+) -> tuple[BenchBlock, list[BenchSide]]:
+    """Return the bursts of one pair of processes, and what each ran on."""
+    order = (0, 1) if candidate_first else (1, 0)
+    jobs = [
+        BenchJob(model=str(model), spec=spec, in_bursts=True, prove_placement=prove)
+        for model, spec in (candidate, baseline)
+    ]
+    sides: dict[int, BenchSide] = {}
+    bursts: dict[int, list[tuple[int, ...]]] = {0: [], 1: []}
+    with ExitStack() as stack:
+        processes: dict[int, BenchProcess] = {}
+        for side in order:
+            # One after the other, so that neither warms up beside the other's start.
+            processes[side] = stack.enter_context(BenchProcess(jobs[side]))
+            answer = processes[side].receive()
+            sides[side] = from_json(BenchSide, answer["side"], where="the benchmark process")
+        for number in range(NUM_BURSTS):
+            for side in order if number % 2 == 0 else reversed(order):
+                share = _share(jobs[side].spec.num_runs, number)
+                processes[side].send(str(share))
+                bursts[side].append(tuple(processes[side].receive()["latencies_ns"]))
+    block = BenchBlock(
+        candidate_ns=tuple(bursts[0]),
+        baseline_ns=tuple(bursts[1]),
+        candidate_first=candidate_first,
+    )
+    return block, [sides[0], sides[1]]
+
+
+def _share(num_runs: int, number: int) -> int:
+    """Return how many of the runs the burst with this number does."""
+    return (number + 1) * num_runs // NUM_BURSTS - number * num_runs // NUM_BURSTS
+
+
+def _enough(blocks: list[BenchBlock], q: float) -> bool:
+    return all(
+        sum(map(len, bursts)) >= min_runs_for(q)
+        for block in blocks
+        for bursts in (block.candidate_ns, block.baseline_ns)
+    )

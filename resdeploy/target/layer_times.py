@@ -1,0 +1,173 @@
+"""Where the time of a run goes: each layer's, from the runtime's own profile."""
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.schema import LayerTime, Profile, SessionSpec
+from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
+from resdeploy.target.onnx_wire import OnnxNode, read_nodes
+from resdeploy.target.session import open_session
+
+__all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
+
+# Not counted: what a session does in its first runs only.
+_NUM_WARMUP = 3
+
+# Kernels that the runtime writes for a layout of its own carry this after the value they make.
+_RUNTIME_SUFFIXES = ("_nchwc",)
+
+
+def check_profile(spec: SessionSpec) -> None:
+    """Raise ResdeployError for a provider whose profile does not say how long layers take."""
+    if spec.provider != "cpu":
+        raise ResdeployError(
+            f"The layers cannot be timed on {spec.provider}: the runtime's profile holds the times "
+            "at which kernels are started there, or one time for all of them.",
+            fix="profile on --provider cpu, or use the tools of the device's vendor",
+        )
+
+
+def read_profile(
+    model: Path,
+    spec: SessionSpec,
+    feed: Mapping[str, np.ndarray],
+    *,
+    num_runs: int,
+    num_threads: int,
+) -> Profile:
+    """Return the median time of each layer over `num_runs` runs, and the machine's ceilings.
+
+    Raises:
+        ResdeployError: the provider's profile holds no times of layers.
+        ProviderError: the profile cannot be read.
+    """
+    check_profile(spec)
+    with tempfile.TemporaryDirectory(prefix="resdeploy-profile-") as folder:
+        session = open_session(model, spec, profile_prefix=Path(folder) / "run")
+        try:
+            for _ in range(_NUM_WARMUP + num_runs):
+                session.run(feed)
+        finally:
+            # Also on a failure: a session that is profiling holds the file open.
+            path = Path(session.ort.end_profiling())
+        try:
+            events = json.loads(path.read_text(encoding="utf-8"))
+            runs = _runs(events)[_NUM_WARMUP:]
+            layers = layer_times([kernels for _, kernels in runs], read_nodes(model.read_bytes()))
+            run_p50_ns = round(1e3 * statistics.median(duration for duration, _ in runs))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ProviderError(
+                f"The profile of a run cannot be read: {error!r}.",
+                where=f"onnxruntime {session.info.runtime_version}",
+            ) from error
+    return Profile(
+        layers=layers,
+        num_runs=num_runs,
+        run_p50_ns=run_p50_ns,
+        peak_macs_per_s=peak_macs_per_s(spec),
+        peak_bytes_per_s=peak_bytes_per_s(num_threads),
+    )
+
+
+def _runs(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[Mapping[str, Any]]]]:
+    """Return each run's duration in microseconds with its kernels, in the order they began."""
+    runs = [event for event in events if event.get("name") == "model_run"]
+    kernels = [e for e in events if e.get("cat") == "Node" and "provider" in e.get("args", {})]
+    return [
+        (
+            run["dur"],
+            [k for k in kernels if run["ts"] <= k["ts"] <= run["ts"] + run["dur"]],
+        )
+        for run in runs
+    ]
+
+
+def layer_times(
+    runs: Sequence[Sequence[Mapping[str, Any]]], nodes: Sequence[OnnxNode]
+) -> tuple[LayerTime, ...]:
+    """Return the median time of each kernel over `runs`, under the names of the model's `nodes`.
+
+    Raises:
+        ValueError: there are no runs, or they are not all of the same kernels.
+    """
+    names = [[kernel["name"] for kernel in run] for run in runs]
+    if not runs or any(other != names[0] for other in names):
+        raise ValueError("the runs are not of the same kernels")
+    return tuple(
+        LayerTime(
+            name=_own_name(kernel["name"].removesuffix("_kernel_time"), kernel, nodes),
+            op=kernel["args"]["op_name"],
+            # The profile counts in whole microseconds.
+            p50_ns=round(1e3 * statistics.median(run[index]["dur"] for run in runs)),
+            num_macs=num_macs(kernel["args"]),
+            num_bytes=_num_bytes(kernel["args"]),
+        )
+        for index, kernel in enumerate(runs[0])
+    )
+
+
+def _own_name(name: str, kernel: Mapping[str, Any], nodes: Sequence[OnnxNode]) -> str:
+    """Return the name of the model's node that a kernel computes.
+
+    Kernels that the runtime made of several nodes, or for another layout, are named after the value
+    they make. From there it goes up the graph, along first inputs, to the node with the kernel's
+    operator.
+    """
+    if any(node.name == name for node in nodes):
+        return name
+    value = name
+    for suffix in _RUNTIME_SUFFIXES:
+        value = value.removesuffix(suffix)
+    maker = {output: node for node in nodes for output in node.outputs}
+    node = maker.get(value)
+    while node is not None:
+        if node.op == kernel["args"]["op_name"].removeprefix("Fused"):
+            return node.name or value
+        node = maker.get(node.inputs[0]) if node.inputs else None
+    return name
+
+
+def num_macs(args: Mapping[str, Any]) -> int:
+    """Return the multiplications with addition that a kernel's shapes mean; 0 if it is no product.
+
+    A convolution does one for each output element and each weight of one filter,
+    C / groups * K * K, which are the weight's shape after its first dimension. The profile leaves
+    out the weight of a Gemm whose weights were packed: its size is then that of one filter, the
+    columns of its first input.
+    """
+    shapes = [next(iter(shape.values())) for shape in args["input_type_shape"]]
+    outputs = math.prod(next(iter(args["output_type_shape"][0].values())))
+    match args["op_name"].removeprefix("Fused"):
+        case "Conv" | "NhwcConv":
+            return int(outputs * math.prod(shapes[1][1:]))
+        case "ConvTranspose":
+            # Each input element goes to each weight of one filter.
+            return int(math.prod(shapes[0]) * math.prod(shapes[1][1:]))
+        case "MatMul":
+            return int(outputs * shapes[0][-1])
+        case "Gemm":
+            if len(shapes) > 1 and len(shapes[1]) == 2:
+                # M K * K N / (M N), whichever of them is transposed.
+                return int(outputs * math.isqrt(math.prod(shapes[0] + shapes[1]) // outputs))
+            return int(outputs * shapes[0][-1])
+        case _:
+            return 0
+
+
+def _num_bytes(args: Mapping[str, Any]) -> int:
+    total = sum(int(args.get(x, 0)) for x in ("activation_size", "parameter_size", "output_size"))
+    if args["op_name"].removeprefix("Fused") == "Gemm":
+        shapes = [next(iter(shape.items())) for shape in args["input_type_shape"]]
+        dtype, left = shapes[0]
+        if len(shapes) < 2 or len(shapes[1][1]) != 2:  # the packed weight, which is left out
+            columns = next(iter(args["output_type_shape"][0].values()))[-1]
+            total += left[-1] * columns * (8 if dtype == "double" else 4)
+    return total

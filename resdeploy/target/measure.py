@@ -1,0 +1,354 @@
+"""Time one session in this process: raw latencies, with the first runs kept apart."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.files import file_info
+from resdeploy.schema import BenchResult, BenchSpec, MachineState, Placement, TensorSpec
+from resdeploy.stats import is_settled, poisson_arrivals, summarise
+from resdeploy.target.diagnosis import run_errors
+from resdeploy.target.environment import read_environment
+from resdeploy.target.layer_times import check_profile, read_profile
+from resdeploy.target.machine import peak_ram_bytes, read_machine_state
+from resdeploy.target.onnx_wire import count_subnormal_weights
+from resdeploy.target.placement import read_placement
+from resdeploy.target.runtime import onnxruntime
+from resdeploy.target.session import Session, input_specs, open_session
+from resdeploy.target.steadiness import machine_reasons, unstable_reasons
+
+__all__ = ["Stand", "check_spec", "collector_off", "measure", "prove", "set_up"]
+
+# The time of a ResNet does not depend on its input, as long as the numbers are ordinary ones;
+# zeros and subnormals are not.
+_INPUT_SEED = 0
+
+# Waiting for a moment: asleep until this much before it, then awake, as a sleep may end late.
+_AWAKE_NS = 500_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Stand:
+    """A session set up to be timed, with all that one run needs."""
+
+    spec: BenchSpec
+    model: Path
+    session: Session
+    input_name: str
+    values: np.ndarray
+    load_ns: int
+    warmup_ns: list[int] = field(default_factory=list)
+    on_run: Callable[[int], None] | None = None
+    num_done: int = 0
+
+    def run(self) -> int:
+        """Run once, from host memory to host memory, and return its time in nanoseconds."""
+        feed = {self.input_name: self.values}
+        run = self.session.ort.run
+        with run_errors(self.session.info):
+            start_ns = time.perf_counter_ns()
+            run(None, feed)
+            duration_ns = time.perf_counter_ns() - start_ns
+        self._count()
+        return duration_ns
+
+    def run_bound(self, binding: Any) -> int:
+        """Run once from and to where `binding` says, and return its time in nanoseconds."""
+        run = self.session.ort.run_with_iobinding
+        with run_errors(self.session.info):
+            start_ns = time.perf_counter_ns()
+            run(binding)
+            duration_ns = time.perf_counter_ns() - start_ns
+        self._count()
+        return duration_ns
+
+    def warm_up(self) -> None:
+        """Run until the times have settled, within the numbers of runs that the spec gives."""
+        least = max(1, self.spec.num_warmup)
+        while len(self.warmup_ns) < least or (
+            len(self.warmup_ns) < self.spec.max_warmup and not is_settled(self.warmup_ns)
+        ):
+            self.warmup_ns.append(self.run())
+
+    def _count(self) -> None:
+        self.num_done += 1
+        if self.on_run is not None:
+            self.on_run(self.num_done)
+
+
+def measure(
+    model: Path,
+    spec: BenchSpec,
+    *,
+    on_run: Callable[[int], None] | None = None,
+    prove_placement: bool = True,
+) -> BenchResult:
+    """Time `spec.num_runs` runs of `model` in this process.
+
+    One input, drawn once, is used throughout. The clock runs around the session's run and nothing
+    else; Python's garbage collector is off meanwhile.
+
+    Args:
+        model: an ONNX file with one float input whose only dynamic dimension, if any, is the
+            first.
+        spec: the session, the batch size and the numbers of runs. The first run is always counted
+            as warm-up.
+        on_run: called with the number of runs done after each, warm-up included, off the clock.
+        prove_placement: ask a profile of one further run where its kernels were.
+
+    Raises:
+        ResdeployError: the numbers of `spec` are out of range, or the model cannot be read or
+            cannot be timed with this batch size.
+        ProviderError: the provider did not start, failed, or left kernels to another.
+    """
+    check_spec(spec)
+    environment = read_environment()  # before this process adds to the load
+    on_gpu = spec.session.provider == "cuda"
+    at_rest = read_machine_state(gpus=on_gpu)
+    ram_base_bytes = peak_ram_bytes()
+    stand = set_up(model, spec, on_run=on_run)
+    bound_ns: list[int] = []
+    with collector_off():
+        stand.warm_up()
+        before = read_machine_state(gpus=on_gpu)
+        process_start_s = time.process_time()
+        arrivals_ns, latencies_ns = _timed(stand, bound_ns)
+        process_s = time.process_time() - process_start_s
+        after = read_machine_state(gpus=on_gpu)
+    ram_peak_bytes = peak_ram_bytes()
+
+    placement = prove(stand) if prove_placement else None
+    summary = summarise(latencies_ns, batch_size=spec.batch_size, arrivals_ns=arrivals_ns)
+    machine = machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus)
+    profile = None
+    if spec.num_profile_runs:
+        profile = read_profile(
+            model,
+            spec.session,
+            {stand.input_name: stand.values},
+            num_runs=spec.num_profile_runs,
+            num_threads=spec.session.num_threads or environment.num_cpus_allowed,
+        )
+    return BenchResult(
+        spec=spec,
+        model=file_info(model, relative_to=model.parent),
+        session=stand.session.info,
+        environment=environment,
+        input_shape=stand.values.shape,
+        load_ns=stand.load_ns,
+        warmup_ns=tuple(stand.warmup_ns),
+        latencies_ns=latencies_ns,
+        bound_ns=tuple(bound_ns),
+        arrivals_ns=arrivals_ns,
+        summary=summary,
+        unstable_reasons=unstable_reasons(
+            spec,
+            warmup_ns=stand.warmup_ns,
+            latencies_ns=latencies_ns,
+            arrivals_ns=arrivals_ns,
+            summary=summary,
+            machine=machine,
+        ),
+        before=before,
+        after=after,
+        process_s=process_s,
+        ram_base_bytes=ram_base_bytes,
+        ram_peak_bytes=ram_peak_bytes,
+        gpu_bytes=_gpu_growth(at_rest, after),
+        placement=placement,
+        num_subnormal_weights=_num_subnormal_weights(model),
+        profile=profile,
+    )
+
+
+def set_up(model: Path, spec: BenchSpec, *, on_run: Callable[[int], None] | None = None) -> Stand:
+    """Open a session and draw its input; nothing is run yet.
+
+    Raises:
+        ResdeployError: the model cannot be read or cannot be timed with this batch size.
+        ProviderError: the provider did not start.
+    """
+    start_ns = time.perf_counter_ns()
+    session = open_session(model, spec.session)
+    load_ns = time.perf_counter_ns() - start_ns
+    tensor = _only_input(input_specs(session), where=str(model))
+    shape = _input_shape(tensor, spec.batch_size, where=str(model))
+    values = np.random.default_rng(_INPUT_SEED).standard_normal(shape, dtype=np.float32)
+    return Stand(
+        spec=spec,
+        model=model,
+        session=session,
+        input_name=tensor.name,
+        values=values.astype(tensor.dtype),
+        load_ns=load_ns,
+        on_run=on_run,
+    )
+
+
+def prove(stand: Stand) -> Placement:
+    """Return where the kernels of one further run were.
+
+    Raises:
+        ProviderError: not where they were asked for.
+    """
+    placement = read_placement(stand.model, stand.session, stand.values)
+    if not placement.passed:
+        raise ProviderError(
+            f"The model did not run on {stand.spec.session.provider} alone: "
+            f"{'; '.join(placement.reasons)}.",
+            where=str(stand.model),
+            fix="simplify the model (resdeploy export), or use another provider",
+        )
+    return placement
+
+
+# --- the scenarios -------------------------------------------------------------------------------
+
+
+def _timed(stand: Stand, bound_ns: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return when each run was asked for, if not after the one before, and its latency."""
+    spec = stand.spec
+    if spec.scenario == "single-stream":
+        return (), _one_after_the_other(stand, bound_ns)
+    if spec.scenario == "offline":
+        arrivals_ns = (0,) * spec.num_runs  # everything is there at once
+    else:
+        arrivals_ns = poisson_arrivals(spec.num_runs, per_second=spec.qps or 0, seed=spec.seed)
+    return arrivals_ns, _as_they_come(stand, arrivals_ns)
+
+
+def _one_after_the_other(stand: Stand, bound_ns: list[int]) -> tuple[int, ...]:
+    spec = stand.spec
+    latencies_ns = []
+    binding = _bind(stand) if spec.num_bound_runs else None
+    if binding is not None:
+        stand.run_bound(binding)  # the first makes the output
+    for number in range(max(spec.num_runs, spec.num_bound_runs)):
+        # In turn, so that both see the same machine.
+        if number < spec.num_runs:
+            latencies_ns.append(stand.run())
+        if number < spec.num_bound_runs:
+            bound_ns.append(stand.run_bound(binding))
+    return tuple(latencies_ns)
+
+
+def _as_they_come(stand: Stand, arrivals_ns: tuple[int, ...]) -> tuple[int, ...]:
+    latencies_ns = []
+    start_ns = time.perf_counter_ns()
+    for arrival_ns in arrivals_ns:
+        _wait_until(start_ns + arrival_ns)
+        stand.run()
+        latencies_ns.append(time.perf_counter_ns() - start_ns - arrival_ns)
+    return tuple(latencies_ns)
+
+
+def _wait_until(moment_ns: int) -> None:
+    while (left_ns := moment_ns - time.perf_counter_ns()) > 0:
+        if left_ns > _AWAKE_NS:
+            time.sleep((left_ns - _AWAKE_NS) / 1e9)
+
+
+def _bind(stand: Stand) -> Any:
+    """Return an I/O binding whose input lies where the provider computes, as its output will."""
+    device = "cuda" if stand.spec.session.provider == "cuda" else "cpu"
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(stand.values, device, 0)
+    binding = stand.session.ort.io_binding()
+    binding.bind_ortvalue_input(stand.input_name, value)
+    for output in stand.session.ort.get_outputs():
+        binding.bind_output(output.name, device, 0)
+    return binding
+
+
+# --- what is asked for, and what else is read ----------------------------------------------------
+
+
+def check_spec(spec: BenchSpec) -> None:
+    """Raise ResdeployError if the numbers of `spec` are out of range."""
+    for name, value, least in (
+        ("batch size", spec.batch_size, 1),
+        ("number of runs", spec.num_runs, 1),
+        ("number of warm-up runs", spec.num_warmup, 0),
+        ("number of bound runs", spec.num_bound_runs, 0),
+        ("number of profiled runs", spec.num_profile_runs, 0),
+    ):
+        if value < least:
+            raise ResdeployError(f"The {name} is {value}.", fix=f"ask for at least {least}")
+    if (spec.scenario == "server") != (spec.qps is not None):
+        raise ResdeployError(
+            "The scenario server needs a rate of queries, and no other has one.",
+            fix="give --scenario server and --qps together",
+        )
+    if spec.qps is not None and not 0 < spec.qps < 1e9:
+        raise ResdeployError(f"The rate of queries is {spec.qps:g}/s.", fix="ask for more than 0")
+    if spec.num_profile_runs:
+        check_profile(spec.session)
+
+
+def _gpu_growth(before: MachineState, after: MachineState) -> int | None:
+    pairs = list(zip(before.gpus, after.gpus, strict=False))
+    if not pairs or pairs[0][0].used_bytes is None or pairs[0][1].used_bytes is None:
+        return None
+    return pairs[0][1].used_bytes - pairs[0][0].used_bytes
+
+
+def _num_subnormal_weights(model: Path) -> int | None:
+    try:
+        return count_subnormal_weights(model.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
+    if len(inputs) != 1:
+        raise ResdeployError(
+            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
+        )
+    if inputs[0].dtype not in ("float16", "float32", "float64"):
+        raise ResdeployError(
+            f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
+            "numbers can be timed.",
+            where=where,
+        )
+    return inputs[0]
+
+
+def _input_shape(tensor: TensorSpec, batch_size: int, *, where: str) -> tuple[int, ...]:
+    """Return the input's shape with its batch dimension set to `batch_size`."""
+    if not tensor.shape:
+        raise ResdeployError(f"The input {tensor.name!r} has no batch dimension.", where=where)
+    batch, *rest = tensor.shape
+    sizes = [size for size in rest if isinstance(size, int)]
+    if len(sizes) != len(rest):
+        raise ResdeployError(
+            f"The input {tensor.name!r} has shape {list(tensor.shape)}: more than its batch is "
+            "dynamic, so there is no one size to time.",
+            where=where,
+            fix="export the model with fixed sizes",
+        )
+    if isinstance(batch, int) and batch != batch_size:
+        raise ResdeployError(
+            f"The model takes batches of {batch}, not of {batch_size}.",
+            where=where,
+            fix=f"ask for batch size {batch}, or export with a dynamic batch",
+        )
+    return (batch_size, *sizes)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Collect Python's garbage now, and not until the block ends."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,126 @@
+"""What a benchmark needs to know of an ONNX file, read from its bytes: names, and weights.
+
+An ONNX file is one protocol-buffer message. Its wire format is simple and frozen (a field is a key,
+number * 8 + type, and a value), and only five messages of it are looked at here; the target has no
+package for it. Field numbers are those of onnx.proto3.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OnnxNode", "count_subnormal_weights", "read_nodes"]
+
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
+_TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_RAW, _TENSOR_LOCATION = 2, 4, 9, 14
+_FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
+_DTYPES: dict[int, np.dtype[Any]] = {
+    _FLOAT: np.dtype(np.float32),
+    _FLOAT16: np.dtype(np.float16),
+    _DOUBLE: np.dtype(np.float64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """A node of the graph: its name, its operator, and the names of its values."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_nodes(model: bytes) -> tuple[OnnxNode, ...]:
+    """Return the nodes of the main graph, in its order.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model.
+    """
+    return tuple(
+        _node(value)
+        for graph in _values(memoryview(model), _MODEL_GRAPH)
+        for value in _values(graph, _GRAPH_NODE)
+    )
+
+
+def count_subnormal_weights(model: bytes) -> int | None:
+    """Return how many weights are subnormal; None if some lie in another file.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model.
+    """
+    count = 0
+    for graph in _values(memoryview(model), _MODEL_GRAPH):
+        for tensor in _values(graph, _GRAPH_INITIALIZER):
+            fields = list(_fields(tensor))
+            if (_TENSOR_LOCATION, 1) in fields:
+                return None
+            for code, dtype in _DTYPES.items():
+                if (_TENSOR_TYPE, code) in fields:
+                    count += sum(_num_subnormal(*field, dtype) for field in fields)
+    return count
+
+
+def _num_subnormal(number: int, value: int | memoryview, dtype: np.dtype[Any]) -> int:
+    packed = number == _TENSOR_FLOATS and dtype == np.float32
+    if not isinstance(value, memoryview) or not (number == _TENSOR_RAW or packed):
+        return 0
+    values = np.abs(np.frombuffer(value, dtype))
+    return int(np.sum((values > 0) & (values < np.finfo(dtype).tiny)))
+
+
+def _node(message: memoryview) -> OnnxNode:
+    texts: dict[int, list[str]] = {}
+    for number, value in _fields(message):
+        if number <= _NODE_OP and isinstance(value, memoryview):
+            texts.setdefault(number, []).append(bytes(value).decode(errors="replace"))
+    return OnnxNode(
+        name="".join(texts.get(_NODE_NAME, ())),
+        op="".join(texts.get(_NODE_OP, ())),
+        inputs=tuple(texts.get(_NODE_INPUT, ())),
+        outputs=tuple(texts.get(_NODE_OUTPUT, ())),
+    )
+
+
+def _values(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, value in _fields(message):
+        if number == wanted and isinstance(value, memoryview):
+            yield value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield each field's number and value: a number, or the bytes of what has a length."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            value, position = _varint(message, position)
+            yield number, value
+            continue
+        if wire_type == 2:
+            size, position = _varint(message, position)
+        else:
+            size = {1: 8, 5: 4}.get(wire_type, -1)
+        if size < 0 or number == 0 or position + size > len(message):
+            raise ValueError("this is not an ONNX model")
+        yield number, message[position : position + size]
+        position += size
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Return a number of seven bits a byte, lowest first, and where it ends."""
+    value = shift = 0
+    while position < len(message) and shift < 70:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ValueError("this is not an ONNX model")
