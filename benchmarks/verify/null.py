@@ -124,7 +124,7 @@ def folded_in_float32(module: nn.Module) -> nn.Module:
 
 
 def session_run(path: Path, **options: Any) -> Run:
-    session = open_session(path, SessionSpec(**options))
+    session = open_session(path, SessionSpec(num_threads=1, **options))
     return lambda inputs: run_session(session, inputs)
 
 
@@ -186,7 +186,7 @@ def certify(source: SourceModel, path: Path, reference: Any, inputs: np.ndarray,
     reasons = candidate.structure.differences + candidate.static.reasons
     tally.add(f"{file} on {source.description}", reasons, ulp=candidate.static.max_ulp)
     for level in LEVELS[:3]:
-        spec = SessionSpec(graph_level=level)
+        spec = SessionSpec(graph_level=level, num_threads=1)
         outcome = certify_run(candidate, inputs, lambda m, x, s=spec: open_session(m, s).run(x))
         assert not isinstance(outcome, str), outcome
         nodes = outcome[0]
@@ -199,7 +199,7 @@ def certify(source: SourceModel, path: Path, reference: Any, inputs: np.ndarray,
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
 def main(sets: int, json_path: Path | None) -> None:
     """Judge correct implementations and count the failures."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two, on a busy machine, wait for each other
     environment = read_environment()
     tally = Tally()
     for arch, seed in NETWORKS:
