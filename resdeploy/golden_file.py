@@ -32,8 +32,9 @@ class Golden:
             in float32, that is, of its output minus `reference`.
         labels: (N,) int64, the true class of each input, or None where there is none.
         info: where all this came from.
-        sigma: (N, K) float64, the standard deviation of each output's rounding error in float32,
-            propagated through the network; None where it is not known, which `info` explains.
+        sigma: (M, K) float64, for the first M of the inputs the standard deviation of each output's
+            rounding error in float32, propagated through the network; None where it is not known,
+            which `info` explains.
     """
 
     inputs: NDArray[np.float32]
@@ -135,11 +136,20 @@ def _check(golden: Golden, *, where: str) -> None:
     if golden.labels is not None:
         wanted.append(("labels", golden.labels, np.int64, golden.labels.ndim == 1))
     if golden.sigma is not None:
-        same_shape = golden.sigma.shape == golden.reference.shape
-        wanted.append(("sigma", golden.sigma, np.float64, same_shape))
+        first_rows = golden.reference[: len(golden.sigma)] if golden.sigma.ndim else None
+        if first_rows is None or golden.sigma.shape != first_rows.shape or not len(first_rows):
+            raise BundleError(
+                f"The golden array 'sigma' has shape {golden.sigma.shape}, which does not fit "
+                f"outputs of shape {golden.reference.shape}.",
+                where=where,
+                fix=_FIX,
+            )
+        wanted.append(("sigma", golden.sigma, np.float64, True))
     for name, array, dtype, right_rank in wanted:
         if array.dtype != dtype:
             what = f"is {array.dtype}, not {np.dtype(dtype)}"
+        elif name == "sigma":
+            continue
         elif not right_rank or array.shape[0] != num_inputs or num_inputs < 1:
             what = f"has shape {array.shape}, which does not fit {num_inputs} inputs"
         else:

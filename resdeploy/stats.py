@@ -216,8 +216,8 @@ def is_settled(durations_ns: Sequence[int]) -> bool:
 
     Where the times approach their end as exp(-t / T), the medians of two adjacent windows differ by
     about 10 / T of what is left above the end, so that it stops when less than T / 10 fifths of the
-    limit are left: less than `STABLE_SHIFT_LIMIT` for T up to 50 runs. What is slower than that is
-    a drift, and `is_stable` sees it.
+    limit are left: less than `STABLE_SHIFT_LIMIT` for T up to 40 runs, which leaves room for the
+    noise of the medians. What is slower than that is a drift, and `is_stable` sees it.
     """
     if len(durations_ns) < 2 * _SETTLED_WINDOW:
         return False

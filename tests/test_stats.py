@@ -270,7 +270,7 @@ def test_a_warm_up_that_is_none_ends_soon(seed):
     assert stops_after(as_ns(noise(200, seed))) <= 40
 
 
-@pytest.mark.parametrize("time_constant", [5, 20, 50])
+@pytest.mark.parametrize("time_constant", [5, 20, 40])
 def test_a_warm_up_ends_when_less_is_left_than_would_count_as_a_drift(time_constant):
     runs = np.arange(1000)
     for seed in range(5):
@@ -316,7 +316,7 @@ def test_poisson_arrivals_have_their_rate_and_their_spread_and_come_again():
 
 @pytest.mark.parametrize(
     ("per_second", "sustained", "words"),
-    [(50, True, ""), (90, False, "runs to show"), (120, False, "grows without end")],
+    [(50, True, ""), (97, False, "runs to show"), (120, False, "grows without end")],
 )
 def test_a_queue_near_its_limit_is_not_called_measured(per_second, sustained, words):
     arrivals = poisson_arrivals(300, per_second=per_second, seed=0)

@@ -187,16 +187,24 @@ def _figures(
     elif golden.sigma is None:
         missing.append(f"z: {golden.info.sigma_missing or 'the golden file has no sigma'}")
     else:
+        num_known = len(golden.sigma)
         # An output is rounded once itself, whatever else happens.
-        sigma_NK = np.maximum(golden.sigma, _UNIT_ROUNDOFF / math.sqrt(3) * np.abs(reference_NK))
-        z_NK = np.divide(
-            np.abs(errors_NK),
-            sigma_NK,
-            out=np.where(errors_NK == 0, 0.0, np.inf),
-            where=sigma_NK > 0,
+        rounding_NK = _UNIT_ROUNDOFF / math.sqrt(3) * np.abs(reference_NK)
+        sigma_MK = np.maximum(golden.sigma, rounding_NK[:num_known])
+        errors_MK = errors_NK[:num_known]
+        z_MK = np.divide(
+            np.abs(errors_MK),
+            sigma_MK,
+            out=np.where(errors_MK == 0, 0.0, np.inf),
+            where=sigma_MK > 0,
         )
-        z_rms, z_max = float(np.sqrt(np.mean(z_NK**2))), float(z_NK.max())
-        reasons += _z_reasons(z_NK, z_rms, z_max)
+        z_rms, z_max = float(np.sqrt(np.mean(z_MK**2))), float(z_MK.max())
+        reasons += _z_reasons(z_MK, z_rms, z_max)
+        # For the other inputs, the most that it was for these.
+        others = np.broadcast_to(sigma_MK.max(axis=0), reference_NK[num_known:].shape)
+        sigma_NK = np.concatenate([sigma_MK, np.maximum(others, rounding_NK[num_known:])])
+        if num_known < len(reference_NK):
+            missing.append(f"z beyond the first {num_known} inputs")
     if is_float32:
         systematic, limit, why_not = _systematic(errors_NK, golden)
         if why_not:

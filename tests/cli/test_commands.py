@@ -11,6 +11,7 @@ from resdeploy.golden_file import save_golden
 from resdeploy.host.build import load_source
 from resdeploy.host.golden import golden_for
 from resdeploy.schema import (
+    BenchComparison,
     BenchReport,
     CheckReport,
     ExportReport,
@@ -217,6 +218,49 @@ def test_bench_prints_percentiles(run, exported):
     assert result.exit_code == 0, result.output
     for figure in ("p50", "p90", "p99", "throughput", "first run", "stable"):
         assert figure in result.stdout
+
+
+def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
+    result = run("bench", exported, "--runs", 5, "--warmup", 1, "--batch", "1,4", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert "samples/s" in result.stdout
+    assert result.stdout.count("MB") == 2
+
+
+def test_bench_against_its_own_other_setting_and_a_limit(run, exported):
+    options = ("--runs", 20, "--warmup", 5, "--blocks", 3, "--fail-if-slower", "3%", "--json")
+    slow = ("--graph-level", "disabled", "--batch", 16, "--threads", 1)
+    result = run("bench", exported, *slow, "--against-option", "graph-level=all", *options)
+    comparison = load_json(BenchComparison, result.stdout, where="stdout")
+    assert comparison.candidate.spec.session.graph_level == "disabled"
+    assert comparison.baseline.spec.session.graph_level == "all"
+    assert comparison.max_slowdown == 0.03
+    # Whatever this machine does meanwhile, the exit code is that of the record.
+    assert result.exit_code == (0 if comparison.passed else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--batch", "1,x"), "is not a list of numbers"),
+        (("--threads", "0"), "is not a list of numbers"),
+        (("--fail-if-slower", "3%"), "needs --against"),
+        (("--against", "o.onnx", "--fail-if-slower", "3"), "not a percentage"),
+        (("--against", "o.onnx", "--batch", "1,2"), "takes one --batch"),
+        (("--against", "o.onnx", "--profile"), "leave out --against"),
+        (("--against", "o.json", "--against-option", "threads=1"), "not for a saved result"),
+        (("--against-option", "batch=2"), "is not one of"),
+        (("--against-option", "threads=none"), "is not one of"),
+        (("--scenario", "server"), "needs a rate"),
+        (("--qps", "5"), "needs a rate"),
+        (("--scenario", "server", "--qps", "0"), "rate of queries is 0"),
+        (("--profile", "--provider", "cuda"), "cannot be timed on cuda"),
+    ],
+)
+def test_bench_refuses_options_that_do_not_go_together(run, tmp_path, options, message):
+    result = run("bench", tmp_path / "model.onnx", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
 
 
 def test_bundle_then_check(run, checkpoint, tmp_path):

@@ -296,3 +296,25 @@ def test_a_precision_that_overflows_cannot_be_claimed(full):
     full = dataclasses.replace(full, info=dataclasses.replace(full.info, precision_noise=noise))
     verdict = judge_end_to_end(full.reference + 1e-3, full, precision="float16")
     assert verdict.reasons[0] == "float16 arithmetic overflows in this network"
+
+
+def test_inputs_without_sigma_are_said_to_be_unjudged_by_z(full):
+    some = dataclasses.replace(full, sigma=full.sigma[:7])
+    outputs = full.reference.copy()
+    outputs[9] += 100 * SIGMA  # beyond the seven
+    verdict = judge_end_to_end(outputs, some)
+    assert verdict.z_max == 0
+    assert "z beyond the first 7 inputs" in verdict.missing
+    outputs[3] += 100 * SIGMA
+    assert judge_end_to_end(outputs, some).z_max > 4
+
+
+def test_a_prediction_beyond_them_is_excused_by_the_largest_sigma_seen(full):
+    some = dataclasses.replace(full, sigma=full.sigma[:7])
+    outputs = full.reference.copy()
+    right = int(outputs[9].argmax())
+    outputs[9, (right + 1) % outputs.shape[1]] = outputs[9, right] * (1 + 1e-3)
+    assert any("the prediction for input 9" in r for r in judge_end_to_end(outputs, some).reasons)
+    wide = np.full_like(some.sigma, 1e3)
+    excused = judge_end_to_end(outputs, dataclasses.replace(some, sigma=wide)).reasons
+    assert not any("the prediction for input 9" in reason for reason in excused)
