@@ -658,7 +658,7 @@ def test_refuses_a_product_that_is_read_before_its_bias_is_added():  # 3
         inputs="float[3, 4] x",
         outputs="float[a, b] z, float[a, b] r",
     )
-    assert "is read 2 times" in refusal(model)
+    assert "`p` (MatMul), is read 2 times; " in refusal(model), "this is no residual stream"
 
 
 def test_refuses_a_product_that_is_an_output_before_its_bias_is_added():  # 3
