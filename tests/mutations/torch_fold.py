@@ -7,6 +7,8 @@ Not listed, because breaking them changes nothing that a model could show:
 - `all_input_nodes.count(...)`: that list holds each node once;
 - the output among the readers in `_targets_in`: it is no layer;
 - the factor of a sum in `_into_summands`: s (a + k b) + t is (s a + t) + k (s b), a legal fold;
+- a value for each sample in `_spans_batch`: no layer takes a map that differs by sample, and
+  arithmetic is not reported;
 - constants asked for in `_arithmetic_norm`: `_spans_batch` refuses what is none;
 - values that are None in `_evaluate`: the operation itself raises, which is caught;
 - feature_dropout, alpha_dropout and type_as among the untracked aliases: torch tracks them today.
@@ -837,12 +839,6 @@ FOLD = mutations(
         "or not isinstance(scale, fx.Node) or len(product.users) != 1:",
         "or not isinstance(scale, fx.Node):",
         fold("a_product_read_twice_is_no_frozen_batchnorm"),
-    ),
-    (
-        "a scale for each sample is no frozen BatchNorm",
-        "        or (constant.ndim == rank and constant.shape[0] != 1)\n",
-        "",
-        fold("a_constant_for_each_sample_is_not_taken_in[arithmetic]"),
     ),
     (
         "a norm reads what stands there now",
