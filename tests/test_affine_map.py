@@ -245,6 +245,7 @@ def test_sums_and_products_with_constants(shape):
     [
         (np.ones((2, 1, 1)), (2, 4, 5)),  # one for each sample
         (np.ones((1, 2, 4, 5)), (2, 4, 5)),  # adds an axis
+        (np.ones((1, 1, 1, 1)), (2, 4, 5)),  # and nothing else
         (np.ones((4, 1)), (2, 1, 5)),  # makes the value larger
         (np.ones(5), (2, 4, "w")),  # may make it larger
         (np.full((4, 1), np.inf), (2, 4, 5)),

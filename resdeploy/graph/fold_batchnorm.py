@@ -170,11 +170,11 @@ def _has_no_affine_part(layernorm: ir.Node) -> bool:
 
 def _not_one_map(norm: _Norm, opset: int) -> str | None:
     """Return why a norm is not one affine map, or None if it is."""
+    if opset < _OLDEST_OPSET:  # Mul and Add too: `axis` says where their constants stand
+        return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
     reason = chosen_by_caller(norm.node)
     if reason is not None or not is_op(norm.node, "BatchNormalization"):
         return reason
-    if opset < _OLDEST_OPSET:
-        return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
     # Before opset 14, the further outputs are what says that it is training.
     in_training = int_attribute(norm.node, "training_mode", 0) or any(
         value.name for value in norm.node.outputs[1:]

@@ -160,8 +160,10 @@ class Layer:
         own = self.own_bias()
         bias = edit.bias if own is None else edit.out_scale * own + edit.bias
         rows = bias.reshape(-1, self.num_outputs)
-        first = algebra.AffineEdit(out_scale=edit.out_scale, in_scale=edit.in_scale, bias=rows[0])
-        folded = algebra.apply_edit(weight, first, dtype=dtype, shape=self.shape)
+        # Several rows are rounded below, each once.
+        first = rows[0] if len(rows) == 1 else np.zeros_like(rows[0])
+        edit = algebra.AffineEdit(out_scale=edit.out_scale, in_scale=edit.in_scale, bias=first)
+        folded = algebra.apply_edit(weight, edit, dtype=dtype, shape=self.shape)
         if len(rows) == 1:
             stored, others = folded.bias.reshape(bias.shape), None
         else:  # a bias that differs by row is that of a layer with as many more outputs

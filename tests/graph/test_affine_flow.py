@@ -76,6 +76,16 @@ def test_crosses_a_transpose_of_features():
     assert operators(check(model)) == ["MatMul", "Add", "Transpose"]
 
 
+def test_crosses_a_transpose_that_turns_three_axes_around():
+    """(N, H, W, C) -> (N, C, H, W), which is not the same backwards."""
+    model = model_of(
+        f"u = MatMul (x, w) y = Transpose <perm = [0, 3, 1, 2]> (u) {BN}",
+        weights={"w": normal(4, 6)},
+        inputs="float[2, 3, 5, 4] x",
+    )
+    assert operators(check(model)) == ["MatMul", "Add", "Transpose"]
+
+
 def test_refuses_a_transpose_that_brings_another_axis_to_the_channels():  # crossings 2
     """Square, so that every length fits."""
     model = model_of(
@@ -89,7 +99,7 @@ def test_refuses_a_transpose_that_brings_another_axis_to_the_channels():  # cros
 
 
 def test_a_transpose_without_an_order_turns_all_axes_around():
-    body = f"u = MatMul (x, w) v = Transpose (u) y = Transpose (v) {BN}"
+    body = f"u = MatMul (x, w) v = Transpose (u) y = Transpose <perm = [1, 0]> (v) {BN}"
     check(model_of(body, weights={"w": normal(4, 6)}, **ROWS))
 
 
@@ -138,6 +148,19 @@ def test_refuses_a_reshape_that_mixes_channels_and_places():  # crossings 2
         outputs="float[a, b, c] z",
     )
     assert "the map differs between positions of `u` (Conv)" in refusal(model)
+
+
+def test_refuses_a_reshape_where_the_map_differs_by_sample():  # crossings 2
+    """What is normalised is the batch of the layer, which a Transpose has brought to axis 1."""
+    model = model_of(
+        f"u = MatMul (x, w) r = Reshape (u, shape) y = Transpose <perm = [1, 0, 2]> (r) {BN}",
+        channels=4,
+        weights={"w": normal(4, 4)},
+        integers={"shape": [4, 2, 2]},
+        inputs="float[4, 4] x",
+        outputs="float[a, b, c] z",
+    )
+    assert "comes from `r` (Reshape)" in refusal(model)
 
 
 def test_refuses_a_reshape_whose_shape_is_computed():
@@ -285,6 +308,17 @@ def test_refuses_a_mean_over_what_is_normalised():  # crossings 3
     assert "the map differs between positions" in refusal(model)
 
 
+def test_refuses_a_mean_of_everything():  # crossings 3
+    model = model_of(f"{CONV} y = ReduceMean (u) {BN}", channels=1, opset=13)
+    assert "comes from `y` (ReduceMean)" in refusal(model)
+
+
+def test_refuses_a_map_that_differs_within_a_window():  # crossings 3
+    body = f"{CONV} p = AveragePool <kernel_shape = [2, 2]> (u) y = Add (p, k) {BN}"
+    reason = refusal(model_of(body, weights={"k": normal(2)}))
+    assert "comes from `p` (AveragePool)" in reason
+
+
 @pytest.mark.parametrize(
     "pool", ["MaxPool <kernel_shape = [2, 2], pads = [1, 1, 1, 1]>", "GlobalMaxPool"]
 )
@@ -381,6 +415,12 @@ def test_refuses_resizing_to_new_values(attributes, scales):  # crossings 5
     assert "comes from `y` (Resize)" in refusal(model)
 
 
+def test_refuses_resizing_to_a_size_along_what_is_normalised():  # crossings 5
+    line = 'y = Resize <coordinate_transformation_mode = "asymmetric"> (u, , , sizes)'
+    model = model_of(f"{CONV} {line} {BN}", channels=12, integers={"sizes": [2, 12, 3, 3]})
+    assert "comes from `y` (Resize)" in refusal(model)
+
+
 # --- upwards: the flow ---------------------------------------------------------------------------
 
 
@@ -408,6 +448,16 @@ def test_refuses_a_concatenation_with_what_is_no_layer():  # flow 1
 def test_refuses_a_concatenation_of_a_value_with_itself():  # flow 1
     body = f"{CONV} y = Concat <axis = 1> (u, u) {BN}"
     assert "joins a value with itself" in refusal(model_of(body, channels=12))
+
+
+def test_refuses_a_concatenation_of_parts_of_unknown_lengths():  # flow 1
+    model = model_of(
+        f"u1 = Relu (x2) u2 = Conv (x, w) y = Concat <axis = 1> (u1, u2) {BN}",
+        channels=8,
+        weights={"w": normal(6, 4, 1, 1)},
+        inputs="float[2, 4, 5, 5] x, float[2, n, 5, 5] x2",
+    )
+    assert "joins values of unknown lengths" in refusal(model)
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Sum"])
@@ -438,6 +488,21 @@ def test_refuses_a_sum_with_what_is_no_layer():  # flow 2
     assert "comes from `u2` (Relu)" in refusal(
         model_of(body, channels=4, weights={"w": normal(4, 4, 1, 1)})
     )
+
+
+def test_refuses_a_sum_of_values_of_different_ranks():  # flow 2
+    mean = "u2 = ReduceMean <axes = [0, 1], keepdims = 0> (p)"
+    body = f"u1 = Conv (x, w) p = Conv (x, w) {mean} y = Add (u1, u2) {BN}"
+    assert "sum of values of different shapes" in refusal(model_of(body, opset=13))
+
+
+def test_refuses_a_sum_along_unknown_lengths():  # flow 2
+    """Two lengths that the model does not state are not the same length."""
+    model = model_of(
+        f"u1 = Relu (x) u2 = Relu (x2) y = Add (u1, u2) {BN}",
+        inputs="float[2, ?, 5, 5] x, float[2, ?, 5, 5] x2",
+    )
+    assert "sum of values of different shapes" in refusal(model)
 
 
 def test_refuses_a_sum_of_a_value_with_itself():  # flow 2
@@ -570,6 +635,13 @@ def test_refuses_a_transposed_convolution_below():  # flow 7
     assert "pads with zeros" in refusal(model)
 
 
+def test_refuses_a_convolution_below_whose_weight_is_computed():
+    """Whether `same` pads anything would depend on the kernel."""
+    model = model_of(f'{BEFORE} n = Neg (w) z = Conv <auto_pad = "SAME_UPPER"> (y, n)', channels=4)
+    model.graph.node[1].name = "bn"
+    assert "the weight of `z` (Conv) is computed at run time" in refusal(model)
+
+
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("bias", [None, (), (6,), (1, 6), (3, 1), (3, 6)])
 def test_goes_down_into_a_gemm(bias, trans_b):
@@ -637,6 +709,11 @@ def test_goes_down_into_a_matmul_of_sequences():
     body = f"{BEFORE} v = Transpose <perm = [0, 2, 1]> (y) z = MatMul (v, w)"
     model = model_of(body, channels=5, weights={"w": normal(5, 6)}, **SEQUENCE)
     assert operators(check(model)) == ["Relu", "Transpose", "MatMul", "Add"]
+
+
+def test_goes_down_through_a_transpose_that_turns_three_axes_around():
+    body = f"{BEFORE} v = Transpose <perm = [0, 2, 3, 1]> (y) z = MatMul (v, w)"
+    check(model_of(body, channels=4, weights={"w": normal(4, 6)}, inputs="float[2, 4, 3, 5] x"))
 
 
 def test_refuses_a_matmul_of_sequences_over_another_axis():  # flow 6
@@ -715,6 +792,21 @@ def test_goes_down_through_a_mean_that_drops_its_axes():
     check(model)
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_refuses_a_mean_below_over_what_is_normalised(keepdims):  # crossings 3
+    weight = normal(6, 1, 3, 3) if keepdims else normal(6, 4, 3)
+    model = model_of(
+        f"{BEFORE} f = ReduceMean <axes = [1], keepdims = {keepdims}> (y) z = Conv (f, w)",
+        channels=4,
+        weights={"w": weight},
+        inputs="float[2, 4, 4, 4] x",
+        outputs="float[a, b, c, d] z" if keepdims else "float[a, b, c] z",
+        opset=13,
+    )
+    model.graph.node[1].name = "bn"
+    assert NONE_BELOW in refusal(model)
+
+
 def test_goes_down_through_the_largest_where_no_scale_is_negative():  # crossings 4
     body = f"{BEFORE} f = MaxPool <kernel_shape = [2, 2]> (y) z = Conv (f, w)"
     check(model_of(body, channels=4, positive=True))
@@ -774,6 +866,22 @@ def test_refuses_to_go_down_where_it_is_an_output():
     )
     model.graph.node[1].name = "bn"
     assert NONE_BELOW in refusal(model)
+
+
+def test_refuses_to_go_down_where_nobody_reads():
+    model = model_of(f"{BEFORE} z = Identity (x)", channels=4)
+    model.graph.node[1].name = "bn"
+    assert NONE_BELOW in refusal(model)
+
+
+def test_a_name_goes_where_its_numbers_go():
+    """Above, the layer computes them; below, nobody does any more."""
+    above = check(
+        model_of(f"u = Conv (x, w) {BN.replace('z =', 'v =').replace('y', 'u')} z = Relu (v)")
+    )
+    assert above.graph.node[0].output == ["v"]
+    below = check(model_of(f"{BEFORE} z = Conv (y, w)", channels=4))
+    assert below.graph.node[0].output == ["a"]
 
 
 def test_refuses_to_go_down_into_a_branch():  # flow 5
@@ -862,6 +970,51 @@ def test_a_frozen_batchnorm_whose_product_is_read_stays():
     assert report.folded == ()
 
 
+def test_a_frozen_batchnorm_whose_product_is_read_by_another_stays():
+    model = model_of(
+        f"{CONV} m = Mul (u, s) z = Add (m, t) r = Relu (m)",
+        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
+        outputs="float[a, b, c, d] z, float[a, b, c, d] r",
+    )
+    _, report = fold(model)
+    assert report.folded == ()
+
+
+def test_a_frozen_batchnorm_in_two_graphs_stays():
+    body = (
+        f"{CONV} m = Mul (u, s) z = If (chosen) <then_branch = yes () => (float[a, b, c, d] p) "
+        "{ p = Add (m, t) }, else_branch = no () => (float[a, b, c, d] q) { q = Conv (x, w) }>"
+    )
+    model = model_of(
+        body,
+        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
+        inputs="float[2, 4, 5, 5] x, bool chosen",
+    )
+    _, report = fold(model)
+    assert report.folded == ()
+
+
+@pytest.mark.parametrize("shapes", [((2, 1, 1, 1), (6, 1, 1)), ((6, 1, 1), (2, 1, 1, 1))])
+def test_a_frozen_batchnorm_with_numbers_for_each_sample_stays(shapes):
+    weights = {"s": normal(*shapes[0]), "t": normal(*shapes[1])}
+    _, report = fold(model_of(f"{CONV} m = Mul (u, s) z = Add (m, t)", weights=weights))
+    assert (report.folded, report.refused) == ((), ())
+
+
+def test_a_frozen_batchnorm_of_an_old_opset_stays():
+    """Before opset 7, `axis` says where a constant stands: here, sequence by sequence."""
+    model = model_of(
+        "u = MatMul (x, w) m = Mul <axis = 1, broadcast = 1> (u, s) "
+        "z = Add <axis = 1, broadcast = 1> (m, t)",
+        weights={"w": normal(4, 4), "s": normal(4), "t": normal(4)},
+        inputs="float[2, 4, 4] x",
+        outputs="float[a, b, c] z",
+        opset=6,
+    )
+    _, report = fold(model)
+    assert (report.folded, report.refused) == ((), ())
+
+
 def test_a_frozen_batchnorm_and_a_plain_one():
     body = f"{CONV} m = Mul (u, s) y = Add (m, t) {BN}"
     weights = {"s": normal(6, 1, 1), "t": normal(6, 1, 1)}
@@ -928,6 +1081,19 @@ def test_a_layernorm_without_an_affine_part_is_not_reported():
     model = layernorm_model(f"{LAYERNORM} z = MatMul (y, w)", g=np.ones(4), c=np.zeros(4))
     _, report = fold(model, layernorm=True)
     assert (report.folded, report.refused) == ((), ())
+
+
+def test_a_layernorm_whose_scale_is_one_has_a_bias_to_fold():
+    check(layernorm_model(f"{LAYERNORM} z = MatMul (y, w)", g=np.ones(4)), layernorm=True)
+
+
+def test_a_layernorm_does_not_go_up():
+    model = layernorm_model(
+        "p = MatMul (x, w) y = LayerNormalization (p, g, c) z = Relu (y)", w=normal(4, 4)
+    )
+    model.graph.node[1].name = "bn"
+    reason = f"its statistics are those of each sample; {NONE_BELOW}"
+    assert refusal(model, layernorm=True) == reason
 
 
 @pytest.mark.parametrize(

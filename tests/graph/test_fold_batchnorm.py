@@ -240,6 +240,22 @@ def test_two_batchnorms_are_rounded_once():
     assert np.mean(found == exact.astype(np.float32)) == 1
 
 
+def test_distances_and_flushes_of_a_bias_by_row_count():
+    """Of the weights and the first row of the bias, one value is flushed and none rounded."""
+    bias = np.array([[1e-9, 1e-40], [0.1, 0], [0.2, 0]])
+    stats = {"gamma": np.ones(2), "beta": np.zeros(2), "mean": np.array([1e-9, 0])}
+    model = network(
+        "y = Gemm (x, w, b) z = BatchNormalization <epsilon = 0.0> (y, gamma, beta, mean, var)",
+        {"w": np.ones((4, 2)), "b": bias, **stats, "var": np.ones(2)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z",
+    )
+    _, report = fold(model)
+    (site,) = report.folded
+    assert 0 < site.max_ulp <= 0.5
+    assert site.num_flushed == 1
+
+
 @pytest.mark.parametrize("producer", ["Gemm", "MatMul", "ConvTranspose"])
 def test_three_batchnorms_after_other_layers(producer):
     weights = {"w": normal(4, 6) if producer != "ConvTranspose" else normal(4, 6, 3, 3)}
@@ -326,6 +342,23 @@ def test_names_collide_with_nothing(taken):
     assert len(set(names)) == len(names) == 3
 
 
+def test_names_collide_with_none_of_a_branch():
+    """A branch sees the names of the graph around it, and must not give one of them again."""
+    text = branches("w_bias = Neg (u) then_z = Relu (w_bias)", f"y = Conv (x, w) {BN}")
+    model = conv_bn(text.replace("z = BatchN", "u = BatchN"), **CHOICE)
+    assert "w_bias" not in names_of_initializers(check(model))
+
+
+def test_the_product_before_a_new_bias_has_a_name_of_its_own():
+    model = network(
+        f"u = MatMul (x, w) y = Transpose <perm = [0, 2, 1]> (u) {BN} u_product = Neg (x)",
+        {"w": normal(4, 6), **statistics(6)},
+        inputs="float[2, 5, 4] x",
+        outputs="float[a, b, c] z, float[a, c, d] u_product",
+    )
+    check(model)
+
+
 def test_a_bias_is_named_after_its_weight():
     model = network(f"y = Conv (x, w) {BN}", {"w": normal(6, 4, 3, 3), **statistics(6)})
     model.graph.initializer[0].name = model.graph.node[0].input[1] = "layer1.conv.weight"
@@ -372,6 +405,16 @@ def test_constants_that_others_read_stay():
     body = f"y = Conv (x, w) {BN} s = Sqrt (var)"
     model = network(body, weights, outputs="float[a, b, c, d] z, float[e] s")
     assert "var" in names_of_initializers(check(model))
+
+
+def test_a_parameter_that_is_an_output_stays():
+    model = conv_bn(f"y = Conv (x, w) {BN}", outputs="float[a, b, c, d] z, float[4] var")
+    assert "var" in names_of_initializers(check(model))
+
+
+def test_a_weight_that_is_an_output_is_cloned():
+    model = conv_bn(f"y = Conv (x, w) {BN}", outputs="float[a, b, c, d] z, float[4, 4, 1, 1] w")
+    assert set(names_of_initializers(check(model))) == {"w", "w_1", "w_bias"}
 
 
 # --- graphs inside graphs ------------------------------------------------------------------------
@@ -436,6 +479,47 @@ def test_a_local_function_is_folded():
     assert [n.op_type for n in function.node] == ["Constant", "Constant", "Conv"]
 
 
+def test_a_frozen_batchnorm_in_a_local_function_is_folded():
+    """No shapes are inferred there: those of a layer follow from its weight."""
+    function = """
+<domain: "local", opset_import: ["": 18]>
+block (a) => (c) {
+    w = Constant <value = float[4, 2, 1, 1] {1, -2, 3, 4, 5, -6, 7, 8}> ()
+    s = Constant <value = float[2, 1, 1] {2, -3}> ()
+    t = Constant <value = float[2, 1, 1] {0.5, 4}> ()
+    y = ConvTranspose (a, w)
+    m = Mul (y, s)
+    c = Add (m, t)
+}
+"""
+    result = check(network("z = local.block (x)", {}, functions=function))
+    (function,) = result.functions
+    assert [n.op_type for n in function.node][-1] == "ConvTranspose"
+
+
+def in_function(line: str, argument: str) -> onnx.ModelProto:
+    """The function with another line in the place of its Conv, and one attribute of it."""
+    function = FUNCTION.replace("block (a)", "block <e> (a)").replace("y = Conv (a, w)", line)
+    return network(f"z = local.block <e = {argument}> (x)", {}, functions=function)
+
+
+def test_refuses_a_layer_whose_attributes_the_caller_chooses():
+    _, report = fold(in_function("y = Conv <group: int = @e> (a, w)", "1"))
+    reason = "group of `y` (Conv) is chosen by whoever calls the function"
+    assert reason in report.refused[0].reason
+
+
+def test_refuses_to_cross_what_the_caller_chooses():
+    _, report = fold(in_function("u = Conv (a, w) y = Cast <to: int = @e> (u)", "1"))
+    reason = "to of `y` (Cast) is chosen by whoever calls the function"
+    assert reason in report.refused[0].reason
+
+
+def test_refuses_an_input_of_unknown_rank():
+    _, report = fold(in_function("u = Conv (a, w) y = Sin (u)", "1"))
+    assert report.refused[0].reason == "the number of axes of its input is not known"
+
+
 def test_refuses_what_the_caller_of_a_function_chooses():
     function = FUNCTION.replace("block (a)", "block <e> (a)").replace(
         "(y, g, s, m, v)", "<epsilon: float = @e> (y, g, s, m, v)"
@@ -496,6 +580,19 @@ def refusal_without_checker(model: onnx.ModelProto) -> str:
 def test_refuses_an_opset_in_which_it_meant_something_else():  # 1
     model = conv_bn(f"y = Conv (x, w) {BN}", opset=6)
     assert "before opset 7" in refusal_without_checker(model)
+
+
+def test_refuses_an_input_without_an_axis_of_channels():  # 1
+    model = network(
+        BN.replace("(y", "(x"), statistics(4), inputs="float[4] x", outputs="float[a] z"
+    )
+    assert "no axis of channels" in refusal_without_checker(model)
+
+
+def test_refuses_parameters_of_different_shapes():  # 5
+    model = conv_bn(f"y = Conv (x, w) {BN.replace('beta', 'one')}")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "one"))
+    assert "not of one shape (C,)" in refusal_without_checker(model)
 
 
 @pytest.mark.parametrize("name", ["gamma", "beta", "mean", "var"])
@@ -561,7 +658,40 @@ def test_refuses_a_product_that_is_read_before_its_bias_is_added():  # 3
         inputs="float[3, 4] x",
         outputs="float[a, b] z, float[a, b] r",
     )
-    assert "is read 2 times" in refusal(model)
+    assert "`p` (MatMul), is read 2 times; " in refusal(model), "this is no residual stream"
+
+
+def test_refuses_a_product_that_is_an_output_before_its_bias_is_added():  # 3
+    model = network(
+        f"p = MatMul (x, w) y = Add (p, b) {BN}",
+        {"w": normal(4, 6), "b": normal(6), **statistics(6)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z, float[a, b] p",
+    )
+    assert "`p` (MatMul), is also an output" in refusal(model)
+
+
+def test_refuses_a_bias_that_a_branch_adds():  # 3
+    inside = "y = Add (p, b) then_z = BatchNormalization (y, gamma, beta, mean, var)"
+    text = branches(inside, "p = MatMul (x, w)").replace("[a, b, c, d]", "[a, b]")
+    model = network(
+        text,
+        {"w": normal(4, 4), "b": normal(4), **statistics(4)},
+        inputs="float[3, 4] x, bool chosen",
+        outputs="float[a, b] z",
+    )
+    _, report = fold(model)
+    assert "`p` (MatMul), is computed in another graph" in report.refused[0].reason
+
+
+def test_refuses_a_matmul_whose_bias_is_computed():  # 3
+    model = network(
+        f"n = Neg (b) p = MatMul (x, w) y = Add (p, n) {BN}",
+        {"w": normal(4, 6), "b": normal(6), **statistics(6)},
+        inputs="float[3, 4] x",
+        outputs="float[a, b] z",
+    )
+    assert "sum of values of different shapes" in refusal(model)
 
 
 def test_refuses_a_layer_outside_the_branch():  # 3
@@ -660,6 +790,16 @@ def test_refuses_a_quantised_weight():  # 4
         numpy_helper.from_array(np.arange(16, dtype=np.uint8).reshape(4, 4, 1, 1), "q")
     )
     assert "computed at run time" in refusal(model)
+
+
+def test_refuses_a_matmul_by_more_than_a_matrix():  # 4
+    model = network(
+        f"y = MatMul (x, w) {BN}",
+        {"w": normal(2, 4, 6), **statistics(5)},
+        inputs="float[2, 5, 4] x",
+        outputs="float[a, b, c] z",
+    )
+    assert "the weight of `y` (MatMul) is no matrix" in refusal(model)
 
 
 def test_refuses_a_matmul_of_rank_3():  # 3

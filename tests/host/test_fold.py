@@ -492,7 +492,7 @@ def test_a_baked_batch_size_is_refused():
     assert fold_batchnorm(Baked(), (IMAGES,), dynamic_batch=False).report.complete
 
 
-# --- conditions that a broken fold once passed unnoticed (tests/test_mutations.py) ---------------
+# --- conditions that a broken fold once passed unnoticed (tests/mutations) ---------------
 
 
 class Net(nn.Module):

@@ -71,6 +71,32 @@ def test_one_without_an_affine_part_is_no_site():
         assert report.folded == report.refused == ()
 
 
+def test_one_whose_scale_is_one_has_a_shift_to_fold():
+    module = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3))
+    nn.init.constant_(module[0].bias, 0.5)
+    assert len(fold(module.eval(), 4, 6).report.folded) == 1
+
+
+def test_it_does_not_go_up():
+    """Into the layer before it, its scale would be undone, and its shift taken for a mean."""
+    report = fold(disturb(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))), 4, 6).report
+    (refusal,) = report.refused
+    assert refusal.reason.startswith("its statistics are those of each sample")
+
+
+def test_one_whose_scale_is_computed_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.fc(nn.functional.layer_norm(x, (6,), x[0].exp()))
+
+    (refusal,) = fold(disturb(Net()), 4, 6).report.refused
+    assert refusal.reason == "its parameters are computed at run time"
+
+
 def test_folding_twice_changes_nothing():
     once = fold(disturb(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3))), 4, 6)
     again = fold_batchnorm(once.module, (torch.randn(4, 6),), layernorm=True)
