@@ -190,7 +190,7 @@ def _file_evidence(report: VerifyReport) -> list[str]:
     if (static := report.static) is not None and static.layers:
         lines.append(
             f"weights: {len(static.layers)} layers within {static.max_ulp:.2f} ulp of their exact "
-            f"values (limit {static.limit_ulp:g})"
+            f"values (limit {static.limit_ulp:.2g})"
         )
     lines += _first_few(report.reasons)
     lines += [f"no evidence on {_LAYERS[layer]}: {why}" for layer, why in report.missing.items()]
