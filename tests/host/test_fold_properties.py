@@ -17,6 +17,7 @@ In float64 that is some 1e-13 of M: a fold that is wrong anywhere is out by all 
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from random import Random
 
@@ -369,13 +370,7 @@ def assert_folds_legally(network: Network, x: Tensor) -> None:
 
 
 def _with_distance(site, other):
-    return type(site)(
-        site=site.site,
-        producer=site.producer,
-        op=site.op,
-        max_ulp=other.max_ulp,
-        num_flushed=site.num_flushed,
-    )
+    return dataclasses.replace(site, max_ulp=other.max_ulp)
 
 
 def assert_rounded_once(weight: np.ndarray, exact: np.ndarray, name: str) -> None:
