@@ -23,14 +23,14 @@ from resdeploy.target.environment import read_environment
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
 def main(resnet20: Path | None, num_inputs: int, json_path: Path | None) -> None:
     """Run the self-test on each network."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     environment = read_environment()
     sources = [make_network(arch, 0) for arch in ("resnet18", "resnet50", "residual_mlp")]
     if resnet20 is not None:
         sources.append(load_source(SourceSpec(path=str(resnet20), arch="cifar_resnet20")))
     reports = []
     for source in sources:
-        report = selftest(source, num_inputs=num_inputs, num_threads=2)
+        report = selftest(source, num_inputs=num_inputs, num_threads=1)
         render(report)
         reports.append(report)
     if json_path is not None:

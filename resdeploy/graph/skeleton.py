@@ -148,6 +148,11 @@ class _Reducer:
         if not data and node.op_type == "Identity":
             self._constants[node.output[0]] = self._constants[node.input[0]]
             return
+        unknown = [name for name in data if name not in self._places]
+        if unknown:
+            raise UnsupportedModelError(
+                f"The graph is damaged: nothing computes {unknown[0]!r}.", where=node.name
+            )
         steps_over = node.op_type in _TRANSPARENT or self._casts_floats(node)
         if steps_over and node.input[0] in self._places:
             # What a Reshape reads beside the data says where the elements go, not what they are.

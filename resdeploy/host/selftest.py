@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from resdeploy import algebra
+from resdeploy.errors import ResdeployError
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.evidence.fixed_tolerance import FIXED_TOLERANCES
 from resdeploy.golden_file import Golden
@@ -116,24 +117,29 @@ class _Judge:
         if candidate.static is not None and not candidate.static.passed:
             caught.append("static")
             reasons += candidate.static.reasons
-        nodes = certify_run(candidate, self._golden.inputs, self._run_nodes)
-        if not isinstance(nodes, str) and not nodes[0].passed:
-            caught.append("node_local")
-            reasons += nodes[0].reasons
-        session = open_session(model.SerializeToString(), self._spec("all"))
-        outputs_NK = run_session(session, self._golden.inputs)
-        if not judge_end_to_end(outputs_NK, self._golden).passed:
+        try:
+            nodes = certify_run(candidate, self._golden.inputs, self._run_nodes)
+            session = open_session(model.SerializeToString(), self._spec("all"))
+            outputs_NK = run_session(session, self._golden.inputs)
+        except ResdeployError:  # so faulty that it cannot be run
             caught.append("end_to_end")
-        accepted = (
-            name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
-        )
+            accepted: tuple[str, ...] = ()
+        else:
+            if not isinstance(nodes, str) and not nodes[0].passed:
+                caught.append("node_local")
+                reasons += nodes[0].reasons
+            if not judge_end_to_end(outputs_NK, self._golden).passed:
+                caught.append("end_to_end")
+            accepted = tuple(
+                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
+            )
         target = work.target
         return PlantedFault(
             name=fault.name,
             layer=target.node if fault.single_layer and target is not None else None,
             caught_by=tuple(caught),
             named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
-            accepted_by=tuple(accepted),
+            accepted_by=accepted,
         )
 
     def _run_nodes(self, model: bytes, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

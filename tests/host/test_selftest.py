@@ -137,3 +137,17 @@ def test_dropping_a_gamma_of_one_is_no_fault():
     report = selftest(fresh, num_inputs=2, num_threads=2)
     assert {"gamma dropped", "beta dropped", "mean dropped"} <= set(report.not_applicable)
     assert report.passed
+
+
+def test_a_model_that_cannot_even_run_is_caught(source, monkeypatch):
+    def cut(work):
+        model = onnx.ModelProto()
+        model.CopyFrom(work.model)
+        del model.graph.node[5]
+        return model
+
+    monkeypatch.setattr(selftest_module, "FAULTS", (Fault(name="a node cut out", plant=cut),))
+    monkeypatch.setattr(selftest_module, "CONTROLS", ())
+    (found,) = selftest(source, num_inputs=2, num_threads=2).faults
+    assert "end_to_end" in found.caught_by
+    assert found.accepted_by == ()
