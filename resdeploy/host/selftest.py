@@ -121,14 +121,15 @@ class _Judge:
             nodes = certify_run(candidate, self._golden.inputs, self._run_nodes)
             session = open_session(model.SerializeToString(), self._spec("all"))
             outputs_NK = run_session(session, self._golden.inputs)
-        except ResdeployError:  # so faulty that it cannot be run
+            comparison = judge_end_to_end(outputs_NK, self._golden)
+        except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
             caught.append("end_to_end")
             accepted: tuple[str, ...] = ()
         else:
             if not isinstance(nodes, str) and not nodes[0].passed:
                 caught.append("node_local")
                 reasons += nodes[0].reasons
-            if not judge_end_to_end(outputs_NK, self._golden).passed:
+            if not comparison.passed:
                 caught.append("end_to_end")
             accepted = tuple(
                 name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)

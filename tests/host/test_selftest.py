@@ -151,3 +151,20 @@ def test_a_model_that_cannot_even_run_is_caught(source, monkeypatch):
     (found,) = selftest(source, num_inputs=2, num_threads=2).faults
     assert "end_to_end" in found.caught_by
     assert found.accepted_by == ()
+
+
+def test_outputs_of_another_shape_are_caught(source, monkeypatch):
+    def doubled(work):
+        model = onnx.ModelProto()
+        model.CopyFrom(work.model)
+        name = model.graph.output[0].name
+        model.graph.node[-1].output[0] = "half"
+        model.graph.node.append(onnx.helper.make_node("Concat", ["half", "half"], [name], axis=1))
+        del model.graph.output[0].type.tensor_type.shape.dim[:]
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        return model
+
+    monkeypatch.setattr(selftest_module, "FAULTS", (Fault(name="twice", plant=doubled),))
+    monkeypatch.setattr(selftest_module, "CONTROLS", ())
+    (found,) = selftest(source, num_inputs=2, num_threads=2).faults
+    assert "end_to_end" in found.caught_by
