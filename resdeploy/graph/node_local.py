@@ -3,6 +3,7 @@
 Shapes: N inputs, of which all are run as one batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ Array = NDArray[Any]
 # Runs a serialised model on inputs by name; returns outputs by name.
 Run = Callable[[bytes, Mapping[str, Array]], Mapping[str, Array]]
 
-# Kept at once of the values that are exposed: a ResNet-50 at 224 px has 90 MB for each input.
+# One image of ImageNet's size gives each layer of a ResNet-50 1e5 outputs and more, and 90 MB of
+# values to keep; of small inputs, two.
 _MOST_INPUTS = 2
+_MOST_ELEMENTS = 3 * 224 * 224
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,12 +54,13 @@ def certify_nodes(
     Args:
         model: the candidate, with its weights in it.
         layers: its affine nodes, each with the numbers it should have.
-        inputs: (N, ...); at most the first two are run.
+        inputs: (N, ...); the first one or two are run.
         run: what computes a model's outputs, with optimisations that keep them as they are.
         unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
-    batch = inputs[:_MOST_INPUTS]
+    affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
     initialised = {tensor.name for tensor in model.graph.initializer}
     name = next(v.name for v in model.graph.input if v.name not in initialised)
     values = dict(run(expose(model, list(names)), {name: batch}))

@@ -24,10 +24,12 @@ from resdeploy.host.interpret import GraphWalker
 from resdeploy.host.layers import as_layer
 from resdeploy.schema import PrecisionNoise
 
-__all__ = ["NUM_SIMULATED", "simulated_noise", "weight_noise"]
+__all__ = ["simulated_noise", "weight_noise"]
 
-# Inputs that the simulations run on: a noise level needs one digit.
-NUM_SIMULATED = 8
+# Inputs that the simulations run on: a noise level needs one digit, which two images of ImageNet's
+# size give, with a thousand outputs each.
+_SIMULATED_ELEMENTS = 2 * 3 * 224 * 224
+_FEWEST_SIMULATED, _MOST_SIMULATED = 2, 8
 
 _NUM_DRAWS = 4
 _NUM_WEIGHT_INPUTS = 32
@@ -58,7 +60,9 @@ def simulated_noise(
         float32_NK: the float32 outputs for them, which were computed and not simulated.
     """
     walker = GraphWalker(program)
-    x, reference = inputs[:NUM_SIMULATED], reference_NK[:NUM_SIMULATED]
+    affordable = _SIMULATED_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    count = max(_FEWEST_SIMULATED, min(_MOST_SIMULATED, affordable))
+    x, reference = inputs[:count], reference_NK[:count]
 
     def level(outputs: NDArray[Any]) -> float | None:
         error = float(np.linalg.norm(outputs - reference))
@@ -70,7 +74,7 @@ def simulated_noise(
 
     return PrecisionNoise(
         num_inputs=len(x),
-        float32=level(float32_NK[:NUM_SIMULATED]),
+        float32=level(float32_NK[:count]),
         tf32=simulate(_to_tf32, everything=False),
         float16=simulate(lambda t: t.half().float(), everything=True),
         bfloat16=simulate(lambda t: t.bfloat16().float(), everything=True),

@@ -27,7 +27,6 @@ from resdeploy.schema import FoldReport
 
 __all__ = ["reference_graph"]
 
-_NUM_CHECKED = 2
 _MOST_OF_THE_NOISE = 0.01
 
 
@@ -60,14 +59,15 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
 
 
 def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
-    """Raise unless `model` computes what the reference does, on the first inputs."""
-    # A graph of fixed batch was traced with as many.
-    samples = np.resize(golden.inputs, (_NUM_CHECKED, *golden.inputs.shape[1:]))
-    expected_NK = np.resize(golden.reference, (_NUM_CHECKED, golden.reference.shape[1]))
+    """Raise unless `model` computes what the reference does, on the first input."""
+    # A graph of fixed batch takes as many, of which some are then repeated.
+    count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
+    expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
     found = evaluate_float64(model, {model.graph.input[0].name: samples})
-    outputs_NK = np.concatenate([y.reshape(_NUM_CHECKED, -1) for y in found.values()], axis=1)
+    outputs_NK = np.concatenate([y.reshape(count, -1) for y in found.values()], axis=1)
     rounding = 2.0**-24 * np.linalg.norm(expected_NK, axis=1)
-    noise = np.linalg.norm(np.maximum(np.resize(golden.noise_l2, _NUM_CHECKED), rounding))
+    noise = np.linalg.norm(np.maximum(np.resize(golden.noise_l2, count), rounding))
     error = np.linalg.norm(outputs_NK - expected_NK)
     if not error <= _MOST_OF_THE_NOISE * noise:
         raise UnsupportedModelError(
