@@ -44,6 +44,12 @@ class Golden:
     info: GoldenInfo
     sigma: NDArray[np.float64] | None = None
 
+    @property
+    def yardstick(self) -> NDArray[np.float64]:
+        """The noise of each input (N,), not below the rounding of the outputs themselves."""
+        rounding = 2.0**-24 * np.linalg.norm(self.reference, axis=1)
+        return np.asarray(np.maximum(self.noise_l2, rounding))
+
 
 def save_golden(path: Path, golden: Golden) -> None:
     """Write `golden` to `path`; the same values give the same bytes, on any machine, any day.

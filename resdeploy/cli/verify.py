@@ -121,10 +121,16 @@ def verify(
             golden = load_golden(golden_file)
         elif is_onnx and reference is not None:
             from resdeploy.graph.reference_file import load_reference
+            from resdeploy.target.run import run_session
+            from resdeploy.target.session import open_session
 
             as_it_stands = SessionSpec(graph_level="disabled", num_threads=threads)
             golden, original = load_reference(
-                reference, num_inputs=num_inputs or 32, run=_run_on(as_it_stands)
+                reference,
+                num_inputs=num_inputs or 32,
+                run_rows=lambda model, inputs: run_session(
+                    open_session(model, as_it_stands), inputs
+                ),
             )
         else:
             from resdeploy.host.build import load_source

@@ -101,8 +101,7 @@ def judge_end_to_end(
         )
     facts = facts or Facts()
     errors_N = error_norms(outputs_NK, reference_NK)
-    floor_N = _UNIT_ROUNDOFF * np.linalg.norm(reference_NK, axis=1)
-    noise_N = np.maximum(golden.noise_l2, floor_N)
+    noise_N = golden.yardstick
     ratio = _ratio(float(np.linalg.norm(errors_N)), float(np.linalg.norm(noise_N)))
     diff = tensor_diff(outputs_NK, reference_NK)
     reference_norm = float(np.linalg.norm(reference_NK))

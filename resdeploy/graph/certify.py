@@ -14,7 +14,7 @@ from resdeploy.errors import UnsupportedModelError
 from resdeploy.evidence.static import ROUNDED_ONCE_ULP, STATIC_LIMIT_ULP, judge_static
 from resdeploy.evidence.structure import Affine, Alignment, SkeletonNode, align
 from resdeploy.graph.node_local import Array, NodeFault, Run, certify_nodes
-from resdeploy.graph.skeleton import skeleton_of
+from resdeploy.graph.skeleton import may_fold, skeleton_of
 from resdeploy.schema import (
     NodeLocalResult,
     PrecisionName,
@@ -98,7 +98,7 @@ def certify_file(
             missing["structure"] = missing["static"] = why
         else:
             expected = skeleton_of(reference.model, bias_magnitudes=reference.bias_magnitudes)
-            folded = skeleton_of(model)
+            folded = skeleton_of(model) if may_fold(model) else plain
             alignment = align(expected, folded)
             is_folded = len(folded.nodes) == len(plain.nodes)
     except UnsupportedModelError as error:

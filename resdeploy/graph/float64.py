@@ -9,7 +9,8 @@ Shapes: N samples, C channels, G groups, I and O channels of a group, K taps of 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,16 @@ from onnx.reference.op_run import OpRun
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["UnknownOperatorError", "evaluate_float64", "tensors_of", "to_float64"]
+__all__ = [
+    "UnknownOperatorError",
+    "evaluate_float64",
+    "float64_evaluator",
+    "tensors_of",
+    "to_float64",
+]
 
 Array = npt.NDArray[Any]
+Evaluate = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 _FLOATS = {
     onnx.TensorProto.FLOAT,
@@ -44,17 +52,40 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
         UnknownOperatorError: it has an operator that the reference evaluator does not know.
         UnsupportedModelError: it cannot be computed on these inputs.
     """
-    doubled = to_float64(model)
-    feeds = {
-        name: value.astype(np.float64) if value.dtype.name in _FLOAT_NAMES else value
-        for name, value in inputs.items()
-    }
-    try:
-        with np.errstate(all="ignore"):
-            evaluator = ReferenceEvaluator(
-                doubled, new_ops=[BatchNormalization, Conv, ConvTranspose, Upsample]
-            )
+    return float64_evaluator(to_float64(model))(inputs)
+
+
+def float64_evaluator(
+    doubled: onnx.ModelProto,
+) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """Return what computes a model that `to_float64` made, for inputs of many batches.
+
+    Raises:
+        UnknownOperatorError: it has an operator that the reference evaluator does not know; what
+            is returned raises this too, and UnsupportedModelError if it cannot compute the inputs.
+    """
+    with _explained():
+        evaluator = ReferenceEvaluator(
+            doubled, new_ops=[BatchNormalization, Conv, ConvTranspose, Upsample]
+        )
+
+    def evaluate(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {
+            name: value.astype(np.float64) if value.dtype.name in _FLOAT_NAMES else value
+            for name, value in inputs.items()
+        }
+        with _explained(), np.errstate(all="ignore"):
             outputs = evaluator.run(None, feeds)
+        return dict(zip(evaluator.output_names, map(np.asarray, outputs), strict=True))
+
+    return evaluate
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the evaluator raises into our errors."""
+    try:
+        yield
     # Its operators are a hundred small programs: what they raise has no common base.
     except Exception as error:
         is_unknown = isinstance(error, NotImplementedError)
@@ -64,7 +95,6 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
             f"The model cannot be computed in float64: {said}",
             where=type(error).__name__,
         ) from error
-    return dict(zip(evaluator.output_names, map(np.asarray, outputs), strict=True))
 
 
 def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,7 +4,7 @@ The yardstick of float32's noise is then the runtime itself, on that file, with 
 off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +14,28 @@ import onnx_ir as ir
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference
-from resdeploy.graph.float64 import evaluate_float64, to_float64
+from resdeploy.graph.float64 import float64_evaluator, to_float64
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.fold_file import load_onnx
-from resdeploy.graph.node_local import Array, Run
+from resdeploy.graph.node_local import Array
 from resdeploy.schema import GoldenInfo
 
 __all__ = ["load_reference"]
+
+# Runs a serialised model on inputs (N, ...), whatever its batch size; returns outputs (N, K).
+RunRows = Callable[[bytes, Array], Array]
 
 _BATCH_SIZE = 8
 _SEED = 0
 
 
-def load_reference(path: Path, *, num_inputs: int, run: Run) -> tuple[Golden, Reference]:
+def load_reference(path: Path, *, num_inputs: int, run_rows: RunRows) -> tuple[Golden, Reference]:
     """Return what the model in `path` answers to seeded inputs, and its graph.
 
     Args:
         path: an ONNX file with one float32 input of known shape, but for its batch.
         num_inputs: how many inputs.
-        run: what computes its outputs in float32, its graph as it stands.
+        run_rows: what computes its outputs in float32, its graph as it stands.
 
     Raises:
         ResdeployError: the file is missing, is no ONNX model or has other inputs.
@@ -42,17 +45,18 @@ def load_reference(path: Path, *, num_inputs: int, run: Run) -> tuple[Golden, Re
     name, fixed_batch, shape = _only_input(model, path)
     random = np.random.default_rng(_SEED)
     inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
-    serialised = bytes(model.SerializeToString())
-    exact, own = [], []
-    for batch, count in _batches(inputs, fixed_batch):
-        exact.append(_side_by_side(evaluate_float64(model, {name: batch}))[:count])
-        found = run(serialised, {name: batch})
-        own.append(_side_by_side({key: found[key] for key in _output_names(model)})[:count])
+    doubled = to_float64(model)
+    evaluate = float64_evaluator(doubled)
+    exact = [
+        _side_by_side(evaluate({name: batch}))[:count]
+        for batch, count in _batches(inputs, fixed_batch)
+    ]
     reference_NK = np.concatenate(exact)
+    own_NK = run_rows(bytes(model.SerializeToString()), inputs)
     golden = Golden(
         inputs=inputs,
         reference=reference_NK,
-        noise_l2=np.linalg.norm(np.concatenate(own) - reference_NK, axis=1),
+        noise_l2=np.linalg.norm(own_NK - reference_NK, axis=1),
         labels=None,
         info=GoldenInfo(
             source=f"{path.name}, in float64",
@@ -60,7 +64,7 @@ def load_reference(path: Path, *, num_inputs: int, run: Run) -> tuple[Golden, Re
             num_inputs=num_inputs,
         ),
     )
-    folded = ir.from_proto(to_float64(model))
+    folded = ir.from_proto(doubled)
     fold_batchnorm(folded)
     return golden, Reference(model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False)
 
@@ -92,10 +96,6 @@ def _batches(inputs: Array, fixed: int | None) -> Iterator[tuple[Array, int]]:
         batch = inputs[start : start + size]
         missing = size - len(batch) if fixed else 0
         yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]), len(batch)
-
-
-def _output_names(model: onnx.ModelProto) -> list[str]:
-    return [value.name for value in model.graph.output]
 
 
 def _side_by_side(outputs: dict[str, Array]) -> Array:

@@ -26,7 +26,7 @@ from resdeploy.evidence.structure import Affine, Skeleton, SkeletonNode
 from resdeploy.graph.float64 import to_float64
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
 
-__all__ = ["skeleton_of"]
+__all__ = ["may_fold", "skeleton_of"]
 
 Array = NDArray[Any]
 
@@ -62,9 +62,14 @@ def skeleton_of(
     """
     _refuse_control_flow(model)
     dtypes = _weight_types(model)
-    if fold and any(node.op_type in _MAY_FOLD for node in model.graph.node):
+    if fold and may_fold(model):
         model = _folded(model)
     return _Reducer(model, dtypes, bias_magnitudes or {}).skeleton()
+
+
+def may_fold(model: onnx.ModelProto) -> bool:
+    """Whether `model` has operators that a fold could take away."""
+    return any(node.op_type in _MAY_FOLD for node in model.graph.node)
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:

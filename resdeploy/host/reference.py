@@ -66,8 +66,7 @@ def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
     expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
     found = evaluate_float64(model, {model.graph.input[0].name: samples})
     outputs_NK = np.concatenate([y.reshape(count, -1) for y in found.values()], axis=1)
-    rounding = 2.0**-24 * np.linalg.norm(expected_NK, axis=1)
-    noise = np.linalg.norm(np.maximum(np.resize(golden.noise_l2, count), rounding))
+    noise = np.linalg.norm(np.resize(golden.yardstick, count))
     error = np.linalg.norm(outputs_NK - expected_NK)
     if not error <= _MOST_OF_THE_NOISE * noise:
         raise UnsupportedModelError(

@@ -2,9 +2,10 @@
 
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
-__all__ = ["read_cpu_features"]
+from resdeploy.target.system import read_text
+
+__all__ = ["common_flags", "read_cpu_features"]
 
 # Our names, and Linux's for the same; x86 in the order they came.
 _X86 = {
@@ -33,18 +34,21 @@ def read_cpu_features() -> Mapping[str, bool]:
     names = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(
         platform.machine().lower()
     )
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    common = common_flags(read_text("/proc/cpuinfo"))
+    if names is None or not common:
         return {}
-    # "flags" on x86, "Features" on ARM; big and little cores of one chip run the same code, so
-    # that only what all of them have counts.
+    return {name: flag in common for name, flag in names.items()}
+
+
+def common_flags(cpuinfo: str) -> frozenset[str]:
+    """Return the flags that Linux's description of the CPUs gives to every one of them.
+
+    "flags" on x86, "Features" on ARM; big and little cores of one chip run the same code, so that
+    only what all of them have counts.
+    """
     cores = [
-        set(value.split())
-        for key, _, value in (line.partition(":") for line in text.splitlines())
+        frozenset(value.split())
+        for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())
         if key.strip() in ("flags", "Features")
     ]
-    if names is None or not cores:
-        return {}
-    common = set.intersection(*cores)
-    return {name: flag in common for name, flag in names.items()}
+    return frozenset.intersection(*cores) if cores else frozenset()

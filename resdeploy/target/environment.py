@@ -5,12 +5,12 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 from resdeploy import __version__
 from resdeploy.schema import Environment
+from resdeploy.target.cpu_features import common_flags
+from resdeploy.target.system import nvidia_smi, read_text
 
 __all__ = ["read_environment"]
 
@@ -20,9 +20,6 @@ _CPU_FEATURES = (
     *("amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
-
-# A driver that hangs must not hang the benchmark.
-_NVIDIA_SMI_TIMEOUT_S = 10
 
 
 def read_environment() -> Environment:
@@ -57,7 +54,7 @@ def _system() -> str:
 def _cpu_model() -> str | None:
     # On x86 the first; on Arm boards the device tree names the board, which says more than the
     # core's part number does.
-    for line in _text("/proc/cpuinfo").splitlines():
+    for line in read_text("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and value.strip():
             return value.strip()
@@ -77,26 +74,25 @@ def _num_cpus_allowed() -> int:
 
 
 def _cpu_features() -> tuple[str, ...]:
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo"), re.M)
-    found = set(flags[1].split()) if flags else set()
+    found = common_flags(read_text("/proc/cpuinfo"))
     return tuple(name for name in _CPU_FEATURES if name in found)
 
 
 def _cpu_limit() -> float | None:
     """Return a container's limit on CPU time, in CPUs: "quota period", both in microseconds."""
-    match _text("/sys/fs/cgroup/cpu.max").split():
+    match read_text("/sys/fs/cgroup/cpu.max").split():
         case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period) > 0:
             return int(quota) / int(period)
     return None
 
 
 def _ram_limit_bytes() -> int | None:
-    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    limit = read_text("/sys/fs/cgroup/memory.max").strip()
     return int(limit) if limit.isdecimal() else None
 
 
 def _ram_bytes() -> int | None:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _text("/proc/meminfo"), re.M)
+    match = re.search(r"^MemTotal:\s*(\d+) kB", read_text("/proc/meminfo"), re.M)
     return int(match[1]) * 1024 if match else None
 
 
@@ -108,19 +104,8 @@ def _load_average() -> float | None:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    try:
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"],
-            capture_output=True,
-            check=True,
-            text=True,
-            errors="replace",
-            timeout=_NVIDIA_SMI_TIMEOUT_S,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
     # "GPU 0: NVIDIA H200 (UUID: GPU-...)"; the UUID identifies the owner's board.
-    return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID: .*)?$", listing, re.M))
+    return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID: .*)?$", nvidia_smi("-L"), re.M))
 
 
 def _versions() -> dict[str, str]:
@@ -146,12 +131,5 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
 
 def _first_line(path: str) -> str | None:
     # Device-tree strings end in a zero byte.
-    lines = _text(path).replace("\0", "").splitlines()
+    lines = read_text(path).replace("\0", "").splitlines()
     return lines[0].strip() or None if lines else None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -5,17 +5,14 @@ Everything here is best effort: what cannot be read is None, and nothing raises.
 
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from resdeploy.schema import GpuState, MachineState
+from resdeploy.target.system import nvidia_smi, read_text
 
 __all__ = ["peak_ram_bytes", "read_machine_state"]
-
-# A driver that hangs must not hang the benchmark.
-_NVIDIA_SMI_TIMEOUT_S = 10
 
 _GPU_FIELDS = ("clocks.sm", "temperature.gpu", "memory.used", "clocks_event_reasons.active")
 
@@ -42,7 +39,7 @@ def peak_ram_bytes() -> int | None:
     Linux's own count for this program: `getrusage` there starts at what the process that started
     it had.
     """
-    if match := re.search(r"^VmHWM:\s*(\d+) kB", _text(Path("/proc/self/status")), re.M):
+    if match := re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.M):
         return 1024 * int(match[1])
     if sys.platform == "darwin":
         import resource  # noqa: PLC0415 - Windows has none
@@ -53,7 +50,7 @@ def peak_ram_bytes() -> int | None:
 
 def _cpu_times() -> tuple[float | None, float | None]:
     """Return the CPU time of the whole machine that was used, and that was stolen from it."""
-    match _text(Path("/proc/stat")).partition("\n")[0].split():
+    match read_text("/proc/stat").partition("\n")[0].split():
         case ["cpu", user, nice, system, _idle, _wait, interrupt, soft_interrupt, stolen, *_]:
             used = map(int, (user, nice, system, interrupt, soft_interrupt))
             ticks = os.sysconf("SC_CLK_TCK")
@@ -70,17 +67,17 @@ def _load_average() -> float | None:
 
 def _cpu_frequency() -> float | None:
     files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    values = [int(text) / 1e3 for text in map(_text, files) if text.strip().isdecimal()]
+    values = [int(text) / 1e3 for text in map(read_text, files) if text.strip().isdecimal()]
     # Virtual machines have no such files; x86 says it here too.
     values = values or [
         float(value)
-        for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(Path("/proc/cpuinfo")), re.M)
+        for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text("/proc/cpuinfo"), re.M)
     ]
     return sum(values) / len(values) if values else None
 
 
 def _temperature() -> float | None:
-    texts = map(_text, Path("/sys/class/thermal").glob("thermal_zone*/temp"))
+    texts = map(read_text, Path("/sys/class/thermal").glob("thermal_zone*/temp"))
     return max((int(t) / 1e3 for t in texts if t.strip().isdecimal()), default=None)
 
 
@@ -88,28 +85,18 @@ def _num_throttles() -> int | None:
     files = Path("/sys/devices/system/cpu").glob(
         "cpu[0-9]*/thermal_throttle/*_throttle_count",
     )
-    counts = [int(text) for text in map(_text, files) if text.strip().isdecimal()]
+    counts = [int(text) for text in map(read_text, files) if text.strip().isdecimal()]
     return sum(counts) if counts else None
 
 
 def _limited() -> float | None:
-    match = re.search(r"^throttled_usec (\d+)", _text(Path("/sys/fs/cgroup/cpu.stat")), re.M)
+    match = re.search(r"^throttled_usec (\d+)", read_text("/sys/fs/cgroup/cpu.stat"), re.M)
     return int(match[1]) / 1e6 if match else None
 
 
 def _gpus() -> tuple[GpuState, ...]:
     query = f"--query-gpu={','.join(_GPU_FIELDS)}"
-    try:
-        table = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            check=True,
-            text=True,
-            errors="replace",
-            timeout=_NVIDIA_SMI_TIMEOUT_S,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
+    table = nvidia_smi(query, "--format=csv,noheader,nounits")
     rows = [line.split(",") for line in table.splitlines()]
     return tuple(_gpu(*map(_number, row)) for row in rows if len(row) == len(_GPU_FIELDS))
 
@@ -130,10 +117,3 @@ def _number(text: str) -> int | None:
         return int(text.strip(), 0)  # the reasons are hexadecimal
     except ValueError:
         return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

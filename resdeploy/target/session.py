@@ -107,23 +107,29 @@ def open_session(
             where=runtime_title(runtime),
             fix=reinstall(provider, runtime),
         )
+    disabled = _optimizers_to_disable(model)
     failure: Exception | None = None
     with captured_output() as captured:
         try:
             if provider.preload:
                 preload_libraries()
             session = _create(
-                model, provider, spec, allow_cpu_nodes=False, profile_prefix=profile_prefix
+                model,
+                provider,
+                spec,
+                disabled,
+                allow_cpu_nodes=False,
+                profile_prefix=profile_prefix,
             )
         except ORT_ERRORS as error:
             failure = error
     # Explained only here: what was printed is known once the capture ends.
     if failure is not None:
-        explained = _explain(failure, model, provider, spec, runtime, captured.text)
+        explained = _explain(failure, model, provider, spec, disabled, runtime, captured.text)
         explained.where = explained.where or where
         explained.add_note(f"{failure}\n{captured.text}".strip())
         raise explained from failure
-    return Session(session, _proven_info(session, model, provider, spec, runtime))
+    return Session(session, _proven_info(session, provider, spec, disabled, runtime))
 
 
 def input_specs(session: Session) -> tuple[TensorSpec, ...]:
@@ -178,6 +184,7 @@ def _create(
     model: Path | bytes,
     provider: Provider,
     spec: SessionSpec,
+    disabled: tuple[str, ...],
     *,
     allow_cpu_nodes: bool,
     profile_prefix: Path | None = None,
@@ -206,14 +213,18 @@ def _create(
         str(model) if isinstance(model, Path) else model,
         options,
         providers=providers,
-        disabled_optimizers=list(_optimizers_to_disable(model)),
+        disabled_optimizers=list(disabled),
         # Without it a failure, now or in a later run, makes the session anew on the CPU.
         enable_fallback=0,
     )
 
 
 def _proven_info(
-    session: Any, model: Path | bytes, provider: Provider, spec: SessionSpec, runtime: str
+    session: Any,
+    provider: Provider,
+    spec: SessionSpec,
+    disabled: tuple[str, ...],
+    runtime: str,
 ) -> SessionInfo:
     """Return what the session says it runs on, once that is what was asked for."""
     active = tuple(session.get_providers())
@@ -234,7 +245,7 @@ def _proven_info(
         runtime_version=onnxruntime.__version__,
         active_providers=active,
         nodes_by_provider=None if planned is None else count_by_provider(planned),
-        disabled_optimizers=_optimizers_to_disable(model),
+        disabled_optimizers=disabled,
     )
 
 
@@ -284,6 +295,7 @@ def _explain(
     model: Path | bytes,
     provider: Provider,
     spec: SessionSpec,
+    disabled: tuple[str, ...],
     runtime: str,
     output: str,
 ) -> ReportedError:
@@ -298,7 +310,7 @@ def _explain(
         # Either the provider did not start, or it cannot run every node. Only a session that may
         # use the CPU can tell, and name the nodes: it is made to be asked, and nothing is run.
         with captured_output():
-            session = _create(model, provider, spec, allow_cpu_nodes=True)
+            session = _create(model, provider, spec, disabled, allow_cpu_nodes=True)
         if session.get_providers()[0] == provider.ort_name:
             return stray_nodes_error(_elsewhere(_planned(session) or (), provider), provider)
     return not_started_error(error, provider, runtime, output)

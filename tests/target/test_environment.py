@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_machine_that_tells_nothing_raises_nothing(monkeypatch):
     def refuse(*_, **__):
         raise OSError
 
-    monkeypatch.setattr(environment_module.Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setattr(subprocess, "run", refuse)
     monkeypatch.setattr(os, "getloadavg", refuse)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
@@ -74,7 +75,7 @@ def test_a_machine_that_tells_nothing_raises_nothing(monkeypatch):
 
 def fake_files(monkeypatch, **texts):
     monkeypatch.setattr(
-        environment_module, "_text", lambda path: texts.get(path.rsplit("/", 1)[-1], "")
+        environment_module, "read_text", lambda path: texts.get(path.rsplit("/", 1)[-1], "")
     )
 
 

@@ -1,5 +1,7 @@
 """Probing: what starts is told from what is listed, and the tiny model is what it says."""
 
+from pathlib import Path
+
 import onnxruntime
 import pytest
 from onnx import checker, load_from_string, printer
@@ -71,7 +73,7 @@ X86 = "processor: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\nmodel name : x\n"
 )
 def test_the_cpus_features_are_read_from_the_kernel(monkeypatch, machine, text, has, lacks):
     monkeypatch.setattr(cpu_features.platform, "machine", lambda: machine)
-    monkeypatch.setattr(cpu_features.Path, "read_text", lambda *_, **__: text)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     found = cpu_features.read_cpu_features()
     assert {name for name in has if found[name]} == has
     assert {name for name in lacks if not found[name]} == lacks
@@ -85,5 +87,5 @@ def test_where_the_system_does_not_say_nothing_is_claimed(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError
 
-    monkeypatch.setattr(cpu_features.Path, "read_text", absent)
+    monkeypatch.setattr(Path, "read_text", absent)
     assert cpu_features.read_cpu_features() == {}

@@ -107,10 +107,8 @@ def test_the_state_of_this_machine_is_read():
 
 
 def test_the_answer_of_the_gpu_tool_is_understood(monkeypatch):
-    class Ran:
-        stdout = "1980, 41, 512, 0x0000000000000004\n[N/A], 40, 0, 0x0\n"
-
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: Ran)
+    answer = "1980, 41, 512, 0x0000000000000004\n[N/A], 40, 0, 0x0\n"
+    monkeypatch.setattr(machine, "nvidia_smi", lambda *_: answer)
     one, other = read_machine_state(gpus=True).gpus
     assert one == GpuState(clock_mhz=1980, temperature_c=41, used_bytes=512 << 20, slowed_by=4)
     assert other.clock_mhz is None

@@ -97,46 +97,33 @@ def _not_folded(weight: Array, bias: Array, layer: FoldedLayer) -> tuple[Array, 
     return layer.weight, np.zeros_like(bias) if layer.bias is None else layer.bias
 
 
-def _in_float16(work: Workpiece) -> onnx.ModelProto | None:
+def _in_type(dtype: type[np.floating[Any]], work: Workpiece) -> onnx.ModelProto | None:
+    """Fold every layer with each step rounded to a type."""
     if not work.layers:
         return None
     edit = Edit(work.model)
-    half = partial(np.asarray, dtype=np.float16)
+    rounded = partial(np.asarray, dtype=dtype)
     for layer in work.layers:
         bn = layer.bn
         gamma = np.ones_like(bn.mean) if bn.gamma is None else bn.gamma
         beta = np.zeros_like(bn.mean) if bn.beta is None else bn.beta
-        scale = half(gamma) / np.sqrt(half(bn.var) + half(bn.eps))
-        bias = half(0 if layer.bias is None else layer.bias)
+        scale = rounded(gamma) / np.sqrt(rounded(bn.var) + rounded(bn.eps))
+        bias = rounded(0 if layer.bias is None else layer.bias)
         along = (-1, *[1] * (layer.weight.ndim - 1))
         edit.set_layer(
             layer.node,
-            half(layer.weight) * scale.reshape(along),
-            (bias - half(bn.mean)) * scale + half(beta),
+            rounded(layer.weight) * scale.reshape(along),
+            (bias - rounded(bn.mean)) * scale + rounded(beta),
         )
     return edit.model
 
 
 def fold_in_float32(work: Workpiece) -> onnx.ModelProto | None:
     """Fold as other tools do: correct, with a few roundings more."""
-    if not work.layers:
-        return None
-    edit = Edit(work.model)
-    edit.model.producer_name = "another tool"
-    single = partial(np.asarray, dtype=np.float32)
-    for layer in work.layers:
-        bn = layer.bn
-        gamma = np.ones_like(bn.mean) if bn.gamma is None else bn.gamma
-        beta = np.zeros_like(bn.mean) if bn.beta is None else bn.beta
-        scale = single(gamma) / np.sqrt(single(bn.var) + single(bn.eps))
-        bias = single(0 if layer.bias is None else layer.bias)
-        along = (-1, *[1] * (layer.weight.ndim - 1))
-        edit.set_layer(
-            layer.node,
-            single(layer.weight) * scale.reshape(along),
-            (bias - single(bn.mean)) * scale + single(beta),
-        )
-    return edit.model
+    model = _in_type(np.float32, work)
+    if model is not None:
+        model.producer_name = "another tool"
+    return model
 
 
 def _wrong_bn(name: str, change: Any, *, everywhere: bool = False) -> Fault:
@@ -165,5 +152,5 @@ FAULTS: tuple[Fault, ...] = (
     _wrong_bn("statistics of two channels swapped", _channels_swapped),
     in_one_layer("BatchNorm folded twice", _folded_twice),
     in_one_layer("BatchNorm dropped, not folded", _not_folded),
-    Fault(name="fold done in float16", plant=_in_float16),
+    Fault(name="fold done in float16", plant=partial(_in_type, np.float16)),
 )
