@@ -1,8 +1,10 @@
 """Records: frozen, and the same after a way through JSON, whatever they hold."""
 
 import dataclasses
+import importlib
 import json
 import math
+import pkgutil
 import types
 import typing
 
@@ -27,8 +29,9 @@ from resdeploy.schema import (
 
 RECORDS = [
     value
-    for value in vars(schema).values()
-    if dataclasses.is_dataclass(value) and value.__module__ == schema.__name__
+    for info in pkgutil.iter_modules(schema.__path__, f"{schema.__name__}.")
+    for value in vars(importlib.import_module(info.name)).values()
+    if dataclasses.is_dataclass(value) and value.__module__ == info.name
 ]
 
 

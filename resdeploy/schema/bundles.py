@@ -1,0 +1,75 @@
+"""Bundles, their check, predictions."""
+
+from collections.abc import Mapping
+
+from resdeploy.schema.codec import record
+from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.sessions import SessionInfo
+from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
+
+__all__ = ["CheckReport", "ClassScore", "Manifest", "PredictReport", "Prediction"]
+
+
+@record
+class Manifest:
+    """The table of contents of a bundle, with the records that led to it."""
+
+    name: str
+    files: tuple[FileInfo, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    num_labels: int
+    golden: GoldenInfo
+    export: ExportReport | None
+    versions: Mapping[str, str]
+
+
+@record
+class CheckReport:
+    """A bundle whose files are intact, and what each provider computed from its golden inputs."""
+
+    name: str
+    num_files: int
+    verification: VerifyReport
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model computes what the bundle says it should."""
+        return self.verification.passed
+
+
+@record
+class ClassScore:
+    """One class of a prediction: its place among the outputs, its name, and its probability.
+
+    `label` is None where the bundle names no classes; `probability` is the softmax of the model's
+    outputs, computed in float64.
+    """
+
+    index: int
+    label: str | None
+    probability: float
+
+
+@record
+class Prediction:
+    """The likeliest classes of one input, the likeliest first; `input` is its file, and its row."""
+
+    input: str
+    classes: tuple[ClassScore, ...]
+
+
+@record
+class PredictReport:
+    """What the model of a bundle says of each input, in the order they were given.
+
+    `digest` stands for the bundle, every byte of which was checked first.
+    """
+
+    name: str
+    digest: str
+    session: SessionInfo
+    predictions: tuple[Prediction, ...]

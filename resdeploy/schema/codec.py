@@ -1,0 +1,160 @@
+"""What a record is, and its JSON form."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from resdeploy.errors import ResdeployError
+
+__all__ = ["SCHEMA_VERSION", "dump_json", "from_json", "load_json", "record", "to_json"]
+
+# 1  first version
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make `cls` a record: frozen, slotted, keyword-only."""
+    return dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` (a record, or what records are made of) as JSON data.
+
+    A NaN or infinite float becomes the string "NaN", "Infinity" or "-Infinity", as JSON has none.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def dump_json(value: Any, *, indent: int | None = 2) -> str:
+    """Return one record as JSON text, with its kind and the schema version."""
+    head = {"kind": type(value).__name__, "schema_version": SCHEMA_VERSION}
+    return json.dumps(head | to_json(value), indent=indent, allow_nan=False)
+
+
+def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
+    """Return the record of type `cls` that `dump_json` wrote; `where` names the file in errors.
+
+    Raises:
+        ResdeployError: the text is not JSON, is another kind of record, comes from a newer schema,
+            or a field is missing, unknown or of another type.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ResdeployError(f"This is not JSON: {error}.", where=where) from error
+    if not isinstance(data, dict) or data.get("kind") != cls.__name__:
+        found = data.get("kind") if isinstance(data, dict) else None
+        raise ResdeployError(
+            f"This is not a {cls.__name__} record (its kind is {found!r}).", where=where
+        )
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ResdeployError(
+            f"The record has schema version {version!r}; this resdeploy reads {SCHEMA_VERSION}.",
+            where=where,
+            fix="write the record again with this version, or install the one that wrote it",
+        )
+    fields = {key: value for key, value in data.items() if key not in ("kind", "schema_version")}
+    return from_json(cls, fields, where=where)
+
+
+def from_json(cls: type[T], data: Any, *, where: str) -> T:
+    """Return JSON data as the record type `cls`; the inverse of `to_json`.
+
+    Raises:
+        ResdeployError: a field is missing, unknown or of another type; the message names it.
+    """
+    return typing.cast(T, _parse(cls, data, where))
+
+
+def _parse(kind: Any, data: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(arguments, data, where)
+    if origin is Literal:
+        if data in arguments:
+            return data
+        raise _mismatch(f"one of {', '.join(map(repr, arguments))}", data, where)
+    if origin is tuple:
+        if not isinstance(data, list | tuple):
+            raise _mismatch("a list", data, where)
+        return tuple(_parse(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise _mismatch("an object", data, where)
+        return {str(key): _parse(arguments[1], x, f"{where}.{key}") for key, x in data.items()}
+    if dataclasses.is_dataclass(kind):
+        return _parse_record(kind, data, where)
+    return _parse_scalar(kind, data, where)
+
+
+def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and types.NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    # An exact scalar type first, so that 1 stays an int in `int | float | bool`.
+    if type(data) in kinds:
+        return data
+    error: ResdeployError | None = None
+    for kind in kinds:
+        try:
+            return _parse(kind, data, where)
+        except ResdeployError as raised:
+            error = error or raised
+    raise error or _mismatch("a value", data, where)
+
+
+def _parse_record(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise _mismatch("an object", data, where)
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ResdeployError(
+            f"Unknown field {unknown[0]!r}.",
+            where=where,
+            fix=f"the fields of {cls.__name__} are {', '.join(hints)}",
+        )
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if missing:
+        raise ResdeployError(f"The field {missing[0]!r} is missing.", where=where)
+    return cls(**{key: _parse(hints[key], x, f"{where}: {key}") for key, x in data.items()})
+
+
+def _parse_scalar(kind: Any, data: Any, where: str) -> Any:
+    if kind is float:
+        if isinstance(data, str) and data in ("NaN", "Infinity", "-Infinity"):
+            return float(data)
+        if isinstance(data, int | float) and not isinstance(data, bool):
+            return float(data)
+        raise _mismatch("a number", data, where)
+    if type(data) is kind:
+        return data
+    names = {int: "a whole number", str: "a text", bool: "true or false"}
+    raise _mismatch(names.get(kind, str(kind)), data, where)
+
+
+def _mismatch(expected: str, data: Any, where: str) -> ResdeployError:
+    return ResdeployError(f"Expected {expected}, found {data!r}.", where=where)

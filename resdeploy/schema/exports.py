@@ -1,0 +1,47 @@
+"""Passes and exports."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from resdeploy.schema.codec import record
+from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.verdicts import VerifyReport
+
+__all__ = ["ExportReport", "ExportSpec", "PassReport"]
+
+
+@record
+class PassReport:
+    """One pass over an ONNX graph: how many places it changed."""
+
+    name: str
+    num_changed: int
+
+
+@record
+class ExportSpec:
+    """How to export. `batch` is "dynamic" or a fixed number of samples.
+
+    `newest_ir_version` is the newest form of the file that the target reads; None for any.
+    """
+
+    opset: int = 18
+    batch: int | Literal["dynamic"] = "dynamic"
+    fold: bool = True
+    newest_ir_version: int | None = None
+
+
+@record
+class ExportReport:
+    """An exported file, what was folded into it, and the passes it went through."""
+
+    spec: ExportSpec
+    file: FileInfo
+    fold: FoldReport | None
+    passes: tuple[PassReport, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    num_nodes: int
+    versions: Mapping[str, str]
+    verification: "VerifyReport | None" = None

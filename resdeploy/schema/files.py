@@ -1,0 +1,23 @@
+"""Files and tensors, as every stage names them."""
+
+from resdeploy.schema.codec import record
+
+__all__ = ["FileInfo", "TensorSpec"]
+
+
+@record
+class TensorSpec:
+    """A model's input or output; a dimension is a number, or the name of a dynamic one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@record
+class FileInfo:
+    """A file by content; `path` is relative to the record that names it, with `/`."""
+
+    path: str
+    sha256: str
+    size_bytes: int

@@ -1,0 +1,152 @@
+"""The machine: its state, its providers, what it lacks."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from resdeploy.schema.codec import record
+
+__all__ = [
+    "DoctorReport",
+    "Environment",
+    "Finding",
+    "GpuState",
+    "MachineState",
+    "ProbeReport",
+    "ProviderProbe",
+]
+
+
+@record
+class Environment:
+    """The machine and the software a measurement was made with; None is "not readable here".
+
+    `cpu_features` are the instruction sets that decide how fast a network runs; `cpu_limit` (in
+    CPUs) and `ram_limit_bytes` are what a container allows, None where it sets no limit.
+    """
+
+    machine: str
+    system: str
+    cpu_model: str | None
+    num_cpus: int
+    num_cpus_allowed: int
+    ram_bytes: int | None
+    load_average_1min: float | None
+    cpu_governor: str | None
+    gpu_names: tuple[str, ...]
+    versions: Mapping[str, str]
+    cpu_features: tuple[str, ...] = ()
+    cpu_limit: float | None = None
+    ram_limit_bytes: int | None = None
+
+
+@record
+class GpuState:
+    """One GPU at one moment; None is "not readable here".
+
+    `slowed_by` are the bits of NVML's clocks event reasons, 0 if nothing slows it; bit 0 is "idle".
+    """
+
+    clock_mhz: int | None
+    temperature_c: int | None
+    used_bytes: int | None
+    slowed_by: int | None
+
+
+@record
+class MachineState:
+    """The machine at one moment; None is "not readable here".
+
+    Attributes:
+        time_s: on a clock that only the difference of two states says anything about.
+        load_average_1min: processes that ran or wanted to, over the last minute.
+        cpu_frequency_mhz: mean over the CPUs.
+        temperature_c: of the hottest sensor.
+        num_throttles: how often a core was slowed for its heat or power, since boot.
+        limited_s: time for which this container was stopped, having used up its share of CPU.
+        busy_s: CPU time used by everyone on the machine since boot.
+        stolen_s: CPU time that the host of this virtual machine gave to others, since boot.
+        gpus: the GPUs.
+    """
+
+    time_s: float
+    load_average_1min: float | None = None
+    cpu_frequency_mhz: float | None = None
+    temperature_c: float | None = None
+    num_throttles: int | None = None
+    limited_s: float | None = None
+    busy_s: float | None = None
+    stolen_s: float | None = None
+    gpus: tuple[GpuState, ...] = ()
+
+
+@record
+class ProviderProbe:
+    """Whether a session really starts on an execution provider, and computes there.
+
+    Attributes:
+        provider: the short name of `resdeploy.target.providers`, or ONNX Runtime's own name of a
+            provider that resdeploy has no settings for.
+        ort_name: ONNX Runtime's name for it.
+        starts: whether a tiny model ran on it.
+        why_not: what stood in the way.
+        fix: what helps, where that is known.
+    """
+
+    provider: str
+    ort_name: str
+    starts: bool
+    why_not: str | None = None
+    fix: str | None = None
+
+
+@record
+class ProbeReport:
+    """What a machine can run: its runtime, its providers, and what decides its speed.
+
+    Attributes:
+        environment: the machine and its software.
+        runtime: the package that holds ONNX Runtime.
+        runtime_version: its version.
+        available_providers: those the runtime was built with, in its order; not yet those that
+            start.
+        providers: what happened when a tiny model was opened on each.
+        plugins: the packages of plugin providers that are installed, with their versions.
+        cpu_features: instructions that decide the speed of a network, and whether this CPU has
+            them; empty where that cannot be read.
+        lacks: what this version of the runtime cannot tell or do for resdeploy.
+    """
+
+    environment: Environment
+    runtime: str
+    runtime_version: str
+    available_providers: tuple[str, ...]
+    providers: tuple[ProviderProbe, ...]
+    plugins: Mapping[str, str]
+    cpu_features: Mapping[str, bool]
+    lacks: tuple[str, ...] = ()
+
+
+@record
+class Finding:
+    """One thing that was looked at in an installation.
+
+    A "fault" stops what was asked for; a "remark" does not. `fix` says what helps.
+    """
+
+    subject: str
+    verdict: Literal["ok", "remark", "fault"]
+    what: str
+    fix: str | None = None
+
+
+@record
+class DoctorReport:
+    """An installation, looked over: everything that was looked at, in that order."""
+
+    providers: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was asked for can run."""
+        return all(finding.verdict != "fault" for finding in self.findings)

@@ -1,0 +1,188 @@
+"""Models, data, recipes and training."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from resdeploy.schema.codec import record
+from resdeploy.schema.folds import FoldedSite
+
+__all__ = [
+    "AugmentSpec",
+    "CheckpointInfo",
+    "DataSpec",
+    "EpochMetrics",
+    "ModelSpec",
+    "Preprocess",
+    "Recipe",
+    "Scalar",
+    "SourceSpec",
+    "TrainReport",
+    "TrainSpec",
+]
+
+Scalar = str | int | float | bool
+
+
+@record
+class Preprocess:
+    """How a raw sample becomes the network's input, per channel: `(raw / divisor - mean) / std`.
+
+    Attributes:
+        input_shape: (C, H, W) of one image or (F,) of one vector, without the batch.
+        divisor: the raw value that stands for 1.0 (255 for 8-bit images).
+        mean: one value per channel, or a single one for all; in units of raw / divisor.
+        std: likewise.
+        color: what an image file is converted to; "none" where samples are vectors.
+        resize: length in pixels of an image file's shorter side before the centre crop to
+            (H, W); None to scale straight to (H, W).
+        interpolation: the filter of that resize, always antialiased.
+    """
+
+    input_shape: tuple[int, ...]
+    divisor: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    color: Literal["rgb", "gray", "none"] = "rgb"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+@record
+class ModelSpec:
+    """An architecture by name, with its options."""
+
+    arch: str
+    num_classes: int
+    options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+
+
+@record
+class AugmentSpec:
+    """Random changes to training images, on whole batches in tensors; zero or False is off.
+
+    Attributes:
+        shift_px: each image is moved by up to this many pixels in each direction.
+        horizontal_flip: half of the images are mirrored.
+        rotate_degrees: each image is turned by up to this angle either way.
+        scale: each image is zoomed by a factor in [1 - scale, 1 + scale].
+        noise_std: normal noise of this standard deviation, in units of the normalised input.
+    """
+
+    shift_px: int = 0
+    horizontal_flip: bool = False
+    rotate_degrees: float = 0.0
+    scale: float = 0.0
+    noise_std: float = 0.0
+
+
+@record
+class DataSpec:
+    """A data set by name: `digits`, `mnist1d`, `cifar10`, `cifar100`, `image-folder`, `npz`.
+
+    `path` is where the user keeps it, for those that are not embedded; `split_seed` decides which
+    samples are held out where the data set has no official test split.
+    """
+
+    name: str
+    path: str | None = None
+    split_seed: int = 0
+    augment: AugmentSpec = AugmentSpec()
+
+
+@record
+class TrainSpec:
+    """Stochastic gradient descent with momentum, cosine decay and linear warm-up."""
+
+    epochs: int
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+
+@record
+class Recipe:
+    """Everything that decides a trained model: network, data, preprocessing, schedule, labels."""
+
+    name: str
+    model: ModelSpec
+    data: DataSpec
+    preprocess: Preprocess
+    train: TrainSpec
+    labels: tuple[str, ...] = ()
+
+
+@record
+class EpochMetrics:
+    """One line of a run's metrics.jsonl. Losses in nats, accuracies as fractions."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    learning_rate: float
+    duration_s: float
+
+
+@record
+class CheckpointInfo:
+    """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file.
+
+    Attributes:
+        model: the network the weights belong to, before anything was folded.
+        preprocess: what its inputs went through in training, where that is known.
+        labels: one name per class, or none.
+        recipe: how it was trained, if by resdeploy.
+        epoch: epochs trained.
+        test_accuracy: fraction of the held-out samples it gets right.
+        folded: the BatchNorms that are already part of their layers.
+    """
+
+    model: ModelSpec
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    epoch: int | None = None
+    test_accuracy: float | None = None
+    folded: tuple["FoldedSite", ...] = ()
+
+
+@record
+class TrainReport:
+    """What `train` did: the last epoch's metrics and the files it wrote."""
+
+    recipe: Recipe
+    run_directory: str
+    checkpoint: str
+    num_train: int
+    num_test: int
+    num_parameters: int
+    last: EpochMetrics
+
+
+@record
+class SourceSpec:
+    """The trained model that a command is given.
+
+    Attributes:
+        path: a run directory, a resdeploy checkpoint, or weights from elsewhere; None with a
+            `factory` that makes a trained module by itself.
+        arch: the architecture that weights from elsewhere belong to.
+        options: that architecture's options, as text.
+        factory: "package.module:function" that returns a torch module.
+        input_shape: of one sample, for a factory's module.
+        recipe: a recipe whose preprocessing and labels apply.
+    """
+
+    path: str | None = None
+    arch: str | None = None
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    factory: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    recipe: str | None = None
