@@ -9,7 +9,9 @@ import click
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
 from resdeploy.cli.tables import print_table as _print_table
+from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema import (
+    Attribution,
     BenchComparison,
     BenchReport,
     CheckReport,
@@ -147,6 +149,8 @@ def _verify(report: VerifyReport) -> None:
                 click.echo(f"{provider}: {reason}")
         for line in _details(verdict.comparison):
             click.echo(f"{provider}: {line}")
+        if verdict.attribution is not None:
+            click.echo(f"{provider}: {_attribution(verdict.attribution)}")
         for layer, why in verdict.missing.items():
             click.echo(f"{provider}: no evidence on {_LAYERS[layer]}: {why}")
         click.echo(f"{provider}: {_placement(verdict.session)}")
@@ -173,12 +177,29 @@ def _details(c: Comparison) -> list[str]:
     return lines + [f"not judged: {text}" for text in c.missing]
 
 
+def _attribution(attribution: Attribution) -> str:
+    """Return one line on what of the error is the doing of a faster arithmetic."""
+    fast, exact = attribution.fast, attribution.exact
+    if not attribution.matters:
+        return (
+            f"{fast.options} makes no difference here: {fast.rel_l2:.1e}, {exact.rel_l2:.1e} with "
+            f"{exact.options}"
+        )
+    name = "a faster arithmetic" if fast.found == "unknown" else precision_title(fast.found)
+    remains = "" if exact.found == "unknown" else f", the size of {precision_title(exact.found)}"
+    return (
+        f"{fast.rel_l2:.1e} is {name} ({fast.options}); {exact.rel_l2:.1e} remains with "
+        f"{exact.options}{remains}"
+    )
+
+
 # What each layer of evidence is about, for where it is missing.
 _LAYERS = {
     "structure": "the wiring",
     "static": "the weights",
     "node_local": "single layers",
     "conformance": "other ways to call it",
+    "attribution": "its other arithmetic",
 }
 
 

@@ -19,9 +19,12 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema import PrecisionHint
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from resdeploy.graph.certify import Reference
     from resdeploy.graph.node_local import Array, Run
-    from resdeploy.schema import PrecisionName, SessionSpec, VerifyReport
+    from resdeploy.schema import PrecisionName, Preprocess, SessionSpec, VerifyReport
 
 
 @click.command()
@@ -38,6 +41,12 @@ if TYPE_CHECKING:
 @source_options
 @provider_option
 @click.option("--data", help="Verify on held-out samples of this data: NAME, NAME:PATH, x.npz.")
+@click.option(
+    "--inputs",
+    "inputs_path",
+    type=click.Path(exists=True, path_type=Path),
+    help="Verify on these inputs: a folder of images or arrays, or one .npy or .npz.",
+)
 @click.option(
     "--num-inputs", type=click.IntRange(min=1), help="How many inputs.  [default: 32, or all data]"
 )
@@ -70,6 +79,7 @@ def verify(
     source_of: SourceOptions,
     providers: tuple[str, ...],
     data: str | None,
+    inputs_path: Path | None,
     num_inputs: int | None,
     artifacts: Path | None,
     precision: "PrecisionName",
@@ -93,11 +103,15 @@ def verify(
         resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 --provider cuda
         resdeploy verify tuned.onnx --reference resnet50.onnx --artifacts faults
     """
-    if golden_file is not None and (reference or data or num_inputs or source_of.given):
+    if golden_file is not None and (
+        reference or data or inputs_path or num_inputs or source_of.given
+    ):
         raise click.UsageError("--golden has its own inputs and reference")
+    if data and inputs_path:
+        raise click.UsageError("--data and --inputs each say what to verify on: give one")
     is_onnx = reference is not None and reference.suffix.lower() == ".onnx"
     if is_onnx and (data or source_of.given):
-        raise click.UsageError("an ONNX reference is evaluated on seeded inputs of its own shape")
+        raise click.UsageError("an ONNX reference is evaluated on --inputs, or on seeded inputs")
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
     from resdeploy.schema import SessionSpec
@@ -128,6 +142,7 @@ def verify(
             golden, original = load_reference(
                 reference,
                 num_inputs=num_inputs or 32,
+                given=_read_inputs(inputs_path, None, num_inputs),
                 run_rows=lambda model, inputs: run_session(
                     open_session(model, as_it_stands), inputs
                 ),
@@ -140,7 +155,13 @@ def verify(
 
             source = load_source(source_of(reference))
             chosen = None if data is None else parse_data(data)
-            golden = golden_for(source, data=chosen, num_inputs=num_inputs)
+            preprocess = source.info.preprocess if source.info is not None else None
+            golden = golden_for(
+                source,
+                data=chosen,
+                given=_read_inputs(inputs_path, preprocess, num_inputs),
+                num_inputs=num_inputs,
+            )
             original = _or_reason(lambda: reference_graph(source, golden))
         on_stage("run")
         report = verify_sessions(
@@ -152,6 +173,18 @@ def verify(
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)
+
+
+def _read_inputs(
+    path: Path | None, preprocess: "Preprocess | None", most: int | None
+) -> "tuple[NDArray[np.float32], str] | None":
+    """Return what --inputs names, and what it is, for the record; None if nothing was named."""
+    if path is None:
+        return None
+    from resdeploy.target.samples import read_inputs
+
+    inputs = read_inputs(path, preprocess, most=most)
+    return inputs, f"{len(inputs)} inputs of {path.name}"
 
 
 def _or_reason(make: "Callable[[], Reference]") -> "Reference | str":

@@ -29,13 +29,20 @@ _BATCH_SIZE = 8
 _SEED = 0
 
 
-def load_reference(path: Path, *, num_inputs: int, run_rows: RunRows) -> tuple[Golden, Reference]:
-    """Return what the model in `path` answers to seeded inputs, and its graph.
+def load_reference(
+    path: Path,
+    *,
+    num_inputs: int,
+    run_rows: RunRows,
+    given: tuple[Array, str] | None = None,
+) -> tuple[Golden, Reference]:
+    """Return what the model in `path` answers, and its graph.
 
     Args:
         path: an ONNX file with one float32 input of known shape, but for its batch.
-        num_inputs: how many inputs.
+        num_inputs: how many seeded inputs, where none are given.
         run_rows: what computes its outputs in float32, its graph as it stands.
+        given: inputs (N, ...) float32 to take instead, and what they are, for the record.
 
     Raises:
         ResdeployError: the file is missing, is no ONNX model or has other inputs.
@@ -43,8 +50,17 @@ def load_reference(path: Path, *, num_inputs: int, run_rows: RunRows) -> tuple[G
     """
     model = load_onnx(path)
     name, fixed_batch, shape = _only_input(model, path)
-    random = np.random.default_rng(_SEED)
-    inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
+    if given is None:
+        random = np.random.default_rng(_SEED)
+        inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
+        description = f"{num_inputs} seeded normal inputs"
+    else:
+        inputs, description = given
+        if list(inputs.shape[1:]) != shape:
+            raise ResdeployError(
+                f"The inputs have shape {inputs.shape[1:]}; the reference takes {tuple(shape)}.",
+                where=description,
+            )
     doubled = to_float64(model)
     evaluate = float64_evaluator(doubled)
     exact = [
@@ -60,8 +76,8 @@ def load_reference(path: Path, *, num_inputs: int, run_rows: RunRows) -> tuple[G
         labels=None,
         info=GoldenInfo(
             source=f"{path.name}, in float64",
-            inputs=f"{num_inputs} seeded normal inputs",
-            num_inputs=num_inputs,
+            inputs=description,
+            num_inputs=len(inputs),
         ),
     )
     folded = ir.from_proto(doubled)

@@ -113,21 +113,34 @@ def golden_for(
     source: SourceModel,
     *,
     data: DataSpec | None = None,
+    given: tuple[np.ndarray, str] | None = None,
     num_inputs: int | None = None,
     in_detail: bool = True,
 ) -> Golden:
-    """Return the golden reference of a trained model on real data, or on seeded inputs.
+    """Return the golden reference of a trained model on real data, or on given or seeded inputs.
 
     Args:
         source: the model.
         data: where to take held-out samples from, the first `num_inputs` of them (all by default);
-            None for synthetic inputs.
+            None for other inputs.
+        given: inputs (N, ...) float32 as the model takes them, and what they are, for the record;
+            None for synthetic ones.
         num_inputs: how many; by default 32 synthetic ones.
         in_detail: see `make_golden`.
 
     Raises:
         ResdeployError: the data cannot be read or does not fit the model.
     """
+    if given is not None:
+        inputs, description = given
+        _check_inputs(inputs, source, where=description)
+        return make_golden(
+            source.module,
+            inputs,
+            source=source.description,
+            inputs_description=description,
+            in_detail=in_detail,
+        )
     if data is None:
         num_inputs = num_inputs or _NUM_SYNTHETIC
         return make_golden(
@@ -148,12 +161,7 @@ def golden_for(
     which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
     raw, labels = raw[:num_inputs], None if labels is None else labels[:num_inputs]
     inputs = preprocess_batch(raw, preprocess)
-    if inputs.shape[1:] != source.input_shape:
-        raise ResdeployError(
-            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
-            f"{source.input_shape}.",
-            where=data.name,
-        )
+    _check_inputs(inputs, source, where=data.name)
     return make_golden(
         source.module,
         inputs,
@@ -162,6 +170,15 @@ def golden_for(
         inputs_description=f"{which} {len(inputs)} held-out samples of {_title(data)}",
         in_detail=in_detail,
     )
+
+
+def _check_inputs(inputs: np.ndarray, source: SourceModel, *, where: str) -> None:
+    if inputs.shape[1:] != source.input_shape:
+        raise ResdeployError(
+            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
+            f"{source.input_shape}.",
+            where=where,
+        )
 
 
 def run_module(module: nn.Module, inputs: np.ndarray, *, dtype: torch.dtype) -> np.ndarray:

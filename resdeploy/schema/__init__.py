@@ -51,6 +51,8 @@ from resdeploy.schema.recipes import (
 )
 from resdeploy.schema.sessions import GraphLevel, Placement, PrecisionHint, SessionInfo, SessionSpec
 from resdeploy.schema.verdicts import (
+    ArithmeticResult,
+    Attribution,
     Comparison,
     Conformance,
     GoldenInfo,
@@ -71,6 +73,8 @@ from resdeploy.schema.verdicts import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ArithmeticResult",
+    "Attribution",
     "AugmentSpec",
     "BenchBlock",
     "BenchComparison",

@@ -9,6 +9,8 @@ from resdeploy.schema.files import FileInfo
 from resdeploy.schema.sessions import Placement, SessionInfo
 
 __all__ = [
+    "ArithmeticResult",
+    "Attribution",
     "Comparison",
     "Conformance",
     "GoldenInfo",
@@ -276,12 +278,44 @@ class Conformance:
 
 
 @record
+class ArithmeticResult:
+    """The error of one position of a provider's switch between arithmetics.
+
+    Attributes:
+        options: the provider options that make this position, such as "use_tf32=1"; "default"
+            where it is none of them.
+        rel_l2: the outputs' distance from the reference, as in `TensorDiff`.
+        found: the arithmetic that the error is the size of.
+    """
+
+    options: str
+    rel_l2: float
+    found: PrecisionName
+
+
+@record
+class Attribution:
+    """The same inputs under both positions of a provider's switch: what of an error is whose.
+
+    It is told, not judged: the session that was asked for is.
+    """
+
+    exact: ArithmeticResult
+    fast: ArithmeticResult
+
+    @property
+    def matters(self) -> bool:
+        """Whether the fast arithmetic, and not chance, makes most of its error."""
+        return self.fast.rel_l2 > 2 * self.exact.rel_l2
+
+
+@record
 class ProviderVerdict:
     """One provider's session, the evidence on what it computed there, and what is missing of it.
 
-    `accuracy` is the fraction of correct labels, where the inputs came with labels; `placement` and
-    `conformance` are None where they were not looked at; `missing` says of each other layer of
-    evidence that could not be had why.
+    `accuracy` is the fraction of correct labels, where the inputs came with labels; `placement`,
+    `conformance` and `attribution` are None where they were not looked at; `missing` says of each
+    other layer of evidence that could not be had why.
     """
 
     session: SessionInfo
@@ -291,6 +325,7 @@ class ProviderVerdict:
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     placement: Placement | None = None
     conformance: Conformance | None = None
+    attribution: Attribution | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:

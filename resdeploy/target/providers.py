@@ -7,11 +7,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema import SessionSpec
 
-__all__ = ["PROVIDERS", "Provider", "find_provider"]
+__all__ = ["PROVIDERS", "ArithmeticSwitch", "Provider", "find_provider"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArithmeticSwitch:
+    """What of a `SessionSpec` makes a provider compute in float32, and what in something faster."""
+
+    exact: Mapping[str, Any]
+    fast: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +41,8 @@ class Provider:
         plugin: the Python package that holds the provider as a plugin library, which sits beside
             any runtime; None where the runtime itself brings the provider.
         devices: what such a plugin runs on, in words, for the machine that has none.
+        arithmetics: its switch between float32 and what may stand in for it; None where it has
+            float32 only.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Provider:
     preload: bool = False
     plugin: str | None = None
     devices: str = ""
+    arithmetics: ArithmeticSwitch | None = None
 
 
 def _cpu_options(_: SessionSpec) -> dict[str, str]:
@@ -101,6 +113,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
                 driver_name="NVIDIA driver",
                 preload=True,
+                arithmetics=ArithmeticSwitch(exact={"use_tf32": False}, fast={"use_tf32": True}),
             ),
             Provider(
                 name="openvino",
@@ -109,6 +122,9 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 install='pip install "resdeploy[openvino]"',
                 plugin="onnxruntime_ep_openvino",
                 devices="Intel CPUs",
+                arithmetics=ArithmeticSwitch(
+                    exact={"precision_hint": "f32"}, fast={"precision_hint": "default"}
+                ),
             ),
         )
     }

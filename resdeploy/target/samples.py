@@ -1,5 +1,6 @@
 """Read what a user gives for inputs: image files, folders of them, and arrays."""
 
+import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.preprocess import load_image, preprocess_batch
 from resdeploy.schema import Preprocess
 
-__all__ = ["read_samples"]
+__all__ = ["read_inputs", "read_samples"]
 
 _ARRAYS = (".npy", ".npz")
 # What is taken from a folder; a file named by itself may have any name.
@@ -27,8 +28,8 @@ def read_samples(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield the name and the network input (C, H, W) or (F,) of each sample, in order.
 
-    A path is an image; a folder, whose images are taken in the order of their names; or an `.npy`
-    or `.npz` (its array `x`) with samples, or one sample, of what `preprocess_batch` takes.
+    A path is an image; an `.npy` or `.npz` (its array `x`) with samples, or one sample, of what
+    `preprocess_batch` takes; or a folder of images, or of arrays, in the order of their names.
 
     Args:
         paths: what the user named, at least one.
@@ -45,18 +46,41 @@ def read_samples(
             yield str(path), _from_image(path, preprocess)
 
 
+def read_inputs(
+    path: Path, preprocess: Preprocess | None, *, most: int | None = None
+) -> NDArray[np.float32]:
+    """Return the first `most` samples of `path` as network inputs (N, ...), all if None.
+
+    Raises:
+        ResdeployError: as of `read_samples`, or two samples have different shapes.
+    """
+    samples = itertools.islice(read_samples([path], preprocess), most)
+    first_name, first = next(samples)
+    rows = [first]
+    for name, sample in samples:
+        if sample.shape != first.shape:
+            raise ResdeployError(
+                f"{first_name} is an input of shape {first.shape}, {name} one of {sample.shape}.",
+                where=str(path),
+                fix="give inputs of one shape",
+            )
+        rows.append(sample)
+    return np.stack(rows)
+
+
 def _files(path: Path) -> list[Path]:
-    """Return the file itself, or the images of a folder."""
+    """Return the file itself, or the images of a folder, or its arrays."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
-    if not files:
-        raise ResdeployError(
-            "The folder holds no images.",
-            where=str(path),
-            fix=f"name the files themselves, or a folder of {', '.join(_IMAGES)}",
-        )
-    return files
+    for suffixes in (_IMAGES, _ARRAYS):
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        if files:
+            return files
+    raise ResdeployError(
+        "The folder holds no images and no arrays.",
+        where=str(path),
+        fix=f"name the files themselves, or a folder of {', '.join((*_IMAGES, *_ARRAYS))}",
+    )
 
 
 def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[np.float32]:

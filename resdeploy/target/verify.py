@@ -1,16 +1,16 @@
 """Run a model on named providers and judge what it computes. Needs a golden file, never torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from resdeploy.compare import accuracy
 from resdeploy.evidence.end_to_end import judge_end_to_end
-from resdeploy.evidence.precision import Facts
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import PrecisionName, ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.schema import Attribution, PrecisionName, ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.target.attribution import attribute_error, facts
 from resdeploy.target.conformance import check_conformance
 from resdeploy.target.placement import read_placement
 from resdeploy.target.run import run_session
@@ -82,16 +82,18 @@ def verify_sessions(
     verdicts = []
     for session in sessions:
         outputs_NK = run_session(session, golden.inputs)
+        attribution = attribute_error(model, golden, session, outputs_NK)
         verdicts.append(
             ProviderVerdict(
                 session=session.info,
                 comparison=judge_end_to_end(
-                    outputs_NK, golden, precision=precision, facts=_facts(session.info.spec)
+                    outputs_NK, golden, precision=precision, facts=facts(session.info.spec)
                 ),
                 accuracy=_accuracy(outputs_NK, golden),
-                missing=missing,
+                missing=_with_reason(missing, "attribution", attribution),
                 placement=read_placement(model, session, golden.inputs),
                 conformance=check_conformance(model, golden, session) if conformance else None,
+                attribution=attribution if isinstance(attribution, Attribution) else None,
             )
         )
     return VerifyReport(
@@ -103,8 +105,9 @@ def verify_sessions(
     )
 
 
-def _facts(spec: SessionSpec) -> Facts:
-    return Facts(provider=spec.provider, use_tf32=spec.use_tf32)
+def _with_reason(missing: Mapping[str, str], layer: str, found: object) -> Mapping[str, str]:
+    """Return `missing` with why a layer was not found, where that is what was found."""
+    return {**missing, layer: found} if isinstance(found, str) else missing
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:

@@ -184,7 +184,7 @@ def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp
 
 
 @pytest.mark.parametrize(
-    "extra", [("--reference", "x"), ("--data", "digits"), ("--arch", "resnet18")]
+    "extra", [("--reference", "x"), ("--data", "digits"), ("--arch", "resnet18"), ("--inputs", ".")]
 )
 def test_a_golden_file_excludes_what_it_would_ignore(run, exported, extra):
     result = run("verify", exported, "--golden", "golden.npz", *extra)

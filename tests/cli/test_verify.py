@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from resdeploy.schema import VerifyReport, load_json
 
@@ -76,6 +77,71 @@ def test_an_onnx_reference_has_inputs_of_its_own(run, exported):
     result = run("verify", exported, "--reference", exported, "--data", "digits")
     assert result.exit_code == 2
     assert "seeded inputs" in result.stderr
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def verified_on(run, exported, *arguments):
+    result = run("verify", exported, "--no-conformance", "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    return load_json(VerifyReport, result.stdout, where="stdout").golden
+
+
+def test_a_folder_of_images_is_verified_on(run, checkpoint, exported, folder_of_images):
+    arguments = ("--reference", checkpoint, "--inputs", folder_of_images)
+    golden = verified_on(run, exported, *arguments)
+    assert (golden.num_inputs, golden.inputs) == (3, "3 inputs of images")
+    assert verified_on(run, exported, *arguments, "--num-inputs", "2").num_inputs == 2
+
+
+def test_a_folder_of_arrays_is_verified_on_whatever_the_reference(
+    run, checkpoint, exported, tmp_path
+):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index, count in enumerate((2, 3)):
+        inputs = rng.standard_normal((count, 1, 8, 8)).astype(np.float32)
+        np.save(folder / f"{index}.npy", inputs)
+    for reference in (checkpoint, exported):
+        golden = verified_on(run, exported, "--reference", reference, "--inputs", folder)
+        assert (golden.num_inputs, golden.inputs) == (5, "5 inputs of arrays")
+
+
+@pytest.mark.parametrize("of", ["checkpoint", "exported"])
+def test_inputs_of_another_shape_are_refused(run, request, exported, tmp_path, of):
+    reference = request.getfixturevalue(of)
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 9, 9), dtype=np.float32))
+    arguments = ("--reference", reference, "--inputs", tmp_path / "x.npy")
+    result = run("verify", exported, *arguments)
+    assert result.exit_code == 2
+    assert "1, 9, 9)" in result.stderr
+
+
+def test_arrays_of_different_shapes_are_refused(run, exported, tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for index, size in enumerate((8, 9)):
+        np.save(folder / f"{index}.npy", np.zeros((1, 1, size, size), dtype=np.float32))
+    result = run("verify", exported, "--reference", exported, "--inputs", folder)
+    assert result.exit_code == 2
+    assert "give inputs of one shape" in result.stderr
+
+
+def test_data_and_inputs_exclude_each_other(run, checkpoint, exported, folder_of_images):
+    both = ("--data", "digits", "--inputs", folder_of_images)
+    result = run("verify", exported, "--reference", checkpoint, *both)
+    assert result.exit_code == 2
+    assert "give one" in result.stderr
 
 
 def test_an_unfolded_export_has_plain_convolutions(run, checkpoint, tmp_path):
