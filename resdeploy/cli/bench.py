@@ -8,7 +8,13 @@ from typing import get_args
 
 import click
 
-from resdeploy.cli.bench_options import SESSION_OPTIONS, numbers, percent, with_options
+from resdeploy.cli.bench_options import (
+    SESSION_OPTIONS,
+    loadgen_spec,
+    numbers,
+    percent,
+    with_options,
+)
 from resdeploy.cli.options import json_option, openvino_precision_option, tf32_option
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema import (
@@ -63,6 +69,23 @@ from resdeploy.schema import (
 )
 @click.option("--qps", type=float, help="Runs asked for in a second, of --scenario server.")
 @click.option("--seed", default=0, show_default=True, help="Of those random times.")
+@click.option(
+    "--loadgen",
+    is_flag=True,
+    help="Let MLCommons LoadGen ask for the runs; needs the extra loadgen.",
+)
+@click.option(
+    "--min-duration",
+    type=float,
+    metavar="SECONDS",
+    help="Of --loadgen: for how long at least; MLPerf asks for 600.  [default: 60]",
+)
+@click.option(
+    "--target-latency",
+    type=float,
+    metavar="MS",
+    help="Of --loadgen --scenario server: what 99 % of the runs may take.  [default: 15]",
+)
 @click.option("--profile", is_flag=True, help="Time each layer too, beside what the CPU can do.")
 @click.option(
     "--against",
@@ -107,6 +130,9 @@ def bench(
     scenario: Scenario,
     qps: float | None,
     seed: int,
+    loadgen: bool,
+    min_duration: float | None,
+    target_latency: float | None,
     profile: bool,
     against: Path | None,
     against_options: tuple[str, ...],
@@ -125,6 +151,7 @@ def bench(
         resdeploy bench digits.onnx
         resdeploy bench resnet50.onnx --provider cuda --batch 1,8,32 --json
         resdeploy bench resnet50.onnx --scenario server --qps 20
+        resdeploy bench resnet50.onnx --loadgen --min-duration 600
         resdeploy bench resnet50.onnx --profile --threads 1
         resdeploy bench new.onnx --against old.onnx --fail-if-slower 3%
         resdeploy bench resnet50.onnx --threads 2 --against-option threads=1
@@ -132,7 +159,10 @@ def bench(
     from resdeploy.cli.render import emit
 
     compared = against is not None or bool(against_options)
+    driver = loadgen_spec(loadgen, min_duration, target_latency)
     _check_together(compared, max_slowdown, batch, threads, profile)
+    if compared and driver is not None:
+        raise click.UsageError("--loadgen is for one model: leave out --against.")
     session = SessionSpec(
         provider=provider,
         graph_level=graph_level,
@@ -145,6 +175,7 @@ def bench(
         scenario=scenario,
         qps=qps,
         seed=seed,
+        loadgen=driver,
         num_profile_runs=_PROFILE_RUNS if profile else 0,
     )
     if warmup is not None:
@@ -197,7 +228,8 @@ def _sweep(model: Path, specs: list[BenchSpec]) -> BenchReport:
     results = []
     with show_steps(f"bench {model.name}") as update:
         for number, spec in enumerate(specs):
-            bound = spec.num_runs if spec.scenario == "single-stream" else 0
+            is_plain = spec.scenario == "single-stream" and spec.loadgen is None
+            bound = spec.num_runs if is_plain else 0
             remark = f"{number + 1} of {len(specs)}"
             result = run_bench(
                 model,

@@ -5,9 +5,9 @@ from typing import Any, get_args
 
 import click
 
-from resdeploy.schema import GraphLevel, PrecisionHint, SessionSpec
+from resdeploy.schema import GraphLevel, LoadgenSpec, PrecisionHint, SessionSpec
 
-__all__ = ["SESSION_OPTIONS", "numbers", "percent", "with_options"]
+__all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "percent", "with_options"]
 
 SESSION_OPTIONS = ("provider", "threads", "graph-level", "tf32", "openvino-precision")
 
@@ -40,6 +40,20 @@ def percent(_context: Any, option: click.Parameter, text: str | None) -> float |
             f"{text!r} is not a percentage such as 3%", param_hint=_flag(option)
         )
     return found / 100
+
+
+def loadgen_spec(
+    wanted: bool, min_duration_s: float | None, target_latency_ms: float | None
+) -> LoadgenSpec | None:
+    """Return what --loadgen and its own options ask for."""
+    changes: dict[str, Any] = {}
+    if min_duration_s is not None:
+        changes["min_duration_s"] = min_duration_s
+    if target_latency_ms is not None:
+        changes["target_latency_ms"] = target_latency_ms
+    if changes and not wanted:
+        raise click.UsageError("--min-duration and --target-latency are options of --loadgen.")
+    return LoadgenSpec(**changes) if wanted else None
 
 
 def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:

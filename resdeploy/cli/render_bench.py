@@ -10,6 +10,7 @@ from resdeploy.schema import (
     BenchReport,
     BenchResult,
     BenchSide,
+    LoadgenResult,
     Profile,
     SpeedRatio,
 )
@@ -73,11 +74,23 @@ def _result(result: BenchResult) -> None:
         f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
     )
     print_table(title, ("figure", "value", ""), rows)
+    if result.loadgen is not None:
+        click.echo(_loadgen(result.loadgen))
     click.echo(_where(result))
     for line in _remarks(result):
         click.echo(line)
     if result.profile is not None:
         _profile(result.profile)
+
+
+def _loadgen(loadgen: LoadgenResult) -> str:
+    """Return what LoadGen says, in one line."""
+    verdict = "VALID" if loadgen.valid else "INVALID"
+    reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
+    return (
+        f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, {verdict}{reasons}; "
+        "unofficial, not verified by MLCommons"
+    )
 
 
 def _timed(result: BenchResult) -> str:

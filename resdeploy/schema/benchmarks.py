@@ -17,12 +17,26 @@ __all__ = [
     "BenchSpec",
     "LatencySummary",
     "LayerTime",
+    "LoadgenResult",
+    "LoadgenSpec",
     "Profile",
     "Scenario",
     "SpeedRatio",
 ]
 
 Scenario = Literal["single-stream", "offline", "server"]
+
+
+@record
+class LoadgenSpec:
+    """A run that MLCommons LoadGen drives: its shortest duration, and the rule of "server".
+
+    `target_latency_ms` is what 99 % of the queries of "server" may take: 15 ms for MLPerf's
+    ResNet-50.
+    """
+
+    min_duration_s: float = 60.0
+    target_latency_ms: float = 15.0
 
 
 @record
@@ -43,6 +57,7 @@ class BenchSpec:
             ("offline"); or runs asked for at random times ("server").
         qps: in "server", how many runs are asked for in a second, on average.
         seed: of those random times.
+        loadgen: let MLCommons LoadGen ask for the runs, and not `num_runs`; None without it.
     """
 
     session: SessionSpec
@@ -55,6 +70,7 @@ class BenchSpec:
     scenario: Scenario = "single-stream"
     qps: float | None = None
     seed: int = 0
+    loadgen: LoadgenSpec | None = None
 
 
 @record
@@ -119,6 +135,27 @@ class Profile:
 
 
 @record
+class LoadgenResult:
+    """What MLCommons LoadGen says of a run: unofficial, and not verified by MLCommons.
+
+    Attributes:
+        version: of mlcommons-loadgen.
+        valid: whether the rules of its scenario were met.
+        metric: the figure that the scenario is about, as LoadGen names it.
+        value: of that figure.
+        reasons: which rules were not met.
+        summary: all that LoadGen says, as it says it.
+    """
+
+    version: str
+    valid: bool
+    metric: str
+    value: float
+    reasons: tuple[str, ...]
+    summary: str
+
+
+@record
 class BenchResult:
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
@@ -148,6 +185,7 @@ class BenchResult:
             None where they cannot be read.
         warnings: what the runtime said of itself being slow.
         profile: times of the layers, where asked for.
+        loadgen: what LoadGen says, where it asked for the runs.
     """
 
     spec: BenchSpec
@@ -172,6 +210,7 @@ class BenchResult:
     num_subnormal_weights: int | None = None
     warnings: tuple[str, ...] = ()
     profile: Profile | None = None
+    loadgen: LoadgenResult | None = None
 
     @property
     def stable(self) -> bool:

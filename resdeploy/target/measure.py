@@ -12,11 +12,20 @@ import numpy as np
 
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.files import file_info
-from resdeploy.schema import BenchResult, BenchSpec, MachineState, Placement, TensorSpec
+from resdeploy.schema import (
+    BenchResult,
+    BenchSpec,
+    LoadgenResult,
+    LoadgenSpec,
+    MachineState,
+    Placement,
+    TensorSpec,
+)
 from resdeploy.stats import is_settled, poisson_arrivals, summarise
 from resdeploy.target.diagnosis import run_errors
 from resdeploy.target.environment import read_environment
 from resdeploy.target.layer_times import check_profile, read_profile
+from resdeploy.target.loadgen import drive, require_loadgen
 from resdeploy.target.machine import peak_ram_bytes, read_machine_state
 from resdeploy.target.onnx_wire import count_subnormal_weights
 from resdeploy.target.placement import read_placement
@@ -114,18 +123,19 @@ def measure(
     at_rest = read_machine_state(gpus=on_gpu)
     ram_base_bytes = peak_ram_bytes()
     stand = set_up(model, spec, on_run=on_run)
-    bound_ns: list[int] = []
     with collector_off():
         stand.warm_up()
         before = read_machine_state(gpus=on_gpu)
         process_start_s = time.process_time()
-        arrivals_ns, latencies_ns = _timed(stand, bound_ns)
+        times = _timed(stand)
         process_s = time.process_time() - process_start_s
         after = read_machine_state(gpus=on_gpu)
     ram_peak_bytes = peak_ram_bytes()
 
     placement = prove(stand) if prove_placement else None
-    summary = summarise(latencies_ns, batch_size=spec.batch_size, arrivals_ns=arrivals_ns)
+    summary = summarise(
+        times.latencies_ns, batch_size=spec.batch_size, arrivals_ns=times.arrivals_ns
+    )
     machine = machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus)
     profile = None
     if spec.num_profile_runs:
@@ -144,17 +154,17 @@ def measure(
         input_shape=stand.values.shape,
         load_ns=stand.load_ns,
         warmup_ns=tuple(stand.warmup_ns),
-        latencies_ns=latencies_ns,
-        bound_ns=tuple(bound_ns),
-        arrivals_ns=arrivals_ns,
+        latencies_ns=times.latencies_ns,
+        bound_ns=times.bound_ns,
+        arrivals_ns=times.arrivals_ns,
         summary=summary,
         unstable_reasons=unstable_reasons(
             spec,
             warmup_ns=stand.warmup_ns,
-            latencies_ns=latencies_ns,
-            arrivals_ns=arrivals_ns,
+            latencies_ns=times.latencies_ns,
+            arrivals_ns=times.arrivals_ns,
             summary=summary,
-            machine=machine,
+            others=(*_broken_rules(times.loadgen), *machine),
         ),
         before=before,
         after=after,
@@ -165,6 +175,7 @@ def measure(
         placement=placement,
         num_subnormal_weights=_num_subnormal_weights(model),
         profile=profile,
+        loadgen=times.loadgen,
     )
 
 
@@ -212,21 +223,45 @@ def prove(stand: Stand) -> Placement:
 # --- the scenarios -------------------------------------------------------------------------------
 
 
-def _timed(stand: Stand, bound_ns: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return when each run was asked for, if not after the one before, and its latency."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """Latencies, when each run was asked for if not after the one before, and what else was seen.
+
+    `bound_ns` are those of the runs from and to the provider's own memory.
+    """
+
+    latencies_ns: tuple[int, ...]
+    arrivals_ns: tuple[int, ...] = ()
+    bound_ns: tuple[int, ...] = ()
+    loadgen: LoadgenResult | None = None
+
+
+def _timed(stand: Stand) -> _Times:
     spec = stand.spec
+    if spec.loadgen is not None:
+        typical_ns = float(np.median(stand.warmup_ns))
+        driven = drive(stand.run, spec, spec.loadgen, typical_ns=typical_ns)
+        return _Times(
+            latencies_ns=driven.latencies_ns,
+            arrivals_ns=driven.arrivals_ns,
+            loadgen=driven.result,
+        )
     if spec.scenario == "single-stream":
-        return (), _one_after_the_other(stand, bound_ns)
+        return _one_after_the_other(stand)
     if spec.scenario == "offline":
         arrivals_ns = (0,) * spec.num_runs  # everything is there at once
     else:
         arrivals_ns = poisson_arrivals(spec.num_runs, per_second=spec.qps or 0, seed=spec.seed)
-    return arrivals_ns, _as_they_come(stand, arrivals_ns)
+    return _Times(latencies_ns=_as_they_come(stand, arrivals_ns), arrivals_ns=arrivals_ns)
 
 
-def _one_after_the_other(stand: Stand, bound_ns: list[int]) -> tuple[int, ...]:
+def _broken_rules(loadgen: LoadgenResult | None) -> tuple[str, ...]:
+    return () if loadgen is None else tuple(f"LoadGen: {reason}" for reason in loadgen.reasons)
+
+
+def _one_after_the_other(stand: Stand) -> _Times:
     spec = stand.spec
-    latencies_ns = []
+    latencies_ns, bound_ns = [], []
     binding = _bind(stand) if spec.num_bound_runs else None
     if binding is not None:
         stand.run_bound(binding)  # the first makes the output
@@ -236,7 +271,7 @@ def _one_after_the_other(stand: Stand, bound_ns: list[int]) -> tuple[int, ...]:
             latencies_ns.append(stand.run())
         if number < spec.num_bound_runs:
             bound_ns.append(stand.run_bound(binding))
-    return tuple(latencies_ns)
+    return _Times(latencies_ns=tuple(latencies_ns), bound_ns=tuple(bound_ns))
 
 
 def _as_they_come(stand: Stand, arrivals_ns: tuple[int, ...]) -> tuple[int, ...]:
@@ -289,6 +324,23 @@ def check_spec(spec: BenchSpec) -> None:
         raise ResdeployError(f"The rate of queries is {spec.qps:g}/s.", fix="ask for more than 0")
     if spec.num_profile_runs:
         check_profile(spec.session)
+    if spec.loadgen is not None:
+        _check_loadgen(spec, spec.loadgen)
+
+
+def _check_loadgen(spec: BenchSpec, loadgen: LoadgenSpec) -> None:
+    require_loadgen()
+    if spec.scenario != "offline" and spec.batch_size != 1:
+        raise ResdeployError(
+            f"A query of LoadGen's {spec.scenario} is one sample, not {spec.batch_size}.",
+            fix="ask for --batch 1, or --scenario offline",
+        )
+    for name, value in (
+        ("shortest duration", loadgen.min_duration_s),
+        ("latency of server", loadgen.target_latency_ms),
+    ):
+        if not 0 < value < 1e6:
+            raise ResdeployError(f"The {name} is {value:g}.", fix="ask for more than 0")
 
 
 def _gpu_growth(before: MachineState, after: MachineState) -> int | None:

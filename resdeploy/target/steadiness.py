@@ -29,10 +29,10 @@ def unstable_reasons(
     latencies_ns: Sequence[int],
     arrivals_ns: Sequence[int],
     summary: LatencySummary,
-    machine: Sequence[str],
+    others: Sequence[str],
 ) -> tuple[str, ...]:
-    """Return what speaks against a result; empty if nothing does. `machine` is known already."""
-    return (*_of_times(spec, warmup_ns, latencies_ns, arrivals_ns, summary), *machine)
+    """Return what speaks against a result; empty if nothing does. `others` are known already."""
+    return (*_of_times(spec, warmup_ns, latencies_ns, arrivals_ns, summary), *others)
 
 
 def _of_times(

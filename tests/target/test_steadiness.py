@@ -14,14 +14,14 @@ SPEC = BenchSpec(session=SessionSpec(), num_warmup=5, max_warmup=50)
 STEADY = [1_000_000] * 100
 
 
-def reasons(latencies_ns=STEADY, *, spec=SPEC, warmup_ns=STEADY, arrivals_ns=(), machine=()):
+def reasons(latencies_ns=STEADY, *, spec=SPEC, warmup_ns=STEADY, arrivals_ns=(), others=()):
     return unstable_reasons(
         spec,
         warmup_ns=warmup_ns,
         latencies_ns=latencies_ns,
         arrivals_ns=arrivals_ns,
         summary=summarise(latencies_ns, batch_size=1, arrivals_ns=arrivals_ns),
-        machine=machine,
+        others=others,
     )
 
 
@@ -42,7 +42,7 @@ def test_a_median_that_is_not_known_is_a_reason():
 
 
 def test_what_happened_to_the_machine_is_among_the_reasons():
-    assert reasons(machine=("it burned",)) == ("it burned",)
+    assert reasons(others=("it burned",)) == ("it burned",)
 
 
 def test_all_at_once_is_judged_by_the_runs_and_not_by_the_waiting():

@@ -1,0 +1,225 @@
+"""The same scenarios driven by MLCommons LoadGen, the load generator of MLPerf Inference.
+
+LoadGen decides when each query is issued, keeps its own clock and says whether its rules were met.
+Its figures are "unofficial": not submitted to, and not verified by, MLCommons. The rules here are
+those of its scenarios; the durations are the user's, and MLPerf's own are longer (10 minutes).
+
+Its clock includes its own work and Python's, some 50 us a query: of a model that takes less than
+0.1 ms, it times mostly that.
+
+https://github.com/mlcommons/inference/tree/master/loadgen
+"""
+
+import importlib.metadata
+import importlib.util
+import queue
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from resdeploy.errors import MissingExtraError, ResdeployError
+from resdeploy.schema import BenchSpec, LoadgenResult, LoadgenSpec
+
+__all__ = ["LoadgenTimes", "drive", "read_summary", "require_loadgen"]
+
+# What MLPerf gives a ResNet-50: as many samples to draw from, though here all are one input.
+_NUM_SAMPLES = 1024
+
+# The number of queries is fixed before the run, from a guess of the latency: too few of them end
+# it before its time, and make it invalid.
+_MARGIN = 2.0
+
+# What its early stopping needs for an estimate of a 90th and of a 99th percentile.
+_FEWEST_QUERIES = {"single-stream": 64, "server": 662, "offline": 1}
+
+
+class LoadgenTimes:
+    """When each run began, since the first query, and its latency from its query on; and all told.
+
+    Attributes:
+        arrivals_ns: when the samples of each run were asked for; empty in "single-stream".
+        latencies_ns: from there until their answer.
+        result: what LoadGen says.
+    """
+
+    def __init__(
+        self, arrivals_ns: list[int], latencies_ns: list[int], result: LoadgenResult
+    ) -> None:
+        self.arrivals_ns = tuple(arrivals_ns)
+        self.latencies_ns = tuple(latencies_ns)
+        self.result = result
+
+
+def drive(
+    run: Callable[[], object], spec: BenchSpec, settings: LoadgenSpec, *, typical_ns: float
+) -> LoadgenTimes:
+    """Let LoadGen ask for runs, for as long as `settings` says.
+
+    Args:
+        run: one run, of `spec.batch_size` samples.
+        spec: the scenario; all but "offline" take batches of one sample.
+        settings: for how long, and the rule of "server".
+        typical_ns: what a run took in the warm-up.
+
+    Raises:
+        MissingExtraError: LoadGen is not installed.
+        ResdeployError: it ended without a result.
+    """
+    require_loadgen()
+    import mlperf_loadgen as lg  # noqa: PLC0415 - an extra
+
+    system = _System(lg, run, spec.batch_size)
+    issue = system.issue_later if spec.scenario == "server" else system.issue_now
+    sut = lg.ConstructSUT(issue, lambda: None)
+    qsl = lg.ConstructQSL(_NUM_SAMPLES, _NUM_SAMPLES, lambda _: None, lambda _: None)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = lg.LogSettings()
+        logs.log_output.outdir = folder
+        logs.log_output.copy_summary_to_stdout = False
+        try:
+            with system.worker():
+                lg.StartTestWithLogSettings(
+                    sut, qsl, _test_settings(lg, spec, settings, typical_ns), logs, ""
+                )
+        finally:
+            lg.DestroyQSL(qsl)
+            lg.DestroySUT(sut)
+        system.raise_failure()
+        summary = Path(folder, "mlperf_log_summary.txt")
+        text = summary.read_text(encoding="utf-8") if summary.exists() else ""
+    result = read_summary(text, version=importlib.metadata.version("mlcommons-loadgen"))
+    arrivals_ns = [] if spec.scenario == "single-stream" else system.arrivals_ns
+    return LoadgenTimes(arrivals_ns, system.latencies_ns, result)
+
+
+def require_loadgen() -> None:
+    """Raise MissingExtraError if LoadGen is not installed."""
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise MissingExtraError("mlcommons-loadgen", extra="loadgen")
+
+
+def read_summary(text: str, *, version: str) -> LoadgenResult:
+    """Return what a summary of LoadGen says.
+
+    The figure that a scenario is about stands right above the verdict, under a name that differs
+    from scenario to scenario and from version to version.
+
+    Raises:
+        ResdeployError: it has no verdict.
+    """
+    found = re.search(
+        r"^(?P<metric>[^\n:]+?)\s*:\s*(?P<value>[\d.eE+]+)\s*^Result is : (?P<verdict>\w+)",
+        text,
+        re.MULTILINE,
+    )
+    if found is None:
+        raise ResdeployError(
+            "LoadGen ended without a result.", fix="give it more time, with --min-duration"
+        )
+    broken = re.findall(r"^\s*([\w ]+?) satisfied\s*:\s*NO", text, re.MULTILINE | re.IGNORECASE)
+    return LoadgenResult(
+        version=version,
+        valid=found["verdict"] == "VALID",
+        metric=found["metric"],
+        value=float(found["value"]),
+        reasons=tuple(f"not satisfied: {rule.lower()}" for rule in broken),
+        summary=text,
+    )
+
+
+class _System:
+    """What LoadGen calls the system under test: it is asked for samples, and says when it is done.
+
+    LoadGen calls from a thread of its own, through which no exception passes: the first is kept,
+    and every further query answered at once, so that the test ends.
+    """
+
+    def __init__(self, lg: Any, run: Callable[[], object], batch_size: int) -> None:
+        self._lg = lg
+        self._run = run
+        self._batch_size = batch_size
+        self._start_ns: int | None = None
+        self._waiting: queue.SimpleQueue[tuple[Sequence[Any], int] | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self.arrivals_ns: list[int] = []
+        self.latencies_ns: list[int] = []
+
+    def issue_now(self, samples: Sequence[Any]) -> None:
+        """Answer `samples` before returning: there is no next query before that."""
+        self._answer(samples, self._now())
+
+    def issue_later(self, samples: Sequence[Any]) -> None:
+        """Put `samples` in the queue of the worker, and return to issue the next."""
+        self._waiting.put((samples, self._now()))
+
+    def worker(self) -> "_Worker":
+        """Return the thread that answers the queue, as a block."""
+        return _Worker(self._serve, lambda: self._waiting.put(None))
+
+    def raise_failure(self) -> None:
+        """Raise what a run raised, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _now(self) -> int:
+        now_ns = time.perf_counter_ns()
+        if self._start_ns is None:
+            self._start_ns = now_ns
+        return now_ns
+
+    def _serve(self) -> None:
+        while (query := self._waiting.get()) is not None:
+            self._answer(*query)
+
+    def _answer(self, samples: Sequence[Any], asked_ns: int) -> None:
+        for start in range(0, len(samples), self._batch_size):
+            batch = samples[start : start + self._batch_size]
+            if self._failure is None:
+                try:
+                    self._run()
+                except BaseException as error:  # `drive` raises it again
+                    self._failure = error
+                self.arrivals_ns.append(asked_ns - (self._start_ns or asked_ns))
+                self.latencies_ns.append(time.perf_counter_ns() - asked_ns)
+            self._lg.QuerySamplesComplete(
+                [self._lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch]
+            )
+
+
+class _Worker:
+    """A thread that runs for the length of a block."""
+
+    def __init__(self, work: Callable[[], None], end: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._end = end
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._thread.join()
+
+
+def _test_settings(lg: Any, spec: BenchSpec, settings: LoadgenSpec, typical_ns: float) -> Any:
+    test = lg.TestSettings()
+    test.mode = lg.TestMode.PerformanceOnly
+    test.min_duration_ms = round(settings.min_duration_s * 1e3)
+    test.min_query_count = _FEWEST_QUERIES[spec.scenario]
+    match spec.scenario:
+        case "single-stream":
+            test.scenario = lg.TestScenario.SingleStream
+            test.single_stream_expected_latency_ns = max(1, round(typical_ns / _MARGIN))
+        case "offline":
+            test.scenario = lg.TestScenario.Offline
+            test.offline_expected_qps = _MARGIN * spec.batch_size * 1e9 / typical_ns
+        case "server":
+            test.scenario = lg.TestScenario.Server
+            test.server_target_qps = spec.qps
+            test.server_target_latency_ns = round(settings.target_latency_ms * 1e6)
+            test.server_target_latency_percentile = 0.99
+    return test
