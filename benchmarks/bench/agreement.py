@@ -3,13 +3,16 @@
 Processes take turns: one is `bench`'s worker, with an I/O binding as it uses it; the other a loop
 around `run_with_iobinding` that uses nothing of resdeploy. Both do the same numbers of runs of the
 same network, and the figure is the ratio of their medians over the pairs, with Student's interval.
-The overhead is what a run takes beyond the clock: the loop's whole time, less the sum of its times.
+LoadGen's single stream is the third: the median of its own log, over that of `bench`'s runs, which
+copy in and out as it does. The overhead is what a run takes beyond the clock: the loop's whole
+time, less the sum of its times.
 
     python benchmarks/bench/agreement.py MODEL.onnx --json benchmarks/bench/agreement.json
 """
 
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +23,7 @@ import numpy as np
 
 from resdeploy.cli.progress import show_steps
 from resdeploy.paired import student_interval
-from resdeploy.schema import BenchSpec, SessionSpec, to_json
+from resdeploy.schema import BenchResult, BenchSpec, LoadgenSpec, SessionSpec, to_json
 from resdeploy.target.bench import bench
 from resdeploy.target.environment import read_environment
 
@@ -63,12 +66,22 @@ with collector_off():
 print(json.dumps(sorted(extra)[100]))
 """
 
+LOADGEN_S = 5.0
+
 IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 
 
 def python(*arguments: str) -> str:
     run = subprocess.run([sys.executable, *arguments], capture_output=True, check=True, text=True)
     return run.stdout
+
+
+def loadgen_median(result: BenchResult) -> float:
+    """Return the median latency in nanoseconds by LoadGen's own clock."""
+    found = re.search(
+        r"^50\.00 percentile latency \(ns\)\s*:\s*(\d+)", result.loadgen.summary, re.M
+    )
+    return float(found[1])
 
 
 def ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -87,7 +100,9 @@ def main(model: Path, pairs: int, runs: int, json_path: Path | None) -> None:
     """Time MODEL by `bench` and by a plain loop, in turn."""
     environment = read_environment()
     spec = BenchSpec(session=SessionSpec(num_threads=1), num_runs=1, num_bound_runs=runs)
+    driven = BenchSpec(session=spec.session, loadgen=LoadgenSpec(min_duration_s=LOADGEN_S))
     medians: list[tuple[float, float]] = []
+    loadgens: list[tuple[float, float]] = []
     imports: list[tuple[float, float]] = []
     with show_steps("agreement") as update:
         for number in range(pairs):
@@ -101,6 +116,13 @@ def main(model: Path, pairs: int, runs: int, json_path: Path | None) -> None:
             first = number % 2 == 0
             pair = (ours(), theirs()) if first else (theirs(), ours())[::-1]
             medians.append(pair)
+            plain = BenchSpec(session=spec.session, num_runs=runs)
+            loadgens.append(
+                (
+                    loadgen_median(bench(model, driven, prove_placement=False)),
+                    bench(model, plain, prove_placement=False).summary.p50_ns,
+                )
+            )
             imports.append(
                 (
                     float(python("-c", IMPORT.format("resdeploy.target.bench_worker"))),
@@ -112,19 +134,21 @@ def main(model: Path, pairs: int, runs: int, json_path: Path | None) -> None:
         int(python("-c", OVERHEAD, str(model))) for _ in range(min(pairs, 5))
     )
     figures = {
-        "question": "median of bench's bound runs / of a plain loop; import of the worker / of "
-        "onnxruntime; what a run takes beyond its clock",
+        "question": "median of bench's bound runs / of a plain loop; of LoadGen's log / of bench's "
+        "runs; import of the worker / of onnxruntime; what a run takes beyond its clock",
         "latency": ratio(medians),
+        "loadgen": ratio(loadgens),
         "import": ratio(imports),
         "overhead_per_run_us": overhead_ns / 1e3,
         "model": model.name,
         "num_pairs": pairs,
         "medians_ns": medians,
+        "loadgen_medians_ns": loadgens,
         "imports_s": imports,
         "spec": to_json(spec),
         "environment": to_json(environment),
     }
-    for name in ("latency", "import"):
+    for name in ("latency", "loadgen", "import"):
         one = figures[name]
         click.echo(f"{name:10} ratio {one['ratio']:.4f} [{one['low']:.4f}, {one['high']:.4f}]")
     click.echo(f"overhead   {overhead_ns / 1e3:.1f} us a run, off the clock")
