@@ -57,6 +57,8 @@ def bundle(tmp_path_factory):
     assert result.exit_code == 0, result.output
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
+    digits = np.random.default_rng(1).integers(0, 256, (12, 1, 8, 8), dtype=np.uint8)
+    np.savez(folder / "digits.npz", x=digits, y=np.arange(12) % 10)
     with zipfile.ZipFile(folder / "net.zip") as archive:
         archive.extractall(folder / "net")
     return folder
@@ -96,6 +98,7 @@ def run_all(python, folder):
         "probe": ("probe",),
         "check": ("check", "net.zip"),
         "predict": ("predict", "net.zip", "photo.png"),
+        "evaluate": ("evaluate", "net.zip", "--data", "digits.npz", "--against", "net/model.onnx"),
         "verify": ("verify", "net/model.onnx", "--golden", "net/golden.npz"),
         "bench": ("bench", "net/model.onnx", "--runs", "20"),
     }

@@ -28,6 +28,7 @@ ALLOWED = {
     "evidence": {"numpy"},
     "stats": {"numpy"},
     "paired": {"numpy"},
+    "proportions": {"numpy"},
     "preprocess": {"numpy"},
     "golden_file": {"numpy"},
     "bundle": {"numpy"},
@@ -83,6 +84,11 @@ def test_help_of_every_command_loads_nothing_heavy():
         ]
     )
     assert loaded_by(statement) == set()
+
+
+def test_data_sets_are_read_without_torch():
+    """Evaluation on a target reads them, where no torch is."""
+    assert loaded_by("import resdeploy.host.data") == {"numpy"}
 
 
 def test_torch_is_imported_in_host_alone():

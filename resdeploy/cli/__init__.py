@@ -13,6 +13,7 @@ from resdeploy.cli.bundle import bundle
 from resdeploy.cli.check import check
 from resdeploy.cli.demo import demo
 from resdeploy.cli.doctor import doctor
+from resdeploy.cli.evaluate import evaluate
 from resdeploy.cli.export import export
 from resdeploy.cli.fold_bn import fold_bn
 from resdeploy.cli.predict import predict
@@ -75,7 +76,7 @@ def cli() -> None:
 
 
 _MAKING = (train, fold_bn, export, verify, selftest, bench, bundle)
-_ON_THE_TARGET = (check, predict, probe, doctor)
+_ON_THE_TARGET = (check, predict, evaluate, probe, doctor)
 for _command in (*_MAKING, *_ON_THE_TARGET, demo):
     cli.add_command(_command)
 

@@ -8,6 +8,7 @@ import click
 
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
+from resdeploy.cli.render_evaluate import render_evaluate
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema import (
@@ -19,6 +20,7 @@ from resdeploy.schema import (
     Conformance,
     DemoReport,
     DoctorReport,
+    EvaluateReport,
     ExportReport,
     FoldReport,
     Manifest,
@@ -51,6 +53,7 @@ def render(record: Any) -> None:
         CheckReport: _check,
         DemoReport: _demo,
         DoctorReport: render_doctor,
+        EvaluateReport: render_evaluate,
         ExportReport: _export,
         FoldReport: _fold,
         Manifest: _manifest,

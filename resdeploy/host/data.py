@@ -20,6 +20,7 @@ from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.host.cifar import read_cifar
 from resdeploy.preprocess import load_image
 from resdeploy.schema import DataSpec, Preprocess
+from resdeploy.target.samples import LabelledSamples
 
 __all__ = [
     "DATA_NAMES",
@@ -27,6 +28,7 @@ __all__ = [
     "epoch_order",
     "load_dataset",
     "load_evaluation",
+    "load_labelled",
     "parse_data",
     "stratified_split",
 ]
@@ -115,26 +117,66 @@ def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
 def load_evaluation(
     spec: DataSpec, preprocess: Preprocess
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Return the held-out samples, raw, and their labels or None.
+    """Return the held-out samples, raw, and their labels or None; see `load_labelled`."""
+    samples = load_labelled(spec, preprocess)
+    return samples.x, samples.y
+
+
+def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
+    """Return the held-out samples, with their labels and names as far as there are any.
 
     The test part of `load_dataset`; of an .npz `x` and `y` if it has them; and of a folder that
     holds images rather than classes all of them, in the order of their names, without labels.
 
+    Args:
+        spec: the data set.
+        preprocess: how image files are decoded; only folders of images need it.
+
     Raises:
-        ResdeployError: as `load_dataset`.
+        ResdeployError: as `load_dataset`; or image files are to be decoded, and how is not known.
         MissingExtraError: as `load_dataset`.
     """
     if spec.name == "npz":
-        return _load_npz_evaluation(_existing(spec))
-    if spec.name == "image-folder":
         path = _existing(spec)
-        loose = _image_files(path)
-        if loose:
-            return _decode(loose, preprocess), None
-        part = _find_parts(path, spec).test
-        return _decode(part.files, preprocess), part.y
-    dataset = load_dataset(spec, preprocess)
-    return dataset.test_x, dataset.test_y
+        x, y = _load_npz_evaluation(path)
+        return _in_rows(x, y, (), str(path))
+    if spec.name == "image-folder":
+        return _load_labelled_images(spec, preprocess)
+    # None of these is decoded: how an image becomes an input does not matter here.
+    dataset = load_dataset(spec, preprocess or Preprocess(input_shape=(1,)))
+    return _in_rows(dataset.test_x, dataset.test_y, dataset.labels, spec.name)
+
+
+def _in_rows(
+    x: NDArray[Any], y: NDArray[np.int64] | None, labels: tuple[str, ...], source: str
+) -> LabelledSamples:
+    names = tuple(f"{source}[{row}]" for row in range(len(x)))
+    description = f"all {len(x)} held-out samples of {source}"
+    return LabelledSamples(x=x, y=y, names=names, labels=labels, description=description)
+
+
+def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
+    path = _existing(spec)
+    if preprocess is None:
+        raise ResdeployError(
+            "How an image becomes an input of this model is not known.",
+            where=str(path),
+            fix="name a recipe when the model is made, with --recipe, or give an .npz of inputs",
+        )
+    loose = _image_files(path)
+    parts = None if loose else _find_parts(path, spec)
+    part = _Part(files=loose, y=np.empty(0, np.int64)) if parts is None else parts.test
+    which = f"all {len(part.files)} images"
+    if parts is not None and parts.is_split_here:
+        num_images = len(parts.train.files) + len(part.files)
+        which = f"{len(part.files)} of {num_images} images (the fifth of each class held out)"
+    return LabelledSamples(
+        x=_decode(part.files, preprocess),
+        y=None if parts is None else part.y,
+        names=tuple(map(str, part.files)),
+        labels=() if parts is None else parts.labels,
+        description=f"{which} of {path}",
+    )
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -217,9 +259,12 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Parts:
+    """Both parts of a folder; `is_split_here` if it has no such parts of its own."""
+
     train: _Part
     test: _Part
     labels: tuple[str, ...]
+    is_split_here: bool
 
 
 def _load_image_folder(spec: DataSpec, preprocess: Preprocess) -> Dataset:
@@ -244,13 +289,14 @@ def _find_parts(path: Path, spec: DataSpec) -> _Parts:
                 f"train and {held_out.name} differ in their classes: {', '.join(odd[:5])}.",
                 where=str(path),
             )
-        return _Parts(train=train, test=test, labels=labels)
+        return _Parts(train=train, test=test, labels=labels, is_split_here=False)
     everything, labels = _list_classes(path)
     train_indices, test_indices = stratified_split(everything.y, seed=spec.split_seed)
     return _Parts(
         train=_select(everything, train_indices),
         test=_select(everything, test_indices),
         labels=labels,
+        is_split_here=True,
     )
 
 

@@ -26,6 +26,13 @@ from resdeploy.schema.benchmarks import (
 from resdeploy.schema.bundles import CheckReport, ClassScore, Manifest, Prediction, PredictReport
 from resdeploy.schema.codec import SCHEMA_VERSION, dump_json, from_json, load_json, to_json
 from resdeploy.schema.demos import DemoReport, DemoStage
+from resdeploy.schema.evaluations import (
+    AccuracyResult,
+    EvaluatedModel,
+    EvaluateReport,
+    Flip,
+    PairedResult,
+)
 from resdeploy.schema.exports import ExportReport, ExportSpec, PassReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
@@ -75,6 +82,7 @@ from resdeploy.schema.verdicts import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AccuracyResult",
     "ArithmeticResult",
     "Attribution",
     "AugmentSpec",
@@ -96,10 +104,13 @@ __all__ = [
     "DoctorReport",
     "Environment",
     "EpochMetrics",
+    "EvaluateReport",
+    "EvaluatedModel",
     "ExportReport",
     "ExportSpec",
     "FileInfo",
     "Finding",
+    "Flip",
     "FoldReport",
     "FoldedSite",
     "GoldenInfo",
@@ -114,6 +125,7 @@ __all__ = [
     "ModelSpec",
     "NodeError",
     "NodeLocalResult",
+    "PairedResult",
     "PassReport",
     "Placement",
     "PlantedFault",

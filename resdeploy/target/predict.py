@@ -14,9 +14,10 @@ from resdeploy.bundle import Bundle
 from resdeploy.bundle_archive import opened_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.schema import ClassScore, Prediction, PredictReport, SessionSpec
+from resdeploy.target.classifier import require_class_scores
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import read_samples
-from resdeploy.target.session import open_session, output_specs
+from resdeploy.target.session import open_session
 
 __all__ = ["predict", "softmax"]
 
@@ -41,14 +42,7 @@ def predict(
     """
     with opened_bundle(bundle) as opened:
         session = open_session(opened.model, spec)
-        outputs = output_specs(session)
-        if len(outputs) != 1 or len(outputs[0].shape) != 2:
-            raise ResdeployError(
-                "This model has no single row of class scores: its outputs are "
-                + ", ".join(f"{o.name} {'x'.join(map(str, o.shape))}" for o in outputs)
-                + ".",
-                where=opened.manifest.name,
-            )
+        require_class_scores(session, where=opened.manifest.name)
         predictions: list[Prediction] = []
         samples = read_samples(inputs, opened.manifest.preprocess)
         for names, batch in _batches(samples):

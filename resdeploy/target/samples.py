@@ -3,6 +3,7 @@
 import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.preprocess import load_image, preprocess_batch
 from resdeploy.schema import Preprocess
 
-__all__ = ["read_inputs", "read_samples"]
+__all__ = ["LabelledSamples", "inputs_from_raw", "read_inputs", "read_samples"]
 
 _ARRAYS = (".npy", ".npz")
 # What is taken from a folder; a file named by itself may have any name.
@@ -21,6 +22,25 @@ _IMAGES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"),
     ".webp",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelledSamples:
+    """Samples as they are stored, and the classes they are of.
+
+    Attributes:
+        x: (N, ...) raw samples, of what `preprocess_batch` takes.
+        y: (N,) int64, the class of each; None where there are no labels.
+        names: the file of each sample, or its file and row.
+        labels: the names of the classes, () if unknown.
+        description: what they are, in words.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64] | None
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    description: str
 
 
 def read_samples(
@@ -111,14 +131,21 @@ def _from_array(
     if raw.ndim < 2 or not len(raw):
         raise ResdeployError(f"The array has shape {raw.shape}: no samples.", where=str(path))
     try:
-        samples = _as_inputs(raw) if preprocess is None else preprocess_batch(raw, preprocess)
+        samples = inputs_from_raw(raw, preprocess)
     except ResdeployError as error:
         raise ResdeployError(error.what, where=str(path), fix=error.fix) from error
     for row, sample in enumerate(samples):
         yield f"{path}[{row}]", sample
 
 
-def _as_inputs(raw: NDArray[Any]) -> NDArray[np.float32]:
+def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray[np.float32]:
+    """Return raw samples as network inputs; without a `preprocess`, they must be inputs already.
+
+    Raises:
+        ResdeployError: they are not, or are not of what `preprocess_batch` takes.
+    """
+    if preprocess is not None:
+        return preprocess_batch(raw, preprocess)
     if raw.dtype.kind != "f":
         raise ResdeployError(
             f"How a raw sample ({raw.dtype}) becomes an input of this model is not known.",

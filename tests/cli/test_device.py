@@ -19,6 +19,7 @@ from resdeploy.schema import (
     CheckpointInfo,
     CheckReport,
     DoctorReport,
+    EvaluateReport,
     ExportReport,
     Manifest,
     ModelSpec,
@@ -132,6 +133,71 @@ def test_a_flipped_byte_anywhere_exits_2_names_the_file_and_runs_nothing(
             assert name in result.stderr
         path.write_bytes(raw)
         archive.write_bytes(packed)
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "labelled.npz", x=x, y=rng.integers(0, 10, 40))
+    return tmp_path / "labelled.npz"
+
+
+def test_evaluate_takes_a_bundle_in_either_form_and_its_onnx_file_alike(
+    run, archive, bundle, labelled
+):
+    """The ONNX file knows its preprocessing by itself."""
+    results = []
+    for model in (archive, bundle, bundle / "model.onnx"):
+        result = run("evaluate", model, "--data", labelled, "--json")
+        assert result.exit_code == 0, result.output
+        report = load_json(EvaluateReport, result.stdout, where="stdout")
+        results.append(report.model.result)
+    assert results[0] == results[1] == results[2]
+    assert results[0].num_samples == 40
+
+
+def test_evaluate_against_itself_finds_no_flip_and_asks_for_more_samples(run, archive, labelled):
+    arguments = ("evaluate", archive, "--data", labelled, "--against", archive, "--max-drop")
+    result = run(*arguments, "10")
+    assert result.exit_code == 0, result.output
+    assert "drop: +0.00 points, 95% interval -8.76 to +8.76" in result.stdout
+    assert "no sample changed its class" in result.stdout
+    assert "PASS: the drop is at most 10 points" in result.stdout
+    result = run(*arguments, "1")
+    assert result.exit_code == 1
+    assert "a drop of at most 1 point is not shown; more samples would tell" in result.stdout
+
+
+def test_evaluate_lists_what_changed_by_its_name(run, archive, bundle, labelled, tmp_path):
+    """The other model has its largest logit turned into its smallest."""
+    model = onnx.load(bundle / "model.onnx")
+    (output,) = model.graph.output
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Neg", ["before"], [output.name]))
+    onnx.save(model, tmp_path / "turned.onnx")
+    result = run(
+        *("evaluate", tmp_path / "turned.onnx", "--data", labelled, "--against", archive),
+        *("--max-drop", "0"),
+    )
+    assert result.exit_code == 1
+    assert "40 samples changed their class" in result.stdout
+    assert "labelled.npz[19]" in result.stdout.replace("\n", "")
+    assert "labelled.npz[20]" not in result.stdout
+    assert "and 20 more (--json has them all)" in result.stdout
+
+
+def test_evaluate_says_what_it_needs(run, archive, tmp_path):
+    np.savez(tmp_path / "bare.npz", x=np.zeros((2, 1, 8, 8), np.uint8))
+    result = run("evaluate", archive, "--data", tmp_path / "bare.npz")
+    assert result.exit_code == 2
+    assert "have no labels" in result.stderr
+    result = run("evaluate", archive, "--data", tmp_path / "bare.npz", "--max-drop", "1")
+    assert result.exit_code == 2
+    assert "--against" in result.stderr
 
 
 # --- predict -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from resdeploy.host.data import (
     epoch_order,
     load_dataset,
     load_evaluation,
+    load_labelled,
     parse_data,
     stratified_split,
 )
@@ -420,6 +421,30 @@ def test_loose_images_are_evaluated_without_labels(tmp_path):
     x, y = load_evaluation(parse_data(str(tmp_path / "photos")), SMALL)
     assert x.shape == (3, 3, 4, 4)
     assert y is None
+
+
+def test_labelled_images_are_named_by_their_files_and_say_how_many_were_left_out(tmp_path):
+    for index, name in enumerate(("a", "b")):
+        write_images(tmp_path / "all" / name, 10, gray=index * 100)
+    samples = load_labelled(parse_data(str(tmp_path / "all")), SMALL)
+    assert samples.labels == ("a", "b")
+    assert samples.description.startswith("4 of 20 images (the fifth of each class held out)")
+    for name, x in zip(samples.names, samples.x, strict=True):
+        pixels = np.asarray(Image.open(name).convert("RGB").resize((4, 4)))
+        assert (x == pixels.transpose(2, 0, 1)).all()
+    write_images(tmp_path / "parts" / "train" / "a", 5)
+    write_images(tmp_path / "parts" / "test" / "a", 3)
+    samples = load_labelled(parse_data(str(tmp_path / "parts")), SMALL)
+    assert samples.description.startswith("all 3 images of ")
+    with pytest.raises(ResdeployError, match="is not known"):
+        load_labelled(parse_data(str(tmp_path / "parts")), None)
+
+
+def test_rows_of_arrays_are_named_by_their_number(tmp_path):
+    samples = load_labelled(npz(tmp_path, x=np.zeros((3, 2)), y=np.arange(3)), None)
+    assert samples.names[2].endswith("data.npz[2]")
+    assert samples.labels == ()
+    assert samples.description.startswith("all 3 held-out samples of ")
 
 
 def test_refuses_parts_with_different_classes(tmp_path):

@@ -1,0 +1,88 @@
+"""`resdeploy evaluate`."""
+
+from pathlib import Path
+
+import click
+
+from resdeploy.cli.options import (
+    json_option,
+    one_provider_option,
+    openvino_precision_option,
+    tf32_option,
+    threads_option,
+)
+from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema import PrecisionHint
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Labelled samples: NAME, NAME:PATH, x.npz, a folder.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="Another model on the same samples: what it was before, or a larger one.",
+)
+@click.option(
+    "--max-drop",
+    "max_drop_points",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Exit with 1 unless MODEL is shown to be at most so many points below OTHER.",
+)
+@one_provider_option
+@threads_option
+@tf32_option
+@openvino_precision_option
+@json_option
+def evaluate(
+    model: Path,
+    data: str,
+    against: Path | None,
+    max_drop_points: float | None,
+    provider: str,
+    threads: int | None,
+    tf32: bool,
+    precision_hint: PrecisionHint,
+    as_json: bool,
+) -> None:
+    """Say how often MODEL is right on held-out samples, and how sure that is. Needs no torch.
+
+    MODEL and OTHER are ONNX files of resdeploy or bundles. The interval of an accuracy is exact
+    (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, Tango's
+    score interval of the difference, and every sample whose class changed, with the margins by
+    which either model decided. All at 95 % confidence.
+
+    --max-drop asks for proof: the whole interval of the drop must be within POINTS, so that too few
+    samples fail like too large a drop.
+
+    \b
+    Example:
+        resdeploy evaluate digits-bundle --data digits
+        resdeploy evaluate int8.onnx --data cifar10:data --against resnet20.onnx --max-drop 0.5
+    """
+    if max_drop_points is not None and against is None:
+        raise click.UsageError("--max-drop needs the model that it is a drop from: --against OTHER")
+    from resdeploy.cli.progress import show_steps
+    from resdeploy.cli.render import emit
+    from resdeploy.host.data import load_labelled, parse_data
+    from resdeploy.schema import SessionSpec
+    from resdeploy.target.evaluate import evaluate as evaluate_models
+
+    chosen = parse_data(data)
+    spec = SessionSpec(
+        provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
+    )
+    with show_steps("evaluate") as on_progress:
+        report = evaluate_models(
+            model,
+            lambda preprocess: load_labelled(chosen, preprocess),
+            spec,
+            against=against,
+            max_drop=None if max_drop_points is None else max_drop_points / 100,
+            on_progress=on_progress,
+        )
+    emit(report, as_json=as_json)
+    if not report.passed:
+        raise SystemExit(EXIT_CHECK_FAILED)
