@@ -28,6 +28,7 @@ ALLOWED = {
     "evidence": {"numpy"},
     "stats": {"numpy"},
     "paired": {"numpy"},
+    "racing": {"numpy"},
     "proportions": {"numpy"},
     "preprocess": {"numpy"},
     "golden_file": {"numpy"},

@@ -55,6 +55,12 @@ from resdeploy.schema import (
     help="Graph optimisations of ONNX Runtime.",
 )
 @click.option(
+    "--spinning/--no-spinning",
+    default=True,
+    show_default=True,
+    help="Let idle threads of the CPU wait awake.",
+)
+@click.option(
     "--warmup",
     type=click.IntRange(min=1),
     help="Runs of warm-up.  [default: until the times have settled]",
@@ -125,6 +131,7 @@ def bench(
     batch: tuple[int, ...],
     threads: tuple[int, ...],
     graph_level: GraphLevel,
+    spinning: bool,
     warmup: int | None,
     runs: int,
     scenario: Scenario,
@@ -168,6 +175,7 @@ def bench(
         graph_level=graph_level,
         use_tf32=tf32,
         precision_hint=precision_hint,
+        spinning=spinning,
     )
     spec = BenchSpec(
         session=session,

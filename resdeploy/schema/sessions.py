@@ -17,7 +17,8 @@ class SessionSpec:
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
     Runtime's own choice; `use_tf32` concerns CUDA only, and `precision_hint`, the arithmetic that
-    may stand in for float32, OpenVINO only.
+    may stand in for float32, OpenVINO only. `spinning` lets idle threads of the CPU wait awake,
+    which answers sooner and burns power.
     """
 
     provider: str = "cpu"
@@ -25,6 +26,7 @@ class SessionSpec:
     graph_level: GraphLevel = "all"
     use_tf32: bool = False
     precision_hint: PrecisionHint = "default"
+    spinning: bool = True
 
 
 @record

@@ -6,8 +6,9 @@ cancels within each four. The next block is another pair, begun by the other one
 processes differ by where their memory happens to lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.errors import ResdeployError
@@ -25,7 +26,7 @@ from resdeploy.target.environment import read_environment
 from resdeploy.target.machine import read_machine_state
 from resdeploy.target.measure import check_spec
 
-__all__ = ["MIN_BLOCKS", "NUM_BURSTS", "bench_in_turn"]
+__all__ = ["MIN_BLOCKS", "NUM_BURSTS", "TimedSide", "bench_in_turn", "time_in_turn"]
 
 # Bursts of each process in a block; a multiple of two, for A B B A.
 NUM_BURSTS = 10
@@ -94,6 +95,63 @@ def bench_in_turn(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedSide:
+    """What one of several processes timed in turn ran on, and came to.
+
+    `bursts_ns` are the latencies of its bursts, `ram_peak_bytes` the process's peak memory, None
+    where it cannot be read.
+    """
+
+    side: BenchSide
+    bursts_ns: tuple[tuple[int, ...], ...]
+    ram_peak_bytes: int | None
+
+
+def time_in_turn(
+    sides: Sequence[tuple[Path, BenchSpec]], *, prove_placement: bool, num_bursts: int = NUM_BURSTS
+) -> list[TimedSide]:
+    """Time each of `sides` in a fresh process, in bursts that take turns: A B C C B A, and again.
+
+    All processes live to the end, so all must fit into memory together. They are started one after
+    the other, in the order of `sides`.
+
+    Args:
+        sides: models and what to time of them.
+        prove_placement: ask a profile where the kernels were.
+        num_bursts: of each process; even, so that a drift cancels.
+
+    Raises:
+        ResdeployError: a model cannot be timed.
+        EnvironmentLacksError: a provider did not start or left kernels to another, or a process
+            was killed.
+    """
+    with ExitStack() as stack:
+        processes, opened = [], []
+        for model, spec in sides:
+            job = BenchJob(
+                model=str(model), spec=spec, in_bursts=True, prove_placement=prove_placement
+            )
+            # One after the other, so that neither warms up beside the other's start.
+            processes.append(stack.enter_context(BenchProcess(job)))
+            answer = processes[-1].receive()
+            opened.append(from_json(BenchSide, answer["side"], where="the benchmark process"))
+        bursts: list[list[tuple[int, ...]]] = [[] for _ in sides]
+        peaks: list[int | None] = [None for _ in sides]
+        for number in range(num_bursts):
+            places = range(len(sides))
+            for place in places if number % 2 == 0 else reversed(places):
+                num_runs = sides[place][1].num_runs
+                processes[place].send(str(_share(num_runs, number, num_bursts)))
+                answer = processes[place].receive()
+                bursts[place].append(tuple(answer["latencies_ns"]))
+                peaks[place] = answer["ram_peak_bytes"]
+    return [
+        TimedSide(side=side, bursts_ns=tuple(times), ram_peak_bytes=peak)
+        for side, times, peak in zip(opened, bursts, peaks, strict=True)
+    ]
+
+
 def _block(
     candidate: tuple[Path, BenchSpec],
     baseline: tuple[Path, BenchSpec],
@@ -102,36 +160,20 @@ def _block(
     prove: bool,
 ) -> tuple[BenchBlock, list[BenchSide]]:
     """Return the bursts of one pair of processes, and what each ran on."""
-    order = (0, 1) if candidate_first else (1, 0)
-    jobs = [
-        BenchJob(model=str(model), spec=spec, in_bursts=True, prove_placement=prove)
-        for model, spec in (candidate, baseline)
-    ]
-    sides: dict[int, BenchSide] = {}
-    bursts: dict[int, list[tuple[int, ...]]] = {0: [], 1: []}
-    with ExitStack() as stack:
-        processes: dict[int, BenchProcess] = {}
-        for side in order:
-            # One after the other, so that neither warms up beside the other's start.
-            processes[side] = stack.enter_context(BenchProcess(jobs[side]))
-            answer = processes[side].receive()
-            sides[side] = from_json(BenchSide, answer["side"], where="the benchmark process")
-        for number in range(NUM_BURSTS):
-            for side in order if number % 2 == 0 else reversed(order):
-                share = _share(jobs[side].spec.num_runs, number)
-                processes[side].send(str(share))
-                bursts[side].append(tuple(processes[side].receive()["latencies_ns"]))
+    pair = (candidate, baseline) if candidate_first else (baseline, candidate)
+    timed = time_in_turn(pair, prove_placement=prove)
+    first, second = timed if candidate_first else reversed(timed)
     block = BenchBlock(
-        candidate_ns=tuple(bursts[0]),
-        baseline_ns=tuple(bursts[1]),
+        candidate_ns=first.bursts_ns,
+        baseline_ns=second.bursts_ns,
         candidate_first=candidate_first,
     )
-    return block, [sides[0], sides[1]]
+    return block, [first.side, second.side]
 
 
-def _share(num_runs: int, number: int) -> int:
+def _share(num_runs: int, number: int, num_bursts: int) -> int:
     """Return how many of the runs the burst with this number does."""
-    return (number + 1) * num_runs // NUM_BURSTS - number * num_runs // NUM_BURSTS
+    return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts
 
 
 def _enough(blocks: list[BenchBlock], q: float) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from resdeploy.errors import ReportedError
 from resdeploy.files import file_info
 from resdeploy.schema import BenchJob, BenchSide, from_json, to_json
+from resdeploy.target.machine import peak_ram_bytes
 from resdeploy.target.measure import check_spec, collector_off, measure, prove, set_up
 
 __all__ = ["main"]
@@ -85,7 +86,8 @@ def _serve(job: BenchJob, say: Any) -> None:
         )
         say("ready", side=to_json(side))
         for line in sys.stdin:
-            say("burst", latencies_ns=[stand.run() for _ in range(int(line))])
+            latencies_ns = [stand.run() for _ in range(int(line))]
+            say("burst", latencies_ns=latencies_ns, ram_peak_bytes=peak_ram_bytes())
 
 
 if __name__ == "__main__":

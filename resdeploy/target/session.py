@@ -194,6 +194,8 @@ def _create(
     options.graph_optimization_level = _GRAPH_LEVELS[spec.graph_level]
     if spec.num_threads is not None:
         options.intra_op_num_threads = spec.num_threads
+    if not spec.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _records_placement():
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider.name != "cpu" and not allow_cpu_nodes:
