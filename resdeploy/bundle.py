@@ -7,6 +7,7 @@
     golden.npz      inputs, reference outputs in float64, and the noise to judge by
     labels.txt      one class name a line; absent where there are none
     README.md       for the person who unpacks it
+    NAME.onnx       other forms of the model that `tune` found to be the best on some machine
 
 `read_bundle` checks all of it before anything is run. It finds every accidental change, and every
 change by someone who does not also make a new manifest: the manifest is not signed, so a digest
@@ -34,11 +35,12 @@ from resdeploy.schema import (
     Manifest,
     Preprocess,
     TensorSpec,
+    TunedSettings,
     dump_json,
     load_json,
 )
 
-__all__ = ["MANIFEST", "Bundle", "read_bundle", "write_bundle"]
+__all__ = ["MANIFEST", "Bundle", "read_bundle", "write_bundle", "write_tuned"]
 
 MANIFEST = "manifest.json"
 _MODEL = "model.onnx"
@@ -136,6 +138,65 @@ def write_bundle(
         # What cannot be read back must not be handed out.
         read_bundle(folder)
     return manifest
+
+
+def write_tuned(
+    bundle: Bundle,
+    out: Path,
+    settings: TunedSettings,
+    *,
+    model: Path | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Write `bundle` to the folder `out` with one more way to run it, and return its manifest.
+
+    Settings for the same machine, runtime and objective are replaced.
+
+    Args:
+        bundle: the one that was tuned.
+        out: the folder to make; that of `bundle` itself, with `force`.
+        settings: how to run it, and where.
+        model: the file that the settings are for, where it is not the bundle's own.
+        force: replace an existing bundle.
+
+    Raises:
+        BundleError: a file of this name is in the bundle already, with another content.
+        ResdeployError: `out` exists, or it cannot be written.
+    """
+    others = tuple(one for one in bundle.manifest.tuned if not _same_target(one, settings))
+    kept = {_MODEL, settings.model, *(one.model for one in others)}
+    with atomic_directory(out, force=force, marker=MANIFEST) as folder:
+        for file in bundle.manifest.files:
+            # A model that no settings ask for any more is not carried along.
+            if file.path in kept or not file.path.endswith(".onnx"):
+                shutil.copyfile(bundle.path / file.path, folder / file.path)
+        if model is not None:
+            _add_model(model, folder / settings.model)
+        files = tuple(
+            file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
+        )
+        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=(*others, settings))
+        _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
+        read_bundle(folder)
+    return manifest
+
+
+def _same_target(one: TunedSettings, other: TunedSettings) -> bool:
+    names = (
+        *("machine", "cpu_model", "num_cpus_allowed", "gpu_names", "runtime_version"),
+        *("objective", "batch_size"),
+    )
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _add_model(model: Path, target: Path) -> None:
+    if target.exists() and sha256_file(target) != sha256_file(model):
+        raise BundleError(
+            f"The bundle has another file called {target.name}.",
+            where=str(model),
+            fix="give the model another name",
+        )
+    shutil.copyfile(model, target)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -243,6 +304,7 @@ def _check_names(manifest: Manifest, *, where: str) -> None:
     if len({name.casefold() for name in names}) != len(names):
         raise _damaged("The manifest lists a file twice", where)
     wanted = {_MODEL, _GOLDEN, _README} | ({_LABELS} if manifest.num_labels else set())
+    wanted |= {settings.model for settings in manifest.tuned}
     if missing := sorted(wanted - set(names)):
         raise _damaged(f"The manifest does not list {missing[0]}", where)
 

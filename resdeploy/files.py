@@ -16,7 +16,13 @@ from pathlib import Path
 from resdeploy.errors import ResdeployError
 from resdeploy.schema import FileInfo
 
-__all__ = ["atomic_directory", "atomic_write", "file_info", "sha256_file"]
+__all__ = [
+    "atomic_directory",
+    "atomic_write",
+    "file_info",
+    "refuse_existing_directory",
+    "sha256_file",
+]
 
 
 def sha256_file(path: Path) -> str:
@@ -113,12 +119,12 @@ def atomic_directory(
         ResdeployError: the target exists and may not be replaced, or the folder around it is
             missing or cannot be written to, or the disk is full.
     """
-    _refuse_existing_directory(path, force=force, marker=marker)
+    refuse_existing_directory(path, force=force, marker=marker)
     with _workplace(path) as workplace:
         temporary = workplace / "new"
         temporary.mkdir()
         yield temporary
-        _refuse_existing_directory(path, force=force, marker=marker)
+        refuse_existing_directory(path, force=force, marker=marker)
         if not path.exists():
             temporary.rename(path)
             return
@@ -178,7 +184,8 @@ def _refuse_existing_file(path: Path, *, force: bool) -> None:
         raise _exists(path)
 
 
-def _refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
+def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
+    """Raise what `atomic_directory` would, before the work that leads there."""
     if not os.path.lexists(path):
         return
     if not path.is_dir():

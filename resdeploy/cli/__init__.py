@@ -20,6 +20,7 @@ from resdeploy.cli.predict import predict
 from resdeploy.cli.probe import probe
 from resdeploy.cli.selftest import selftest
 from resdeploy.cli.train import train
+from resdeploy.cli.tune import tune
 from resdeploy.cli.verify import verify
 from resdeploy.errors import EXIT_BUG, EXIT_INTERRUPTED, MissingExtraError, ReportedError
 
@@ -76,7 +77,7 @@ def cli() -> None:
 
 
 _MAKING = (train, fold_bn, export, verify, selftest, bench, bundle)
-_ON_THE_TARGET = (check, predict, evaluate, probe, doctor)
+_ON_THE_TARGET = (check, predict, evaluate, tune, probe, doctor)
 for _command in (*_MAKING, *_ON_THE_TARGET, demo):
     cli.add_command(_command)
 

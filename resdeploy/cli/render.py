@@ -9,6 +9,7 @@ import click
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
 from resdeploy.cli.render_evaluate import render_evaluate
+from resdeploy.cli.render_tune import render_tune
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema import (
@@ -30,6 +31,7 @@ from resdeploy.schema import (
     ProbeReport,
     SelftestReport,
     TrainReport,
+    TuneReport,
     VerifyReport,
     dump_json,
 )
@@ -61,6 +63,7 @@ def render(record: Any) -> None:
         ProbeReport: render_probe,
         SelftestReport: _selftest,
         TrainReport: _train,
+        TuneReport: render_tune,
         VerifyReport: _verify,
     }
     renderers[type(record)](record)

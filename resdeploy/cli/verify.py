@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs",
     "inputs_path",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Verify on these inputs: a folder of images or arrays, or one .npy or .npz.",
 )
 @click.option(

@@ -59,6 +59,7 @@ from resdeploy.schema.recipes import (
     TrainSpec,
 )
 from resdeploy.schema.sessions import GraphLevel, Placement, PrecisionHint, SessionInfo, SessionSpec
+from resdeploy.schema.tunings import Objective, TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.schema.verdicts import (
     ArithmeticResult,
     Attribution,
@@ -125,6 +126,7 @@ __all__ = [
     "ModelSpec",
     "NodeError",
     "NodeLocalResult",
+    "Objective",
     "PairedResult",
     "PassReport",
     "Placement",
@@ -156,6 +158,10 @@ __all__ = [
     "TensorSpec",
     "TrainReport",
     "TrainSpec",
+    "TuneReport",
+    "TuneSpec",
+    "TuneTrial",
+    "TunedSettings",
     "VerifyReport",
     "dump_json",
     "from_json",

@@ -7,6 +7,7 @@ from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.sessions import SessionInfo
+from resdeploy.schema.tunings import TunedSettings
 from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
 
 __all__ = ["CheckReport", "ClassScore", "Manifest", "PredictReport", "Prediction"]
@@ -14,7 +15,10 @@ __all__ = ["CheckReport", "ClassScore", "Manifest", "PredictReport", "Prediction
 
 @record
 class Manifest:
-    """The table of contents of a bundle, with the records that led to it."""
+    """The table of contents of a bundle, with the records that led to it.
+
+    `tuned` are the fastest ways to run it that `tune` found, on the machines they are for.
+    """
 
     name: str
     files: tuple[FileInfo, ...]
@@ -25,6 +29,7 @@ class Manifest:
     golden: GoldenInfo
     export: ExportReport | None
     versions: Mapping[str, str]
+    tuned: tuple[TunedSettings, ...] = ()
 
 
 @record

@@ -5,19 +5,25 @@ number * 8 + type, and a value), and only five messages of it are looked at here
 package for it. Field numbers are those of onnx.proto3.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["OnnxNode", "count_subnormal_weights", "read_nodes"]
+from resdeploy.errors import ResdeployError
+from resdeploy.schema import PrecisionName
+
+__all__ = ["OnnxNode", "count_subnormal_weights", "read_nodes", "stored_precision"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_RAW, _TENSOR_LOCATION = 2, 4, 9, 14
 _FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
+_PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
 _DTYPES: dict[int, np.dtype[Any]] = {
     _FLOAT: np.dtype(np.float32),
     _FLOAT16: np.dtype(np.float16),
@@ -64,6 +70,29 @@ def count_subnormal_weights(model: bytes) -> int | None:
                 if (_TENSOR_TYPE, code) in fields:
                     count += sum(_num_subnormal(*field, dtype) for field in fields)
     return count
+
+
+def stored_precision(path: Path) -> PrecisionName:
+    """Return the type that most bytes of a model's weights are stored in.
+
+    Raises:
+        ResdeployError: the file is missing, or is not an ONNX model.
+    """
+    if not path.is_file():
+        raise ResdeployError("There is no such model file.", where=str(path))
+    bytes_of: Counter[int] = Counter()
+    try:
+        for graph in _values(memoryview(path.read_bytes()), _MODEL_GRAPH):
+            for tensor in _values(graph, _GRAPH_INITIALIZER):
+                fields = list(_fields(tensor))
+                types = [value for number, value in fields if number == _TENSOR_TYPE]
+                size = sum(len(v) for _, v in fields if isinstance(v, memoryview))
+                if types and isinstance(types[0], int):
+                    bytes_of[types[0]] += size
+    except (OSError, ValueError) as error:
+        raise ResdeployError(f"This is not a model: {error}.", where=str(path)) from error
+    most = max(bytes_of, key=bytes_of.__getitem__, default=_FLOAT)
+    return _PRECISIONS.get(most, "float32")
 
 
 def _num_subnormal(number: int, value: int | memoryview, dtype: np.dtype[Any]) -> int:

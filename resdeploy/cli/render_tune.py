@@ -1,0 +1,114 @@
+"""A search as text: what was tried, what it cost, and what the winner gained."""
+
+import math
+
+import click
+
+from resdeploy.cli.tables import milliseconds, print_table
+from resdeploy.schema import Profile, SessionSpec, SpeedRatio, TuneReport, TuneTrial
+
+__all__ = ["render_tune"]
+
+
+def render_tune(report: TuneReport) -> None:
+    """Print every candidate, the fastest first, and what the winner gained."""
+    spec = report.spec
+    budget = (
+        "lossless" if spec.max_drop is None else f"at most {100 * spec.max_drop:g} points lower"
+    )
+    order = sorted(range(len(report.trials)), key=lambda place: _key(report, place))
+    columns = ("model", "session", "batch", _timed(report), "memory", "size", "answers", "")
+    rows = [_row(report, place) for place in order]
+    print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
+    best = report.best
+    click.echo(f"best: {best.model}, {_session(best.session)}, batch {best.batch_size}")
+    if best.evidence:
+        click.echo(f"answers: {best.evidence}")
+    if report.ties:
+        click.echo(f"{len(report.ties)} others cannot be told from it")
+    click.echo(_gain(report))
+    if report.profile is not None:
+        click.echo(_limit(report.profile))
+
+
+def _key(report: TuneReport, place: int) -> tuple[bool, float]:
+    return place != report.winner, _per_run(report.trials[place])
+
+
+def _per_run(trial: TuneTrial) -> float:
+    if not trial.times_ns:
+        return math.inf
+    return math.exp(math.fsum(map(math.log, trial.times_ns)) / len(trial.times_ns))
+
+
+def _timed(report: TuneReport) -> str:
+    return "p99" if report.spec.objective == "p99" else "p50"
+
+
+def _row(report: TuneReport, place: int) -> tuple[str, ...]:
+    trial = report.trials[place]
+    remark = trial.out or ("best" if place == report.winner else "not told from the best")
+    if place in report.front and place != report.winner:
+        remark = f"{remark}; on the Pareto front"
+    memory = "" if trial.ram_peak_bytes is None else f"{trial.ram_peak_bytes / 1e6:.0f} MB"
+    return (
+        trial.model,
+        _session(trial.session),
+        str(trial.batch_size),
+        milliseconds(_per_run(trial)) if trial.times_ns else "-",
+        memory,
+        f"{trial.size_bytes / 1e6:.1f} MB",
+        trial.evidence,
+        remark,
+    )
+
+
+def _session(session: SessionSpec) -> str:
+    parts = [session.provider]
+    if session.num_threads is not None:
+        parts.append(f"{session.num_threads} thread{'s' * (session.num_threads > 1)}")
+    if not session.spinning:
+        parts.append("no spinning")
+    if session.graph_level != "all":
+        parts.append(session.graph_level)
+    if session.use_tf32:
+        parts.append("TF32")
+    if session.precision_hint != "default":
+        parts.append(session.precision_hint)
+    return ", ".join(parts)
+
+
+def _gain(report: TuneReport) -> str:
+    if report.comparison is None:
+        return "ONNX Runtime's defaults are the best here: nothing is gained over them"
+    return f"against ONNX Runtime's defaults: {_ratio(report.comparison.p50)}"
+
+
+def _ratio(ratio: SpeedRatio) -> str:
+    """Return how many times as fast it is, with the interval the same way round."""
+    return (
+        f"{1 / ratio.ratio:.2f} times as fast ({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), "
+        f"{ratio.verdict}"
+    )
+
+
+def _limit(profile: Profile) -> str:
+    """Return what the winner spends its time on, and how near that is to the machine's ceiling."""
+    total_ns = max(1, sum(layer.p50_ns for layer in profile.layers))
+    products = [layer for layer in profile.layers if layer.num_macs]
+    products_ns = sum(layer.p50_ns for layer in products)
+    if not products_ns:
+        return "its layers do no products that can be counted"
+    rate = sum(layer.num_macs for layer in products) / (products_ns / 1e9)
+    other = max(
+        (layer for layer in profile.layers if not layer.num_macs),
+        key=lambda layer: layer.p50_ns,
+        default=None,
+    )
+    line = (
+        f"{products_ns / total_ns:.0%} of its time is in products, at "
+        f"{rate / profile.peak_macs_per_s:.0%} of the rate of a large matrix product in float32"
+    )
+    if other is not None and other.p50_ns / total_ns > 0.05:
+        line += f"; most of the rest is {other.name} ({other.op}, {other.p50_ns / total_ns:.0%})"
+    return line

@@ -1,0 +1,269 @@
+"""Find the fastest way to run a bundle's model on this machine, within what its answers may lose.
+
+Three steps, in this order. Every candidate is first judged by its answers: lossless, it must pass
+verification as float32; with an accuracy budget, the whole interval of the drop must be within it.
+Those let in race (`resdeploy.racing`), each block a fresh process for each, timed in turn. The
+winner is then timed once more, against the bundle's model with the provider's defaults, in
+processes that had no part in the race: whoever wins among many was also lucky, and this is the
+figure that is told. If it does not hold there, the defaults stay.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from resdeploy.bundle import Bundle
+from resdeploy.errors import ResdeployError
+from resdeploy.racing import race
+from resdeploy.schema import (
+    BenchComparison,
+    Environment,
+    Profile,
+    SessionSpec,
+    TunedSettings,
+    TuneReport,
+    TuneSpec,
+    TuneTrial,
+)
+from resdeploy.stats import percentile
+from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
+from resdeploy.target.environment import read_environment
+from resdeploy.target.evaluate import LoadSamples
+from resdeploy.target.layer_times import read_profile
+from resdeploy.target.measure import set_up
+from resdeploy.target.runtime import onnxruntime
+from resdeploy.target.session import open_session
+from resdeploy.target.tune_judge import Judge
+from resdeploy.target.tune_space import Candidate, Variant, candidates_for
+
+__all__ = ["tune"]
+
+# So many processes hold their model in memory at a time.
+_MOST_AT_ONCE = 8
+
+# What the last comparison takes: pairs of processes, and runs of each.
+_FINAL_BLOCKS = 8
+
+_PROFILE_RUNS = 30
+
+Progress = Callable[[int, int | None, str], None]
+
+
+def tune(
+    bundle: Bundle,
+    spec: TuneSpec,
+    variants: Sequence[Variant] = (),
+    *,
+    load: LoadSamples | None = None,
+    on_progress: Progress = lambda done, total, remark: None,
+) -> TuneReport:
+    """Return the best way to run `bundle` on this machine, and all that was tried.
+
+    Args:
+        bundle: the model, and the golden inputs that a lossless candidate must pass on.
+        spec: what to search, and what for.
+        variants: other forms of the model, such as its int8.
+        load: returns labelled samples, on which the drop is judged.
+        on_progress: told how many steps of the stage are done, of how many, and what they are.
+
+    Raises:
+        ResdeployError: an accuracy budget without samples, or nothing to search.
+        EnvironmentLacksError: not even the provider's defaults run here.
+    """
+    if spec.max_drop is not None and load is None:
+        raise ResdeployError(
+            "An accuracy budget needs labelled samples to be judged on.",
+            fix="name them with --data, or ask for --lossless",
+        )
+    environment = read_environment()
+    base = Variant(path=bundle.model)
+    default = Candidate(
+        variant=base,
+        session=SessionSpec(provider=spec.providers[0]),
+        batch_size=spec.batch_sizes[0],
+    )
+    # Not caught: where the defaults do not start there is nothing to be faster than.
+    open_session(bundle.model, default.session)
+    candidates = candidates_for(default, (base, *variants), spec)
+    judge = Judge(bundle, spec, load)
+    judgements = []
+    for number, candidate in enumerate(candidates):
+        on_progress(number, len(candidates), "judge answers")
+        judgements.append(judge(candidate))
+    trials = [
+        TuneTrial(
+            model=candidate.variant.path.name,
+            session=candidate.session,
+            batch_size=candidate.batch_size,
+            size_bytes=candidate.variant.path.stat().st_size,
+            drop=judgement.drop,
+            evidence=judgement.evidence,
+            out=judgement.out,
+        )
+        for candidate, judgement in zip(candidates, judgements, strict=True)
+    ]
+    admitted = [place for place, trial in enumerate(trials) if trial.out is None]
+    if not admitted:
+        raise ResdeployError(
+            f"Not one of {len(trials)} candidates is within the budget: {trials[0].out}.",
+            fix="allow a larger --max-drop, or give more --data",
+        )
+    trials, in_race, num_blocks = _race(trials, candidates, admitted, spec, on_progress)
+    winner = _best(trials, in_race, spec)
+    comparison = None
+    if candidates[winner] != default:
+        comparison = _last_comparison(candidates[winner], default, spec, on_progress)
+        if comparison.p50.ratio > 1 and spec.objective in ("latency", "p99", "throughput"):
+            trials[winner] = dataclasses.replace(
+                trials[winner], out="fell behind the defaults in the last comparison"
+            )
+            winner, comparison = 0, None
+    return TuneReport(
+        name=bundle.manifest.name,
+        spec=spec,
+        environment=environment,
+        trials=tuple(trials),
+        winner=winner,
+        ties=tuple(place for place in in_race if place != winner and trials[place].out is None),
+        front=_front(trials),
+        num_blocks=num_blocks,
+        comparison=comparison,
+        profile=_profile(candidates[winner], environment),
+        settings=_settings(trials[winner], environment, spec, comparison),
+    )
+
+
+# --- the race ------------------------------------------------------------------------------------
+
+
+def _race(
+    trials: list[TuneTrial],
+    candidates: Sequence[Candidate],
+    admitted: Sequence[int],
+    spec: TuneSpec,
+    on_progress: Progress,
+) -> tuple[list[TuneTrial], list[int], int]:
+    """Return the trials with their times, those that nobody beat, and the number of blocks."""
+    times: dict[int, list[float]] = {place: [] for place in admitted}
+    peaks: dict[int, int] = {}
+    q = 99 if spec.objective == "p99" else 50
+
+    def measure(alive: Sequence[int], number: int) -> list[float]:
+        # The other way round each time: who is timed last is not always the same.
+        places = [admitted[one] for one in alive][:: 1 if number % 2 == 0 else -1]
+        found: dict[int, float] = {}
+        for start in range(0, len(places), _MOST_AT_ONCE):
+            on_progress(number, spec.max_blocks, f"race, {len(places)} left")
+            group = places[start : start + _MOST_AT_ONCE]
+            sides = [
+                (candidates[p].variant.path, candidates[p].bench_spec(spec.num_runs)) for p in group
+            ]
+            timed = time_in_turn(sides, prove_placement=number == 0)
+            for place, one in zip(group, timed, strict=True):
+                duration_ns = percentile([t for burst in one.bursts_ns for t in burst], q)
+                times[place].append(duration_ns)
+                found[place] = duration_ns / candidates[place].batch_size
+                if one.ram_peak_bytes is not None:
+                    peaks[place] = max(peaks.get(place, 0), one.ram_peak_bytes)
+        return [found[admitted[one]] for one in alive]
+
+    # What memory a candidate takes, one block tells; its time then only breaks ties.
+    max_blocks = 1 if spec.objective in ("memory", "size") else spec.max_blocks
+    result = race(len(admitted), measure, max_blocks=max_blocks)
+    in_race = [admitted[one] for one in result.in_race]
+    for place in admitted:
+        is_out = place not in in_race and max_blocks > 1
+        trials[place] = dataclasses.replace(
+            trials[place],
+            times_ns=tuple(times[place]),
+            ram_peak_bytes=peaks.get(place),
+            out=f"beaten after {len(times[place])} blocks" if is_out else None,
+        )
+    return trials, in_race if max_blocks > 1 else list(admitted), result.num_blocks
+
+
+def _time_per_sample(trial: TuneTrial) -> float:
+    """Return the geometric mean over blocks, which is what the race compares."""
+    return float(np.exp(np.mean(np.log(trial.times_ns)))) / trial.batch_size
+
+
+def _best(trials: Sequence[TuneTrial], in_race: Sequence[int], spec: TuneSpec) -> int:
+    if spec.objective == "memory":
+        return min(
+            in_race,
+            key=lambda p: (trials[p].ram_peak_bytes or float("inf"), _time_per_sample(trials[p])),
+        )
+    if spec.objective == "size":
+        return min(in_race, key=lambda p: (trials[p].size_bytes, _time_per_sample(trials[p])))
+    return in_race[0]
+
+
+def _front(trials: Sequence[TuneTrial]) -> tuple[int, ...]:
+    """Return the places of the trials that no other equals or beats in everything."""
+    costs = {
+        place: (
+            _time_per_sample(trial),
+            trial.ram_peak_bytes or 0,
+            trial.size_bytes,
+            trial.drop or 0.0,
+        )
+        for place, trial in enumerate(trials)
+        if trial.times_ns
+    }
+
+    def is_beaten(place: int) -> bool:
+        mine = costs[place]
+        return any(
+            other != mine and all(theirs <= ours for theirs, ours in zip(other, mine, strict=True))
+            for other in costs.values()
+        )
+
+    return tuple(place for place in costs if not is_beaten(place))
+
+
+# --- the winner ----------------------------------------------------------------------------------
+
+
+def _last_comparison(
+    winner: Candidate, default: Candidate, spec: TuneSpec, on_progress: Progress
+) -> BenchComparison:
+    baseline = dataclasses.replace(default, batch_size=winner.batch_size)
+    return bench_in_turn(
+        (winner.variant.path, winner.bench_spec(spec.num_runs)),
+        (baseline.variant.path, baseline.bench_spec(spec.num_runs)),
+        num_blocks=_FINAL_BLOCKS,
+        on_block=lambda done: on_progress(done, _FINAL_BLOCKS, "against the defaults"),
+    )
+
+
+def _profile(winner: Candidate, environment: Environment) -> Profile | None:
+    """Return where the winner's time goes; None on a provider that does not tell."""
+    if winner.session.provider != "cpu":
+        return None
+    stand = set_up(winner.variant.path, winner.bench_spec(1))
+    return read_profile(
+        winner.variant.path,
+        winner.session,
+        {stand.input_name: stand.values},
+        num_runs=_PROFILE_RUNS,
+        num_threads=winner.session.num_threads or environment.num_cpus_allowed,
+    )
+
+
+def _settings(
+    best: TuneTrial, environment: Environment, spec: TuneSpec, comparison: BenchComparison | None
+) -> TunedSettings:
+    return TunedSettings(
+        machine=environment.machine,
+        cpu_model=environment.cpu_model,
+        num_cpus_allowed=environment.num_cpus_allowed,
+        gpu_names=environment.gpu_names,
+        runtime_version=onnxruntime.__version__,
+        model=best.model,
+        session=best.session,
+        batch_size=best.batch_size,
+        objective=spec.objective,
+        ratio=None if comparison is None else comparison.p50,
+        evidence=best.evidence,
+    )

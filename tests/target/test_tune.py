@@ -1,0 +1,446 @@
+"""The search for the fastest way to run a bundle: what is tried, who is let in, who wins."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper, parser
+
+from resdeploy.bundle import read_bundle, write_bundle, write_tuned
+from resdeploy.cli import cli
+from resdeploy.cli.render import render
+from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
+from resdeploy.golden_file import Golden
+from resdeploy.schema import (
+    GoldenInfo,
+    SessionSpec,
+    SpeedRatio,
+    TensorSpec,
+    TuneReport,
+    TuneSpec,
+    dump_json,
+    load_json,
+)
+from resdeploy.target import tune as tune_module
+from resdeploy.target import tune_judge
+from resdeploy.target.bench_in_turn import TimedSide
+from resdeploy.target.environment import read_environment
+from resdeploy.target.onnx_wire import stored_precision
+from resdeploy.target.samples import LabelledSamples
+from resdeploy.target.tune import tune
+from resdeploy.target.tune_space import Variant, sessions_for
+from resdeploy.target.tuned import settings_for
+
+NUM_INPUTS, NUM_FEATURES, NUM_CLASSES = 8, 32, 4
+SPEC = TuneSpec(threads=(1,), num_runs=20, max_blocks=2)
+
+
+def save_model(path, weight):
+    text = (
+        f'<ir_version: 8, opset_import: ["": 18]> g (float[N, {NUM_FEATURES}] x) => '
+        f"(float[N, {NUM_CLASSES}] y) {{ y = MatMul (x, w) }}"
+    )
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(weight, name="w"))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(0).normal(size=(NUM_FEATURES, NUM_CLASSES)).astype(np.float32)
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(NUM_INPUTS, NUM_FEATURES)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, weight, inputs):
+    model = save_model(tmp_path / "source.onnx", weight)
+    reference = inputs.astype(np.float64) @ weight.astype(np.float64)
+    write_bundle(
+        tmp_path / "bundle",
+        name="product",
+        model=model,
+        golden=Golden(
+            inputs=inputs,
+            reference=reference,
+            noise_l2=np.linalg.norm(inputs @ weight - reference, axis=1),
+            labels=None,
+            info=GoldenInfo(source="product", inputs="random", num_inputs=NUM_INPUTS),
+        ),
+        labels=(),
+        preprocess=None,
+        export=None,
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("N", NUM_FEATURES)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("N", NUM_CLASSES)),),
+        versions={},
+    )
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def rounded(tmp_path, weight):
+    """Return the path of a form of the model with its weights to one digit."""
+    return save_model(tmp_path / "rounded.onnx", np.round(weight, 1).astype(np.float32))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Set what each candidate takes, instead of starting processes; return the table to fill."""
+    table = {"default_ns": 1000, "ram": lambda spec: 10 << 20, "final": 0.9, "seen": []}
+
+    def time_in_turn(sides, *, prove_placement):
+        table["seen"].append([(path.name, spec.session) for path, spec in sides])
+        rng = np.random.default_rng(len(table["seen"]))
+        return [
+            TimedSide(
+                side=None,
+                bursts_ns=(
+                    tuple(
+                        int(table["time"](path.name, spec) * rng.normal(1, 0.001))
+                        for _ in range(20)
+                    ),
+                ),
+                ram_peak_bytes=table["ram"](path.name),
+            )
+            for path, spec in sides
+        ]
+
+    def last(winner, default, spec, on_progress):
+        table["compared"] = (winner.variant.path.name, winner.session)
+        ratio = table["final"]
+
+        class Comparison:
+            p50 = SpeedRatio(ratio=ratio, low=0.99 * ratio, high=1.01 * ratio)
+
+        return Comparison()
+
+    table["ram"] = lambda name: 10 << 20
+    monkeypatch.setattr(tune_module, "time_in_turn", time_in_turn)
+    monkeypatch.setattr(tune_module, "_last_comparison", last)
+    monkeypatch.setattr(tune_module, "_profile", lambda *_: None)
+    return table
+
+
+# --- what is tried -------------------------------------------------------------------------------
+
+
+def test_lossless_tries_no_arithmetic_but_float32():
+    for provider in ("cpu", "cuda", "openvino"):
+        for session in sessions_for(provider, TuneSpec()):
+            assert not session.use_tf32
+            assert session.precision_hint == ("f32" if provider == "openvino" else "default")
+
+
+def test_a_budget_lets_faster_arithmetics_try():
+    budget = TuneSpec(max_drop=0.01)
+    assert {s.use_tf32 for s in sessions_for("cuda", budget)} == {False, True}
+    assert {s.precision_hint for s in sessions_for("openvino", budget)} == {
+        "default",
+        "f32",
+        "bf16",
+    }
+
+
+def test_one_thread_has_nobody_to_wait_for():
+    sessions = list(sessions_for("cpu", TuneSpec(threads=(1, 2))))
+    assert {s.spinning for s in sessions if s.num_threads == 1} == {True}
+    assert {s.spinning for s in sessions if s.num_threads == 2} == {True, False}
+
+
+# --- who is let in -------------------------------------------------------------------------------
+
+
+def test_what_is_not_lossless_never_races(folder, rounded, clock):
+    clock["time"] = lambda name, spec: 10 if name == "rounded.onnx" else 1000
+    report = tune(read_bundle(folder), SPEC, [Variant(path=rounded)])
+    out = [trial for trial in report.trials if trial.model == "rounded.onnx"]
+    assert out
+    assert all(trial.out.startswith("not lossless: ") and not trial.times_ns for trial in out)
+    assert report.best.model == "model.onnx"
+    assert all(name == "model.onnx" for block in clock["seen"] for name, _ in block)
+
+
+def samples_of(inputs, weight, *, labels=None):
+    """Return labelled samples, by default labelled as the model says."""
+    truth = (inputs @ weight).argmax(axis=1) if labels is None else labels
+    return LabelledSamples(
+        x=inputs, y=truth, names=[str(i) for i in range(len(inputs))], labels=(), description="made"
+    )
+
+
+def test_a_budget_lets_in_what_is_shown_to_be_within_it(folder, rounded, weight, clock):
+    clock["time"] = lambda name, spec: 10 if name == "rounded.onnx" else 1000
+    many = np.random.default_rng(2).normal(size=(2000, NUM_FEATURES)).astype(np.float32)
+    spec = dataclasses.replace(SPEC, max_drop=0.05)
+    report = tune(
+        read_bundle(folder),
+        spec,
+        [Variant(path=rounded)],
+        load=lambda _: samples_of(many, weight),
+    )
+    assert report.best.model == "rounded.onnx"
+    assert 0 < report.best.drop < 0.05
+    assert report.best.evidence.startswith("drop ")
+
+
+def test_too_few_samples_show_nothing(folder, rounded, weight, inputs, clock):
+    clock["time"] = lambda name, spec: 10 if name == "rounded.onnx" else 1000
+    report = tune(
+        read_bundle(folder),
+        dataclasses.replace(SPEC, max_drop=0.01),
+        [Variant(path=rounded)],
+        load=lambda _: samples_of(inputs, weight),
+    )
+    assert report.best.model == "model.onnx"
+    assert any("not shown to be within the budget" in (t.out or "") for t in report.trials)
+
+
+def test_a_budget_without_samples_is_refused(folder):
+    with pytest.raises(ResdeployError, match="labelled samples"):
+        tune(read_bundle(folder), dataclasses.replace(SPEC, max_drop=0.01))
+
+
+def test_float16_is_not_judged_where_it_is_computed_in_float32(folder, tmp_path, weight, clock):
+    half = save_model(tmp_path / "half.onnx", weight)
+    clock["time"] = lambda name, spec: 1000
+    report = tune(read_bundle(folder), SPEC, [Variant(path=half, precision="float16")])
+    outs = {trial.out for trial in report.trials if trial.model == "half.onnx"}
+    assert outs == {"the CPU provider computes float16 in float32"}
+
+
+def test_a_provider_that_does_not_start_is_out_with_its_reason(folder, clock, no_cuda):
+    clock["time"] = lambda name, spec: 1000
+    spec = dataclasses.replace(SPEC, providers=("cpu", "cuda"))
+    report = tune(read_bundle(folder), spec)
+    (cuda,) = [trial for trial in report.trials if trial.session.provider == "cuda"]
+    assert "CUDAExecutionProvider did not start" in cuda.out
+
+
+def test_defaults_that_do_not_start_end_it(folder, no_cuda):
+    with pytest.raises(EnvironmentLacksError):
+        tune(read_bundle(folder), dataclasses.replace(SPEC, providers=("cuda",)))
+
+
+def test_answers_are_judged_once_for_all_numbers_of_threads(folder, clock, monkeypatch):
+    judged = []
+    verify = tune_judge.verify_sessions
+    monkeypatch.setattr(
+        tune_judge, "verify_sessions", lambda *a, **k: judged.append(1) or verify(*a, **k)
+    )
+    clock["time"] = lambda name, spec: 1000
+    tune(read_bundle(folder), dataclasses.replace(SPEC, threads=(None, 1, 2)))
+    assert len(judged) == 2, "the two graph levels"
+
+
+# --- who wins ------------------------------------------------------------------------------------
+
+
+def test_the_fastest_wins_and_what_it_beat_says_so(folder, clock):
+    clock["time"] = lambda name, spec: 500 if spec.session.graph_level == "extended" else 1000
+    report = tune(read_bundle(folder), SPEC)
+    assert report.best.session.graph_level == "extended"
+    assert clock["compared"] == ("model.onnx", report.best.session)
+    assert report.settings.ratio.ratio == 0.9
+    assert all(trial.out.startswith("beaten after") for trial in report.trials if trial.out)
+    assert report.winner in report.front
+
+
+def test_a_winner_that_falls_behind_in_fresh_processes_gives_way_to_the_defaults(folder, clock):
+    clock["time"] = lambda name, spec: 500 if spec.session.graph_level == "extended" else 1000
+    clock["final"] = 1.02
+    report = tune(read_bundle(folder), SPEC)
+    assert report.best.session == SessionSpec()
+    assert report.comparison is None
+    assert report.settings.ratio is None
+    (lucky,) = [
+        t for t in report.trials if t.out == "fell behind the defaults in the last comparison"
+    ]
+    assert lucky.session.graph_level == "extended"
+
+
+def test_throughput_is_counted_in_samples(folder, clock):
+    clock["time"] = lambda name, spec: 1000 + 100 * spec.batch_size
+    spec = dataclasses.replace(SPEC, objective="throughput", batch_sizes=(1, 8))
+    assert tune(read_bundle(folder), spec).best.batch_size == 8
+
+
+def test_the_tail_is_what_p99_looks_at(folder, clock, monkeypatch):
+    def time_in_turn(sides, *, prove_placement):
+        steady, jumpy = (900,) * 20, (100,) * 18 + (9000,) * 2
+        return [
+            TimedSide(
+                side=None,
+                bursts_ns=(steady if spec.session.graph_level == "all" else jumpy,),
+                ram_peak_bytes=None,
+            )
+            for _, spec in sides
+        ]
+
+    monkeypatch.setattr(tune_module, "time_in_turn", time_in_turn)
+    assert tune(read_bundle(folder), SPEC).best.session.graph_level == "extended"
+    tail = tune(read_bundle(folder), dataclasses.replace(SPEC, objective="p99"))
+    assert tail.best.session.graph_level == "all"
+
+
+def test_memory_and_size_are_told_by_one_block(folder, tmp_path, weight, clock):
+    clock["time"] = lambda name, spec: 1000
+    clock["ram"] = lambda name: 5 << 20 if name == "small.onnx" else 10 << 20
+    small = save_model(tmp_path / "small.onnx", weight)
+    model = onnx.load(small)
+    model.producer_name = "x" * 500
+    onnx.save(model, small)
+    memory = tune(
+        read_bundle(folder), dataclasses.replace(SPEC, objective="memory"), [Variant(path=small)]
+    )
+    assert memory.best.model == "small.onnx"
+    assert memory.num_blocks == 1
+    size = tune(
+        read_bundle(folder), dataclasses.replace(SPEC, objective="size"), [Variant(path=small)]
+    )
+    assert size.best.model == "model.onnx"
+
+
+def test_nobody_on_the_front_is_beaten_in_everything(folder, tmp_path, weight, clock):
+    other = save_model(tmp_path / "other.onnx", weight)
+    clock["time"] = lambda name, spec: 400 if name == "other.onnx" else 1000
+    clock["ram"] = lambda name: 20 << 20 if name == "other.onnx" else 10 << 20
+    report = tune(read_bundle(folder), SPEC, [Variant(path=other)])
+    assert {report.trials[place].model for place in report.front} == {"other.onnx", "model.onnx"}
+    clock["ram"] = lambda name: 10 << 20
+    report = tune(read_bundle(folder), SPEC, [Variant(path=other)])
+    assert {report.trials[place].model for place in report.front} == {"other.onnx"}
+
+
+# --- what is kept of it --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(folder, tmp_path, weight, clock):
+    other = save_model(tmp_path / "other.onnx", weight)
+    clock["time"] = lambda name, spec: 400 if name == "other.onnx" else 1000
+    bundle = read_bundle(folder)
+    report = tune(bundle, SPEC, [Variant(path=other)])
+    return bundle, report, other
+
+
+def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path):
+    bundle, report, other = tuned
+    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    again = read_bundle(tmp_path / "out")
+    assert again.manifest.tuned == (report.settings,)
+    assert (tmp_path / "out" / "other.onnx").read_bytes() == other.read_bytes()
+    assert settings_for(again.manifest, read_environment()) == report.settings
+
+
+def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
+    bundle, report, other = tuned
+    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    manifest = read_bundle(tmp_path / "out").manifest
+    here = read_environment()
+    for changes in ({"cpu_model": "another"}, {"num_cpus_allowed": 99}, {"gpu_names": ("x",)}):
+        assert settings_for(manifest, dataclasses.replace(here, **changes)) is None
+
+
+def test_tuning_again_replaces_what_was_found_before(tuned, tmp_path):
+    bundle, report, other = tuned
+    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    plain = dataclasses.replace(report.settings, model="model.onnx")
+    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", plain, force=True)
+    again = read_bundle(tmp_path / "out")
+    assert again.manifest.tuned == (plain,)
+    assert not (tmp_path / "out" / "other.onnx").exists(), "nobody asks for it any more"
+    throughput = dataclasses.replace(plain, objective="throughput")
+    write_tuned(again, tmp_path / "out", throughput, force=True)
+    assert len(read_bundle(tmp_path / "out").manifest.tuned) == 2
+
+
+def test_a_file_of_the_same_name_and_another_content_is_refused(tuned, tmp_path, rounded):
+    bundle, report, _ = tuned
+    settings = dataclasses.replace(report.settings, model="model.onnx")
+    with pytest.raises(BundleError, match="another file"):
+        write_tuned(bundle, tmp_path / "out", settings, model=rounded)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path):
+    bundle, report, _ = tuned
+    with pytest.raises(BundleError, match=r"does not list other\.onnx"):
+        write_tuned(bundle, tmp_path / "out", report.settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(np.float32, "float32"), (np.float16, "float16"), (np.int8, "int8"), (np.uint8, "int8")],
+)
+def test_the_precision_of_a_file_is_that_of_most_of_its_bytes(tmp_path, dtype, precision):
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), name="scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(99, dtype), name="w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert stored_precision(tmp_path / "m.onnx") == precision
+
+
+def test_what_is_no_model_has_no_precision(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"\xff\xff hello")
+    with pytest.raises(ResdeployError, match="not a model"):
+        stored_precision(tmp_path / "m.onnx")
+
+
+# --- as a user runs it ---------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_the_command_searches_writes_and_shows(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_module, "_FINAL_BLOCKS", 3)
+    result = run(
+        *("tune", folder, "-o", tmp_path / "out", "--threads", "1", "--runs", "20", "--json")
+    )
+    assert result.exit_code == 0, result.output
+    report = load_json(TuneReport, result.stdout, where="stdout")
+    assert load_json(TuneReport, dump_json(report), where="x") == report
+    assert json.loads(result.stdout)["kind"] == "TuneReport"
+    assert all(trial.times_ns for trial in report.trials if trial.out is None)
+    assert read_bundle(tmp_path / "out").manifest.tuned == (report.settings,)
+
+
+def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
+    _, report, _ = tuned
+    render(report)
+    shown = capsys.readouterr().out
+    assert "best: other.onnx, cpu" in shown
+    assert "against ONNX Runtime's defaults: 1.11 times as fast (1.10 to 1.12), faster" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--lossless", "--max-drop", "1", "--data", "digits"), "exclude each other"),
+        (("--max-drop", "1"), "go together"),
+        (("--data", "digits"), "go together"),
+        (("--batch", "1,8"), "--objective throughput"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(folder, arguments, said):
+    result = run("tune", folder, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_an_existing_output_is_refused_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_module, "race", lambda *_: pytest.fail("it ran"))
+    result = run("tune", folder, "-o", folder)
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
