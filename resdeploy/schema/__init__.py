@@ -58,6 +58,14 @@ from resdeploy.schema.recipes import (
     TrainReport,
     TrainSpec,
 )
+from resdeploy.schema.remotes import (
+    DeviceFailure,
+    DeviceResult,
+    DeviceSpec,
+    Installation,
+    RemoteCommand,
+    RemoteReport,
+)
 from resdeploy.schema.sessions import GraphLevel, Placement, PrecisionHint, SessionInfo, SessionSpec
 from resdeploy.schema.verdicts import (
     ArithmeticResult,
@@ -101,6 +109,9 @@ __all__ = [
     "DataSpec",
     "DemoReport",
     "DemoStage",
+    "DeviceFailure",
+    "DeviceResult",
+    "DeviceSpec",
     "DoctorReport",
     "Environment",
     "EpochMetrics",
@@ -116,6 +127,7 @@ __all__ = [
     "GoldenInfo",
     "GpuState",
     "GraphLevel",
+    "Installation",
     "LatencySummary",
     "LayerTime",
     "LoadgenResult",
@@ -142,6 +154,8 @@ __all__ = [
     "ProviderVerdict",
     "Recipe",
     "RefusedSite",
+    "RemoteCommand",
+    "RemoteReport",
     "Scalar",
     "Scenario",
     "SelftestReport",
