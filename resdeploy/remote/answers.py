@@ -14,7 +14,7 @@ T = TypeVar("T")
 # Control characters as JSON spells them, but \n and \t: a terminal obeys them.
 _CONTROLS = re.compile(r"\\u00(?:0[0-8be-f]|1[0-9a-f]|7f|[89][0-9a-f])|\\[bfr]")
 _REPORTED = re.compile(
-    r"^error: (?P<what>.*?)(?:\n  where: (?P<where>.*?))?(?:\n  fix:   (?P<fix>.*?))?\Z",
+    r"^[Ee]rror: (?P<what>.*?)(?:\n  where: (?P<where>.*?))?(?:\n  fix:   (?P<fix>.*?))?\Z",
     re.DOTALL | re.MULTILINE,
 )
 _MOST_LINES = 5

@@ -98,13 +98,15 @@ async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientCon
     if device.identity is not None:
         said["client_keys"] = [device.identity]
     try:
-        return await asyncssh.SSHClientConnectionOptions.construct(
-            host=device.host,
-            client_factory=lambda: client,
-            password_auth=False,
-            kbdint_auth=False,
-            keepalive_interval=KEEPALIVE_S,
-            **said,
+        options: asyncssh.SSHClientConnectionOptions = (
+            await asyncssh.SSHClientConnectionOptions.construct(
+                host=device.host,
+                client_factory=lambda: client,
+                password_auth=False,
+                kbdint_auth=False,
+                keepalive_interval=KEEPALIVE_S,
+                **said,
+            )
         )
     except (OSError, ValueError) as error:
         # A damaged key, one with a passphrase, or a line of ~/.ssh/config.
@@ -113,6 +115,7 @@ async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientCon
             where=device.identity or "~/.ssh",
             fix="a key with a passphrase must be in the agent (ssh-add); else correct the file",
         ) from error
+    return options
 
 
 def _known_hosts(

@@ -47,11 +47,11 @@ def parse_address(text: str) -> DeviceSpec:
     """
     match = _ADDRESS.fullmatch(text)
     if match is None or text.startswith("-"):
-        raise ResdeployError(f"{text!r} is not the address of a device.", fix=f"write it as {_FORM}")
+        raise ResdeployError(
+            f"{text!r} is not the address of a device.", fix=f"write it as {_FORM}"
+        )
     port = None if match["port"] is None else int(match["port"])
-    spec = DeviceSpec(
-        name=text, host=match["ipv6"] or match["host"], user=match["user"], port=port
-    )
+    spec = DeviceSpec(name=text, host=match["ipv6"] or match["host"], user=match["user"], port=port)
     _check(spec, where=text)
     return spec
 

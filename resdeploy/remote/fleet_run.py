@@ -167,5 +167,5 @@ class _Device:
                     ended = await link.run([*command, *call.words(device.provider)])
                     if ended.code not in (0, EXIT_CHECK_FAILED) or not ended.stdout.strip():
                         raise failure_of(call.command, ended, device)
-                    record = read_record(call.record, ended.stdout, where=device.address)
+                    record: Any = read_record(call.record, ended.stdout, where=device.address)
                     self._found(**{_FIELDS[call.record]: record})

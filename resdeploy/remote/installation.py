@@ -40,7 +40,7 @@ async def install(
         raise EnvironmentLacksError(
             f"The device's {device.python} is Python {shown}; resdeploy needs {oldest} or newer.",
             where=f"{device.address}: {about['executable']}",
-            fix=f'install a newer one there, and name it in a fleet file: python = "python{oldest}"',
+            fix=f'install one there, and name it in a fleet file: python = "python{oldest}"',
         )
     machine = str(about["machine"])
     if device.environment is not None or wheel is None:

@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 GREETING = "resdeploy keeper 1"
@@ -48,7 +48,7 @@ _COMPLETE = "resdeploy-complete"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """Whoever asked has gone, or wants an end."""
 
 
@@ -81,12 +81,12 @@ class Requests:
         """Read what is there."""
         heard = os.read(self.descriptor, _CHUNK_BYTES)
         if not heard:
-            raise Gone
+            raise GoneError
         self._held += heard
 
     def _wait(self) -> None:
         if not select.select([self.descriptor], [], [], SILENCE_S)[0]:
-            raise Gone
+            raise GoneError
         self.hear()
 
 
@@ -104,7 +104,7 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer requests until there are no more."""
-        handlers = {
+        handlers: dict[str, Callable[..., None]] = {
             "greet": self._greet,
             "put": self._put,
             "prepare": self._prepare,
@@ -132,7 +132,7 @@ class Keeper:
             self._answers.write(payload)
             self._answers.flush()
         except OSError as error:
-            raise Gone from error
+            raise GoneError from error
 
     def _greet(self, cache: str | None) -> None:
         self._cache = os.path.abspath(os.path.expanduser(cache or _default_cache()))
@@ -205,7 +205,7 @@ class Keeper:
             env=dict(os.environ, PYTHONUTF8="1"),
             # A session, and so a group, of its own: all of it can be stopped at once.
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - there are no threads here
+            preexec_fn=_end_with_parent,  # safe, as there are no threads here
         )
         output, tail = self._follow(process, most_bytes)
         too_much = len(output) > most_bytes
@@ -236,7 +236,7 @@ class Keeper:
                 self._requests.hear()
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_S:
-                raise Gone
+                raise GoneError
             for descriptor in [d for d in kept if d in ready]:
                 piece = os.read(descriptor, _CHUNK_BYTES)
                 kept[descriptor] += piece
@@ -297,7 +297,7 @@ def main() -> None:
     """Keep one job."""
 
     def leave(*_: Any) -> None:
-        raise Gone
+        raise GoneError
 
     endings = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     for number in endings:
@@ -310,7 +310,7 @@ def main() -> None:
         answers.write(f"\n{GREETING}\n".encode())
         answers.flush()
         keeper.serve()
-    except (Gone, OSError):
+    except (GoneError, OSError):
         pass
     finally:
         for number in endings:

@@ -82,9 +82,7 @@ class Link:
 
     async def run(self, command: Sequence[str]) -> Ended:
         """Run a command in the folder of the job, to its end."""
-        answer, stdout = await self.ask(
-            "run", command=list(command), most_bytes=MOST_OUTPUT_BYTES
-        )
+        answer, stdout = await self.ask("run", command=list(command), most_bytes=MOST_OUTPUT_BYTES)
         code, stderr = answer.get("code"), answer.get("stderr")
         if not isinstance(code, int | None) or not isinstance(stderr, str):
             raise self._nonsense(f"{answer!r:.80}")
