@@ -31,7 +31,7 @@ __all__ = ["load_fleet", "parse_address", "refuse_duplicates"]
 
 _FORM = "[user@]host[:port], with an IPv6 address in brackets: pi@[fe80::1]:22"
 _ADDRESS = re.compile(
-    r"(?:(?P<user>[^@\s]+)@)?"
+    r"(?:(?P<user>[^@:\s]+)@)?"
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^@:\s\[\]]+))"
     r"(?::(?P<port>\d{1,5}))?"
 )

@@ -44,6 +44,7 @@ _CHUNK_BYTES = 1 << 16
 _TAIL_BYTES = 8192
 _GRACE_S = 3.0
 _TICK_S = 0.5
+_SHORT_TICK_S = 0.02
 _COMPLETE = "resdeploy-complete"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -229,7 +230,11 @@ class Keeper:
         heard = time.monotonic()
         while len(output) <= most_bytes:
             ended = process.poll() is not None
-            ready, _, _ = select.select([self._requests.descriptor, *kept], [], [], _TICK_S)
+            if ended and not kept:
+                break
+            # Without outputs nothing tells of the end, which is near.
+            tick = _TICK_S if kept else _SHORT_TICK_S
+            ready, _, _ = select.select([self._requests.descriptor, *kept], [], [], tick)
             if ended and not set(ready) & set(kept):
                 break
             if self._requests.descriptor in ready:
@@ -279,7 +284,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.poll()  # or what has ended would still count as there
             if not _signal_group(process.pid, 0):
                 return
-            time.sleep(0.05)
+            time.sleep(_SHORT_TICK_S)
 
 
 def _signal_group(group: int, number: int) -> bool:

@@ -50,6 +50,7 @@ class Link:
     def __init__(self, process: "asyncssh.SSHClientProcess[bytes]", device: DeviceSpec) -> None:
         self._process = process
         self._device = device
+        self._greeted = False
 
     async def greet(self) -> dict[str, Any]:
         """Start the keeper; return what it says of the device, and the folder of the job."""
@@ -58,6 +59,7 @@ class Link:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
                 await self._await_greeting()
+                self._greeted = True
                 return (await self.ask("greet", cache=self._device.cache))[0]
         except TimeoutError as error:
             raise EnvironmentLacksError(
@@ -66,6 +68,15 @@ class Link:
                 where=self._device.address,
                 fix="see what the device is busy with; connect_timeout_s of a fleet file is longer",
             ) from error
+
+    async def end(self) -> None:
+        """Ask the keeper to stop everything and end, and wait for that."""
+        with suppress(Exception):
+            self._process.stdin.write_eof()
+            # What is no keeper may never end.
+            if self._greeted:
+                await asyncio.wait_for(self._process.wait_closed(), _STOP_TIMEOUT_S)
+        self._process.close()
 
     async def put(self, path: Path, name: str) -> None:
         """Copy a file into the folder of the job."""
@@ -210,10 +221,8 @@ async def linked(
         raise EnvironmentLacksError(
             f"The device does not run commands: {error}.", where=device.address
         ) from error
+    link = Link(process, device)
     try:
-        yield Link(process, device)
+        yield link
     finally:
-        # Also when cancelled: the keeper stops everything, and then ends; that is waited for.
-        with suppress(Exception):
-            process.stdin.write_eof()
-            await asyncio.wait_for(process.wait_closed(), _STOP_TIMEOUT_S)
+        await link.end()  # also when cancelled
