@@ -32,7 +32,7 @@ def read_record(cls: type[T], text: bytes, *, where: str) -> T:
         what = error.what if isinstance(error, ResdeployError) else "it is nested without end."
         found = error.where if isinstance(error, ResdeployError) else where
         raise EnvironmentLacksError(
-            f"The device did not send a {cls.__name__}: {_printable(what)}",
+            f"The device did not send a {cls.__name__}: {what}",
             where=found,
             fix="see that the same version of resdeploy is in its environment",
         ) from error
@@ -45,7 +45,7 @@ def read_record(cls: type[T], text: bytes, *, where: str) -> T:
 
 def failure_of(command: str, ended: Ended, device: DeviceSpec) -> ReportedError:
     """Return why a command gave no record, as it was said there."""
-    stderr = _printable(ended.stderr).strip()
+    stderr = ended.stderr.strip()
     where = device.address
     if ended.code is None:
         return EnvironmentLacksError(
@@ -75,8 +75,3 @@ def failure_of(command: str, ended: Ended, device: DeviceSpec) -> ReportedError:
         where=f"{where}: {last}" if last else where,
         fix="see that the same version of resdeploy is in its environment",
     )
-
-
-def _printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

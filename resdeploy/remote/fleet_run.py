@@ -109,39 +109,36 @@ class _Device:
             async with asyncio.timeout(self._device.timeout_s):
                 await self._run(job, wheel)
         except ReportedError as error:
-            failure = DeviceFailure(
-                stage=self._stage,
-                what=error.what,
-                where=error.where,
-                fix=error.fix,
-                exit_code=error.exit_code,
-            )
+            self._fail(error.what, error.where, error.fix, error.exit_code)
         except TimeoutError:
-            failure = DeviceFailure(
-                stage=self._stage,
-                what=f"The device was not done in {self._device.timeout_s:g} seconds.",
-                where=self._device.address,
-                fix="ask for less, or give it a longer timeout_s in the fleet file",
-                exit_code=EnvironmentLacksError.exit_code,
+            self._fail(
+                f"The device was not done in {self._device.timeout_s:g} seconds.",
+                self._device.address,
+                "ask for less, or give it a longer timeout_s in the fleet file",
+                EnvironmentLacksError.exit_code,
             )
         except Exception:
-            # A bug, but the other devices' results must not go with it.
-            failure = DeviceFailure(
-                stage=self._stage,
-                what="This is a bug in resdeploy; please report it.",
-                where=traceback.format_exc(),
-                fix=None,
-                exit_code=EXIT_BUG,
-            )
-        else:
-            self._enter("done" if self._result.passed else "failed")
-            return self._result
-        self._enter("failed")
-        return replace(self._result, failure=failure)
+            # The other devices' results must not go with it.
+            what = "This is a bug in resdeploy; please report it."
+            self._fail(what, traceback.format_exc(), None, EXIT_BUG)
+        self._enter("done" if self._result.passed else "failed")
+        return self._result
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
         self._on_stage(stage)
+
+    def _fail(self, what: str, where: str | None, fix: str | None, exit_code: int) -> None:
+        # Some of it a device wrote.
+        parts = [None if part is None else _printable(part) for part in (where, fix)]
+        failure = DeviceFailure(
+            stage=self._stage,
+            what=_printable(what),
+            where=parts[0],
+            fix=parts[1],
+            exit_code=exit_code,
+        )
+        self._found(failure=failure)
 
     def _found(self, **fields: Any) -> None:
         self._result = replace(self._result, **fields)
@@ -169,3 +166,8 @@ class _Device:
                         raise failure_of(call.command, ended, device)
                     record: Any = read_record(call.record, ended.stdout, where=device.address)
                     self._found(**{_FIELDS[call.record]: record})
+
+
+def _printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -6,11 +6,10 @@ of, so that it is made once. It needs no root, and nothing of it is seen outside
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.files import sha256_file
-from resdeploy.remote.link import Ended, Link
+from resdeploy.remote.link import About, Ended, Link
 from resdeploy.schema import DeviceSpec, Installation
 
 __all__ = ["OLDEST_PYTHON", "install"]
@@ -18,9 +17,7 @@ __all__ = ["OLDEST_PYTHON", "install"]
 OLDEST_PYTHON = (3, 11)
 
 
-async def install(
-    link: Link, device: DeviceSpec, about: dict[str, Any], wheel: Path | None
-) -> Installation:
+async def install(link: Link, device: DeviceSpec, about: About, wheel: Path | None) -> Installation:
     """Return an environment on the device in which resdeploy runs, after making it if need be.
 
     Args:
@@ -33,35 +30,32 @@ async def install(
         EnvironmentLacksError: its Python is too old, or nothing can be installed there.
         ResdeployError: the wheelhouse is no folder of wheels.
     """
-    version = tuple(about["python_version"])
-    shown = ".".join(map(str, version))
-    if version < OLDEST_PYTHON:
+    shown = ".".join(map(str, about.python_version))
+    if about.python_version < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         raise EnvironmentLacksError(
             f"The device's {device.python} is Python {shown}; resdeploy needs {oldest} or newer.",
-            where=f"{device.address}: {about['executable']}",
+            where=f"{device.address}: {about.executable}",
             fix=f'install one there, and name it in a fleet file: python = "python{oldest}"',
         )
-    machine = str(about["machine"])
     if device.environment is not None or wheel is None:
         return Installation(
-            python=str(about["executable"]), python_version=shown, machine=machine, origin="given"
+            python=about.executable, python_version=shown, machine=about.machine, origin="given"
         )
     wheels = _wheelhouse(device)
     wheel_sha256 = sha256_file(wheel)
-    parts = [wheel_sha256, device.extra, shown, str(about["executable"])]
+    parts = [wheel_sha256, device.extra, shown, about.executable]
     parts += [f"{path.name} {sha256_file(path)}" for path in wheels]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    answer, _ = await link.ask("prepare", name=name)
-    folder = str(answer["folder"])
-    if not answer["complete"]:
-        await _make(link, device, (str(about["executable"]), folder), wheel, wheels)
-        await link.ask("complete")
+    environment = await link.prepare(name)
+    if not environment.complete:
+        await _make(link, device, (about.executable, environment.folder), wheel, wheels)
+        await link.complete()
     return Installation(
-        python=f"{folder}/bin/python",
+        python=f"{environment.folder}/bin/python",
         python_version=shown,
-        machine=machine,
-        origin="found" if answer["complete"] else "made",
+        machine=about.machine,
+        origin="found" if environment.complete else "made",
         wheel_sha256=wheel_sha256,
     )
 

@@ -11,15 +11,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
 
-from resdeploy.errors import EnvironmentLacksError
+from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.remote.keeper import GREETING, SILENCE_S
-from resdeploy.schema import DeviceSpec
+from resdeploy.schema import DeviceSpec, from_json
 
-__all__ = ["MOST_OUTPUT_BYTES", "Ended", "Link", "linked"]
+__all__ = ["MOST_OUTPUT_BYTES", "About", "Ended", "Environment", "Link", "linked"]
+
+T = TypeVar("T")
 
 # A result with a million latencies has some 10 MB.
 MOST_OUTPUT_BYTES = 64 << 20
@@ -44,6 +46,24 @@ class Ended:
     stderr: str
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a keeper says of its device, and the folder of the job."""
+
+    folder: str
+    executable: str
+    python_version: tuple[int, ...]
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A private environment there, locked for this job, and whether it was made before."""
+
+    folder: str
+    complete: bool
+
+
 class Link:
     """A keeper at work on a device."""
 
@@ -52,15 +72,15 @@ class Link:
         self._device = device
         self._greeted = False
 
-    async def greet(self) -> dict[str, Any]:
-        """Start the keeper; return what it says of the device, and the folder of the job."""
+    async def greet(self) -> About:
+        """Start the keeper, and return what it says of the device."""
         source = json.dumps(_KEEPER.read_text(encoding="utf-8"))
         try:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
                 await self._await_greeting()
                 self._greeted = True
-                return (await self.ask("greet", cache=self._device.cache))[0]
+                return self._read_as(About, await self._ask("greet", cache=self._device.cache))
         except TimeoutError as error:
             raise EnvironmentLacksError(
                 f"{self._device.python} there has not answered in "
@@ -78,6 +98,14 @@ class Link:
                 await asyncio.wait_for(self._process.wait_closed(), _STOP_TIMEOUT_S)
         self._process.close()
 
+    async def prepare(self, name: str) -> Environment:
+        """Lock the environment of this name, and wait for who has locked it."""
+        return self._read_as(Environment, await self._ask("prepare", name=name))
+
+    async def complete(self) -> None:
+        """Say that the environment is complete, and may stay."""
+        await self._ask("complete")
+
     async def put(self, path: Path, name: str) -> None:
         """Copy a file into the folder of the job."""
         digest = hashlib.sha256()
@@ -93,20 +121,26 @@ class Link:
 
     async def run(self, command: Sequence[str]) -> Ended:
         """Run a command in the folder of the job, to its end."""
-        answer, stdout = await self.ask("run", command=list(command), most_bytes=MOST_OUTPUT_BYTES)
+        self._request("run", command=list(command), most_bytes=MOST_OUTPUT_BYTES)
+        answer, stdout = await self._answer()
         code, stderr = answer.get("code"), answer.get("stderr")
         if not isinstance(code, int | None) or not isinstance(stderr, str):
             raise self._nonsense(f"{answer!r:.80}")
         return Ended(code, stdout, stderr)
 
-    async def ask(self, do: str, **content: Any) -> tuple[dict[str, Any], bytes]:
-        """Send a request; return the answer, and the bytes that came with it.
-
-        Raises:
-            EnvironmentLacksError: the device could not do it, has gone, or answers something else.
-        """
+    async def _ask(self, do: str, **content: Any) -> dict[str, Any]:
         self._request(do, **content)
-        return await self._answer()
+        return (await self._answer())[0]
+
+    def _read_as(self, kind: type[T], answer: dict[str, Any]) -> T:
+        """Return an answer as what it should be, with nothing in it that a terminal obeys."""
+        try:
+            found = from_json(kind, answer, where="")
+        except ResdeployError as error:
+            raise self._nonsense(error.what) from error
+        if not all(text.isprintable() for text in answer.values() if isinstance(text, str)):
+            raise self._nonsense(f"{answer!r:.80}")
+        return found
 
     def _request(self, do: str, **content: Any) -> None:
         self._write(json.dumps({"do": do, **content}).encode() + b"\n")
@@ -135,8 +169,8 @@ class Link:
             reading.cancel()
         try:
             answer = json.loads(line)
-            size = answer.get("size")
-        except (ValueError, AttributeError, RecursionError) as error:
+            size = answer.pop("size", None)
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise self._nonsense(repr(line[:80])) from error
         if not isinstance(size, int) or not 0 <= size <= MOST_OUTPUT_BYTES:
             raise self._nonsense(repr(line[:80]))

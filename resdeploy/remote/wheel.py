@@ -79,8 +79,13 @@ def _needs() -> tuple[str, list[str], list[str]]:
         )
     table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     extras: dict[str, list[str]] = table["optional-dependencies"]
-    optional = [f"{need}; extra == '{extra}'" for extra, needs in extras.items() for need in needs]
+    optional = [_of_extra(need, extra) for extra, needs in extras.items() for need in needs]
     return table["requires-python"], sorted([*table["dependencies"], *optional]), sorted(extras)
+
+
+def _of_extra(need: str, extra: str) -> str:
+    package, _, marker = map(str.strip, need.partition(";"))
+    return f"{package}; {f'({marker}) and ' if marker else ''}extra == '{extra}'"
 
 
 def _record(members: dict[str, bytes], itself: str) -> str:

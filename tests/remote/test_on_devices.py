@@ -9,6 +9,7 @@ import threading
 import pytest
 from servers import REPOSITORY, keygen, remember, wait_until
 
+from resdeploy.remote.keeper import GREETING
 from resdeploy.schema import ProbeReport, RemoteReport, load_json
 
 # Long enough to be caught at work, and idle: ten runs are asked for in a second.
@@ -315,6 +316,31 @@ def test_a_device_whose_python_is_something_else(
     fleet = fleet_file(make_device(), environment=None, python=fake)
     result = run("check", bundle, "--fleet", fleet, "--json")
     assert_failed(result, code=3, what="device", fix="")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1]",
+        "{}",
+        '{"size": -1}',
+        '{"size": 1e99}',
+        '{"size": 0}',
+        '{"size": 0, "folder": 1, "executable": "", "python_version": [3], "machine": ""}',
+        '{"size": 0, "folder": "", "executable": "", "python_version": [3], "machine": "\\u001b"}',
+        '{"size": 0, "failed": "\\u001b[2J"}',
+        "[" * 10000,
+    ],
+)
+def test_a_device_that_plays_the_keeper_badly(
+    run, make_device, fleet_file, bundle, tmp_path, answer
+):
+    fake = script(tmp_path / "python3", f"echo '{GREETING}'; echo '{answer}'; cat > /dev/null")
+    fleet = fleet_file(make_device(), environment=None, python=fake)
+    result = run("check", bundle, "--fleet", fleet, "--json")
+    assert_failed(result, code=3, what="The device ", fix="")
+    assert "\x1b" not in result.stdout
+    assert "\\u001b" not in result.stdout
 
 
 def test_a_welcome_that_a_device_prints_does_no_harm(run, make_device, fleet_file, bundle):

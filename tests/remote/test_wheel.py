@@ -53,6 +53,8 @@ def test_it_needs_what_the_project_says(wheel):
     assert "Requires-Dist: numpy>=" in text
     assert "Requires-Dist: onnxruntime>=1.18; extra == 'cpu'\n" in text
     assert "Provides-Extra: cpu\n" in text
+    dev = "(sys_platform == 'linux' and platform_machine == 'x86_64') and extra == 'dev'"
+    assert f"Requires-Dist: mlcommons-loadgen>=5.1; {dev}\n" in text
 
 
 def test_an_installed_package_needs_what_its_metadata_says(tmp_path, monkeypatch):
