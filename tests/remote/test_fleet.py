@@ -1,6 +1,10 @@
 """Addresses and fleet files: what they mean, and what is refused."""
 
+import dataclasses
+import re
+
 import pytest
+from servers import REPOSITORY
 
 from resdeploy.errors import ResdeployError
 from resdeploy.remote.fleet import load_fleet, parse_address, refuse_duplicates
@@ -89,6 +93,15 @@ def test_what_is_no_fleet_file_is_refused_and_named(write, text, what):
     with pytest.raises(ResdeployError, match=what) as raised:
         load_fleet(path)
     assert str(path) in raised.value.where
+
+
+def test_the_fleet_file_of_the_readme_is_one(write):
+    readme = (REPOSITORY / "README.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", readme, flags=re.DOTALL)[1]
+    first, second = load_fleet(write(example))
+    assert first.address == "pi@kitchen.local"
+    told = set(re.findall(r"^(\w+) =", example, flags=re.MULTILINE))
+    assert told == {field.name for field in dataclasses.fields(second)}
 
 
 def test_a_fleet_file_that_is_not_there(tmp_path):

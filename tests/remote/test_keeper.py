@@ -1,5 +1,6 @@
 """The keeper, as a process of this machine: whatever happens, nothing of its job stays."""
 
+import ast
 import json
 import os
 import signal
@@ -91,6 +92,20 @@ def start(tmp_path):
         one.process.wait()
         one.process.stdin.close()
         one.process.stdout.close()
+
+
+def test_it_is_written_for_an_old_python_and_its_library_alone():
+    """An old one must get as far as to say what it is."""
+    tree = ast.parse(Path(keeper.__file__).read_text(), feature_version=(3, 7))
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    assert imported <= sys.stdlib_module_names
 
 
 def test_it_runs_a_command_in_a_folder_that_goes_with_it(start):
