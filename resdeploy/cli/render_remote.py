@@ -13,7 +13,7 @@ def render_remote(report: RemoteReport) -> None:
     rows = [
         (
             result.device.name,
-            "PASS" if result.passed else "FAIL",
+            _verdict(result),
             "; ".join(_findings(result)),
             "" if result.installation is None else _installation(result.installation),
         )
@@ -35,6 +35,13 @@ def single_records(report: RemoteReport) -> tuple[object, ...]:
     return tuple(record for record in records if record is not None)
 
 
+def _verdict(result: DeviceResult) -> str:
+    if not result.passed:
+        return "FAIL"
+    # A time, or what a device is, has nothing to pass.
+    return "done" if result.check is None and result.comparison is None else "PASS"
+
+
 def _findings(result: DeviceResult) -> list[str]:
     found = []
     if result.check is not None:
@@ -53,7 +60,7 @@ def _findings(result: DeviceResult) -> list[str]:
     if result.probe is not None:
         starting = [probed.provider for probed in result.probe.providers if probed.starts]
         machine = result.probe.environment
-        found.append(f"{machine.cpu_model or machine.machine}: {', '.join(starting)} start")
+        found.append(f"{machine.cpu_model or machine.machine}: starts {', '.join(starting)}")
     if result.failure is not None:
         found.append(f"{result.failure.stage} failed")
     return found

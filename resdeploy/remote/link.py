@@ -19,18 +19,27 @@ from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.remote.keeper import GREETING, SILENCE_S
 from resdeploy.schema import DeviceSpec, from_json
 
-__all__ = ["MOST_OUTPUT_BYTES", "About", "Ended", "Environment", "Link", "linked"]
+__all__ = [
+    "BEAT_S",
+    "KEEPER",
+    "MOST_OUTPUT_BYTES",
+    "About",
+    "Ended",
+    "Environment",
+    "Link",
+    "linked",
+]
 
 T = TypeVar("T")
 
 # A result with a million latencies has some 10 MB.
 MOST_OUTPUT_BYTES = 64 << 20
 _MOST_WELCOME_LINES = 1000
-_BEAT_S = SILENCE_S / 6
+BEAT_S = SILENCE_S / 6
 # The keeper asks a process to end, and makes it end 3 seconds later; then it removes files.
 _STOP_TIMEOUT_S = 15.0
 _CHUNK_BYTES = 1 << 18
-_KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(__file__).with_name("keeper.py")
 _BOOTSTRAP = "import sys; exec(sys.stdin.buffer.raw.readline())"
 
 
@@ -74,7 +83,7 @@ class Link:
 
     async def greet(self) -> About:
         """Start the keeper, and return what it says of the device."""
-        source = json.dumps(_KEEPER.read_text(encoding="utf-8"))
+        source = json.dumps(KEEPER.read_text(encoding="utf-8"))
         try:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
@@ -162,7 +171,7 @@ class Link:
     async def _answer(self) -> tuple[dict[str, Any], bytes]:
         reading = asyncio.ensure_future(self._line())
         try:
-            while not (await asyncio.wait({reading}, timeout=_BEAT_S))[0]:
+            while not (await asyncio.wait({reading}, timeout=BEAT_S))[0]:
                 self._write(b"\n")
             line = await reading
         finally:

@@ -9,6 +9,7 @@ import threading
 import pytest
 from servers import REPOSITORY, keygen, remember, wait_until
 
+from resdeploy.remote import fleet_run, link
 from resdeploy.remote.keeper import GREETING
 from resdeploy.schema import ProbeReport, RemoteReport, load_json
 
@@ -86,7 +87,7 @@ def test_a_device_is_probed_for_an_export_made_for_it(run, make_device, fleet_fi
     out = tmp_path / "target.json"
     result = run("probe", "--fleet", fleet_file(device), "-o", out)
     assert result.exit_code == 0, result.output
-    assert "PASS" in result.stdout
+    assert "starts cpu" in result.stdout
     assert load_json(ProbeReport, out.read_text(), where="out").providers[0].provider == "cpu"
     several = fleet_file(device, make_device())
     assert run("probe", "--fleet", several, "-o", tmp_path / "x.json").exit_code == 2
@@ -130,6 +131,41 @@ def test_one_of_three_devices_is_killed_and_the_results_of_two_come_back(
     assert killed.failure.what == "The connection to the device was lost."
     assert str(devices[1].port) in killed.failure.where
     assert_nothing_left(*devices)
+
+
+def test_a_bug_on_one_device_does_not_lose_the_other_s_result(
+    run, make_device, fleet_file, bundle, monkeypatch
+):
+    real = fleet_run.install
+
+    async def install(link, device, *rest):
+        if device.name == "device 0":
+            raise ZeroDivisionError
+        return await real(link, device, *rest)
+
+    monkeypatch.setattr(fleet_run, "install", install)
+    fleet = fleet_file(make_device(), make_device())
+    result = run("check", bundle, "--fleet", fleet, "--json")
+    assert result.exit_code == 1, result.output
+    broken, well = report_of(result).devices
+    assert (broken.failure.exit_code, broken.failure.stage) == (70, "install")
+    assert "ZeroDivisionError" in broken.failure.where
+    assert well.check.passed
+
+
+def test_a_long_run_is_kept_alive_by_signs_of_life(
+    run, make_device, fleet_file, model, monkeypatch, tmp_path
+):
+    """With a keeper that gives up after one second of silence, and a run of two."""
+    impatient = tmp_path / "keeper.py"
+    source = link.KEEPER.read_text()
+    assert "\nSILENCE_S = 60.0\n" in source
+    impatient.write_text(source.replace("\nSILENCE_S = 60.0\n", "\nSILENCE_S = 1.0\n"))
+    monkeypatch.setattr(link, "KEEPER", impatient)
+    monkeypatch.setattr(link, "BEAT_S", 0.2)
+    fleet = fleet_file(make_device())
+    result = run("bench", model, "--fleet", fleet, *SLOW_BENCH, "20", "--json")
+    assert result.exit_code == 0, result.output
 
 
 # --- interrupted ---------------------------------------------------------------------------------
