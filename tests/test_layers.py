@@ -11,7 +11,7 @@ from resdeploy.cli import cli
 
 HEAVY = {
     *("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim"),
-    *("numpy", "PIL", "rich", "safetensors", "sklearn", "mnist1d"),
+    *("numpy", "PIL", "rich", "safetensors", "sklearn", "mnist1d", "asyncssh"),
 }
 
 # By the first part of a module's name below `resdeploy`; the tree of ARCHITECTURE.md.
@@ -36,6 +36,7 @@ ALLOWED = {
     "bundle_archive": {"numpy"},
     "bundle_readme": set(),
     "compatibility": set(),
+    "remote": {"numpy", "asyncssh"},
     "target": {"numpy", "onnxruntime"},
     "graph": {"numpy", "onnx", "onnx_ir"},
     "host": HEAVY,

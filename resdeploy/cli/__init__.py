@@ -31,6 +31,7 @@ _EXTRA_OF = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"), "export"),
     **dict.fromkeys(("sklearn", "mnist1d"), "train"),
     "onnxruntime": "cpu",
+    "asyncssh": "remote",
 }
 
 

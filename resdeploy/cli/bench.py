@@ -15,6 +15,7 @@ from resdeploy.cli.bench_options import (
     percent,
     with_options,
 )
+from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import json_option, openvino_precision_option, tf32_option
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema import (
@@ -28,7 +29,7 @@ from resdeploy.schema import (
 )
 
 
-@click.command()
+@click.command(cls=DeviceCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
@@ -124,6 +125,7 @@ from resdeploy.schema import (
 )
 @tf32_option
 @openvino_precision_option
+@device_options
 @json_option
 def bench(
     model: Path,
@@ -147,11 +149,13 @@ def bench(
     max_slowdown: float | None,
     tf32: bool,
     precision_hint: PrecisionHint,
+    devices: Devices,
     as_json: bool,
 ) -> None:
     """Time MODEL on this machine, in fresh processes; --json keeps every latency.
 
-    A provider that does not start is an error, never the time of another.
+    A provider that does not start is an error, never the time of another. MODEL is an ONNX file,
+    or a bundle, whose every byte is checked first; with --on the device also checks its numbers.
 
     \b
     Example:
@@ -162,6 +166,7 @@ def bench(
         resdeploy bench resnet50.onnx --profile --threads 1
         resdeploy bench new.onnx --against old.onnx --fail-if-slower 3%
         resdeploy bench resnet50.onnx --threads 2 --against-option threads=1
+        resdeploy bench digits.zip --on pi@kitchen.local --runs 500
     """
     from resdeploy.cli.render import emit
 
@@ -170,6 +175,12 @@ def bench(
     _check_together(compared, max_slowdown, batch, threads, profile)
     if compared and driver is not None:
         raise click.UsageError("--loadgen is for one model: leave out --against.")
+    if devices.given:
+        from resdeploy.remote.jobs import bench_job
+
+        job = bench_job(model, devices.options, against=against, compared=compared)
+        finish(devices.run(job), as_json=as_json)
+    model = _model_in(model)
     session = SessionSpec(
         provider=provider,
         graph_level=graph_level,
@@ -212,6 +223,15 @@ def bench(
 
 
 _PROFILE_RUNS = 50
+
+
+def _model_in(path: Path) -> Path:
+    """Return an ONNX file as it is, and of a bundle the model, there until the command ends."""
+    from resdeploy.bundle_archive import is_archive, opened_bundle
+
+    if not (path.is_dir() or is_archive(path)):
+        return path
+    return click.get_current_context().with_resource(opened_bundle(path)).model
 
 
 def _check_together(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
     json_option,
     openvino_precision_option,
@@ -15,12 +16,13 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema import PrecisionHint
 
 
-@click.command()
+@click.command(cls=DeviceCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @provider_option
 @threads_option
 @tf32_option
 @openvino_precision_option
+@device_options
 @json_option
 def check(
     bundle: Path,
@@ -28,6 +30,7 @@ def check(
     threads: int | None,
     tf32: bool,
     precision_hint: PrecisionHint,
+    devices: Devices,
     as_json: bool,
 ) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
@@ -39,7 +42,13 @@ def check(
     Example:
         resdeploy check digits-bundle
         resdeploy check digits-bundle --provider cuda
+        resdeploy check digits.zip --on pi@kitchen.local --on pi@10.0.0.7
     """
+    if devices.given:
+        from resdeploy.remote.jobs import check_job
+
+        finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
+
     from resdeploy.cli.render import emit
     from resdeploy.schema import SessionSpec
     from resdeploy.target.check import check_bundle

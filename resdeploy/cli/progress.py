@@ -1,10 +1,12 @@
 """Progress on stderr: drawn on a terminal, absent when piped."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,8 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
-__all__ = ["Update", "show_stages", "show_steps"]
+__all__ = ["Update", "show_devices", "show_stages", "show_steps"]
 
 
 class Update(Protocol):
@@ -53,6 +57,33 @@ def show_steps(title: str) -> Iterator[Update]:
             progress.update(task, completed=done, total=total, remark=remark)
 
         yield update
+
+
+@contextmanager
+def show_devices(title: str, names: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+    """Show one row for each device; the given function takes its number and its new stage."""
+    started = time.monotonic()
+    stages = [("waiting", started)] * len(names)
+
+    def table() -> Table:
+        rows = Table(title=title, title_justify="left")
+        for column in ("device", "stage", "time"):
+            rows.add_column(column)
+        for name, (stage, since) in zip(names, stages, strict=True):
+            over = stage in ("done", "failed")
+            seconds = since - started if over else time.monotonic() - since
+            rows.add_row(Text(name), stage, f"{seconds:.0f} s")
+        return rows
+
+    def enter(number: int, stage: str) -> None:
+        stages[number] = (stage, time.monotonic())
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield enter
+        return
+    with Live(get_renderable=table, console=console, transient=True, refresh_per_second=4):
+        yield enter
 
 
 def _progress(*columns: object) -> Progress:

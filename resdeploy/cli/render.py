@@ -9,6 +9,7 @@ import click
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
 from resdeploy.cli.render_evaluate import render_evaluate
+from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
@@ -29,6 +30,7 @@ from resdeploy.schema import (
     PlantedFault,
     PredictReport,
     ProbeReport,
+    RemoteReport,
     SelftestReport,
     TrainReport,
     TuneReport,
@@ -61,6 +63,7 @@ def render(record: Any) -> None:
         Manifest: _manifest,
         PredictReport: render_predict,
         ProbeReport: render_probe,
+        RemoteReport: _remote,
         SelftestReport: _selftest,
         TrainReport: _train,
         TuneReport: render_tune,
@@ -321,6 +324,12 @@ def _manifest(manifest: Manifest) -> None:
 def _check(report: CheckReport) -> None:
     click.echo(f"{report.name}: {report.num_files} files intact")
     _verify(report.verification)
+
+
+def _remote(report: RemoteReport) -> None:
+    for record in single_records(report):
+        render(record)
+    render_remote(report)
 
 
 def _demo(report: DemoReport) -> None:

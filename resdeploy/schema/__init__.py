@@ -58,6 +58,14 @@ from resdeploy.schema.recipes import (
     TrainReport,
     TrainSpec,
 )
+from resdeploy.schema.remotes import (
+    DeviceFailure,
+    DeviceResult,
+    DeviceSpec,
+    Installation,
+    RemoteCommand,
+    RemoteReport,
+)
 from resdeploy.schema.sessions import GraphLevel, Placement, PrecisionHint, SessionInfo, SessionSpec
 from resdeploy.schema.tunings import Objective, TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.schema.verdicts import (
@@ -102,6 +110,9 @@ __all__ = [
     "DataSpec",
     "DemoReport",
     "DemoStage",
+    "DeviceFailure",
+    "DeviceResult",
+    "DeviceSpec",
     "DoctorReport",
     "Environment",
     "EpochMetrics",
@@ -117,6 +128,7 @@ __all__ = [
     "GoldenInfo",
     "GpuState",
     "GraphLevel",
+    "Installation",
     "LatencySummary",
     "LayerTime",
     "LoadgenResult",
@@ -144,6 +156,8 @@ __all__ = [
     "ProviderVerdict",
     "Recipe",
     "RefusedSite",
+    "RemoteCommand",
+    "RemoteReport",
     "Scalar",
     "Scenario",
     "SelftestReport",

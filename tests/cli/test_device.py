@@ -16,6 +16,7 @@ from resdeploy.cli import cli
 from resdeploy.errors import ResdeployError
 from resdeploy.host.checkpoint import save_checkpoint
 from resdeploy.schema import (
+    BenchReport,
     CheckpointInfo,
     CheckReport,
     DoctorReport,
@@ -198,6 +199,16 @@ def test_evaluate_says_what_it_needs(run, archive, tmp_path):
     result = run("evaluate", archive, "--data", tmp_path / "bare.npz", "--max-drop", "1")
     assert result.exit_code == 2
     assert "--against" in result.stderr
+
+
+def test_bench_times_the_model_of_a_bundle_if_every_byte_is_right(run, archive, bundle):
+    for path in (archive, bundle):
+        result = run("bench", path, "--runs", "20", "--json")
+        assert result.exit_code == 0, result.output
+        report = load_json(BenchReport, result.stdout, where="stdout")
+        assert report.results[0].model.path == "model.onnx"
+    (bundle / "labels.txt").write_text("0\n")
+    assert run("bench", bundle, "--runs", "20").exit_code == 2
 
 
 # --- predict -------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""`--on` and `--fleet`: a command on other machines, over SSH."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from resdeploy.schema import DeviceSpec, RemoteReport
+
+if TYPE_CHECKING:
+    from resdeploy.remote.fleet_run import Job
+    from resdeploy.remote.jobs import Options
+
+__all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
+
+_GIVEN = f"{__name__}.given"
+# Options about this machine: they do not travel.
+_STAYING = {"addresses", "fleet", "as_json", "against", "output", "force"}
+
+
+class DeviceCommand(click.Command):
+    """A command that can run elsewhere: it remembers its options as they were written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and keep the words."""
+        words = list(args)
+        rest = super().parse_args(ctx, args)
+        ctx.meta[_GIVEN] = self.make_parser(ctx).parse_args(words)[0]
+        return rest
+
+
+class Devices:
+    """The devices that were named on the command line, if any."""
+
+    def __init__(self, addresses: tuple[str, ...], fleet: Path | None) -> None:
+        self._addresses = addresses
+        self._fleet = fleet
+
+    @property
+    def given(self) -> bool:
+        """Whether the command is to run on devices, and not here."""
+        return bool(self._addresses) or self._fleet is not None
+
+    @property
+    def options(self) -> "Options":
+        """The options of the command that travel, as they were written."""
+        context = click.get_current_context()
+        given = context.meta[_GIVEN]
+        options: list[tuple[str, ...]] = []
+        for option in context.command.params:
+            if option.name in _STAYING or not isinstance(option, click.Option):
+                continue
+            value = given.get(option.name)
+            if option.is_flag:
+                options += [(option.opts[0],)] if value else []
+            elif option.multiple:
+                options += [(option.opts[0], one) for one in value or ()]
+            elif isinstance(value, str):
+                options.append((option.opts[0], value))
+        return tuple(options)
+
+    @functools.cached_property
+    def specs(self) -> tuple[DeviceSpec, ...]:
+        """The devices, those of the fleet file first."""
+        from resdeploy.remote.fleet import load_fleet, parse_address, refuse_duplicates
+
+        fleet = () if self._fleet is None else load_fleet(self._fleet)
+        devices = (*fleet, *map(parse_address, self._addresses))
+        refuse_duplicates(devices)
+        return devices
+
+    def run(self, job: "Job") -> RemoteReport:
+        """Run a job on all of them, with a table of how far each is on stderr."""
+        from resdeploy.cli.progress import show_devices
+        from resdeploy.remote.fleet_run import run_on_fleet
+
+        devices = self.specs
+        with show_devices(job.command, [device.name for device in devices]) as on_stage:
+            return run_on_fleet(job, devices, on_stage=on_stage)
+
+
+def finish(report: RemoteReport, *, as_json: bool) -> NoReturn:
+    """Print what came back, and leave with its exit code."""
+    from resdeploy.cli.render import emit
+
+    emit(report, as_json=as_json)
+    raise click.exceptions.Exit(report.exit_code)
+
+
+_OPTIONS = (
+    click.option(
+        "--on",
+        "addresses",
+        multiple=True,
+        metavar="[USER@]HOST[:PORT]",
+        help="Run on this device instead, over SSH. May be given several times.",
+    ),
+    click.option(
+        "--fleet",
+        type=click.Path(path_type=Path),
+        metavar="FLEET.TOML",
+        help="Run on the devices of this file instead.",
+    ),
+)
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--on` and `--fleet`; the command, a `DeviceCommand`, gets them as `devices`."""
+
+    @functools.wraps(command)
+    def with_devices(*, addresses: tuple[str, ...], fleet: Path | None, **others: Any) -> Any:
+        return command(devices=Devices(addresses, fleet), **others)
+
+    decorated: Callable[..., Any] = with_devices
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated

@@ -1,0 +1,173 @@
+"""One job on every device of a fleet at once; what one does never touches another's result."""
+
+import asyncio
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from resdeploy.errors import EXIT_BUG, EXIT_CHECK_FAILED, EnvironmentLacksError, ReportedError
+from resdeploy.remote.answers import failure_of, read_record
+from resdeploy.remote.connection import connected
+from resdeploy.remote.installation import install
+from resdeploy.remote.link import linked
+from resdeploy.remote.wheel import write_wheel
+from resdeploy.schema import (
+    BenchComparison,
+    BenchReport,
+    CheckReport,
+    DeviceFailure,
+    DeviceResult,
+    DeviceSpec,
+    ProbeReport,
+    RemoteCommand,
+    RemoteReport,
+)
+
+__all__ = ["Call", "Job", "OnStage", "run_on_fleet"]
+
+# Called with the number of the device and the stage that it has come to.
+OnStage = Callable[[int, str], None]
+
+_FIELDS: dict[type, str] = {
+    CheckReport: "check",
+    BenchReport: "bench",
+    BenchComparison: "comparison",
+    ProbeReport: "probe",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One command of resdeploy on a device, and the record that it prints with --json.
+
+    `options` are (name, value) pairs, (name,) for a flag.
+    """
+
+    command: RemoteCommand
+    record: type
+    arguments: tuple[str, ...] = ()
+    options: tuple[tuple[str, ...], ...] = ()
+
+    def words(self, provider: str | None) -> list[str]:
+        """Return the command line, on `provider` in the place of the one in the options."""
+        options = self.options
+        if provider is not None and self.command != "probe":
+            options = tuple(option for option in options if option[0] != "--provider")
+            options = (*options, ("--provider", provider))
+        words = [word for option in options for word in option]
+        return [self.command, *self.arguments, *words, "--json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to do on every device: copy files to these names, then run these commands in turn."""
+
+    command: RemoteCommand
+    calls: tuple[Call, ...]
+    files: tuple[tuple[Path, str], ...] = field(default=())
+
+
+def run_on_fleet(job: Job, devices: Sequence[DeviceSpec], *, on_stage: OnStage) -> RemoteReport:
+    """Return what every device made of the job; the failure of one is in its own result.
+
+    An interruption ends what runs on the devices before it is raised.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+    """
+    return asyncio.run(_run(job, devices, on_stage))
+
+
+async def _run(job: Job, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
+    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
+        wheel = None
+        if any(device.environment is None for device in devices):
+            wheel = write_wheel(Path(folder))
+        results = await asyncio.gather(
+            *(
+                _Device(device, lambda stage, n=number: on_stage(n, stage)).run(job, wheel)  # type: ignore[misc]
+                for number, device in enumerate(devices)
+            )
+        )
+    return RemoteReport(command=job.command, devices=tuple(results))
+
+
+class _Device:
+    """One device at work: the result grows as it comes."""
+
+    def __init__(self, device: DeviceSpec, on_stage: Callable[[str], None]) -> None:
+        self._device = device
+        self._on_stage = on_stage
+        self._stage = ""
+        self._result = DeviceResult(device=device)
+
+    async def run(self, job: Job, wheel: Path | None) -> DeviceResult:
+        try:
+            async with asyncio.timeout(self._device.timeout_s):
+                await self._run(job, wheel)
+        except ReportedError as error:
+            self._fail(error.what, error.where, error.fix, error.exit_code)
+        except TimeoutError:
+            self._fail(
+                f"The device was not done in {self._device.timeout_s:g} seconds.",
+                self._device.address,
+                "ask for less, or give it a longer timeout_s in the fleet file",
+                EnvironmentLacksError.exit_code,
+            )
+        except Exception:
+            # The other devices' results must not go with it.
+            what = "This is a bug in resdeploy; please report it."
+            self._fail(what, traceback.format_exc(), None, EXIT_BUG)
+        self._enter("done" if self._result.passed else "failed")
+        return self._result
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        self._on_stage(stage)
+
+    def _fail(self, what: str, where: str | None, fix: str | None, exit_code: int) -> None:
+        # Some of it a device wrote.
+        parts = [None if part is None else _printable(part) for part in (where, fix)]
+        failure = DeviceFailure(
+            stage=self._stage,
+            what=_printable(what),
+            where=parts[0],
+            fix=parts[1],
+            exit_code=exit_code,
+        )
+        self._found(failure=failure)
+
+    def _found(self, **fields: Any) -> None:
+        self._result = replace(self._result, **fields)
+
+    async def _run(self, job: Job, wheel: Path | None) -> None:
+        device = self._device
+        self._enter("connect")
+        async with connected(device) as connection:
+            host_key = connection.get_server_host_key()
+            self._found(host_key=None if host_key is None else host_key.get_fingerprint())
+            async with linked(connection, device) as link:
+                about = await link.greet()
+                self._enter("install")
+                installation = await install(link, device, about, wheel)
+                self._found(installation=installation)
+                self._enter("copy")
+                for path, name in job.files:
+                    await link.put(path, name)
+                for call in job.calls:
+                    self._enter(call.command)
+                    # -P: what was copied there is data, even if it is called numpy.py.
+                    command = [installation.python, "-P", "-m", "resdeploy"]
+                    ended = await link.run([*command, *call.words(device.provider)])
+                    if ended.code not in (0, EXIT_CHECK_FAILED) or not ended.stdout.strip():
+                        raise failure_of(call.command, ended, device)
+                    record: Any = read_record(call.record, ended.stdout, where=device.address)
+                    self._found(**{_FIELDS[call.record]: record})
+
+
+def _printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

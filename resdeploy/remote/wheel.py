@@ -1,0 +1,97 @@
+"""The running resdeploy as a wheel, for a device to install.
+
+An installed package has no wheel at hand, and a checkout none yet. The package is pure Python, so
+its own files are all there is to it: they are packed in one form (sorted, stored, one date), so
+that the same files give the same bytes and a device sees that it has them already.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import resdeploy
+from resdeploy.recipe import zoo_directory
+
+__all__ = ["write_wheel"]
+
+_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+_WHEEL = "Wheel-Version: 1.0\nGenerator: resdeploy\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+_COMMANDS = "[console_scripts]\nresdeploy = resdeploy.cli:main\n"
+
+
+def write_wheel(folder: Path) -> Path:
+    """Write the wheel of the resdeploy that is running into `folder`, and return its path."""
+    name = f"resdeploy-{resdeploy.__version__}"
+    about = f"{name}.dist-info"
+    members = dict(sorted(_package_files()))
+    members[f"{about}/METADATA"] = _metadata().encode()
+    members[f"{about}/WHEEL"] = _WHEEL.encode()
+    members[f"{about}/entry_points.txt"] = _COMMANDS.encode()
+    members[f"{about}/RECORD"] = _record(members, f"{about}/RECORD").encode()
+    path = folder / f"{name}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            info = zipfile.ZipInfo(member, date_time=_DATE)
+            info.create_system = 3  # Unix, so that the mode counts, wherever this is made
+            info.external_attr = 0o100644 << 16
+            archive.writestr(info, content)
+    return path
+
+
+def _package_files() -> Iterator[tuple[str, bytes]]:
+    package = Path(resdeploy.__file__).parent
+    models = zoo_directory()
+    for path in package.rglob("*"):
+        if path.suffix == ".py" or path.name == "py.typed":
+            yield f"resdeploy/{path.relative_to(package).as_posix()}", path.read_bytes()
+    for path in models.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            yield f"resdeploy/models/{path.relative_to(models).as_posix()}", path.read_bytes()
+
+
+def _metadata() -> str:
+    """Return what pip must know: the name, the version, and what each extra needs."""
+    requires_python, requirements, extras = _needs()
+    lines = [
+        "Metadata-Version: 2.1",
+        "Name: resdeploy",
+        f"Version: {resdeploy.__version__}",
+        f"Requires-Python: {requires_python}",
+        *(f"Requires-Dist: {requirement}" for requirement in requirements),
+        *(f"Provides-Extra: {extra}" for extra in extras),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _needs() -> tuple[str, list[str], list[str]]:
+    """Return the Python, the packages and the extras: a checkout's own, or those installed."""
+    project = Path(resdeploy.__file__).parents[1] / "pyproject.toml"
+    if not project.is_file():
+        installed = importlib.metadata.metadata("resdeploy")
+        return (
+            installed["Requires-Python"],
+            sorted(installed.get_all("Requires-Dist", [])),
+            sorted(installed.get_all("Provides-Extra", [])),
+        )
+    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = table["optional-dependencies"]
+    optional = [_of_extra(need, extra) for extra, needs in extras.items() for need in needs]
+    return table["requires-python"], sorted([*table["dependencies"], *optional]), sorted(extras)
+
+
+def _of_extra(need: str, extra: str) -> str:
+    package, _, marker = map(str.strip, need.partition(";"))
+    return f"{package}; {f'({marker}) and ' if marker else ''}extra == '{extra}'"
+
+
+def _record(members: dict[str, bytes], itself: str) -> str:
+    """Return the list of files that pip checks, which leaves out its own hash."""
+    lines = []
+    for name, content in members.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(content)}\n")
+    return "".join([*lines, f"{itself},,\n"])

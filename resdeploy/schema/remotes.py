@@ -1,0 +1,144 @@
+"""Devices reached over SSH, and what came back from each."""
+
+from typing import Literal
+
+from resdeploy.errors import EXIT_CHECK_FAILED, EXIT_PASSED
+from resdeploy.schema.benchmarks import BenchComparison, BenchReport
+from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.codec import record
+from resdeploy.schema.machines import ProbeReport
+
+__all__ = [
+    "DeviceFailure",
+    "DeviceResult",
+    "DeviceSpec",
+    "Installation",
+    "RemoteCommand",
+    "RemoteReport",
+]
+
+RemoteCommand = Literal["check", "bench", "probe"]
+
+
+@record
+class DeviceSpec:
+    """A device, and how to work on it; None leaves it to `~/.ssh/config` or to a default.
+
+    Attributes:
+        name: what it is called in tables; the address, if nothing better was said.
+        host: its name or address, or an alias of `~/.ssh/config`.
+        user: whom to log in as.
+        port: where its SSH server listens.
+        identity: file of the private key to log in with.
+        environment: folder there of a virtual environment that holds resdeploy; None makes a
+            private one.
+        python: the interpreter that makes it.
+        extra: the extra of resdeploy that is installed in it.
+        wheelhouse: folder here of wheels to install from, for a device without a package index.
+        cache: folder there for private environments and running jobs; None is `resdeploy` in the
+            user's cache.
+        provider: takes the place of `--provider` on this device.
+        connect_timeout_s: how long it may take until it answers.
+        timeout_s: how long all of it may take; None for as long as it takes.
+    """
+
+    name: str
+    host: str
+    user: str | None = None
+    port: int | None = None
+    identity: str | None = None
+    environment: str | None = None
+    python: str = "python3"
+    extra: str = "cpu"
+    wheelhouse: str | None = None
+    cache: str | None = None
+    provider: str | None = None
+    connect_timeout_s: float = 20.0
+    timeout_s: float | None = None
+
+    @property
+    def address(self) -> str:
+        """The device as `--on` takes it: user@host:port, as far as they were said."""
+        user = "" if self.user is None else f"{self.user}@"
+        if self.port is None:
+            return f"{user}{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{user}{host}:{self.port}"
+
+
+@record
+class Installation:
+    """The Python environment that was used on a device.
+
+    Attributes:
+        python: the path of its interpreter there.
+        python_version: of that interpreter, or of the one that made the environment.
+        machine: what the device calls its processor, such as aarch64.
+        origin: "given" by the user, "made" for this run, or "found" as an earlier run made it.
+        wheel_sha256: of the resdeploy in it; None where that was given.
+    """
+
+    python: str
+    python_version: str
+    machine: str
+    origin: Literal["given", "made", "found"]
+    wheel_sha256: str | None = None
+
+
+@record
+class DeviceFailure:
+    """Why a device gave no result: the stage it had come to, and the error's three parts."""
+
+    stage: str
+    what: str
+    where: str | None
+    fix: str | None
+    exit_code: int
+
+
+@record
+class DeviceResult:
+    """What came back from one device: its records, as far as it came, or why there are none.
+
+    `host_key` is the fingerprint of the key that the device has proved to have.
+    """
+
+    device: DeviceSpec
+    host_key: str | None = None
+    installation: Installation | None = None
+    check: CheckReport | None = None
+    bench: BenchReport | None = None
+    comparison: BenchComparison | None = None
+    probe: ProbeReport | None = None
+    failure: DeviceFailure | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was asked for was done, and no check failed."""
+        return (
+            self.failure is None
+            and (self.check is None or self.check.passed)
+            and (self.comparison is None or self.comparison.passed)
+        )
+
+
+@record
+class RemoteReport:
+    """One command on every device of a fleet, in the order they were named."""
+
+    command: RemoteCommand
+    devices: tuple[DeviceResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every device passed."""
+        return all(result.passed for result in self.devices)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all passed; 1 if not; if no device gave a result, what is wrong with them."""
+        if self.passed:
+            return EXIT_PASSED
+        failures = [result.failure for result in self.devices]
+        codes = [failure.exit_code for failure in failures if failure is not None]
+        return max(codes) if len(codes) == len(failures) else EXIT_CHECK_FAILED
