@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -16,7 +16,12 @@ from resdeploy.cli.bench_options import (
     with_options,
 )
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import json_option, openvino_precision_option, tf32_option
+from resdeploy.cli.options import (
+    json_option,
+    openvino_precision_option,
+    session_was_given,
+    tf32_option,
+)
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema import (
     BenchComparison,
@@ -27,6 +32,9 @@ from resdeploy.schema import (
     Scenario,
     SessionSpec,
 )
+
+if TYPE_CHECKING:
+    from resdeploy.bundle import Bundle
 
 
 @click.command(cls=DeviceCommand)
@@ -156,6 +164,7 @@ def bench(
 
     A provider that does not start is an error, never the time of another. MODEL is an ONNX file,
     or a bundle, whose every byte is checked first; with --on the device also checks its numbers.
+    A bundle is run as `tune` found it to be the fastest here, unless an option says how.
 
     \b
     Example:
@@ -180,7 +189,8 @@ def bench(
 
         job = bench_job(model, devices.options, against=against, compared=compared)
         finish(devices.run(job), as_json=as_json)
-    model = _model_in(model)
+    bundle = _bundle_in(model)
+    model = model if bundle is None else bundle.model
     session = SessionSpec(
         provider=provider,
         graph_level=graph_level,
@@ -206,7 +216,7 @@ def bench(
         for size, number in itertools.product(batch, threads or (None,))
     ]
     if not compared:
-        emit(_sweep(model, specs), as_json=as_json)
+        emit(_sweep(_ways(model, specs, bundle)), as_json=as_json)
         return
     if against is not None and against.suffix == ".json":
         if against_options:
@@ -225,13 +235,28 @@ def bench(
 _PROFILE_RUNS = 50
 
 
-def _model_in(path: Path) -> Path:
-    """Return an ONNX file as it is, and of a bundle the model, there until the command ends."""
+def _bundle_in(path: Path) -> "Bundle | None":
+    """Return the bundle, checked and there until the command ends; None for an ONNX file."""
     from resdeploy.bundle_archive import is_archive, opened_bundle
 
     if not (path.is_dir() or is_archive(path)):
-        return path
-    return click.get_current_context().with_resource(opened_bundle(path)).model
+        return None
+    return click.get_current_context().with_resource(opened_bundle(path))
+
+
+def _ways(
+    model: Path, specs: list[BenchSpec], bundle: "Bundle | None"
+) -> list[tuple[Path, BenchSpec]]:
+    """Return what to time: of a bundle as `tune` found it, unless the user says how."""
+    if bundle is None or session_was_given():
+        return [(model, spec) for spec in specs]
+    from resdeploy.target.tuned import fastest_way
+
+    ways = []
+    for spec in specs:
+        path, session = fastest_way(bundle, batch_size=spec.batch_size)
+        ways.append((path, dataclasses.replace(spec, session=session)))
+    return ways
 
 
 def _check_together(
@@ -249,16 +274,16 @@ def _check_together(
         raise click.UsageError("--profile is for one model: leave out --against.")
 
 
-def _sweep(model: Path, specs: list[BenchSpec]) -> BenchReport:
+def _sweep(ways: list[tuple[Path, BenchSpec]]) -> BenchReport:
     from resdeploy.cli.progress import show_steps
     from resdeploy.target.bench import bench as run_bench
 
     results = []
-    with show_steps(f"bench {model.name}") as update:
-        for number, spec in enumerate(specs):
+    with show_steps(f"bench {ways[0][0].name}") as update:
+        for number, (model, spec) in enumerate(ways):
             is_plain = spec.scenario == "single-stream" and spec.loadgen is None
             bound = spec.num_runs if is_plain else 0
-            remark = f"{number + 1} of {len(specs)}"
+            remark = f"{number + 1} of {len(ways)}"
             result = run_bench(
                 model,
                 dataclasses.replace(spec, num_bound_runs=bound),
@@ -293,5 +318,5 @@ def _against_saved(
     from resdeploy.target.bench_saved import compare_with_saved, load_result
 
     baseline = load_result(saved)
-    candidate = _sweep(model, [spec]).results[0]
+    candidate = _sweep([(model, spec)]).results[0]
     return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)

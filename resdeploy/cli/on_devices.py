@@ -54,7 +54,9 @@ class Devices:
                 continue
             value = given.get(option.name)
             if option.is_flag:
-                options += [(option.opts[0],)] if value else []
+                # Of a pair such as --spinning/--no-spinning, the one that was written.
+                names = option.opts if value else option.secondary_opts
+                options += [(names[0],)] if value is not None and names else []
             elif option.multiple:
                 options += [(option.opts[0], one) for one in value or ()]
             elif isinstance(value, str):

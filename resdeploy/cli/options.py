@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from resdeploy.schema import SourceSpec
 
@@ -18,6 +19,7 @@ __all__ = [
     "openvino_precision_option",
     "output_option",
     "provider_option",
+    "session_was_given",
     "source_options",
     "target_option",
     "tf32_option",
@@ -65,6 +67,21 @@ openvino_precision_option = click.option(
     show_default=True,
     help="Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
 )
+
+
+# By parameter, the options that say how a session is opened.
+_SESSION_PARAMETERS = (
+    *("provider", "threads", "graph_level", "spinning", "tf32", "precision_hint"),
+)
+
+
+def session_was_given() -> bool:
+    """Return whether the user said anything about how to open the session."""
+    context = click.get_current_context()
+    return any(
+        context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for name in _SESSION_PARAMETERS
+    )
 
 
 def output_option(help_text: str) -> Callable[[Command], Command]:

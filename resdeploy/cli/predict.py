@@ -8,6 +8,7 @@ from resdeploy.cli.options import (
     json_option,
     one_provider_option,
     openvino_precision_option,
+    session_was_given,
     tf32_option,
     threads_option,
 )
@@ -47,7 +48,8 @@ def predict(
     IMAGE is an image file, a folder of them, or an .npy or .npz (array x) with uint8 images,
     float32 network inputs or, for models of vectors, one vector a row. Every byte of the bundle is
     checked first; the preprocessing is that of the training, to the pixel. Probabilities are the
-    softmax of the model's outputs, in float64.
+    softmax of the model's outputs, in float64. Unless an option says how to run it, it is run as
+    `tune` found it to be the fastest on this machine, if it did.
 
     \b
     Example:
@@ -61,4 +63,5 @@ def predict(
     spec = SessionSpec(
         provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
     )
-    emit(predict_classes(bundle, inputs, spec, num_classes=num_classes), as_json=as_json)
+    wanted = spec if session_was_given() else None
+    emit(predict_classes(bundle, inputs, wanted, num_classes=num_classes), as_json=as_json)

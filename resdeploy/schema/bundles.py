@@ -69,12 +69,14 @@ class Prediction:
 
 @record
 class PredictReport:
-    """What the model of a bundle says of each input, in the order they were given.
+    """What a model of a bundle says of each input, in the order they were given.
 
-    `digest` stands for the bundle, every byte of which was checked first.
+    `digest` stands for the bundle, every byte of which was checked first; `model` is the file of it
+    that was run.
     """
 
     name: str
     digest: str
+    model: str
     session: SessionInfo
     predictions: tuple[Prediction, ...]

@@ -18,6 +18,7 @@ from resdeploy.target.classifier import require_class_scores
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import read_samples
 from resdeploy.target.session import open_session
+from resdeploy.target.tuned import fastest_way
 
 __all__ = ["predict", "softmax"]
 
@@ -26,14 +27,14 @@ _BATCH_SIZE = 8
 
 
 def predict(
-    bundle: Path, inputs: Sequence[Path], spec: SessionSpec, *, num_classes: int = 5
+    bundle: Path, inputs: Sequence[Path], spec: SessionSpec | None = None, *, num_classes: int = 5
 ) -> PredictReport:
     """Return the likeliest classes of every input; nothing runs if a byte of the bundle changed.
 
     Args:
         bundle: a folder or an archive.
         inputs: images, folders of images, `.npy` and `.npz` files.
-        spec: where to run.
+        spec: where to run; None for the way that `tune` found for this machine, if it did.
         num_classes: how many classes to name, of those there are.
 
     Raises:
@@ -41,7 +42,8 @@ def predict(
         EnvironmentLacksError: the provider did not start.
     """
     with opened_bundle(bundle) as opened:
-        session = open_session(opened.model, spec)
+        model, chosen = fastest_way(opened) if spec is None else (opened.model, spec)
+        session = open_session(model, chosen)
         require_class_scores(session, where=opened.manifest.name)
         predictions: list[Prediction] = []
         samples = read_samples(inputs, opened.manifest.preprocess)
@@ -54,6 +56,7 @@ def predict(
         return PredictReport(
             name=opened.manifest.name,
             digest=opened.digest,
+            model=model.name,
             session=session.info,
             predictions=tuple(predictions),
         )

@@ -60,6 +60,7 @@ def test_a_bundle_is_checked_before_it_is_timed_with_the_options_that_were_given
 ):
     fleet = fleet_file(make_device())
     options = ("--runs", "30", "--batch", "1,2", "--threads", "1", "--graph-level", "basic")
+    options += ("--no-spinning",)
     result = run("bench", bundle, "--fleet", fleet, *options, "--json")
     assert result.exit_code == 0, result.output
     (found,) = report_of(result).devices
@@ -69,6 +70,7 @@ def test_a_bundle_is_checked_before_it_is_timed_with_the_options_that_were_given
         (30, 1)
     }
     assert {r.spec.session.graph_level for r in found.bench.results} == {"basic"}
+    assert not any(r.spec.session.spinning for r in found.bench.results)
 
 
 @pytest.mark.slow

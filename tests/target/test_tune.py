@@ -15,7 +15,9 @@ from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.schema import (
+    BenchReport,
     GoldenInfo,
+    PredictReport,
     SessionSpec,
     SpeedRatio,
     TensorSpec,
@@ -444,3 +446,41 @@ def test_an_existing_output_is_refused_before_the_work(folder, tmp_path, monkeyp
     result = run("tune", folder, "-o", folder)
     assert result.exit_code == 2
     assert "exists already" in result.stderr
+
+
+@pytest.fixture
+def tuned_folder(tuned, tmp_path):
+    bundle, report, other = tuned
+    settings = dataclasses.replace(
+        report.settings, session=SessionSpec(num_threads=1, spinning=False)
+    )
+    write_tuned(bundle, tmp_path / "out", settings, model=other)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "session"),
+    [
+        ((), "other.onnx", SessionSpec(num_threads=1, spinning=False)),
+        (("--threads", "2"), "model.onnx", SessionSpec(num_threads=2)),
+        (("--provider", "cpu"), "model.onnx", SessionSpec()),
+    ],
+)
+def test_predict_and_bench_run_what_was_tuned_unless_told_how(
+    tuned_folder, tmp_path, inputs, options, model, session
+):
+    np.save(tmp_path / "x.npy", inputs)
+    predicted = run("predict", tuned_folder, tmp_path / "x.npy", "--json", *options)
+    assert predicted.exit_code == 0, predicted.output
+    report = load_json(PredictReport, predicted.stdout, where="stdout")
+    assert (report.model, report.session.spec) == (model, session)
+    timed = run("bench", tuned_folder, "--runs", "5", "--warmup", "1", "--json", *options)
+    (result,) = load_json(BenchReport, timed.stdout, where="stdout").results
+    assert (result.model.path, result.spec.session) == (model, session)
+
+
+def test_bench_takes_settings_for_the_batch_size_that_they_were_found_with(tuned_folder):
+    timed = run("bench", tuned_folder, "--runs", "5", "--warmup", "1", "--batch", "1,2", "--json")
+    one, two = load_json(BenchReport, timed.stdout, where="stdout").results
+    assert (one.model.path, two.model.path) == ("other.onnx", "model.onnx")
+    assert two.spec.session == SessionSpec()
