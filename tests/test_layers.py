@@ -36,6 +36,7 @@ ALLOWED = {
     "compatibility": set(),
     "target": {"numpy", "onnxruntime"},
     "graph": {"numpy", "onnx", "onnx_ir"},
+    "quant": {"numpy", "onnx", "onnxruntime"},
     "host": HEAVY,
 }
 

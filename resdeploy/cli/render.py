@@ -8,6 +8,7 @@ import click
 
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
+from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema import (
@@ -26,6 +27,7 @@ from resdeploy.schema import (
     PlantedFault,
     PredictReport,
     ProbeReport,
+    QuantReport,
     SelftestReport,
     TrainReport,
     VerifyReport,
@@ -56,6 +58,7 @@ def render(record: Any) -> None:
         Manifest: _manifest,
         PredictReport: render_predict,
         ProbeReport: render_probe,
+        QuantReport: render_quantize,
         SelftestReport: _selftest,
         TrainReport: _train,
         VerifyReport: _verify,

@@ -29,6 +29,7 @@ __all__ = [
     "load_evaluation",
     "parse_data",
     "stratified_split",
+    "training_files",
 ]
 
 EMBEDDED = ("digits", "mnist1d")
@@ -135,6 +136,16 @@ def load_evaluation(
         return _decode(part.files, preprocess), part.y
     dataset = load_dataset(spec, preprocess)
     return dataset.test_x, dataset.test_y
+
+
+def training_files(spec: DataSpec) -> tuple[Path, ...]:
+    """Return the images of a folder that are not held out; all of them if it holds no classes.
+
+    Raises:
+        ResdeployError: there is no such folder, or it holds no images.
+    """
+    path = _existing(spec)
+    return _image_files(path) or _find_parts(path, spec).train.files
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
