@@ -49,11 +49,11 @@ def find_channels(model: onnx.ModelProto) -> Channels:
     computed += [name for node in model.graph.node for name in node.output]
     shapes = {n: known[n] for n in computed if len(known.get(n, ())) >= 2 and known[n][1]}
     joiner = _Joiner(shapes)
-    weighted = {id(node) for node in layers(model, constants)}
+    weighted = {node.output[0] for node in layers(model, constants)}
     for value in (*model.graph.input, *model.graph.output):
         joiner.pin(value.name)
     for node in model.graph.node:
-        is_layer = id(node) in weighted and _takes_scales(node, constants)
+        is_layer = node.output[0] in weighted and _takes_scales(node, constants)
         if not is_layer and not _join(node, joiner, constants):
             for name in (*node.input, *node.output):
                 joiner.pin(name)
