@@ -28,7 +28,7 @@ from resdeploy.quant.equalize import equalize
 from resdeploy.quant.histogram import StreamHistogram
 from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.judge import judge, why_not
-from resdeploy.quant.onnx_graph import Constants, layers
+from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.pixel_grid import GRID_RANGE, use_pixel_grid, why_no_grid
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
@@ -179,8 +179,9 @@ class _Work:
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
         """Return the layers to leave in float32 for the budget to hold."""
         few = slice(0, _NUM_RANKED_WITH)
+        constants = Constants(candidate.model)
         return keep_sensitive(
-            list(layers(candidate.model, Constants(candidate.model))),
+            [n for n in candidate.model.graph.node if is_layer_or_sum(n, constants)],
             lambda names, is_quick: self.judge(
                 self.build(candidate, names), few if is_quick else slice(None)
             ),

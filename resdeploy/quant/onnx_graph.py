@@ -9,7 +9,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["Constants", "attribute", "channels_first_shapes", "copy_of", "layers", "new_name"]
+__all__ = [
+    "Constants",
+    "attribute",
+    "channels_first_shapes",
+    "copy_of",
+    "is_layer_or_sum",
+    "layers",
+    "new_name",
+]
 
 Array = NDArray[Any]
 
@@ -71,6 +79,13 @@ class Constants:
     def is_shared(self, name: str) -> bool:
         """Whether several nodes read a constant."""
         return self._num_readers[name] > 1
+
+
+def is_layer_or_sum(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether a node is a layer with constant weights, or adds two computed tensors."""
+    if node.op_type == "Add":
+        return not any(name in constants for name in node.input)
+    return node.op_type in _LAYERS and node.input[1] in constants
 
 
 def layers(model: onnx.ModelProto, constants: Constants) -> Iterable[onnx.NodeProto]:

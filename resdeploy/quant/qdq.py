@@ -8,7 +8,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from resdeploy.quant.onnx_graph import Constants, copy_of, layers
+from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
 from resdeploy.quant.ranges import Range
 from resdeploy.schema import IntegerTypes
 
@@ -80,27 +80,37 @@ def insert_qdq(
         activation_qType=QuantType.QUInt8 if types == "u8s8" else QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=[],
-        nodes_to_exclude=[*exclude, *_without_range(model, ranges)],
+        nodes_to_exclude=_left_in_float(model, ranges, exclude),
         op_types_to_quantize=list(_OPERATORS),
         extra_options={"ActivationSymmetric": types == "s8s8-symmetric"},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     _leave_last_sums(quantized)
     return quantized
 
 
-def _without_range(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
-    """Return the nodes that compute what has no range: the pixel grid is made in float."""
+def _left_in_float(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], exclude: Sequence[str]
+) -> list[str]:
+    """Return the nodes to leave alone: those named, and those that pass on what no integers made.
+
+    To quantise a ReLU or a pooling of a layer that stays in float would only cost precision; what
+    has no range, such as the input on its way to the pixel grid, cannot be quantised.
+    """
     constants = Constants(model)
-    weighted = {node.name for node in layers(model, constants)}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in _OPERATORS
-        and node.name not in weighted
-        and any(n not in ranges and n not in constants for n in (node.input[0], *node.output))
-    ]
+    computing = {node.name for node in model.graph.node if is_layer_or_sum(node, constants)}
+    in_float = {value.name for value in model.graph.input}
+    left = []
+    for node in model.graph.node:
+        read = [name for name in node.input if name and name not in constants]
+        passes_on_float = node.name not in computing and all(name in in_float for name in read)
+        has_ranges = all(name in ranges for name in (*read, *node.output))
+        if node.name in exclude or passes_on_float or not has_ranges:
+            left.append(node.name)
+            in_float.update(node.output)
+    return left
 
 
 def _leave_last_sums(model: onnx.ModelProto) -> None:
