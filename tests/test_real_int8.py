@@ -36,9 +36,7 @@ def test_resnet20_in_int8_keeps_its_predictions_on_images_it_never_saw(shared_da
     with np.load(data) as arrays:
         x = preprocess_batch(arrays["test_x"], source.info.preprocess)
         y = arrays["test_y"]
-    before, after = (
-        run_session(open_session(path, SessionSpec()), x) for path in (plain, lowered)
-    )
+    before, after = (run_session(open_session(path, SessionSpec()), x) for path in (plain, lowered))
     assert len(y) == 512
     error = np.linalg.norm(after - before) / np.linalg.norm(before)
     assert error < 0.024  # plain per-channel quantisation: 0.028 to 0.032

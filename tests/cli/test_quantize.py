@@ -13,7 +13,7 @@ from resdeploy.cli import cli
 from resdeploy.schema import Environment, ProbeReport, ProviderProbe, QuantSpec, dump_json, to_json
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "quant"))
-from small_networks import PREPROCESS, images, small_resnet  # noqa: E402
+from small_networks import PREPROCESS, images, small_resnet
 
 
 @pytest.fixture

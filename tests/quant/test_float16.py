@@ -1,7 +1,6 @@
 import ml_dtypes
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto
 from small_networks import inputs, small_resnet
 
