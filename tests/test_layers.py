@@ -39,6 +39,7 @@ ALLOWED = {
     "remote": {"numpy", "asyncssh"},
     "target": {"numpy", "onnxruntime"},
     "graph": {"numpy", "onnx", "onnx_ir"},
+    "quant": {"numpy", "onnx", "onnxruntime"},
     "host": HEAVY,
 }
 

@@ -18,6 +18,7 @@ from resdeploy.cli.export import export
 from resdeploy.cli.fold_bn import fold_bn
 from resdeploy.cli.predict import predict
 from resdeploy.cli.probe import probe
+from resdeploy.cli.quantize import quantize
 from resdeploy.cli.selftest import selftest
 from resdeploy.cli.train import train
 from resdeploy.cli.tune import tune
@@ -77,7 +78,7 @@ def cli() -> None:
     """
 
 
-_MAKING = (train, fold_bn, export, verify, selftest, bench, bundle)
+_MAKING = (train, fold_bn, export, quantize, verify, selftest, bench, bundle)
 _ON_THE_TARGET = (check, predict, evaluate, tune, probe, doctor)
 for _command in (*_MAKING, *_ON_THE_TARGET, demo):
     cli.add_command(_command)

@@ -9,6 +9,7 @@ import click
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
 from resdeploy.cli.render_evaluate import render_evaluate
+from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune
 from resdeploy.cli.tables import print_table as _print_table
@@ -30,6 +31,7 @@ from resdeploy.schema import (
     PlantedFault,
     PredictReport,
     ProbeReport,
+    QuantReport,
     RemoteReport,
     SelftestReport,
     TrainReport,
@@ -64,6 +66,7 @@ def render(record: Any) -> None:
         PredictReport: render_predict,
         ProbeReport: render_probe,
         RemoteReport: _remote,
+        QuantReport: render_quantize,
         SelftestReport: _selftest,
         TrainReport: _train,
         TuneReport: render_tune,

@@ -31,6 +31,7 @@ __all__ = [
     "load_labelled",
     "parse_data",
     "stratified_split",
+    "training_files",
 ]
 
 EMBEDDED = ("digits", "mnist1d")
@@ -177,6 +178,16 @@ def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> Labe
         labels=() if parts is None else parts.labels,
         description=f"{which} of {path}",
     )
+
+
+def training_files(spec: DataSpec) -> tuple[Path, ...]:
+    """Return the images of a folder that are not held out; all of them if it holds no classes.
+
+    Raises:
+        ResdeployError: there is no such folder, or it holds no images.
+    """
+    path = _existing(spec)
+    return _image_files(path) or _find_parts(path, spec).train.files
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

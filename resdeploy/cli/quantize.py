@@ -1,0 +1,143 @@
+"""`resdeploy quantize`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from resdeploy.cli.options import Command, force_option, json_option, output_option, target_option
+from resdeploy.errors import EXIT_CHECK_FAILED
+
+if TYPE_CHECKING:
+    from resdeploy.schema import Choice, IntegerTypes
+
+_PRECISIONS = {"int8": "int8", "fp16": "float16", "bf16": "bfloat16"}
+_CHOICES = click.Choice(["auto", "on", "off"])
+
+
+def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
+    return click.option(name, type=_CHOICES, default="auto", show_default=True, help=help_text)
+
+
+@click.command()
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@output_option("The ONNX file to write.")
+@click.option(
+    "--precision", type=click.Choice(list(_PRECISIONS)), default="int8", show_default=True
+)
+@click.option(
+    "--calibration",
+    "data",
+    required=True,
+    metavar="DATA",
+    help="Samples as in training: NAME, NAME:PATH, x.npz, a folder of images.",
+)
+@click.option("--recipe", help="Take the preprocessing from this recipe, by name or path.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+    default="auto",
+    show_default=True,
+    help="How int8 ranges are found; auto measures all.",
+)
+@click.option(
+    "--types",
+    type=click.Choice(["u8s8", "s8s8", "s8s8-symmetric"]),
+    help="Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM, s8s8-symmetric for "
+    "TensorRT]",
+)
+@target_option
+@click.option(
+    "--reduce-range/--full-range",
+    default=None,
+    help="Weights of 7 bits.  [default: on x86 without VNNI]",
+)
+@_choice("--equalize", "Give the channels between layers like ranges.")
+@_choice("--pixel-grid", "Let the input's integers be the pixels.")
+@_choice("--refine", "Choose each tensor's range by the outputs.")
+@_choice("--rounding", "Round weights so that errors cancel.")
+@_choice("--bias-correction", "Take the weights' mean error out of the biases.")
+@click.option(
+    "--max-flips",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Which fraction of held-out predictions may change.",
+)
+@click.option("--max-error", type=float, help="Which relative error the outputs may have.")
+@click.option(
+    "--keep-io/--lower-io",
+    default=True,
+    show_default=True,
+    help="Leave inputs and outputs in float32 (fp16, bf16).",
+)
+@force_option
+@json_option
+def quantize(
+    model_file: Path,
+    output: Path,
+    precision: str,
+    data: str,
+    recipe: str | None,
+    method: str,
+    types: "IntegerTypes | None",
+    target: Path | None,
+    reduce_range: bool | None,
+    equalize: "Choice",
+    pixel_grid: "Choice",
+    refine: "Choice",
+    rounding: "Choice",
+    bias_correction: "Choice",
+    max_flips: float,
+    max_error: float | None,
+    keep_io: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Lower the precision of MODEL, a folded ONNX file, and measure what that costs.
+
+    A quarter of the calibration samples is held out. Whatever can be chosen is measured on them,
+    and kept only where it lowers the error; layers that cost too much stay in float32. The file is
+    written only if the budget holds and ONNX Runtime really runs every layer in integers.
+
+    \b
+    Example:
+        resdeploy quantize digits.onnx -o digits-int8.onnx --calibration digits
+        resdeploy quantize resnet50.onnx -o int8.onnx --calibration photos --for target.json
+        resdeploy quantize resnet50.onnx -o fp16.onnx --precision fp16 --calibration x.npz
+    """
+    from resdeploy.cli.progress import show_stages
+    from resdeploy.cli.render import emit
+    from resdeploy.host.data import parse_data
+    from resdeploy.host.quantize import quantize_file, spec_for
+    from resdeploy.schema import QuantSpec
+
+    asked = QuantSpec(
+        precision=_PRECISIONS[precision],  # type: ignore[arg-type]
+        method=method,  # type: ignore[arg-type]
+        equalize=equalize,
+        pixel_grid=pixel_grid,
+        refine=refine,
+        rounding=rounding,
+        bias_correction=bias_correction,
+        max_flips=max_flips,
+        max_error=max_error,
+        keep_io=keep_io,
+    )
+    spec, warnings = spec_for(asked, types=types, reduce_range=reduce_range, target=target)
+    with show_stages("quantize") as on_stage:
+        report = quantize_file(
+            model_file,
+            output,
+            spec,
+            parse_data(data),
+            recipe=recipe,
+            warnings=warnings,
+            force=force,
+            on_stage=on_stage,
+        )
+    emit(report, as_json=as_json)
+    if not report.passed:
+        click.echo("nothing was written", err=True)
+        raise SystemExit(EXIT_CHECK_FAILED)

@@ -1,0 +1,166 @@
+"""Which channels of which tensors must be scaled together, for the network to stay the same.
+
+ReLU, pooling, padding with zeros, slices of the image and sums commute with a positive scale per
+channel. So all channels that these operators connect form one class: a residual stream is one class
+per channel, however many blocks read and write it, and so is what lies between two layers of a
+block. A class may be scaled if every layer around it can take the scale into its weights.
+
+Channels are joined one by one, as a shortcut that pads channels moves them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resdeploy.quant.onnx_graph import Constants, attribute, channels_first_shapes, layers
+
+__all__ = ["Channels", "find_channels"]
+
+_COMMUTING = frozenset(
+    {
+        *("Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"),
+        *("Reshape", "Flatten", "Slice"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channels:
+    """The classes of a model's channels.
+
+    Attributes:
+        class_of: by tensor, the class of each of its channels.
+        num_classes: classes are numbered from 0.
+        is_free: (num_classes,) whether a class may be scaled.
+    """
+
+    class_of: dict[str, NDArray[np.int64]]
+    num_classes: int
+    is_free: NDArray[np.bool_]
+
+
+def find_channels(model: onnx.ModelProto) -> Channels:
+    """Return the classes of the channels (axis 1) of every tensor that nodes compute."""
+    constants = Constants(model)
+    known = channels_first_shapes(model)
+    computed = [value.name for value in model.graph.input if value.name not in constants]
+    computed += [name for node in model.graph.node for name in node.output]
+    shapes = {n: known[n] for n in computed if len(known.get(n, ())) >= 2 and known[n][1]}
+    joiner = _Joiner(shapes)
+    weighted = {node.output[0] for node in layers(model, constants)}
+    for value in (*model.graph.input, *model.graph.output):
+        joiner.pin(value.name)
+    for node in model.graph.node:
+        is_layer = node.output[0] in weighted and _takes_scales(node, constants)
+        if not is_layer and not _join(node, joiner, constants):
+            for name in (*node.input, *node.output):
+                joiner.pin(name)
+    return joiner.result()
+
+
+def _takes_scales(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether a layer's weights are its own, so that scales can go into them."""
+    plain = node.op_type == "Conv" or (
+        attribute(node, "alpha", 1.0) == 1.0
+        and attribute(node, "beta", 1.0) == 1.0
+        and attribute(node, "transA", 0) == 0
+    )
+    own = [name in constants and not constants.is_shared(name) for name in node.input[1:]]
+    return plain and len(own) == 2 and all(own)
+
+
+def _join(node: onnx.NodeProto, joiner: "_Joiner", constants: Constants) -> bool:
+    """Join the channels that a node connects; False if it may do anything with them."""
+    shapes = joiner.shapes
+    output = node.output[0]
+    data = [name for name in node.input if name in shapes]
+    if output not in shapes or not data or len(node.output) > 1:
+        return False
+    if node.op_type in _COMMUTING:
+        # Slices of channels, and reshapes that mix them with pixels, change their number.
+        if (
+            len(data) == 1
+            and shapes[data[0]][1] == shapes[output][1]
+            and _keeps_pixels(node, shapes)
+        ):
+            joiner.join(data[0], output)
+            return True
+        return False
+    if node.op_type == "Add" and len(node.input) == 2 == len(data):
+        if all(shapes[name][1] == shapes[output][1] for name in data):
+            joiner.join(data[0], output)
+            joiner.join(data[1], output)
+            return True
+        return False
+    if node.op_type == "Pad":
+        return _join_padded(node, joiner, constants)
+    return False
+
+
+def _keeps_pixels(node: onnx.NodeProto, shapes: dict[str, tuple[int | None, ...]]) -> bool:
+    """Whether axis 1 is still the channels: what is reshaped has a single pixel."""
+    if node.op_type not in ("Reshape", "Flatten"):
+        return True
+    before, after = shapes[node.input[0]], shapes[node.output[0]]
+    return all(size == 1 for size in (*before[2:], *after[2:]))
+
+
+def _join_padded(node: onnx.NodeProto, joiner: "_Joiner", constants: Constants) -> bool:
+    source, output = node.input[0], node.output[0]
+    is_zero = len(node.input) < 3 or not node.input[2]
+    if not is_zero:
+        is_zero = node.input[2] in constants and not np.any(constants[node.input[2]])
+    plain = attribute(node, "mode", b"constant") == b"constant" and len(node.input) < 4
+    if not (plain and is_zero and source in joiner.shapes and node.input[1] in constants):
+        return False
+    pads = constants[node.input[1]]
+    offset, rank = int(pads[1]), len(joiner.shapes[output])
+    if len(pads) != 2 * rank or min(offset, int(pads[1 + rank])) < 0:
+        return False
+    joiner.join(source, output, offset=offset)
+    return True
+
+
+class _Joiner:
+    """Union of channels, each a place in one row."""
+
+    def __init__(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
+        self.shapes = shapes
+        self._start: dict[str, int] = {}
+        total = 0
+        for name, shape in shapes.items():
+            self._start[name] = total
+            total += shape[1] or 0
+        self._parent = list(range(total))
+        self._pinned: set[int] = set()
+
+    def join(self, source: str, output: str, *, offset: int = 0) -> None:
+        """Join channel c of `source` with channel c + offset of `output`."""
+        for channel in range(self.shapes[source][1] or 0):
+            root = self._root(self._start[source] + channel)
+            self._parent[root] = self._root(self._start[output] + offset + channel)
+
+    def pin(self, name: str) -> None:
+        """Forbid to scale the channels of a tensor."""
+        if name in self.shapes:
+            start = self._start[name]
+            self._pinned.update(range(start, start + (self.shapes[name][1] or 0)))
+
+    def result(self) -> Channels:
+        roots = np.array([self._root(place) for place in range(len(self._parent))], np.int64)
+        unique, numbers = np.unique(roots, return_inverse=True)
+        is_free = np.ones(len(unique), bool)
+        is_free[numbers[sorted(self._pinned)]] = False
+        class_of = {
+            name: numbers[start : start + (self.shapes[name][1] or 0)]
+            for name, start in self._start.items()
+        }
+        return Channels(class_of, len(unique), is_free)
+
+    def _root(self, place: int) -> int:
+        while self._parent[place] != place:
+            self._parent[place] = self._parent[self._parent[place]]
+            place = self._parent[place]
+        return place

@@ -1,0 +1,314 @@
+"""Convert a folded model to float16 or bfloat16, judged by what rounding to it does.
+
+Every node computes in the lower precision but those that measurement keeps in float32: what makes
+or reads a tensor beyond the largest float16, and, where the budget does not hold, the layers whose
+rounding costs most. Casts stand where the precision changes.
+
+The CPU provider has no float16 kernels: it computes such a model in float32, and comparing its
+outputs proves nothing. So the rounding itself is simulated, on a float32 graph: the weights, and
+every tensor that a node computes, are rounded to the lower precision, while the sums inside a node
+stay in float32, as matrix units keep them. What no simulation shows, such as a faulty kernel of a
+device, `verify --precision float16 --provider …` shows there.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.quant.calibration import calibrate, float_tensors
+from resdeploy.quant.judge import judge, why_not
+from resdeploy.quant.onnx_graph import copy_of
+from resdeploy.quant.prepare import prepare
+from resdeploy.quant.runtime import Runner, input_of
+from resdeploy.quant.samples import Parts, Samples
+from resdeploy.quant.sensitive import keep_sensitive
+from resdeploy.schema import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
+
+__all__ = ["convert", "quantize_float16", "simulate"]
+
+_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
+    "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+_LARGEST = {
+    "float16": float(np.finfo(np.float16).max),
+    "bfloat16": float.fromhex("0x1.fep127"),
+}
+# Conv takes bfloat16 from here on.
+_OPSETS = {"float16": 13, "bfloat16": 22}
+_IR_VERSIONS = {"float16": 7, "bfloat16": 10}
+# Operators with one type for all their floating-point inputs and outputs.
+_CONVERTED = frozenset(
+    {
+        *("Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Relu", "Clip", "MaxPool"),
+        *("AveragePool", "GlobalAveragePool", "ReduceMean", "Reshape", "Flatten", "Transpose"),
+        *("Squeeze", "Unsqueeze", "Slice", "Concat", "Pad", "Identity", "Sigmoid", "Tanh"),
+        *("Softmax", "LayerNormalization", "Sqrt", "Erf", "Gather", "Expand", "Shape"),
+    }
+)
+_NUM_RANKED_WITH = 64
+
+
+def quantize_float16(
+    model: onnx.ModelProto,
+    samples: Samples,
+    spec: QuantSpec,
+    *,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> tuple[onnx.ModelProto, QuantReport]:
+    """Return the converted model, and what was measured.
+
+    Args:
+        model: folded, in float32, with one input; it is not changed.
+        samples: what overflow and error are measured with.
+        spec: the request; `precision` is "float16" or "bfloat16".
+        on_stage: is told what is being done.
+
+    Raises:
+        ResdeployError: the model or a sample is not what it should be.
+    """
+    prepared = _raised(prepare(model), spec.precision)
+    on_stage("read samples")
+    parts = Parts.of(samples)
+    reference = Runner(prepared, optimize=True).run_rows(parts.held_out)
+    num = len(parts.calibrate)
+    histograms = calibrate(
+        prepared,
+        parts.read_calibration(),
+        on_sample=lambda done: on_stage(f"calibrate: {done} of {num} samples"),
+    )
+    largest = {name: max(-h.low, h.high) for name, h in histograms.items()}
+    kept = [*_without_form(prepared), *_overflowing(prepared, largest, spec.precision)]
+    always = tuple(layer.node for layer in kept)
+
+    def judged(names: tuple[str, ...], is_quick: bool) -> QuantQuality:
+        which = slice(0, _NUM_RANKED_WITH) if is_quick else slice(None)
+        rounded = Runner(simulate(prepared, spec.precision, names), optimize=False)
+        return judge(reference[which], rounded.run_rows(parts.held_out[which]))
+
+    def reasons(quality: QuantQuality) -> tuple[str, ...]:
+        return why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
+
+    on_stage("simulate the rounding")
+    trials = [_trial("every node", judged((), False), kept=not always)]
+    if always:
+        trials.append(_trial("without overflow", judged(always, False), kept=True))
+    nodes = [node for node in prepared.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    sensitive = keep_sensitive(
+        [node for node in nodes if node.name not in always],
+        judged,
+        lambda quality: not reasons(quality),
+        always=always,
+        on_stage=on_stage,
+    )
+    names = (*always, *(layer.node for layer in sensitive))
+    quality = judged(names, False)
+    if sensitive:
+        trials.append(_trial("sensitive layers in float32", quality, kept=True))
+    lowered = convert(prepared, spec.precision, names, keep_io=spec.keep_io)
+    return lowered, QuantReport(
+        spec=spec,
+        output=None,
+        calibration=samples.description,
+        num_calibration=num,
+        quality=quality,
+        judged_on=f"simulated rounding to {spec.precision}; the CPU computes float32 in its place",
+        trials=tuple(trials),
+        kept_float=(*kept, *sensitive),
+        warnings=parts.warnings,
+        reasons=reasons(quality),
+    )
+
+
+def simulate(
+    model: onnx.ModelProto, precision: str, kept_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Return a float32 model that rounds as `convert`'s does, to be run without optimisations."""
+    return _Converter(model, precision, kept_float).simulated()
+
+
+def convert(
+    model: onnx.ModelProto, precision: str, kept_float: Collection[str] = (), *, keep_io: bool
+) -> onnx.ModelProto:
+    """Return a model that computes in the lower precision.
+
+    Args:
+        model: prepared, in float32.
+        precision: "float16" or "bfloat16".
+        kept_float: names of nodes that stay in float32.
+        keep_io: leave inputs and outputs in float32.
+    """
+    return _Converter(model, precision, kept_float).converted(keep_io=keep_io)
+
+
+class _Converter:
+    """A copy of a model whose nodes are written anew, each with the casts it needs."""
+
+    def __init__(self, model: onnx.ModelProto, precision: str, kept_float: Collection[str]) -> None:
+        self._element, self._dtype = _TYPES[precision]
+        self._suffix = precision
+        self._floats = {*float_tensors(model), input_of(model).name}
+        self._constants = {
+            t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
+        }
+        self._is_lowered = {
+            node.name: node.op_type in _CONVERTED and node.name not in kept_float
+            for node in model.graph.node
+        }
+        self._source = model
+        self._model = copy_of(model)
+        del self._model.graph.value_info[:]
+        del self._model.graph.node[:]
+        self._made: set[str] = set()
+
+    def simulated(self) -> onnx.ModelProto:
+        """Return the copy in float32, each value rounded where it is read and where it is made."""
+        for node in self._source.graph.node:
+            if not self._is_lowered[node.name]:
+                self._add(node)
+                continue
+            fresh = self._with_inputs(node, self._rounded)
+            made = [name for name in fresh.output if name in self._floats]
+            for place, name in enumerate(fresh.output):
+                fresh.output[place] = f"{name}.exact" if name in made else name
+            self._add(fresh)
+            for name in made:
+                self._round(f"{name}.exact", name)
+        return self._finished()
+
+    def converted(self, *, keep_io: bool) -> onnx.ModelProto:
+        """Return the copy in the lower precision."""
+        low = {
+            name
+            for node in self._source.graph.node
+            if self._is_lowered[node.name]
+            for name in node.output
+            if name in self._floats
+        }
+        graph = self._model.graph
+        renamed: dict[str, str] = {}
+        if not keep_io:
+            low.add(input_of(self._source).name)
+            for value in (input_of(self._model), *graph.output):
+                value.type.tensor_type.elem_type = self._element
+        for value in graph.output:
+            if (value.name in low) == keep_io:  # it is made in the other type
+                renamed[value.name] = f"{value.name}.{'low' if keep_io else 'float'}"
+
+        def as_low(name: str) -> str:
+            made = renamed.get(name, name)
+            return made if name in low else self._cast(made)
+
+        def as_float(name: str) -> str:
+            made = renamed.get(name, name)
+            return self._cast(made, TensorProto.FLOAT) if name in low else made
+
+        for node in self._source.graph.node:
+            fresh = self._with_inputs(node, as_low if self._is_lowered[node.name] else as_float)
+            for place, name in enumerate(fresh.output):
+                fresh.output[place] = renamed.get(name, name)
+            self._add(fresh)
+        for name, made in renamed.items():
+            element = TensorProto.FLOAT if keep_io else self._element
+            graph.node.append(helper.make_node("Cast", [made], [name], to=element))
+        return self._finished()
+
+    def _with_inputs(self, node: onnx.NodeProto, of_tensor: Callable[[str], str]) -> onnx.NodeProto:
+        fresh = onnx.NodeProto()
+        fresh.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if name in self._floats:
+                fresh.input[place] = of_tensor(name)
+            elif name in self._constants and self._is_lowered[node.name]:
+                fresh.input[place] = self._constant(name, of_tensor == self._rounded)
+        return fresh
+
+    def _constant(self, name: str, in_float32: bool) -> str:
+        twin = f"{name}.{self._suffix}"
+        if twin not in self._made:
+            self._made.add(twin)
+            with np.errstate(over="ignore"):  # the error it makes is measured
+                low = numpy_helper.to_array(self._constants[name]).astype(self._dtype)
+            tensor = numpy_helper.from_array(low.astype(np.float32) if in_float32 else low, twin)
+            self._model.graph.initializer.append(tensor)
+        return twin
+
+    def _rounded(self, name: str) -> str:
+        twin = f"{name}.{self._suffix}"
+        if twin not in self._made:
+            self._made.add(twin)
+            self._round(name, twin)
+        return twin
+
+    def _round(self, name: str, rounded: str) -> None:
+        cast = f"{rounded}.cast"
+        nodes = self._model.graph.node
+        nodes.append(helper.make_node("Cast", [name], [cast], to=self._element))
+        nodes.append(helper.make_node("Cast", [cast], [rounded], to=TensorProto.FLOAT))
+
+    def _cast(self, name: str, element: int | None = None) -> str:
+        twin = f"{name}.{self._suffix if element is None else 'float32'}"
+        if twin not in self._made:
+            self._made.add(twin)
+            to = self._element if element is None else element
+            self._model.graph.node.append(helper.make_node("Cast", [name], [twin], to=to))
+        return twin
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        self._model.graph.node.append(node)
+
+    def _finished(self) -> onnx.ModelProto:
+        """Return the copy without the constants that nothing reads any more."""
+        graph = self._model.graph
+        read = {name for node in graph.node for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        fresh = onnx.GraphProto()
+        fresh.initializer.extend(kept)
+        del graph.initializer[:]
+        graph.initializer.extend(fresh.initializer)
+        return self._model
+
+
+def _raised(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return the model at an operator set in which its operators take the lower precision."""
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < _OPSETS[precision]:
+        model = onnx.version_converter.convert_version(model, _OPSETS[precision])
+    model.ir_version = max(model.ir_version, _IR_VERSIONS[precision])
+    return model
+
+
+def _without_form(model: onnx.ModelProto) -> list[KeptFloat]:
+    floats = {*float_tensors(model), input_of(model).name}
+    return [
+        KeptFloat(node=node.name, op=node.op_type, reason="this operator is not converted")
+        for node in model.graph.node
+        if node.op_type not in _CONVERTED and any(name in floats for name in node.input)
+    ]
+
+
+def _overflowing(
+    model: onnx.ModelProto, largest: Mapping[str, float], precision: str
+) -> list[KeptFloat]:
+    """Return the nodes that make or read a tensor too large for the lower precision."""
+    limit = _LARGEST[precision]
+    weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    kept = []
+    for node in model.graph.node:
+        sizes = {name: largest.get(name, 0.0) for name in (*node.input, *node.output)}
+        for name in node.input:
+            if name in weights and weights[name].dims:
+                sizes[name] = float(np.abs(numpy_helper.to_array(weights[name])).max(initial=0))
+        name = max(sizes, key=sizes.__getitem__)
+        if node.op_type in _CONVERTED and sizes[name] > limit:
+            reason = f"{name} reaches {sizes[name]:.3g}; the largest {precision} is {limit:.3g}"
+            kept.append(KeptFloat(node=node.name, op=node.op_type, reason=reason))
+    return kept
+
+
+def _trial(name: str, quality: QuantQuality, *, kept: bool) -> QuantTrial:
+    return QuantTrial(stage="rounding", name=name, quality=quality, kept=kept)

@@ -1,0 +1,344 @@
+"""Quantise a folded model to int8, keeping of each idea what lowers the error on held-out samples.
+
+In this order, each measured beside the model without it:
+
+1. the input's levels are its pixels (`pixel_grid`)
+2. channels get like ranges (`equalize`)
+3. ranges from all calibration samples, by each method (`ranges`)
+4. each tensor's range by itself, as far as the outputs get better
+5. weights are rounded so that errors cancel (`rounding`)
+6. the mean error of the weights goes into the biases (`bias_correction`)
+7. if the budget does not hold, the layers whose quantisation costs most stay in float32
+
+Steps 1 and 2 change the float model, to one that computes the same. Last, the runtime's own graph
+is opened: a layer or a residual addition that it computes in float32, unasked, is a failure.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resdeploy.quant.bias_correction import correct_biases
+from resdeploy.quant.calibration import calibrate
+from resdeploy.quant.equalize import equalize
+from resdeploy.quant.histogram import StreamHistogram
+from resdeploy.quant.integer_proof import prove_integer
+from resdeploy.quant.judge import judge, why_not
+from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
+from resdeploy.quant.pixel_grid import GRID_RANGE, use_pixel_grid, why_no_grid
+from resdeploy.quant.prepare import prepare
+from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
+from resdeploy.quant.ranges import METHODS, Range, find_range, narrower_ranges
+from resdeploy.quant.rounding import round_weights
+from resdeploy.quant.runtime import Runner, runtime_name
+from resdeploy.quant.samples import Parts, Samples
+from resdeploy.quant.saturation import saturating_layers
+from resdeploy.quant.sensitive import keep_sensitive
+from resdeploy.schema import (
+    CalibrationMethod,
+    KeptFloat,
+    Preprocess,
+    QuantQuality,
+    QuantReport,
+    QuantSpec,
+    QuantTrial,
+)
+
+__all__ = ["quantize_int8"]
+
+# While the float model is chosen, before all samples are looked at.
+_EXPLORING_METHOD: CalibrationMethod = "percentile"
+# Weights are rounded, and biases corrected, by this many of the samples in memory.
+_NUM_ROUNDED_WITH = 256
+# A range is chosen with this many of them; its errors are compared on the same samples.
+_NUM_REFINED_WITH = 128
+# To find out which layer costs most, each is left in float once: on fewer held-out samples.
+_NUM_RANKED_WITH = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    """A quantised model, and all it takes to make it anew with other layers left in float.
+
+    Attributes:
+        model: the float model it is made from.
+        ranges: of its tensors.
+        grid: its tensor on the pixel grid, if it has one.
+        weights: integers that replace those rounded to the nearest.
+        corrects_biases: whether its biases are corrected.
+    """
+
+    model: onnx.ModelProto
+    ranges: Mapping[str, Range]
+    grid: str | None = None
+    weights: Mapping[str, NDArray[np.int8]] = dataclasses.field(default_factory=dict)
+    corrects_biases: bool = False
+
+
+def quantize_int8(
+    model: onnx.ModelProto,
+    samples: Samples,
+    spec: QuantSpec,
+    *,
+    preprocess: Preprocess | None = None,
+    warnings: tuple[str, ...] = (),
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> tuple[onnx.ModelProto, QuantReport]:
+    """Return the quantised model, and what was tried, kept and proved.
+
+    Args:
+        model: folded, in float32, with one input; it is not changed.
+        samples: what to calibrate and to judge with.
+        spec: the request.
+        preprocess: how its inputs are made from images, where that is known.
+        warnings: to go into the report, before those about the samples.
+        on_stage: is told what is being done.
+
+    Raises:
+        ResdeployError: the model or a sample is not what it should be.
+    """
+    prepared = prepare(model)
+    on_stage("read samples")
+    work = _Work(prepared, Parts.of(samples), spec, on_stage)
+    candidate = work.choose(preprocess)
+    kept = work.keep_sensitive_float(candidate)
+    names = tuple(layer.node for layer in kept)
+    quantized = work.build(candidate, names)
+    on_stage("open the runtime's graph")
+    proof = prove_integer(quantized, types=spec.types, kept_float=names)
+    quality = work.judge(quantized)
+    reasons = why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
+    if not proof.passed:
+        reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
+    _copy_head(model, quantized)
+    return quantized, QuantReport(
+        spec=spec,
+        output=None,
+        calibration=samples.description,
+        num_calibration=len(work.parts.calibrate),
+        quality=quality,
+        judged_on=runtime_name(),
+        trials=tuple(work.trials),
+        kept_float=kept,
+        proof=proof,
+        saturating=saturating_layers(candidate.model, quantized),
+        warnings=(*warnings, *work.parts.warnings),
+        reasons=reasons,
+    )
+
+
+class _Work:
+    """The samples, the reference, and what was tried so far."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        parts: Parts,
+        spec: QuantSpec,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        self.parts = parts
+        self.trials: list[QuantTrial] = []
+        self._model = model
+        self._spec = spec
+        self._on_stage = on_stage
+        self._signed = spec.types != "u8s8"
+        self._reference = Runner(model, optimize=True).run_rows(parts.held_out)
+
+    def choose(self, preprocess: Preprocess | None) -> _Candidate:
+        """Return the candidate with everything that helps."""
+        spec = self._spec
+        best = self._explore(self._model, None)
+        quality = self._try("float model", "as it is", best, kept=True)
+        changes: list[tuple[str, str, Callable[[_Candidate], _Candidate]]] = []
+        if preprocess is not None and why_no_grid(self._model, preprocess) is None:
+            changes.append(("pixel grid", spec.pixel_grid, lambda c: self._on_grid(c, preprocess)))
+        changes.append(("equalised channels", spec.equalize, self._equalized))
+        for name, choice, change in changes:
+            best, quality = self._improve("float model", name, choice, change, best, quality)
+        best, quality, histograms = self._calibrated(best)
+        best, quality = self._improve(
+            "ranges",
+            "tensor by tensor",
+            spec.refine,
+            lambda c: self._refined(c, histograms),
+            best,
+            quality,
+        )
+        for name, choice, change in (
+            ("rounding to cancel", spec.rounding, self._rounded),
+            ("bias correction", spec.bias_correction, self._corrected),
+        ):
+            best, quality = self._improve("weights", name, choice, change, best, quality)
+        return best
+
+    def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
+        """Return the layers to leave in float32 for the budget to hold."""
+        few = slice(0, _NUM_RANKED_WITH)
+        constants = Constants(candidate.model)
+        return keep_sensitive(
+            [n for n in candidate.model.graph.node if is_layer_or_sum(n, constants)],
+            lambda names, is_quick: self.judge(
+                self.build(candidate, names), few if is_quick else slice(None)
+            ),
+            lambda quality: not self._why_not(quality),
+            on_stage=self._on_stage,
+        )
+
+    def build(self, candidate: _Candidate, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
+        """Return a candidate as a quantised model, with the layers named left in float32."""
+        quantized = insert_qdq(
+            candidate.model,
+            candidate.ranges,
+            types=self._spec.types,
+            reduce_range=self._spec.reduce_range,
+            exclude=exclude,
+        )
+        integers = Constants(quantized)
+        for name, weight in candidate.weights.items():
+            if name in integers:  # not of a layer that stays in float
+                integers[name] = weight
+        if candidate.corrects_biases:
+            few = self.parts.explored[:_NUM_ROUNDED_WITH]
+            quantized = correct_biases(candidate.model, quantized, few)
+        return quantized
+
+    def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
+        """Return how a quantised model does on the held-out samples."""
+        runner = Runner(quantized, optimize=True, signed=self._signed)
+        found = runner.run_rows(self.parts.held_out[which])
+        return judge(self._reference[which], found)
+
+    def _why_not(self, quality: QuantQuality) -> tuple[str, ...]:
+        spec = self._spec
+        return why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
+
+    def _improve(
+        self,
+        stage: str,
+        name: str,
+        choice: str,
+        change: Callable[[_Candidate], _Candidate],
+        best: _Candidate,
+        quality: QuantQuality,
+    ) -> tuple[_Candidate, QuantQuality]:
+        """Return the candidate with a change or without, whichever errs less, or as was asked."""
+        if choice == "off":
+            return best, quality
+        self._on_stage(name)
+        changed = change(best)
+        found = self.judge(self.build(changed))
+        kept = choice == "on" or found.error < quality.error
+        self.trials.append(QuantTrial(stage=stage, name=name, quality=found, kept=kept))
+        return (changed, found) if kept else (best, quality)
+
+    def _try(self, stage: str, name: str, candidate: _Candidate, *, kept: bool) -> QuantQuality:
+        quality = self.judge(self.build(candidate))
+        self.trials.append(QuantTrial(stage=stage, name=name, quality=quality, kept=kept))
+        return quality
+
+    def _explore(self, model: onnx.ModelProto, grid: str | None) -> _Candidate:
+        """Return a float model with ranges from the samples in memory."""
+        method = _EXPLORING_METHOD if self._spec.method == "auto" else self._spec.method
+        histograms = calibrate(model, iter(self.parts.explored))
+        return _Candidate(model, _ranges(histograms, method, grid), grid)
+
+    def _on_grid(self, candidate: _Candidate, preprocess: Preprocess) -> _Candidate:
+        return self._explore(*use_pixel_grid(candidate.model, preprocess))
+
+    def _equalized(self, candidate: _Candidate) -> _Candidate:
+        model, _ = equalize(candidate.model, self.parts.explored)
+        return self._explore(model, candidate.grid)
+
+    def _calibrated(
+        self, candidate: _Candidate
+    ) -> tuple[_Candidate, QuantQuality, Mapping[str, StreamHistogram]]:
+        """Return the candidate with ranges from all samples, by the method that errs least."""
+        num = len(self.parts.calibrate)
+        histograms = calibrate(
+            candidate.model,
+            self.parts.read_calibration(),
+            on_sample=lambda done: self._on_stage(f"calibrate: {done} of {num} samples"),
+        )
+        asked = self._spec.method
+        tried = []
+        for method in METHODS if asked == "auto" else (asked,):
+            self._on_stage(f"ranges by {method}")
+            ranges = _ranges(histograms, method, candidate.grid)
+            ranged = dataclasses.replace(candidate, ranges=ranges)
+            tried.append((self.judge(self.build(ranged)), method, ranged))
+        quality, best, ranged = min(tried, key=lambda t: t[0].error)
+        self.trials += [
+            QuantTrial(stage="ranges", name=method, quality=found, kept=method == best)
+            for found, method, _ in tried
+        ]
+        return ranged, quality, histograms
+
+    def _refined(
+        self, candidate: _Candidate, histograms: Mapping[str, StreamHistogram]
+    ) -> _Candidate:
+        """Return the candidate with the best range of each tensor, all others as they are.
+
+        One rare image can widen the range of a tensor that everything depends on, and no method
+        that looks at a tensor alone knows what depends on it. The samples in memory decide, so that
+        the held-out ones can judge.
+        """
+        few = self.parts.explored[:_NUM_REFINED_WITH]
+        reference = Runner(self._model, optimize=True).run_rows(few)
+
+        def error_of(ranged: _Candidate) -> float:
+            runner = Runner(self.build(ranged), optimize=True, signed=self._signed)
+            return judge(reference, runner.run_rows(few)).error
+
+        best, least = candidate, error_of(candidate)
+        for name in _quantized_tensors(candidate, self.build(candidate)):
+            self._on_stage(f"ranges, tensor by tensor: {name}")
+            for tried in narrower_ranges(histograms[name]):
+                if tried == best.ranges[name]:
+                    continue
+                ranged = dataclasses.replace(best, ranges={**best.ranges, name: tried})
+                if (found := error_of(ranged)) < least:
+                    best, least = ranged, found
+        return best
+
+    def _rounded(self, candidate: _Candidate) -> _Candidate:
+        weights = round_weights(
+            candidate.model,
+            self.build(candidate),
+            self.parts.explored[:_NUM_ROUNDED_WITH],
+            limit=weight_limit(reduce_range=self._spec.reduce_range),
+        )
+        return dataclasses.replace(candidate, weights=weights)
+
+    def _corrected(self, candidate: _Candidate) -> _Candidate:
+        return dataclasses.replace(candidate, corrects_biases=True)
+
+
+def _quantized_tensors(candidate: _Candidate, quantized: onnx.ModelProto) -> list[str]:
+    """Return the activations that have a scale, but for those on the grid, in their order."""
+    integers = Constants(quantized)
+    return [n for n in candidate.ranges if scale_name(n) in integers and n != candidate.grid]
+
+
+def _ranges(
+    histograms: Mapping[str, StreamHistogram], method: CalibrationMethod, grid: str | None
+) -> dict[str, Range]:
+    ranges = {name: find_range(method, histogram) for name, histogram in histograms.items()}
+    if grid is not None:
+        names = list(ranges)
+        # The input and what lies between it and the grid stay in float.
+        ranges = {name: ranges[name] for name in names[names.index(grid) :]}
+        ranges[grid] = GRID_RANGE
+    return ranges
+
+
+def _copy_head(model: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Give the result what the model says of itself: its preprocessing and its labels."""
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    quantized.producer_name = "resdeploy"
+    quantized.producer_version = ""

@@ -1,0 +1,55 @@
+"""How far a lowered model's outputs are from the model's."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.schema import QuantQuality
+
+__all__ = ["judge", "why_not"]
+
+
+def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) -> QuantQuality:
+    """Return the error of outputs, and which predictions changed, with what lead they had.
+
+    An output that is not finite makes the error infinite.
+    """
+    if not np.isfinite(candidate_NK).all():
+        return QuantQuality(
+            error=float("inf"), num_inputs=len(reference_NK), num_flips=len(reference_NK)
+        )
+    error = np.linalg.norm(candidate_NK - reference_NK) / max(
+        float(np.linalg.norm(reference_NK)), np.finfo(np.float64).tiny
+    )
+    flipped_N = reference_NK.argmax(axis=1) != candidate_NK.argmax(axis=1)
+    lead_N = _lead(reference_NK)
+    return QuantQuality(
+        error=float(error),
+        num_inputs=len(reference_NK),
+        num_flips=int(flipped_N.sum()),
+        largest_flip_margin=float(lead_N[flipped_N].max(initial=0.0)),
+        median_margin=float(np.median(lead_N)),
+    )
+
+
+def why_not(quality: QuantQuality, *, max_flips: float, max_error: float | None) -> tuple[str, ...]:
+    """Return what of a budget does not hold; empty if it holds."""
+    reasons = []
+    if quality.num_flips > max_flips * quality.num_inputs:
+        reasons.append(
+            f"{quality.num_flips} of {quality.num_inputs} predictions changed; "
+            f"at most {max_flips:.2%} may"
+        )
+    limit = np.inf if max_error is None else max_error
+    if not (np.isfinite(quality.error) and quality.error <= limit):
+        reasons.append(
+            f"the relative error is {quality.error:.3g}"
+            + ("" if max_error is None else f"; at most {max_error:g} is asked for")
+        )
+    return tuple(reasons)
+
+
+def _lead(outputs_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    if outputs_NK.shape[1] < 2:
+        return np.full(len(outputs_NK), np.inf)
+    two = np.sort(outputs_NK, axis=1)[:, -2:]
+    return np.asarray(two[:, 1] - two[:, 0])

@@ -1,0 +1,108 @@
+"""Small questions about an ONNX graph, and small changes to one."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+__all__ = [
+    "Constants",
+    "attribute",
+    "channels_first_shapes",
+    "copy_of",
+    "is_layer_or_sum",
+    "layers",
+    "new_name",
+]
+
+Array = NDArray[Any]
+
+_LAYERS = ("Conv", "Gemm")
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model, to be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of a node's attribute."""
+    for found in node.attribute:
+        if found.name == name:
+            return helper.get_attribute_value(found)
+    return default
+
+
+def new_name(model: onnx.ModelProto, name: str) -> str:
+    """Return `name`, or one like it that no tensor has."""
+    taken = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        taken.update((*node.input, *node.output))
+    number, unique = 0, name
+    while unique in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    return unique
+
+
+class Constants:
+    """The constants of a model's graph, to be read and replaced."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        # A default value is not known: a caller may give another one.
+        given = {value.name for value in model.graph.input}
+        self._tensors = {t.name: t for t in model.graph.initializer if t.name not in given}
+        reads = (name for node in model.graph.node for name in node.input)
+        self._num_readers = Counter(reads)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(numpy_helper.to_array(self._tensors[name]))
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        if name in self._tensors:
+            self._tensors[name].CopyFrom(tensor)
+            return
+        self._model.graph.initializer.append(tensor)
+        self._tensors[name] = self._model.graph.initializer[-1]
+
+    def is_shared(self, name: str) -> bool:
+        """Whether several nodes read a constant."""
+        return self._num_readers[name] > 1
+
+
+def is_layer_or_sum(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether a node is a layer with constant weights, or adds two computed tensors."""
+    if node.op_type == "Add":
+        return not any(name in constants for name in node.input)
+    return node.op_type in _LAYERS and node.input[1] in constants
+
+
+def layers(model: onnx.ModelProto, constants: Constants) -> Iterable[onnx.NodeProto]:
+    """Yield every Conv and Gemm whose weights are constant."""
+    for node in model.graph.node:
+        if node.op_type in _LAYERS and node.input[1] in constants:
+            yield node
+
+
+def channels_first_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Return the shape of every tensor that has one, None where a size is open."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    found = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape"):
+            found[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
+            )
+    return found

@@ -1,0 +1,97 @@
+"""Let the integers of the quantised input be the pixels themselves.
+
+Before:  input = (pixel / divisor - mean) / std;  Conv(input, W, b)
+After:   grid = input * (divisor * std) + (divisor * mean - 128) = pixel - 128
+         Conv([grid, 64], W', b)
+
+A pixel has 256 values, and so has uint8; but a range from the least input to the largest puts its
+levels elsewhere: rounding to them is the largest single error of a small network. On a grid of step
+1 nothing is rounded. W' divides by divisor * std. What is left is a constant,
+
+    sum over c of W[o, c, k] * (128 - divisor * mean[c]) / (divisor * std[c]),
+
+for every tap k that lies inside the image, not on the padding: the weights, over 64, of one more
+channel that is 64 everywhere and padded with zeros like the others.
+
+Refuses when
+1. the model does not say how it was preprocessed, or from other images than 8-bit ones;
+2. the input is read by anything but one Conv without groups.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, new_name
+from resdeploy.quant.runtime import input_of
+from resdeploy.schema import Preprocess
+
+__all__ = ["GRID_RANGE", "use_pixel_grid", "why_no_grid"]
+
+# Of a tensor with step 1: as uint8 it is 0...255 about 128.
+GRID_RANGE = (-128.0, 127.0)
+_CENTRE = 128.0
+# A value on the grid. The larger it is, the smaller the weights that read it: large enough for them
+# not to widen the range of their row, small enough to keep their precision.
+_ONE = 64.0
+
+
+def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | None:
+    """Return what stands in the way, None if nothing does."""
+    if preprocess is None:
+        return "the model does not say how its inputs were preprocessed"
+    if preprocess.color == "none" or preprocess.divisor != 255:
+        return "its inputs are not made from 8-bit images"
+    name = input_of(model).name
+    readers = [node for node in model.graph.node if name in node.input]
+    if len(readers) != 1 or readers[0].op_type != "Conv" or attribute(readers[0], "group", 1) != 1:
+        return "its input is not read by one Conv alone"
+    constants = Constants(model)
+    if readers[0].input[1] not in constants or constants.is_shared(readers[0].input[1]):
+        return "the weights of its first Conv are not its own"
+    return None
+
+
+def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx.ModelProto, str]:
+    """Return a copy that `why_no_grid` has no objection to, and its tensor on the grid."""
+    changed = copy_of(model)
+    del changed.graph.value_info[:]
+    constants = Constants(changed)
+    source = input_of(changed).name
+    conv = next(node for node in changed.graph.node if source in node.input)
+    weight_OIK = constants[conv.input[1]].astype(np.float64)
+    num_channels = weight_OIK.shape[1]
+    mean = np.broadcast_to(np.asarray(preprocess.mean, np.float64), num_channels)
+    std = np.broadcast_to(np.asarray(preprocess.std, np.float64), num_channels)
+    gain, offset = preprocess.divisor * std, preprocess.divisor * mean - _CENTRE
+
+    per_channel = (1, num_channels, *(1 for _ in weight_OIK.shape[2:]))
+    scaled_OIK = weight_OIK / gain.reshape(per_channel)
+    constant_O1K = -(scaled_OIK * offset.reshape(per_channel)).sum(axis=1, keepdims=True) / _ONE
+    constants[conv.input[1]] = np.concatenate([scaled_OIK, constant_O1K], axis=1).astype(np.float32)
+
+    rank = weight_OIK.ndim
+    pads = np.zeros(2 * rank, np.int64)
+    pads[rank + 1] = 1  # one channel, behind the others
+    values: dict[str, NDArray[Any]] = {
+        "gain": gain.reshape(per_channel).astype(np.float32),
+        "offset": offset.reshape(per_channel).astype(np.float32),
+        "pads": pads,
+        "one": np.array(_ONE, np.float32),
+    }
+    names = {key: new_name(changed, f"pixel_grid.{key}") for key in (*values, "a", "b", "grid")}
+    for key, value in values.items():
+        constants[names[key]] = value
+    conv.input[0] = names["grid"]
+    added = [
+        ("Mul", [source, names["gain"]], names["a"]),
+        ("Add", [names["a"], names["offset"]], names["b"]),
+        ("Pad", [names["b"], names["pads"], names["one"]], names["grid"]),
+    ]
+    for place, (operator, inputs, output) in enumerate(added):
+        node = helper.make_node(operator, inputs, [output], name=f"pixel_grid/{operator}")
+        changed.graph.node.insert(place, node)
+    return changed, names["grid"]

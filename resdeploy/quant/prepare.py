@@ -1,0 +1,119 @@
+"""Make a folded model ready for quantisation, or say why it is not.
+
+- a mean over the image becomes GlobalAveragePool, for which there is an integer kernel;
+- every Conv and Gemm gets a bias, so that there is something to correct;
+- every node gets a name, so that it can be spoken of.
+
+Refuses when
+1. the model is quantised already;
+2. a BatchNormalization is left: its statistics would be quantised apart from the layer before;
+3. nothing in it can be quantised.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.quant.onnx_graph import (
+    Constants,
+    attribute,
+    channels_first_shapes,
+    copy_of,
+    layers,
+    new_name,
+)
+
+__all__ = ["prepare"]
+
+# Per-channel QuantizeLinear exists from here on.
+_OLDEST_OPSET = 13
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul")
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model` that can be quantised.
+
+    Raises:
+        UnsupportedModelError: see the module's list.
+    """
+    _refuse(model)
+    ready = copy_of(model)
+    opset = next(o.version for o in ready.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < _OLDEST_OPSET:
+        ready = onnx.version_converter.convert_version(ready, _OLDEST_OPSET)
+    _name_nodes(ready)
+    _pool_globally(ready)
+    _add_biases(ready)
+    return ready
+
+
+def _refuse(model: onnx.ModelProto) -> None:
+    operators = {node.op_type: node for node in model.graph.node}
+    for operator in _QUANTISED:
+        if operator in operators:
+            raise UnsupportedModelError(
+                f"The model is quantised already: it has a {operator}.",
+                where=operators[operator].name or None,
+                fix="give the float32 model that it was made from",
+            )
+    if (node := operators.get("BatchNormalization")) is not None:
+        raise UnsupportedModelError(
+            "A BatchNormalization is not folded.",
+            where=node.name or node.output[0],
+            fix="resdeploy fold-bn model.onnx -o folded.onnx",
+        )
+    if next(iter(layers(model, Constants(model))), None) is None:
+        raise UnsupportedModelError("The model has no Conv or Gemm with constant weights.")
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    taken = {node.name for node in model.graph.node}
+    for node in model.graph.node:
+        if not node.name:
+            node.name = f"{node.op_type}_{node.output[0]}"
+            while node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
+
+
+def _pool_globally(model: onnx.ModelProto) -> None:
+    shapes = channels_first_shapes(model)
+    constants = _all_constants(model)
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4:
+            continue
+        # Axes are an input since opset 18, and an attribute before.
+        axes = attribute(node, "axes")
+        if axes is None and len(node.input) > 1:
+            axes = constants.get(node.input[1])
+        if axes is None or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
+            continue
+        if attribute(node, "keepdims", 1) == 1:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+
+
+def _all_constants(model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
+            found[node.output[0]] = numpy_helper.to_array(value)
+    return found
+
+
+def _add_biases(model: onnx.ModelProto) -> None:
+    constants = Constants(model)
+    for node in layers(model, constants):
+        if len(node.input) > 2 and node.input[2]:
+            continue
+        weight = constants[node.input[1]]
+        transposed = node.op_type == "Gemm" and not attribute(node, "transB", 0)
+        num_outputs = weight.shape[1] if transposed else weight.shape[0]
+        name = new_name(model, f"{node.input[1]}.bias")
+        constants[name] = np.zeros(num_outputs, weight.dtype)
+        del node.input[2:]
+        node.input.append(name)

@@ -1,0 +1,128 @@
+"""Write a model in int8, as QuantizeLinear and DequantizeLinear pairs, given every range."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
+from resdeploy.quant.ranges import Range
+from resdeploy.schema import IntegerTypes
+
+__all__ = ["LayerNames", "insert_qdq", "layer_names", "scale_name", "weight_limit"]
+
+# What has an integer kernel, or passes integers on. Softmax and the like stay in float.
+_OPERATORS = (
+    *("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Concat", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+)
+# Names that QDQQuantizer gives.
+_QUANTIZED, _SCALE = "_quantized", "_scale"
+
+
+class LayerNames:
+    """The names, in a quantised model, of what a layer's weights and bias became."""
+
+    def __init__(self, node: onnx.NodeProto) -> None:
+        self.weight = f"{node.input[1]}{_QUANTIZED}"
+        self.weight_scale = f"{node.input[1]}{_SCALE}"
+        self.bias = f"{node.input[2]}{_QUANTIZED}"
+        self.bias_scale = f"{node.input[2]}{_QUANTIZED}{_SCALE}"
+
+
+def layer_names(node: onnx.NodeProto) -> LayerNames:
+    """Return where to find a layer's integers."""
+    return LayerNames(node)
+
+
+def scale_name(tensor: str) -> str:
+    """Return the name of an activation's scale."""
+    return f"{tensor}{_SCALE}"
+
+
+def weight_limit(*, reduce_range: bool) -> int:
+    """Return the largest integer of a weight, which is symmetric."""
+    return 64 if reduce_range else 127
+
+
+def insert_qdq(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    types: IntegerTypes,
+    reduce_range: bool = False,
+    exclude: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Return a quantised copy of a prepared model.
+
+    Weights have a scale for each output channel. What the last Gemm computes stays in float32: the
+    sums are there, and rounding them to 256 levels would tie classes that are not.
+
+    Args:
+        model: prepared, in float32.
+        ranges: of every tensor that is to be quantised.
+        types: of activations and weights.
+        reduce_range: weights of 7 bits.
+        exclude: names of nodes to leave in float32.
+    """
+    tensors = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
+    quantizer = QDQQuantizer(
+        onnx.shape_inference.infer_shapes(copy_of(model)),
+        per_channel=True,
+        reduce_range=reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8 if types == "u8s8" else QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
+        nodes_to_quantize=[],
+        nodes_to_exclude=_left_in_float(model, ranges, exclude),
+        op_types_to_quantize=list(_OPERATORS),
+        extra_options={"ActivationSymmetric": types == "s8s8-symmetric"},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized: onnx.ModelProto = quantizer.model.model
+    _leave_last_sums(quantized)
+    return quantized
+
+
+def _left_in_float(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], exclude: Sequence[str]
+) -> list[str]:
+    """Return the nodes to leave alone: those named, and those that pass on what no integers made.
+
+    To quantise a ReLU or a pooling of a layer that stays in float would only cost precision; what
+    has no range, such as the input on its way to the pixel grid, cannot be quantised.
+    """
+    constants = Constants(model)
+    computing = {node.name for node in model.graph.node if is_layer_or_sum(node, constants)}
+    in_float = {value.name for value in model.graph.input}
+    left = []
+    for node in model.graph.node:
+        read = [name for name in node.input if name and name not in constants]
+        passes_on_float = node.name not in computing and all(name in in_float for name in read)
+        has_ranges = all(name in ranges for name in (*read, *node.output))
+        if node.name in exclude or passes_on_float or not has_ranges:
+            left.append(node.name)
+            in_float.update(node.output)
+    return left
+
+
+def _leave_last_sums(model: onnx.ModelProto) -> None:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for output in model.graph.output:
+        dequantize = producers[output.name]
+        quantize = producers.get(dequantize.input[0])
+        if dequantize.op_type != "DequantizeLinear" or quantize is None:
+            continue
+        sums = quantize.input[0]
+        if sums not in producers or producers[sums].op_type != "Gemm":
+            continue
+        producers[sums].output[0] = output.name
+        model.graph.node.remove(dequantize)
+        model.graph.node.remove(quantize)

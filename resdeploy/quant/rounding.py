@@ -1,0 +1,168 @@
+"""Round the weights of a layer so that the errors cancel on the inputs it has.
+
+To the nearest integer, each weight is as near as can be, and their errors add up as chance has it.
+What counts is the layer's output: the squared error of a row of weights w, over inputs x, is
+
+    (q - w)^T H (q - w),    H = sum over patches of x x^T
+
+Weights are rounded one after the other, those with the strongest inputs first; the error of each is
+taken over by those that are still to be rounded, as far as their inputs are alike (Frantar et al.
+2022, arXiv 2210.17323, after Hassibi and Stork 1993). Scales stay as they are, and so does the
+graph.
+
+Shapes: O rows of a group, K values of a patch.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resdeploy.quant.onnx_graph import Constants, attribute, layers
+from resdeploy.quant.patches import sample_patches, supports
+from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.runtime import Runner, input_of, with_outputs
+
+__all__ = ["round_to_cancel", "round_weights"]
+
+# Added to the diagonal of H, over its mean: what has no inputs must not be free.
+_DAMPING = 1e-3
+# Of each sample, at most as many patches are looked at: neighbours are alike.
+_PATCHES_PER_SAMPLE = 64
+# Several layers share a pass over the samples, as long as their H fit into this.
+_HESSIAN_BYTES = 256 * 2**20
+# Weights after these are updated all at once.
+_BLOCK = 64
+
+
+def round_weights(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    inputs: NDArray[np.float32],
+    *,
+    limit: int,
+) -> dict[str, NDArray[np.int8]]:
+    """Return better integers for the weights of a quantised model, by the name of the constant.
+
+    Args:
+        model: the prepared model it was made from, in float32.
+        quantized: as `insert_qdq` leaves it.
+        inputs: (N, ...) samples to look at.
+        limit: the largest integer of a weight.
+    """
+    constants, integers = Constants(model), Constants(quantized)
+    nodes = [node for node in layers(model, constants) if _can_round(node, constants, integers)]
+    rounded: dict[str, NDArray[np.int8]] = {}
+    for group in _by_memory(nodes, constants):
+        for node, hessians_GKK in zip(group, _hessians(model, group, inputs), strict=True):
+            names = layer_names(node)
+            weight_OK = _as_rows(node, constants[node.input[1]])
+            scale_O = np.broadcast_to(integers[names.weight_scale].reshape(-1), len(weight_OK))
+            size = len(weight_OK) // len(hessians_GKK)
+            rows = [
+                round_to_cancel(
+                    weight_OK[g * size : (g + 1) * size],
+                    scale_O[g * size : (g + 1) * size],
+                    hessian_KK,
+                    limit=limit,
+                )
+                for g, hessian_KK in enumerate(hessians_GKK)
+            ]
+            rounded[names.weight] = _as_weight(
+                node, np.concatenate(rows), integers[names.weight].shape
+            )
+    return rounded
+
+
+def round_to_cancel(
+    weight_OK: NDArray[np.floating],
+    scale_O: NDArray[np.floating],
+    hessian_KK: NDArray[np.float64],
+    *,
+    limit: int,
+) -> NDArray[np.int8]:
+    """Return integers q for which q * scale is near to the weights in the metric of H."""
+    order = np.argsort(-np.diag(hessian_KK), kind="stable")
+    hessian_KK = hessian_KK[np.ix_(order, order)]
+    damping = _DAMPING * float(np.mean(np.diag(hessian_KK)))
+    hessian_KK[np.diag_indices_from(hessian_KK)] += damping if damping > 0 else 1.0
+    # The rows of this upper factor hold what an error at j does to the best weights after j.
+    factor_KK = np.linalg.cholesky(np.linalg.inv(hessian_KK)).T
+    rest_OK = weight_OK.astype(np.float64)[:, order]
+    scale_O = scale_O.astype(np.float64)
+    rounded_OK = np.zeros(weight_OK.shape, np.int8)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        error_OB = np.zeros((len(weight_OK), stop - start))
+        for j in range(start, stop):
+            whole_O = np.clip(np.rint(rest_OK[:, j] / scale_O), -limit, limit)
+            error_O = (rest_OK[:, j] - whole_O * scale_O) / factor_KK[j, j]
+            rest_OK[:, j + 1 : stop] -= np.outer(error_O, factor_KK[j, j + 1 : stop])
+            rounded_OK[:, order[j]] = whole_O
+            error_OB[:, j - start] = error_O
+        rest_OK[:, stop:] -= error_OB @ factor_KK[start:stop, stop:]
+    return rounded_OK
+
+
+def _can_round(node: onnx.NodeProto, constants: Constants, integers: Constants) -> bool:
+    own = not constants.is_shared(node.input[1])
+    return supports(node) and own and layer_names(node).weight in integers
+
+
+def _by_memory(
+    nodes: Sequence[onnx.NodeProto], constants: Constants
+) -> Iterator[list[onnx.NodeProto]]:
+    group: list[onnx.NodeProto] = []
+    taken = 0
+    for node in nodes:
+        num_groups, size = _hessian_shape(node, constants)
+        num_bytes = num_groups * size * size * np.dtype(np.float64).itemsize
+        if group and taken + num_bytes > _HESSIAN_BYTES:
+            yield group
+            group, taken = [], 0
+        group.append(node)
+        taken += num_bytes
+    if group:
+        yield group
+
+
+def _hessian_shape(node: onnx.NodeProto, constants: Constants) -> tuple[int, int]:
+    weight_OK = _as_rows(node, constants[node.input[1]])
+    return attribute(node, "group", 1) if node.op_type == "Conv" else 1, weight_OK.shape[1]
+
+
+def _hessians(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], inputs: NDArray[np.float32]
+) -> list[NDArray[np.float64]]:
+    """Return for each layer the sum of x x^T over patches, (groups, K, K)."""
+    constants = Constants(model)
+    given = input_of(model).name
+    read = sorted({node.input[0] for node in nodes} - {given})
+    hessians = []
+    for node in nodes:
+        num_groups, size = _hessian_shape(node, constants)
+        hessians.append(np.zeros((num_groups, size, size)))
+    random = np.random.default_rng(0)
+    runner = Runner(with_outputs(model, read or [model.graph.output[0].name]), optimize=False)
+    for batch, tensors in runner.run_batches(inputs):
+        for node, hessian_GKK in zip(nodes, hessians, strict=True):
+            values = batch if node.input[0] == given else tensors[node.input[0]]
+            patches_GPK = sample_patches(node, values, random, num=_PATCHES_PER_SAMPLE)
+            for patches_PK, sum_KK in zip(patches_GPK, hessian_GKK, strict=True):
+                sum_KK += patches_PK.T @ patches_PK
+    return hessians
+
+
+def _as_rows(node: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArray[np.floating]:
+    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+        weight = weight.T
+    return weight.reshape(len(weight), -1)
+
+
+def _as_weight(
+    node: onnx.NodeProto, rows_OK: NDArray[np.int8], shape: tuple[int, ...]
+) -> NDArray[np.int8]:
+    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+        rows_OK = rows_OK.T
+    return np.ascontiguousarray(rows_OK).reshape(shape)
