@@ -17,7 +17,9 @@ from resdeploy.golden_file import Golden
 from resdeploy.schema import (
     BenchReport,
     GoldenInfo,
+    LayerTime,
     PredictReport,
+    Profile,
     SessionSpec,
     SpeedRatio,
     TensorSpec,
@@ -425,6 +427,30 @@ def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
     shown = capsys.readouterr().out
     assert "best: other.onnx, cpu" in shown
     assert "against ONNX Runtime's defaults: 1.11 times as fast (1.10 to 1.12), faster" in shown
+
+
+def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tuned, capsys):
+    _, report, _ = tuned
+
+    def shown(*layers):
+        profile = Profile(
+            layers=tuple(
+                LayerTime(name=name, op=op, p50_ns=ns, num_macs=macs, num_bytes=1)
+                for name, op, ns, macs in layers
+            ),
+            num_runs=1,
+            run_p50_ns=1000,
+            peak_macs_per_s=2e9,
+            peak_bytes_per_s=1e9,
+        )
+        render(dataclasses.replace(report, profile=profile))
+        return capsys.readouterr().out.splitlines()[-1]
+
+    counted = shown(("a", "Conv", 750, 750), ("b", "Softmax", 250, 0))
+    assert counted.startswith("75% of its time is in products, at 50% of the rate")
+    assert counted.endswith("most of the rest is b (Softmax, 25%)")
+    packed = shown(("a", "QLinearConv", 900, 0), ("b", "QLinearAdd", 100, 0))
+    assert packed == "its time: 90% in QLinearConv, 10% in QLinearAdd"
 
 
 @pytest.mark.parametrize(
