@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Let idle threads of the CPU wait awake.",
 )
+@click.option("--nhwc", is_flag=True, help="On CUDA, prefer kernels with the channels last.")
+@click.option("--cuda-graph", is_flag=True, help="On CUDA, record a run and replay it.")
 @click.option(
     "--warmup",
     type=click.IntRange(min=1),
@@ -142,6 +144,8 @@ def bench(
     threads: tuple[int, ...],
     graph_level: GraphLevel,
     spinning: bool,
+    nhwc: bool,
+    cuda_graph: bool,
     warmup: int | None,
     runs: int,
     scenario: Scenario,
@@ -197,6 +201,8 @@ def bench(
         use_tf32=tf32,
         precision_hint=precision_hint,
         spinning=spinning,
+        prefer_nhwc=nhwc,
+        cuda_graph=cuda_graph,
     )
     spec = BenchSpec(
         session=session,

@@ -9,7 +9,17 @@ from resdeploy.schema import GraphLevel, LoadgenSpec, PrecisionHint, SessionSpec
 
 __all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "percent", "with_options"]
 
-SESSION_OPTIONS = ("provider", "threads", "graph-level", "tf32", "openvino-precision", "spinning")
+SESSION_OPTIONS = (
+    *("provider", "threads", "graph-level", "tf32", "openvino-precision", "spinning"),
+    *("nhwc", "cuda-graph"),
+)
+
+_SWITCHES = {
+    "tf32": "use_tf32",
+    "spinning": "spinning",
+    "nhwc": "prefer_nhwc",
+    "cuda-graph": "cuda_graph",
+}
 
 
 def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -67,17 +77,16 @@ def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
             changes["num_threads"] = int(value)
         elif name == "graph-level" and value in get_args(GraphLevel):
             changes["graph_level"] = value
-        elif name == "tf32" and value in ("on", "off"):
-            changes["use_tf32"] = value == "on"
-        elif name == "spinning" and value in ("on", "off"):
-            changes["spinning"] = value == "on"
+        elif name in _SWITCHES and value in ("on", "off"):
+            changes[_SWITCHES[name]] = value == "on"
         elif name == "openvino-precision" and value in get_args(PrecisionHint):
             changes["precision_hint"] = value
         else:
             raise click.BadParameter(
                 f"{text!r} is not one of provider=NAME, threads=N, "
                 f"graph-level={'|'.join(get_args(GraphLevel))}, tf32=on|off, "
-                f"openvino-precision={'|'.join(get_args(PrecisionHint))}, spinning=on|off",
+                f"openvino-precision={'|'.join(get_args(PrecisionHint))}, spinning=on|off, "
+                "nhwc=on|off, cuda-graph=on|off",
                 param_hint="--against-option",
             )
     return dataclasses.replace(session, **changes)

@@ -72,6 +72,7 @@ openvino_precision_option = click.option(
 # By parameter, the options that say how a session is opened.
 _SESSION_PARAMETERS = (
     *("provider", "threads", "graph_level", "spinning", "tf32", "precision_hint"),
+    *("nhwc", "cuda_graph"),
 )
 
 

@@ -73,6 +73,10 @@ def _session(session: SessionSpec) -> str:
         parts.append(session.graph_level)
     if session.use_tf32:
         parts.append("TF32")
+    if session.prefer_nhwc:
+        parts.append("NHWC")
+    if session.cuda_graph:
+        parts.append("CUDA graph")
     if session.precision_hint != "default":
         parts.append(session.precision_hint)
     return ", ".join(parts)

@@ -18,7 +18,8 @@ class SessionSpec:
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
     Runtime's own choice; `use_tf32` concerns CUDA only, and `precision_hint`, the arithmetic that
     may stand in for float32, OpenVINO only. `spinning` lets idle threads of the CPU wait awake,
-    which answers sooner and burns power.
+    which answers sooner and burns power. On CUDA `prefer_nhwc` asks for kernels with the channels
+    last, and `cuda_graph` records the launches of a run and replays them.
     """
 
     provider: str = "cpu"
@@ -27,6 +28,8 @@ class SessionSpec:
     use_tf32: bool = False
     precision_hint: PrecisionHint = "default"
     spinning: bool = True
+    prefer_nhwc: bool = False
+    cuda_graph: bool = False
 
 
 @record

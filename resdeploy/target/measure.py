@@ -1,12 +1,12 @@
 """Time one session in this process: raw latencies, with the first runs kept apart."""
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,20 +60,20 @@ class Stand:
     def run(self) -> int:
         """Run once, from host memory to host memory, and return its time in nanoseconds."""
         feed = {self.input_name: self.values}
-        run = self.session.ort.run
+        recorded = self.session.recorded
+        run = functools.partial(self.session.ort.run, None) if recorded is None else recorded.run
         with run_errors(self.session.info):
             start_ns = time.perf_counter_ns()
-            run(None, feed)
+            run(feed)
             duration_ns = time.perf_counter_ns() - start_ns
         self._count()
         return duration_ns
 
-    def run_bound(self, binding: Any) -> int:
-        """Run once from and to where `binding` says, and return its time in nanoseconds."""
-        run = self.session.ort.run_with_iobinding
+    def run_bound(self, launch: Callable[[], object]) -> int:
+        """Run once from and to the provider's memory, and return its time in nanoseconds."""
         with run_errors(self.session.info):
             start_ns = time.perf_counter_ns()
-            run(binding)
+            launch()
             duration_ns = time.perf_counter_ns() - start_ns
         self._count()
         return duration_ns
@@ -262,15 +262,15 @@ def _broken_rules(loadgen: LoadgenResult | None) -> tuple[str, ...]:
 def _one_after_the_other(stand: Stand) -> _Times:
     spec = stand.spec
     latencies_ns, bound_ns = [], []
-    binding = _bind(stand) if spec.num_bound_runs else None
-    if binding is not None:
-        stand.run_bound(binding)  # the first makes the output
+    launch = _bind(stand) if spec.num_bound_runs else None
+    if launch is not None:
+        stand.run_bound(launch)  # the first makes the output
     for number in range(max(spec.num_runs, spec.num_bound_runs)):
         # In turn, so that both see the same machine.
         if number < spec.num_runs:
             latencies_ns.append(stand.run())
-        if number < spec.num_bound_runs:
-            bound_ns.append(stand.run_bound(binding))
+        if launch is not None and number < spec.num_bound_runs:
+            bound_ns.append(stand.run_bound(launch))
     return _Times(latencies_ns=tuple(latencies_ns), bound_ns=tuple(bound_ns))
 
 
@@ -290,15 +290,23 @@ def _wait_until(moment_ns: int) -> None:
             time.sleep((left_ns - _AWAKE_NS) / 1e9)
 
 
-def _bind(stand: Stand) -> Any:
-    """Return an I/O binding whose input lies where the provider computes, as its output will."""
+def _bind(stand: Stand) -> Callable[[], object]:
+    """Return what runs once with its input lying where the provider computes, as its output will.
+
+    An I/O binding, or the recorded graph, which has one of its own.
+    """
+    ort, recorded = stand.session.ort, stand.session.recorded
+    if recorded is not None:
+        return functools.partial(
+            recorded.launch, recorded.recorded({stand.input_name: stand.values})
+        )
     device = "cuda" if stand.spec.session.provider == "cuda" else "cpu"
     value = onnxruntime.OrtValue.ortvalue_from_numpy(stand.values, device, 0)
-    binding = stand.session.ort.io_binding()
+    binding = ort.io_binding()
     binding.bind_ortvalue_input(stand.input_name, value)
-    for output in stand.session.ort.get_outputs():
+    for output in ort.get_outputs():
         binding.bind_output(output.name, device, 0)
-    return binding
+    return functools.partial(ort.run_with_iobinding, binding)
 
 
 # --- what is asked for, and what else is read ----------------------------------------------------

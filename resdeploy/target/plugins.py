@@ -41,7 +41,7 @@ def require_plugin(provider: Provider, runtime: str) -> None:
 
 
 def plugin_device(provider: Provider, runtime: str) -> Any:
-    """Return the CPU as the plugin offers it, after registering the plugin where need be.
+    """Return the first device that the plugin offers, after registering the plugin where need be.
 
     Raises:
         ProviderError: the plugin offers none on this machine.
@@ -80,11 +80,11 @@ def _library_path(provider: Provider, runtime: str) -> str:
 
 
 def _devices(provider: Provider) -> list[Any]:
-    cpu = onnxruntime.OrtHardwareDeviceType.CPU
+    kind = getattr(onnxruntime.OrtHardwareDeviceType, provider.device_kind)
     return [
         device
         for device in onnxruntime.get_ep_devices()
-        if device.ep_name == provider.ort_name and device.device.type == cpu
+        if device.ep_name == provider.ort_name and device.device.type == kind
     ]
 
 

@@ -41,6 +41,7 @@ class Provider:
         plugin: the Python package that holds the provider as a plugin library, which sits beside
             any runtime; None where the runtime itself brings the provider.
         devices: what such a plugin runs on, in words, for the machine that has none.
+        device_kind: what of the machine that is, as ONNX Runtime names it: CPU, GPU or NPU.
         arithmetics: its switch between float32 and what may stand in for it; None where it has
             float32 only.
     """
@@ -55,6 +56,7 @@ class Provider:
     preload: bool = False
     plugin: str | None = None
     devices: str = ""
+    device_kind: str = "CPU"
     arithmetics: ArithmeticSwitch | None = None
 
 
@@ -77,7 +79,43 @@ def _cuda_options(spec: SessionSpec) -> dict[str, str]:
         # 0 copies on a stream of its own, and has let kernels read inputs that were not there
         # yet (onnxruntime issue 4829).
         "do_copy_in_default_stream": "1",
+        # Pays where most of the graph is convolutions in float16; elsewhere it adds transposes.
+        "prefer_nhwc": "1" if spec.prefer_nhwc else "0",
+        # Takes the launches off the host, which is most of the time of a small batch. It needs
+        # fixed shapes and addresses: `resdeploy.target.cuda_graph`.
+        "enable_cuda_graph": "1" if spec.cuda_graph else "0",
     }
+
+
+def _tensorrt_options(spec: SessionSpec) -> dict[str, str]:
+    return {
+        "device_id": "0",
+        # Its engines follow the model's own types. float16 in a float32 model would be another
+        # claim than the model makes.
+        "trt_fp16_enable": "0",
+        "trt_cuda_graph_enable": "1" if spec.cuda_graph else "0",
+    }
+
+
+def _coreml_options(_: SessionSpec) -> dict[str, str]:
+    return {
+        # The older format, its default, knows fewer operators.
+        "ModelFormat": "MLProgram",
+        # The Neural Engine computes in float16 only: whoever wants it makes a float16 model.
+        "MLComputeUnits": "CPUAndGPU",
+        # Sums in float16 are not what a float32 model asks for.
+        "AllowLowPrecisionAccumulationOnGPU": "0",
+    }
+
+
+def _qnn_options(_: SessionSpec) -> dict[str, str]:
+    # The tensor processor. "cpu" is a reference for testing, and slower than ONNX Runtime's.
+    return {"backend_type": "htp", "htp_performance_mode": "burst"}
+
+
+def _xnnpack_options(spec: SessionSpec) -> dict[str, str]:
+    # It has a thread pool of its own, which the session's number does not reach.
+    return {} if spec.num_threads is None else {"intra_op_num_threads": str(spec.num_threads)}
 
 
 def _openvino_options(spec: SessionSpec) -> dict[str, str]:
@@ -125,6 +163,38 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 arithmetics=ArithmeticSwitch(
                     exact={"precision_hint": "f32"}, fast={"precision_hint": "default"}
                 ),
+            ),
+            Provider(
+                name="tensorrt",
+                ort_name="TensorrtExecutionProvider",
+                options=_tensorrt_options,
+                # 11 is the newest, and ONNX Runtime's provider is linked to 10.
+                install='pip install "onnxruntime-gpu[cuda,cudnn]" "tensorrt-cu13>=10,<11"',
+                library="onnxruntime_providers_tensorrt",
+                drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
+                driver_name="NVIDIA driver",
+                preload=True,
+            ),
+            Provider(
+                name="coreml",
+                ort_name="CoreMLExecutionProvider",
+                options=_coreml_options,
+                install='pip install "resdeploy[cpu]" on a Mac',
+            ),
+            Provider(
+                name="qnn",
+                ort_name="QNNExecutionProvider",
+                options=_qnn_options,
+                install="pip install onnxruntime-qnn",
+                plugin="onnxruntime_qnn",
+                devices="the tensor processors of Snapdragon",
+                device_kind="NPU",
+            ),
+            Provider(
+                name="xnnpack",
+                ort_name="XnnpackExecutionProvider",
+                options=_xnnpack_options,
+                install="build ONNX Runtime with --use_xnnpack",
             ),
         )
     }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
 from resdeploy.evidence.placement import Kernel, count_by_provider
 from resdeploy.schema import SessionInfo, SessionSpec, TensorSpec
+from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.diagnosis import (
     model_error,
     not_started_error,
@@ -52,10 +53,14 @@ _DTYPES = {"float": "float32", "double": "float64"}
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An ONNX Runtime session that is proven to run on the provider it was asked for."""
+    """An ONNX Runtime session that is proven to run on the provider it was asked for.
+
+    `recorded` is how it runs where it replays a CUDA graph.
+    """
 
     ort: Any
     info: SessionInfo
+    recorded: RecordedRuns | None = None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for `inputs` by name.
@@ -65,7 +70,10 @@ class Session:
             ProviderError: the provider failed while it ran.
         """
         with run_errors(self.info):
-            outputs = self.ort.run(None, dict(inputs))
+            if self.recorded is not None:
+                outputs = self.recorded.run(inputs)
+            else:
+                outputs = self.ort.run(None, dict(inputs))
         return dict(zip((output.name for output in self.ort.get_outputs()), outputs, strict=True))
 
 
@@ -94,6 +102,11 @@ def open_session(
     if spec.num_threads is not None and spec.num_threads < 1:
         raise ResdeployError(
             f"The number of threads is {spec.num_threads}.", fix="ask for at least 1"
+        )
+    if (spec.cuda_graph or spec.prefer_nhwc) and provider.name not in ("cuda", "tensorrt"):
+        raise ResdeployError(
+            f"CUDA graphs and channels last are settings of CUDA, not of {provider.name}.",
+            fix="leave them out, or use --provider cuda",
         )
     where = str(model) if isinstance(model, Path) else "a model in memory"
     if isinstance(model, Path) and not model.is_file():
@@ -129,7 +142,9 @@ def open_session(
         explained.where = explained.where or where
         explained.add_note(f"{failure}\n{captured.text}".strip())
         raise explained from failure
-    return Session(session, _proven_info(session, provider, spec, disabled, runtime))
+    info = _proven_info(session, provider, spec, disabled, runtime)
+    recorded = RecordedRuns(session, "cuda") if spec.cuda_graph else None
+    return Session(session, info, recorded)
 
 
 def input_specs(session: Session) -> tuple[TensorSpec, ...]:

@@ -49,8 +49,11 @@ def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
     """
     lossless = spec.max_drop is None
     if provider == "cuda":
-        for use_tf32 in (False,) if lossless else (False, True):
-            yield SessionSpec(provider=provider, use_tf32=use_tf32)
+        tf32 = (False,) if lossless else (False, True)
+        for use_tf32, nhwc, graph in itertools.product(tf32, (False, True), (False, True)):
+            yield SessionSpec(
+                provider=provider, use_tf32=use_tf32, prefer_nhwc=nhwc, cuda_graph=graph
+            )
         return
     if provider == "openvino":
         hints: tuple[PrecisionHint, ...] = ("f32",) if lossless else ("default", "f32", "bf16")
