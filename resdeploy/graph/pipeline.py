@@ -4,6 +4,9 @@ import onnx_ir as ir
 
 from resdeploy.graph.lower_opset import lower_opset
 from resdeploy.graph.name_io import name_io
+from resdeploy.graph.remove_no_ops import remove_no_ops
+from resdeploy.graph.replace_padded_shortcut import replace_padded_shortcut
+from resdeploy.graph.replace_reduce_mean import replace_reduce_mean
 from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
@@ -26,7 +29,12 @@ def optimize(
         resolve_castlike(model),  # before simplify, which then sees that these are constants
     ]
     model, report = simplify(model)
-    reports.append(report)
+    reports += [
+        report,
+        remove_no_ops(model),  # what simplify leaves
+        replace_reduce_mean(model),  # after simplify, which computes the axes
+        replace_padded_shortcut(model),  # likewise the bounds of the slice
+    ]
     reports.append(lower_opset(model, opset))  # last: there are fewer operators to lower
     reports.append(strip_metadata(model))  # simplify leaves comments of its own
     model.producer_name = "resdeploy"

@@ -4,7 +4,9 @@
 2. Identity, Dropout, Cast between floats, and what only reshapes, is stepped over.
 3. Conv, ConvTranspose, and each Gemm or MatMul with constant weights (with the Add of a constant
    after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift.
-4. A mean over all positions of an image is GlobalAveragePool, however it was written.
+4. A mean over all positions of an image is GlobalAveragePool, however it was written. A 1x1
+   convolution that only picks pixels and puts channels among zeros is the Slice and the Pad that it
+   stands for.
 5. Attributes have the specification's defaults filled in; constants that an operator reads are
    attributes.
 
@@ -163,7 +165,7 @@ class _Reducer:
             # What a Reshape reads beside the data says where the elements go, not what they are.
             self._places[node.output[0]] = self._places[node.input[0]]
             return
-        if self._extend_bias(node):
+        if self._extend_bias(node) or self._take_padded_shortcut(node):
             return
         affine = self._affine(node)
         sources = node.input[:1] if affine is not None else data
@@ -270,6 +272,39 @@ class _Reducer:
             return True
         return False
 
+    # --- movements written as layers ---
+
+    def _take_padded_shortcut(self, node: onnx.NodeProto) -> bool:
+        """Whether `node` is a convolution that only moves; if so, take the movements instead."""
+        weight = self._constants.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is None or weight.ndim != 4 or node.input[0] not in self._places:
+            return False
+        bias = self._constants.get(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+        num_outputs, num_inputs = weight.shape[:2]
+        window = _window(self._attributes(node), weight.shape[2:])
+        strides = window["strides"]
+        before = int(weight[:, 0].argmax()) if weight.shape[2:] == (1, 1) else 0
+        if (
+            weight.shape[2:] != (1, 1)
+            or window["group"] != 1
+            or any(window["pads"])
+            or bias is None
+            or np.any(bias)
+            or num_outputs <= num_inputs
+            or max(strides) == 1
+            or not np.array_equal(weight[:, :, 0, 0], np.eye(num_outputs, num_inputs, k=-before))
+        ):
+            return False
+        name = node.name or node.output[0]
+        cuts = tuple((f"axis {k + 2}", f"0:end:{s}") for k, s in enumerate(strides) if s != 1)
+        zeros = _zeros_around({1: (before, num_outputs - num_inputs - before)})
+        source = self._places[node.input[0]]
+        self._nodes.append(SkeletonNode(name=name, op="Slice", attributes=cuts, sources=(source,)))
+        source = len(self._nodes) - 1
+        self._nodes.append(SkeletonNode(name=name, op="Pad", attributes=zeros, sources=(source,)))
+        self._places[node.output[0]] = len(self._nodes) - 1
+        return True
+
     # --- attributes ---
 
     def _attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
@@ -299,12 +334,32 @@ class _Reducer:
             attributes = _window(attributes, shape or tuple(attributes.get("kernel_shape", ())))
         if node.op_type == "Slice" and all(name in self._constants for name in node.input[1:]):
             return _cuts([self._constants[name] for name in node.input[1:]])
+        if node.op_type == "Pad" and (zeros := self._zero_padding(node, attributes)) is not None:
+            return zeros
         if affine is None:
             for k, name in enumerate(node.input):
                 if name in self._constants:
                     value = self._constants[name]
                     attributes[f"input {k}"] = f"{value.dtype.kind}{value.shape} {value.tolist()}"
         return tuple(sorted((key, _text(value)) for key, value in attributes.items()))
+
+    def _zero_padding(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any]
+    ) -> tuple[tuple[str, str], ...] | None:
+        """Return where a Pad puts zeros, by axis; None if it does anything else."""
+        constants = [self._constants.get(name) for name in node.input[1:]]
+        value = constants[1] if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        pads = constants[0] if constants else None
+        is_constant = attributes.get("mode", b"constant") in (b"constant", "constant")
+        if not is_constant or pads is None or value is None or np.any(value):
+            return None
+        befores, afters = pads.reshape(2, -1).tolist()
+        axes = constants[2] if len(node.input) > 3 else np.arange(len(befores))
+        if axes is None or np.any(axes < 0):
+            return None
+        return _zeros_around(
+            {int(k): (b, a) for k, b, a in zip(axes, befores, afters, strict=True)}
+        )
 
     def _operator(self, node: onnx.NodeProto, affine: Affine | None) -> str:
         if affine is not None and node.op_type in ("Gemm", "MatMul"):
@@ -354,6 +409,12 @@ def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
         last = "end" if end >= np.iinfo(np.int32).max else str(end)
         if (start, last, step) != (0, "end", 1):
             found.append((f"axis {axis}", f"{start}:{last}:{step}"))
+    return tuple(sorted(found))
+
+
+def _zeros_around(added: Mapping[int, tuple[int, int]]) -> tuple[tuple[str, str], ...]:
+    """Return what a Pad with zeros adds before and after each axis."""
+    found = ((f"axis {k}", f"{b} and {a} zeros") for k, (b, a) in added.items() if b or a)
     return tuple(sorted(found))
 
 
