@@ -3,7 +3,8 @@
 1. Constants are known; every BatchNormalization that folds is folded, in float64.
 2. Identity, Dropout, Cast between floats, and what only reshapes, is stepped over.
 3. Conv, ConvTranspose, and each Gemm or MatMul with constant weights (with the Add of a constant
-   after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift.
+   after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift, and
+   a Sub of one constant per channel, by its shift.
 4. A mean over all positions of an image is GlobalAveragePool, however it was written. A 1x1
    convolution that only picks pixels and puts channels among zeros is the Slice and the Pad that it
    stands for.
@@ -40,6 +41,8 @@ _ROUNDINGS_OF_BATCHNORM = 5
 
 # A BatchNorm, or what a frozen one is written as.
 _MAY_FOLD = frozenset({"BatchNormalization", "Mul"})
+
+_IMAGE_RANK = 4
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _WINDOWS = frozenset({"Conv", "ConvTranspose", *_POOLS})
@@ -198,6 +201,8 @@ class _Reducer:
             return None
         if node.op_type == "BatchNormalization":
             return self._from_batchnorm(node)
+        if node.op_type == "Sub" and constants and constants[0] is not None:
+            return self._from_difference(node, constants[0])
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not constants:
             return None
         weight = np.asarray(constants[0], np.float64)
@@ -241,6 +246,19 @@ class _Reducer:
             dtype=self._dtypes.get(node.input[1], "float32"),
             num_products=_ROUNDINGS_OF_BATCHNORM,
             bias_magnitude=magnitude.astype(np.float64),
+        )
+
+    def _from_difference(self, node: onnx.NodeProto, constant: Array) -> Affine | None:
+        """Return a Sub of (1, C, 1, 1) as a layer of scale one: its numbers have an exact value."""
+        if constant.ndim != _IMAGE_RANK or constant.size != constant.shape[1]:
+            return None
+        shift = -np.asarray(constant, np.float64).reshape(-1)
+        return Affine(
+            weight=np.ones_like(shift),
+            bias=shift,
+            dtype=self._dtypes.get(node.input[1], "float32"),
+            num_products=1,
+            bias_magnitude=np.abs(shift),
         )
 
     def _magnitude(self, weight_name: str, bias: Array) -> Array:
