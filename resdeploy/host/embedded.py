@@ -34,13 +34,15 @@ class EmbeddedNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the outputs for pixels (N, H, W, C), as whole numbers in a floating type."""
-        x = pixels.permute(0, 3, 1, 2)
-        mean, std = (
-            # From float64: in a float64 network they are as exact as they were written.
+        x = pixels.permute(0, 3, 1, 2).contiguous()
+        spec = self.preprocess
+        divisor, mean, std = (
+            # From float64: in a float64 network they are as exact as they were written. Tensors,
+            # as torch would multiply by the reciprocal of a number.
             torch.tensor(values, dtype=torch.float64).to(x.dtype).view(-1, 1, 1)
-            for values in (self.preprocess.mean, self.preprocess.std)
+            for values in ((spec.divisor,), spec.mean, spec.std)
         )
-        outputs: torch.Tensor = self.network((x / self.preprocess.divisor - mean) / std)
+        outputs: torch.Tensor = self.network((x / divisor - mean) / std)
         return outputs
 
 
