@@ -13,6 +13,7 @@ from resdeploy.bundle import read_bundle
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.graph.certify import add_certificate, certify_file
 from resdeploy.graph.node_local import expose
+from resdeploy.graph.reference_file import load_reference
 from resdeploy.host.build import SourceModel
 from resdeploy.host.embedded import EmbeddedNetwork, embed_preprocess
 from resdeploy.host.export import export_onnx
@@ -150,6 +151,24 @@ def test_unfolded_and_with_a_fixed_batch_it_is_the_same(source, golden, spec, tm
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert kinds[:4] == ["Transpose", "Cast", "Sub", "Conv"]
     assert ("BatchNormalization" in kinds) == (not spec.fold)
+
+
+def test_as_a_reference_it_is_given_pixels_and_certifies_its_unfolded_self(
+    source, golden, exported, tmp_path
+):
+    unfolded = tmp_path / "unfolded.onnx"
+    export_onnx(source, ExportSpec(fold=False), unfolded, golden=golden)
+    plain = SessionSpec(graph_level="disabled")
+    pixels, reference = load_reference(
+        unfolded,
+        num_inputs=8,
+        run_rows=lambda model, inputs: run_session(open_session(model, plain), inputs),
+    )
+    assert pixels.inputs.dtype == np.uint8
+    assert verify_model(exported[0], pixels, [SessionSpec()]).passed
+    certificate = certify_file(onnx.load(exported[0]), reference)
+    assert certificate.structure.isomorphic
+    assert certificate.static.passed
 
 
 # --- the border ----------------------------------------------------------------------------------
