@@ -77,13 +77,19 @@ def _tensor_line(role: str, tensor: TensorSpec) -> str:
 def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
     if preprocess is None:
         return ["Not recorded: feed the model what it was trained on."]
+    embedded = (
+        "Part of the model, which takes pixels: uint8, rows, columns, channels. For the record:"
+    )
     lines = [
+        *([embedded, ""] if preprocess.embedded else []),
         "    x = (raw / divisor - mean) / std        per channel",
         "",
         f"- divisor: {preprocess.divisor}",
         f"- mean: {', '.join(map(str, preprocess.mean))}",
         f"- std: {', '.join(map(str, preprocess.std))}",
-        f"- shape of one sample: {' x '.join(map(str, preprocess.input_shape))}",
+        f"- shape of one image: {' x '.join(map(str, preprocess.input_shape))}, channels first"
+        if preprocess.embedded
+        else f"- shape of one sample: {' x '.join(map(str, preprocess.input_shape))}",
     ]
     if preprocess.color != "none":
         how = (

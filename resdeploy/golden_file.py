@@ -26,7 +26,8 @@ class Golden:
     """Reference outputs for fixed inputs, with the yardstick they are to be compared by.
 
     Attributes:
-        inputs: (N, ...) float32, preprocessed: what the model is fed.
+        inputs: (N, ...) what the model is fed: float32, preprocessed; or uint8, the pixels
+            themselves, where the preprocessing is part of the model.
         reference: (N, K) float64, the outputs of the model computed in float64.
         noise_l2: (N,) float64, for each input the Euclidean norm over K of the error of PyTorch
             in float32, that is, of its output minus `reference`.
@@ -37,7 +38,7 @@ class Golden:
             which `info` explains.
     """
 
-    inputs: NDArray[np.float32]
+    inputs: NDArray[Any]
     reference: NDArray[np.float64]
     noise_l2: NDArray[np.float64]
     labels: NDArray[np.int64] | None
@@ -135,7 +136,7 @@ def _check(golden: Golden, *, where: str) -> None:
     """Raise BundleError unless the arrays are what `Golden` says."""
     num_inputs = golden.info.num_inputs
     wanted: list[tuple[str, NDArray[Any], type[np.generic], bool]] = [
-        ("inputs", golden.inputs, np.float32, golden.inputs.ndim >= 2),
+        ("inputs", golden.inputs, _input_type(golden), golden.inputs.ndim >= 2),
         ("reference", golden.reference, np.float64, golden.reference.ndim == 2),
         ("noise_l2", golden.noise_l2, np.float64, golden.noise_l2.ndim == 1),
     ]
@@ -171,6 +172,10 @@ def _check(golden: Golden, *, where: str) -> None:
         raise BundleError(
             "The golden array 'sigma' holds a number that is no deviation.", where=where, fix=_FIX
         )
+
+
+def _input_type(golden: Golden) -> type[np.generic]:
+    return np.uint8 if golden.inputs.dtype == np.uint8 else np.float32
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -3,6 +3,8 @@
 Shapes: N samples, C channels, H rows, W columns, F features of a vector.
 
     x = (raw / divisor - mean) / std        per channel, in float32, one rounding per operation
+
+Where that is embedded in the model, the model takes the raw pixels, as (N, H, W, C).
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from resdeploy.schema import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load_image", "preprocess_batch"]
+__all__ = ["centre_and_scale", "load_image", "preprocess_batch"]
 
 _MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
 
 
-def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[np.float32]:
-    """Return a batch of raw samples as network inputs, float32, C-contiguous.
+def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
+    """Return a batch of raw samples as the model's inputs, C-contiguous.
 
     What `raw` may be:
         uint8 images, NCHW or NHWC; whichever of the two agrees with `spec.input_shape`.
@@ -35,7 +37,7 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[np.float32]
         vectors (N, F) of any real type: raw values, as uint8 images are.
 
     Returns:
-        (N, C, H, W) or (N, F).
+        float32 (N, C, H, W) or (N, F); or, for an embedded `spec`, uint8 (N, H, W, C).
 
     Raises:
         ResdeployError: the shape or the type of `raw` is another one, the layout is ambiguous
@@ -45,19 +47,37 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[np.float32]
     if raw.dtype.kind not in "uif":
         raise ResdeployError(f"Samples must be numbers; these have the type {raw.dtype}.")
     if len(spec.input_shape) == 3:
-        if raw.dtype.kind == "f":
+        if raw.dtype.kind == "f" and not spec.embedded:
             _check_shape(raw, spec, (spec.input_shape,))
             return np.ascontiguousarray(raw, dtype=np.float32)
         if raw.dtype != np.uint8:
             raise ResdeployError(
                 f"Raw images must be uint8; these are {raw.dtype}.",
-                fix="store 0…255 as uint8, or network inputs as float32",
+                fix="store 0…255 as uint8"
+                + ("" if spec.embedded else ", or network inputs as float32"),
             )
         raw = _as_nchw(raw, spec)
+        if spec.embedded:
+            return np.ascontiguousarray(raw.transpose(0, 2, 3, 1))
     else:
         _check_shape(raw, spec, (spec.input_shape,))
     scaled = raw.astype(np.float32) / np.float32(spec.divisor)
     return np.ascontiguousarray((scaled - mean) / std)
+
+
+def centre_and_scale(spec: Preprocess) -> tuple[NDArray[np.longdouble], NDArray[np.longdouble]]:
+    """Return (centre_C, scale_C) with x = (raw - centre) * scale, in extended precision.
+
+        centre = divisor * mean        scale = 1 / (divisor * std)
+
+    Raises:
+        ResdeployError: `spec` contradicts itself.
+    """
+    _channel_values(spec)  # for what it checks
+    shape, divisor = spec.input_shape[:1], np.longdouble(spec.divisor)
+    mean_C = np.broadcast_to(np.asarray(spec.mean, np.longdouble), shape)
+    std_C = np.broadcast_to(np.asarray(spec.std, np.longdouble), shape)
+    return np.asarray(divisor * mean_C), np.asarray(1 / (divisor * std_C))
 
 
 def load_image(path: str | Path, spec: Preprocess) -> NDArray[np.uint8]:

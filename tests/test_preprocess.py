@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.errors import ResdeployError
-from resdeploy.preprocess import load_image, preprocess_batch
+from resdeploy.preprocess import centre_and_scale, load_image, preprocess_batch
 from resdeploy.schema import Preprocess
 
 RGB = Preprocess(
@@ -250,3 +250,40 @@ def test_a_missing_file_is_named(tmp_path):
 def test_refuses_specifications_that_are_not_of_images(tmp_path, spec, message):
     with pytest.raises(ResdeployError, match=message):
         load_image(save_png(tmp_path / "a.png", random_pixels(5, 7, 3)), spec)
+
+
+# --- embedded ------------------------------------------------------------------------------------
+
+
+def test_an_embedded_model_is_fed_the_pixels_rows_first():
+    spec = Preprocess(input_shape=(3, 4, 5), divisor=255.0, embedded=True)
+    raw = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    for layout in (raw, raw.transpose(0, 2, 3, 1)):
+        inputs = preprocess_batch(layout, spec)
+        assert inputs.dtype == np.uint8
+        assert inputs.flags.c_contiguous
+        assert (inputs == raw.transpose(0, 2, 3, 1)).all()
+
+
+def test_an_embedded_model_takes_no_network_inputs():
+    spec = Preprocess(input_shape=(3, 4, 5), embedded=True)
+    with pytest.raises(ResdeployError, match="must be uint8") as caught:
+        preprocess_batch(np.zeros((2, 3, 4, 5), np.float32), spec)
+    assert "network inputs" not in caught.value.fix
+
+
+def test_centre_and_scale_are_the_preprocessing_exactly():
+    """In extended precision, from the decimals as they were written."""
+    from fractions import Fraction
+
+    spec = Preprocess(
+        input_shape=(3, 4, 5), divisor=255.0, mean=(0.485, 0.456, 0.406), std=(0.229,)
+    )
+    centre_C, scale_C = centre_and_scale(spec)
+    assert centre_C.shape == scale_C.shape == (3,)
+    for mean, centre, scale in zip(spec.mean, centre_C, scale_C, strict=True):
+        exact = 255 * Fraction(mean), 1 / (255 * Fraction(0.229))
+        for found, wanted in zip((centre, scale), exact, strict=True):
+            assert float(found) == pytest.approx(float(wanted), rel=1e-16)
+    with pytest.raises(ResdeployError, match="std"):
+        centre_and_scale(Preprocess(input_shape=(3, 4, 5), std=(0.0,)))

@@ -1,14 +1,18 @@
 """A real trained network on real images, before folding, after, and through ONNX Runtime."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from resdeploy.golden_file import Golden
+from resdeploy.graph.certify import certify_file
 from resdeploy.host.build import SourceModel, load_source
+from resdeploy.host.embedded import embed_preprocess
 from resdeploy.host.export import export_onnx
 from resdeploy.host.fold_checkpoint import fold_checkpoint
 from resdeploy.host.golden import golden_for, run_module
+from resdeploy.host.reference import reference_graph
 from resdeploy.schema import DataSpec, ExportSpec, SessionSpec, SourceSpec
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
@@ -65,3 +69,23 @@ def test_a_wrong_normalisation_is_caught(source, golden):
     verdict = judge_end_to_end(outputs, golden)
     assert not verdict.passed
     assert verdict.top1_agreement > 0.97
+
+
+def test_embedded_the_preprocessing_changes_no_prediction(source, golden, paths, tmp_path):
+    """The acceptance of `--preprocess embed`: identical on all images, and PASS."""
+    embedded = embed_preprocess(source)
+    pixels = golden_for(embedded, data=DataSpec(name="npz", path=paths[1]))
+    assert pixels.inputs.dtype == np.uint8
+    assert np.array_equal(pixels.labels, golden.labels)
+    plain_path, path = tmp_path / "plain.onnx", tmp_path / "embedded.onnx"
+    assert export_onnx(source, ExportSpec(), plain_path).verification.passed
+    report = export_onnx(embedded, ExportSpec(), path, golden=pixels)
+    assert report.verification.passed
+    explicit = run_session(open_session(plain_path, SessionSpec()), golden.inputs)
+    ours = run_session(open_session(path, SessionSpec()), pixels.inputs)
+    assert len(ours) == 512
+    assert np.array_equal(ours.argmax(axis=1), explicit.argmax(axis=1))
+    certificate = certify_file(onnx.load(path), reference_graph(embedded, pixels))
+    assert certificate.structure.isomorphic
+    assert certificate.static.passed
+    assert len(certificate.static.layers) == 21  # the centre is one

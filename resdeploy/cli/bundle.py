@@ -10,6 +10,7 @@ from resdeploy.cli.options import (
     force_option,
     json_option,
     output_option,
+    preprocess_option,
     source_options,
     target_option,
 )
@@ -45,6 +46,7 @@ from resdeploy.cli.options import (
     metavar="DIR",
     help="Also write model.ort and its list of operators.",
 )
+@preprocess_option
 @force_option
 @json_option
 def bundle(
@@ -60,6 +62,7 @@ def bundle(
     triton: Path | None,
     onnx_test_data: Path | None,
     ort_format: Path | None,
+    preprocess: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -78,6 +81,7 @@ def bundle(
     from resdeploy.compatibility import for_target
     from resdeploy.host.build import load_source
     from resdeploy.host.data import parse_data
+    from resdeploy.host.embedded import embed_preprocess
     from resdeploy.host.golden import golden_for
     from resdeploy.host.make_bundle import Layouts, make_bundle
     from resdeploy.schema import ExportSpec
@@ -87,6 +91,8 @@ def bundle(
     with show_stages("bundle") as on_stage:
         on_stage("golden reference")
         model = load_source(source_of(source))
+        if preprocess == "embed":
+            model = embed_preprocess(model)
         golden = golden_for(model, data=chosen, num_inputs=num_inputs)
         manifest = make_bundle(
             model,

@@ -10,6 +10,7 @@ from resdeploy.cli.options import (
     force_option,
     json_option,
     output_option,
+    preprocess_option,
     source_options,
     target_option,
 )
@@ -26,6 +27,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
     "--batch", default="dynamic", show_default=True, help="dynamic, or a number of samples."
 )
 @click.option("--no-fold", is_flag=True, help="Leave every BatchNorm where it is.")
+@preprocess_option
 @force_option
 @json_option
 def export(
@@ -36,6 +38,7 @@ def export(
     target: Path | None,
     batch: str,
     no_fold: bool,
+    preprocess: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -54,6 +57,7 @@ def export(
     from resdeploy.cli.render import emit
     from resdeploy.compatibility import for_target
     from resdeploy.host.build import load_source
+    from resdeploy.host.embedded import embed_preprocess
     from resdeploy.host.export import export_onnx
     from resdeploy.schema import ExportSpec
 
@@ -62,6 +66,8 @@ def export(
     with show_stages("export") as on_stage:
         on_stage("load")
         model = load_source(source_of(source))
+        if preprocess == "embed":
+            model = embed_preprocess(model)
         report = export_onnx(
             model,
             spec,

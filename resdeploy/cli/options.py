@@ -18,6 +18,7 @@ __all__ = [
     "one_provider_option",
     "openvino_precision_option",
     "output_option",
+    "preprocess_option",
     "provider_option",
     "session_was_given",
     "source_options",
@@ -83,6 +84,15 @@ def session_was_given() -> bool:
         context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         for name in _SESSION_PARAMETERS
     )
+
+
+preprocess_option = click.option(
+    "--preprocess",
+    type=click.Choice(["outside", "embed"]),
+    default="outside",
+    show_default=True,
+    help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
+)
 
 
 def output_option(help_text: str) -> Callable[[Command], Command]:

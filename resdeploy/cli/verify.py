@@ -150,10 +150,14 @@ def verify(
         else:
             from resdeploy.host.build import load_source
             from resdeploy.host.data import parse_data
+            from resdeploy.host.embedded import embed_preprocess
             from resdeploy.host.golden import golden_for
             from resdeploy.host.reference import reference_graph
+            from resdeploy.target.session import takes_pixels
 
             source = load_source(source_of(reference))
+            if takes_pixels(sessions[0]):
+                source = embed_preprocess(source)
             chosen = None if data is None else parse_data(data)
             preprocess = source.info.preprocess if source.info is not None else None
             golden = golden_for(

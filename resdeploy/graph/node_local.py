@@ -143,7 +143,7 @@ def _apply(
 ) -> Array:
     if node.op == "Linear":
         return np.asarray(x @ weight.T + bias)
-    if node.op == "BatchNormalization":
+    if node.op in ("BatchNormalization", "Sub"):  # a scale and a shift
         along = (-1,) + (1,) * (x.ndim - 2)
         return np.asarray(weight.reshape(along) * x + bias.reshape(along))
     model = node_model([convolution_alone(proto)], weight, np.ascontiguousarray(bias), x.ndim)

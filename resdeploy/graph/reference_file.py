@@ -39,7 +39,7 @@ def load_reference(
     """Return what the model in `path` answers, and its graph.
 
     Args:
-        path: an ONNX file with one float32 input of known shape, but for its batch.
+        path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
         run_rows: what computes its outputs in float32, its graph as it stands.
         given: inputs (N, ...) float32 to take instead, and what they are, for the record.
@@ -49,9 +49,13 @@ def load_reference(
         UnsupportedModelError: it has operators that cannot be computed in float64.
     """
     model = load_onnx(path)
-    name, fixed_batch, shape = _only_input(model, path)
-    if given is None:
-        random = np.random.default_rng(_SEED)
+    name, fixed_batch, shape, takes_pixels = _only_input(model, path)
+    random = np.random.default_rng(_SEED)
+    inputs: Array
+    if given is None and takes_pixels:
+        inputs = random.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
+        description = f"{num_inputs} seeded images"
+    elif given is None:
         inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
         description = f"{num_inputs} seeded normal inputs"
     else:
@@ -85,8 +89,8 @@ def load_reference(
     return golden, Reference(model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False)
 
 
-def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int]]:
-    """Return the input's name, its batch size if that is fixed, and the shape of one sample."""
+def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], bool]:
+    """Return the input's name, its batch size if fixed, a sample's shape, and whether of pixels."""
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialised]
     if len(inputs) != 1:
@@ -96,13 +100,16 @@ def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, li
     kind = inputs[0].type.tensor_type
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     shape = [size for size in sizes[1:] if size is not None]
-    if len(shape) != len(sizes) - 1 or kind.elem_type != onnx.TensorProto.FLOAT:
+    takes_pixels = kind.elem_type == onnx.TensorProto.UINT8
+    is_known = takes_pixels or kind.elem_type == onnx.TensorProto.FLOAT
+    if len(shape) != len(sizes) - 1 or not is_known:
         raise UnsupportedModelError(
-            f"The input {inputs[0].name!r} of the reference is not float32 of a known shape.",
+            f"The input {inputs[0].name!r} of the reference is not float32, or pixels, of a known "
+            "shape.",
             where=str(path),
             fix="export it with fixed sizes but for the batch, or verify against the checkpoint",
         )
-    return inputs[0].name, sizes[0], shape
+    return inputs[0].name, sizes[0], shape, takes_pixels
 
 
 def _batches(inputs: Array, fixed: int | None) -> Iterator[tuple[Array, int]]:

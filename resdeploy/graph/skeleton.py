@@ -3,8 +3,11 @@
 1. Constants are known; every BatchNormalization that folds is folded, in float64.
 2. Identity, Dropout, Cast between floats, and what only reshapes, is stepped over.
 3. Conv, ConvTranspose, and each Gemm or MatMul with constant weights (with the Add of a constant
-   after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift.
-4. A mean over all positions of an image is GlobalAveragePool, however it was written.
+   after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift, and
+   a Sub of one constant per channel, by its shift.
+4. A mean over all positions of an image is GlobalAveragePool, however it was written. A 1x1
+   convolution that only picks pixels and puts channels among zeros is the Slice and the Pad that it
+   stands for.
 5. Attributes have the specification's defaults filled in; constants that an operator reads are
    attributes.
 
@@ -38,6 +41,8 @@ _ROUNDINGS_OF_BATCHNORM = 5
 
 # A BatchNorm, or what a frozen one is written as.
 _MAY_FOLD = frozenset({"BatchNormalization", "Mul"})
+
+_IMAGE_RANK = 4
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _WINDOWS = frozenset({"Conv", "ConvTranspose", *_POOLS})
@@ -163,7 +168,7 @@ class _Reducer:
             # What a Reshape reads beside the data says where the elements go, not what they are.
             self._places[node.output[0]] = self._places[node.input[0]]
             return
-        if self._extend_bias(node):
+        if self._extend_bias(node) or self._take_padded_shortcut(node):
             return
         affine = self._affine(node)
         sources = node.input[:1] if affine is not None else data
@@ -196,6 +201,8 @@ class _Reducer:
             return None
         if node.op_type == "BatchNormalization":
             return self._from_batchnorm(node)
+        if node.op_type == "Sub" and constants and constants[0] is not None:
+            return self._from_difference(node, constants[0])
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not constants:
             return None
         weight = np.asarray(constants[0], np.float64)
@@ -241,6 +248,19 @@ class _Reducer:
             bias_magnitude=magnitude.astype(np.float64),
         )
 
+    def _from_difference(self, node: onnx.NodeProto, constant: Array) -> Affine | None:
+        """Return a Sub of (1, C, 1, 1) as a layer of scale one: its numbers have an exact value."""
+        if constant.ndim != _IMAGE_RANK or constant.size != constant.shape[1]:
+            return None
+        shift = -np.asarray(constant, np.float64).reshape(-1)
+        return Affine(
+            weight=np.ones_like(shift),
+            bias=shift,
+            dtype=self._dtypes.get(node.input[1], "float32"),
+            num_products=1,
+            bias_magnitude=np.abs(shift),
+        )
+
     def _magnitude(self, weight_name: str, bias: Array) -> Array:
         known = self._magnitudes.get(weight_name.rpartition(".")[0])
         if known is None or known.shape != bias.shape:
@@ -269,6 +289,39 @@ class _Reducer:
             self._places[node.output[0]] = place
             return True
         return False
+
+    # --- movements written as layers ---
+
+    def _take_padded_shortcut(self, node: onnx.NodeProto) -> bool:
+        """Whether `node` is a convolution that only moves; if so, take the movements instead."""
+        weight = self._constants.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is None or weight.ndim != 4 or node.input[0] not in self._places:
+            return False
+        bias = self._constants.get(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+        num_outputs, num_inputs = weight.shape[:2]
+        window = _window(self._attributes(node), weight.shape[2:])
+        strides = window["strides"]
+        before = int(weight[:, 0].argmax()) if weight.shape[2:] == (1, 1) else 0
+        if (
+            weight.shape[2:] != (1, 1)
+            or window["group"] != 1
+            or any(window["pads"])
+            or bias is None
+            or np.any(bias)
+            or num_outputs <= num_inputs
+            or max(strides) == 1
+            or not np.array_equal(weight[:, :, 0, 0], np.eye(num_outputs, num_inputs, k=-before))
+        ):
+            return False
+        name = node.name or node.output[0]
+        cuts = tuple((f"axis {k + 2}", f"0:end:{s}") for k, s in enumerate(strides) if s != 1)
+        zeros = _zeros_around({1: (before, num_outputs - num_inputs - before)})
+        source = self._places[node.input[0]]
+        self._nodes.append(SkeletonNode(name=name, op="Slice", attributes=cuts, sources=(source,)))
+        source = len(self._nodes) - 1
+        self._nodes.append(SkeletonNode(name=name, op="Pad", attributes=zeros, sources=(source,)))
+        self._places[node.output[0]] = len(self._nodes) - 1
+        return True
 
     # --- attributes ---
 
@@ -299,12 +352,32 @@ class _Reducer:
             attributes = _window(attributes, shape or tuple(attributes.get("kernel_shape", ())))
         if node.op_type == "Slice" and all(name in self._constants for name in node.input[1:]):
             return _cuts([self._constants[name] for name in node.input[1:]])
+        if node.op_type == "Pad" and (zeros := self._zero_padding(node, attributes)) is not None:
+            return zeros
         if affine is None:
             for k, name in enumerate(node.input):
                 if name in self._constants:
                     value = self._constants[name]
                     attributes[f"input {k}"] = f"{value.dtype.kind}{value.shape} {value.tolist()}"
         return tuple(sorted((key, _text(value)) for key, value in attributes.items()))
+
+    def _zero_padding(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any]
+    ) -> tuple[tuple[str, str], ...] | None:
+        """Return where a Pad puts zeros, by axis; None if it does anything else."""
+        constants = [self._constants.get(name) for name in node.input[1:]]
+        value = constants[1] if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        pads = constants[0] if constants else None
+        is_constant = attributes.get("mode", b"constant") in (b"constant", "constant")
+        if not is_constant or pads is None or value is None or np.any(value):
+            return None
+        befores, afters = pads.reshape(2, -1).tolist()
+        axes = constants[2] if len(node.input) > 3 else np.arange(len(befores))
+        if axes is None or np.any(axes < 0):
+            return None
+        return _zeros_around(
+            {int(k): (b, a) for k, b, a in zip(axes, befores, afters, strict=True)}
+        )
 
     def _operator(self, node: onnx.NodeProto, affine: Affine | None) -> str:
         if affine is not None and node.op_type in ("Gemm", "MatMul"):
@@ -354,6 +427,12 @@ def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
         last = "end" if end >= np.iinfo(np.int32).max else str(end)
         if (start, last, step) != (0, "end", 1):
             found.append((f"axis {axis}", f"{start}:{last}:{step}"))
+    return tuple(sorted(found))
+
+
+def _zeros_around(added: Mapping[int, tuple[int, int]]) -> tuple[tuple[str, str], ...]:
+    """Return what a Pad with zeros adds before and after each axis."""
+    found = ((f"axis {k}", f"{b} and {a} zeros") for k, (b, a) in added.items() if b or a)
     return tuple(sorted(found))
 
 

@@ -68,7 +68,11 @@ def load_source(spec: SourceSpec) -> SourceModel:
 def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:
     """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch_size, *source.input_shape, generator=generator),)
+    preprocess = source.info.preprocess if source.info is not None else None
+    is_embedded = preprocess is not None and preprocess.embedded
+    # Of an embedded model, the network behind the preprocessing is traced.
+    shape = preprocess.input_shape if preprocess is not None and is_embedded else source.input_shape
+    return (torch.randn(batch_size, *shape, generator=generator),)
 
 
 def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:

@@ -24,9 +24,11 @@ from resdeploy.golden_file import Golden
 from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.graph.pipeline import optimize
 from resdeploy.host.build import SourceModel, example_inputs
+from resdeploy.host.embedded import EmbeddedNetwork
 from resdeploy.host.fold import fold_program
 from resdeploy.host.golden import golden_for
 from resdeploy.host.trace import BATCH_DIMENSION, trace
+from resdeploy.preprocess import centre_and_scale
 from resdeploy.schema import (
     ExportReport,
     ExportSpec,
@@ -109,17 +111,24 @@ def _export(
     is_dynamic = spec.batch == "dynamic"
     on_stage("trace")
     inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
-    program = trace(source.module, inputs, dynamic_batch=is_dynamic)
+    network, centre_C, scale_C = source.module, None, None
+    if isinstance(network, EmbeddedNetwork):
+        centre_C, scale_C = centre_and_scale(network.preprocess)
+        network = network.network
+    program = trace(network, inputs, dynamic_batch=is_dynamic)
     fold_report = None
-    if spec.fold:
+    if spec.fold or scale_C is not None:
         on_stage("fold")
-        folded = fold_program(program)
-        program, fold_report = folded.program, folded.report
+        folded = fold_program(program, batchnorm=spec.fold, input_scale=scale_C)
+        program, fold_report = folded.program, folded.report if spec.fold else None
     on_stage("translate")
     model = translate(program, opset=spec.opset)
     on_stage("simplify")
     model, passes = optimize(
-        model, opset=spec.opset, batch_dimension=BATCH_DIMENSION if is_dynamic else None
+        model,
+        opset=spec.opset,
+        batch_dimension=BATCH_DIMENSION if is_dynamic else None,
+        centre_C=centre_C,
     )
     if spec.newest_ir_version is not None:
         # Of an older form, the file says the same: what the newer ones added is not used here.

@@ -104,16 +104,36 @@ def fold_batchnorm(
     return fold_program(program, layernorm=layernorm)
 
 
-def fold_program(program: torch.export.ExportedProgram, *, layernorm: bool = False) -> FoldedModel:
-    """Fold a functional exported program, which is used up: go on with the result."""
+def fold_program(
+    program: torch.export.ExportedProgram,
+    *,
+    batchnorm: bool = True,
+    layernorm: bool = False,
+    input_scale: algebra.ExtendedArray | None = None,
+) -> FoldedModel:
+    """Fold a functional exported program, which is used up: go on with the result.
+
+    Args:
+        program: of one input.
+        batchnorm: fold the BatchNorms.
+        layernorm: fold the affine parts of LayerNorms too.
+        input_scale: (C,); the folded program takes inputs that are still to be multiplied by it,
+            channel by channel. A product takes zero padding along, so that no border differs.
+
+    Raises:
+        UnsupportedModelError: the input's scale reaches no layer.
+    """
     folder = _Folder(ProgramEditor(program))
-    waiting = _norms(folder.editor, layernorm=layernorm)
+    waiting = _norms(folder.editor, layernorm=layernorm) if batchnorm or layernorm else []
     # Again after each success: a BatchNorm that another one reads can go where that one went.
     while waiting:
         refused = [norm for norm in waiting if not folder.fold(norm)]
         if len(refused) == len(waiting):
             break
         waiting = refused
+    if input_scale is not None:
+        # Last: a BatchNorm between the input and the first layer is then gone, if it can be.
+        folder.fold_input_scale(input_scale)
     return FoldedModel(folder.finish(), folder.report(refused=waiting))
 
 
@@ -314,6 +334,25 @@ class _Folder:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             self.editor.erase_unused(node)
         return True
+
+    def fold_input_scale(self, scale_C: algebra.ExtendedArray) -> None:
+        """Fold a scale of the model's input into the layers that read it."""
+        value = next(node for node in self.editor.graph.nodes if self.editor.is_input(node))
+        rank = len(node_shape(value))
+        scale = along_axis(scale_C, 1, rank)
+        targets = targets_below(value, AffineMap(scale, np.zeros_like(scale)))
+        reason = targets if isinstance(targets, str) else None
+        try:
+            layers = [] if isinstance(targets, str) else [self._fold_into(t) for t in targets]
+        except (algebra.NonFiniteFoldError, _RunTimeWeightError) as error:  # 4, 5
+            reason = str(error)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"The scale of the preprocessing cannot be folded: {reason}.",
+                where=value.name,
+                fix="export without --preprocess embed",
+            )
+        self._layers.update({folded.layer.node: folded for folded in layers})
 
     def finish(self) -> torch.export.ExportedProgram:
         """Write the new weights and return the program."""

@@ -19,12 +19,13 @@ from resdeploy.evidence.end_to_end import FEWEST_FOR_SYSTEMATIC
 from resdeploy.golden_file import Golden
 from resdeploy.host.build import SourceModel
 from resdeploy.host.data import load_evaluation
+from resdeploy.host.embedded import EmbeddedNetwork, input_roundings
 from resdeploy.host.precision_noise import simulated_noise, weight_noise
 from resdeploy.host.variance import fold_copy, propagated_sigma
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema import DataSpec, GoldenInfo
 
-__all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs"]
+__all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs", "synthetic_pixels"]
 
 _NUM_SYNTHETIC = 32
 
@@ -51,7 +52,7 @@ def make_golden(
 
     Args:
         module: in eval mode, float32; it is copied, not changed.
-        inputs: (N, ...) float32, preprocessed.
+        inputs: (N, ...) float32, preprocessed; or uint8 pixels for an `EmbeddedNetwork`.
         labels: (N,) int64, or None.
         source: what the module is, for the record.
         inputs_description: what the inputs are, for the record.
@@ -89,12 +90,21 @@ def make_golden(
 def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
     """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
     inputs, reference = golden.inputs, golden.reference
+    variance = None
+    if isinstance(module, EmbeddedNetwork):
+        # Beside what rounding its pixels' normalisation adds, it is the network inside.
+        inputs, variance = input_roundings(module, inputs)
+        module = module.network
     sigma, precision_noise, missing = None, None, None
     try:
         program = fold_copy(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
         num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // math.prod(inputs.shape[1:]))
-        sigma = propagated_sigma(program, inputs[:num_spread])
+        sigma = propagated_sigma(
+            program,
+            inputs[:num_spread],
+            variance=None if variance is None else variance[:num_spread],
+        )
         if sigma.shape != reference[:num_spread].shape or not np.isfinite(sigma).all():
             sigma, missing = None, "the propagated variance overflows"
     except UnsupportedModelError as error:
@@ -145,9 +155,12 @@ def golden_for(
         num_inputs = num_inputs or _NUM_SYNTHETIC
         return make_golden(
             source.module,
-            synthetic_inputs(source.input_shape, num_inputs=num_inputs),
+            synthetic_inputs(source.input_shape, num_inputs=num_inputs)
+            if not isinstance(source.module, EmbeddedNetwork)
+            else synthetic_pixels(source.input_shape, num_inputs=num_inputs),
             source=source.description,
-            inputs_description=f"{num_inputs} seeded normal inputs",
+            inputs_description=f"{num_inputs} seeded "
+            + ("images" if isinstance(source.module, EmbeddedNetwork) else "normal inputs"),
             in_detail=in_detail,
         )
     preprocess = source.info.preprocess if source.info is not None else None
@@ -199,6 +212,12 @@ def synthetic_inputs(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) 
     """Return (num_inputs, *shape) float32 normal values, which normalised data resembles."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal((num_inputs, *shape), dtype=np.float32)
+
+
+def synthetic_pixels(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
+    """Return (num_inputs, *shape) uint8 values, each as likely as any other."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
 
 
 def _batches(inputs: np.ndarray) -> Iterator[torch.Tensor]:

@@ -47,6 +47,10 @@ class ProgramEditor:
         target = self._specs[node.name].target
         return target in self._tensors and target not in self._mutated
 
+    def is_input(self, node: fx.Node) -> bool:
+        """Whether a node is an input of the model."""
+        return node.op == "placeholder" and self._specs[node.name].kind is InputKind.USER_INPUT
+
     def constant(self, node: fx.Node) -> torch.Tensor | None:
         """Return the value of a node that no input and no earlier call decides; None if one does.
 

@@ -20,9 +20,11 @@ from resdeploy.graph.certify import Reference
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.graph.pipeline import optimize
 from resdeploy.host.build import SourceModel, example_inputs
+from resdeploy.host.embedded import EmbeddedNetwork
 from resdeploy.host.export import translate
 from resdeploy.host.fold import fold_program
 from resdeploy.host.trace import BATCH_DIMENSION, trace
+from resdeploy.preprocess import centre_and_scale
 from resdeploy.schema import FoldReport
 
 __all__ = ["reference_graph"]
@@ -42,6 +44,10 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
             compute in float64 what the module does.
     """
     module = copy.deepcopy(source.module).double()
+    centre_C, scale_C = None, None
+    if isinstance(module, EmbeddedNetwork):
+        centre_C, scale_C = centre_and_scale(module.preprocess)
+        module = module.network
     inputs = tuple(x.double() for x in example_inputs(source))
     try:
         program = trace(module, inputs)
@@ -49,9 +55,10 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     except UnsupportedModelError:
         program = trace(module, inputs, dynamic_batch=False)
         batch = None
-    folded = fold_program(program)
+    folded = fold_program(program, input_scale=scale_C)
     opset = 18
-    model, _ = optimize(translate(folded.program, opset=opset), opset=opset, batch_dimension=batch)
+    translated = translate(folded.program, opset=opset)
+    model, _ = optimize(translated, opset=opset, batch_dimension=batch, centre_C=centre_C)
     proto = ir.to_proto(model)
     _check(proto, golden, source.description)
     magnitudes = _bias_magnitudes(module, folded.report)

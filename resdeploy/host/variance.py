@@ -41,6 +41,7 @@ def propagated_sigma(
     program: torch.export.ExportedProgram,
     inputs: NDArray[np.float32],
     *,
+    variance: NDArray[np.float32] | None = None,
     unit_roundoff: float = UNIT_ROUNDOFF,
 ) -> NDArray[np.float64]:
     """Return the standard deviation of the rounding error of each output: (N, K).
@@ -49,7 +50,8 @@ def propagated_sigma(
 
     Args:
         program: the folded model, for any batch size; it is only read.
-        inputs: (N, ...), taken to be exact.
+        inputs: (N, ...).
+        variance: of their own rounding errors, in units of u^2; None where they are exact.
         unit_roundoff: the u of the arithmetic.
 
     Raises:
@@ -63,8 +65,10 @@ def propagated_sigma(
     rows = []
     with torch.no_grad():
         for start in range(0, len(inputs), _BATCH_SIZE):
-            batch = torch.from_numpy(inputs[start : start + _BATCH_SIZE])
-            outputs = walker.run([_exact(batch)], call)
+            rows_here = slice(start, start + _BATCH_SIZE)
+            batch = torch.from_numpy(inputs[rows_here])
+            errors = None if variance is None else torch.from_numpy(variance[rows_here])
+            outputs = walker.run([_noisy(batch, errors)], call)
             rows.append(torch.cat([_variance(output) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).double().sqrt().numpy()
 
@@ -85,8 +89,8 @@ def example(batch: NDArray[np.float32]) -> Sequence[torch.Tensor]:
     return (torch.from_numpy(batch),)
 
 
-def _exact(batch: torch.Tensor) -> Noisy:
-    return Noisy(batch, torch.zeros_like(batch))
+def _noisy(batch: torch.Tensor, variance: torch.Tensor | None) -> Noisy:
+    return Noisy(batch, torch.zeros_like(batch) if variance is None else variance)
 
 
 def _variance(output: Any) -> torch.Tensor:

@@ -37,6 +37,8 @@ class Preprocess:
         resize: length in pixels of an image file's shorter side before the centre crop to
             (H, W); None to scale straight to (H, W).
         interpolation: the filter of that resize, always antialiased.
+        embedded: whether divisor, mean and std are part of the model, which then takes the pixels
+            themselves: uint8 (N, H, W, C), resized and cut already.
     """
 
     input_shape: tuple[int, ...]
@@ -46,6 +48,7 @@ class Preprocess:
     color: Literal["rgb", "gray", "none"] = "rgb"
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    embedded: bool = False
 
 
 @record

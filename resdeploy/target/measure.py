@@ -191,13 +191,17 @@ def set_up(model: Path, spec: BenchSpec, *, on_run: Callable[[int], None] | None
     load_ns = time.perf_counter_ns() - start_ns
     tensor = _only_input(input_specs(session), where=str(model))
     shape = _input_shape(tensor, spec.batch_size, where=str(model))
-    values = np.random.default_rng(_INPUT_SEED).standard_normal(shape, dtype=np.float32)
+    rng = np.random.default_rng(_INPUT_SEED)
+    if tensor.dtype == "uint8":
+        values = rng.integers(0, 256, shape, dtype=np.uint8)
+    else:
+        values = rng.standard_normal(shape, dtype=np.float32).astype(tensor.dtype)
     return Stand(
         spec=spec,
         model=model,
         session=session,
         input_name=tensor.name,
-        values=values.astype(tensor.dtype),
+        values=values,
         load_ns=load_ns,
         on_run=on_run,
     )
@@ -370,10 +374,10 @@ def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
         raise ResdeployError(
             f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
         )
-    if inputs[0].dtype not in ("float16", "float32", "float64"):
+    if inputs[0].dtype not in ("float16", "float32", "float64", "uint8"):
         raise ResdeployError(
             f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
-            "numbers can be timed.",
+            "numbers or pixels can be timed.",
             where=where,
         )
     return inputs[0]

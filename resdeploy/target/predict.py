@@ -6,6 +6,7 @@ Shapes: N inputs, K classes.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +76,8 @@ def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _batches(
-    samples: Iterator[tuple[str, NDArray[np.float32]]],
-) -> Iterable[tuple[tuple[str, ...], NDArray[np.float32]]]:
+    samples: Iterator[tuple[str, NDArray[Any]]],
+) -> Iterable[tuple[tuple[str, ...], NDArray[Any]]]:
     while group := list(islice(samples, _BATCH_SIZE)):
         names, arrays = zip(*group, strict=True)
         shapes = {array.shape for array in arrays}

@@ -28,6 +28,7 @@ def run_session(
     """
     spec = _only_input(input_specs(session))
     _check_shape(spec, inputs)
+    _check_type(spec, inputs)
     fixed = fixed_batch(session)
     size = batch_size if fixed is None else fixed
     rows = []
@@ -56,6 +57,15 @@ def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
             where=", ".join(spec.name for spec in specs),
         )
     return specs[0]
+
+
+def _check_type(spec: TensorSpec, inputs: np.ndarray) -> None:
+    if (spec.dtype == "uint8") == (inputs.dtype == np.uint8):
+        return
+    raise ResdeployError(
+        f"The model's input {spec.name!r} takes {spec.dtype}, not {inputs.dtype}.",
+        fix="feed pixels (uint8) to a model whose preprocessing is embedded, and to no other",
+    )
 
 
 def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:

@@ -45,8 +45,8 @@ class LabelledSamples:
 
 def read_samples(
     paths: Sequence[Path], preprocess: Preprocess | None
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield the name and the network input (C, H, W) or (F,) of each sample, in order.
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name and the model's input (C, H, W), (F,) or (H, W, C) of each sample, in order.
 
     A path is an image; an `.npy` or `.npz` (its array `x`) with samples, or one sample, of what
     `preprocess_batch` takes; or a folder of images, or of arrays, in the order of their names.
@@ -103,7 +103,7 @@ def _files(path: Path) -> list[Path]:
     )
 
 
-def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[np.float32]:
+def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[Any]:
     if not path.is_file():
         raise ResdeployError("There is no such image.", where=str(path))
     if preprocess is None:
@@ -122,9 +122,7 @@ def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[np.float32
     return np.asarray(inputs_NCHW[0])
 
 
-def _from_array(
-    path: Path, preprocess: Preprocess | None
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _from_array(path: Path, preprocess: Preprocess | None) -> Iterator[tuple[str, NDArray[Any]]]:
     raw = _load(path)
     if preprocess is not None and raw.ndim == len(preprocess.input_shape):
         raw = raw[np.newaxis]
@@ -138,7 +136,7 @@ def _from_array(
         yield f"{path}[{row}]", sample
 
 
-def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray[np.float32]:
+def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray[Any]:
     """Return raw samples as network inputs; without a `preprocess`, they must be inputs already.
 
     Raises:

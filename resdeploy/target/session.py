@@ -39,7 +39,14 @@ from resdeploy.target.runtime import (
     runtime_title,
 )
 
-__all__ = ["Session", "input_specs", "open_session", "output_specs", "planned_kernels"]
+__all__ = [
+    "Session",
+    "input_specs",
+    "open_session",
+    "output_specs",
+    "planned_kernels",
+    "takes_pixels",
+]
 
 _GRAPH_LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -155,6 +162,11 @@ def input_specs(session: Session) -> tuple[TensorSpec, ...]:
 def output_specs(session: Session) -> tuple[TensorSpec, ...]:
     """Return the model's outputs, in its order."""
     return tuple(map(_tensor_spec, session.ort.get_outputs()))
+
+
+def takes_pixels(session: Session) -> bool:
+    """Return whether the model's preprocessing is embedded: its one input is uint8."""
+    return [tensor.dtype for tensor in input_specs(session)] == ["uint8"]
 
 
 def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:

@@ -340,3 +340,39 @@ def test_the_same_bytes_again_and_the_other_layouts_that_are_asked_for(run, pack
         "triton/digits/config.pbtxt",
         "triton/digits/labels.txt",
     ]
+
+
+# --- embedded preprocessing ----------------------------------------------------------------------
+
+
+def test_a_bundle_with_its_preprocessing_inside_checks_predicts_evaluates_and_times(
+    run, packed, archive, photo, labelled, tmp_path
+):
+    bundle = tmp_path / "pixels"
+    source = packed / "checkpoint.safetensors"
+    result = run("bundle", source, "-o", bundle, "--preprocess", "embed", *FEW)
+    assert result.exit_code == 0, result.output
+    assert run("check", bundle).exit_code == 0
+    verified = run("verify", bundle / "model.onnx", "--reference", source, *FEW)
+    assert verified.exit_code == 0, verified.output
+    assert "4 seeded images" in verified.stdout
+    said = []
+    for model in (archive, bundle):
+        result = run("predict", model, photo, labelled, "--top", 1, "--json")
+        assert result.exit_code == 0, result.output
+        report = load_json(PredictReport, result.stdout, where="stdout")
+        said.append([prediction.classes[0].index for prediction in report.predictions])
+    assert said[0] == said[1]
+    assert len(said[0]) == 41
+    result = run("evaluate", bundle, "--data", labelled, "--against", archive, "--json")
+    assert result.exit_code == 0, result.output
+    assert load_json(EvaluateReport, result.stdout, where="stdout").paired.flips == ()
+    timed = run("bench", bundle / "model.onnx", "--runs", "20", "--json")
+    assert timed.exit_code == 0, timed.output
+
+
+def test_what_cannot_be_embedded_is_said(run, packed, tmp_path):
+    arguments = ("export", "--model", "torch.nn:Identity", "--input", "3,8,8")
+    result = run(*arguments, "-o", tmp_path / "x.onnx", "--preprocess", "embed")
+    assert result.exit_code == 2
+    assert "nothing to embed" in result.stderr

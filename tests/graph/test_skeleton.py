@@ -85,6 +85,13 @@ EQUAL = {
             " a = Constant<value_ints=[2]>() y = Slice(x, s, e, a)"
         ),
     ),
+    "padding by axis or in full": (
+        "p = Constant<value_ints=[0, 1, 0, 0, 0, 2, 0, 0]>() y = Pad(x, p)",
+        (
+            "p = Constant<value_ints=[1, 2]>() z = Constant<value_float=0.0>()"
+            " a = Constant<value_ints=[1]>() y = Pad(x, p, z, a)"
+        ),
+    ),
     "a constant by way of an Identity": ("y = Conv(x, w)", "v = Identity(w) y = Conv(x, v)"),
 }
 
@@ -105,6 +112,17 @@ DIFFERENT = {
     "counted padding": (
         "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)",
         "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)",
+    ),
+    "another padding of zeros": (
+        "p = Constant<value_ints=[0, 1, 0, 0, 0, 2, 0, 0]>() y = Pad(x, p)",
+        "p = Constant<value_ints=[0, 2, 0, 0, 0, 1, 0, 0]>() y = Pad(x, p)",
+    ),
+    "padding with ones": (
+        (
+            "p = Constant<value_ints=[0, 1, 0, 0, 0, 2, 0, 0]>() v = Constant<value_float=1.0>()"
+            " y = Pad(x, p, v)"
+        ),
+        "p = Constant<value_ints=[0, 1, 0, 0, 0, 2, 0, 0]>() y = Pad(x, p)",
     ),
     "a missing relu": ("h = Relu(x) y = Conv(h, w)", "y = Conv(x, w)"),
     "mean over another axis": (

@@ -1,0 +1,163 @@
+"""What embedding the preprocessing costs, and in which form it costs least.
+
+A ResNet-20 on pixels, uint8 NHWC, in four forms, run in turn in a new order each round; the claim
+is the median of the ratios to the first, round by round, on one core. Beside it stands how far the
+outputs are from the first's, for what the form does to rounding.
+
+    outside    NumPy makes the inputs, the model takes them
+    embed      Transpose, Cast, Sub(centre), scale in the first layer: what resdeploy writes
+    all        Transpose, Cast, Mul, Sub: nothing folded
+    map        Transpose, Cast, scale in the first layer, and behind it an Add of what the centre
+               comes to at each position, which at the border is less
+
+    python benchmarks/export/embed.py --json benchmarks/export/embed.json
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.host.build import SourceModel
+from resdeploy.host.embedded import embed_preprocess
+from resdeploy.host.export import export_onnx
+from resdeploy.host.networks import build_network
+from resdeploy.preprocess import centre_and_scale, preprocess_batch
+from resdeploy.recipe import load_recipe
+from resdeploy.schema import CheckpointInfo, ExportSpec, Preprocess, to_json
+from resdeploy.target.environment import read_environment
+
+
+def with_map(model: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    """Return the embedded model with its centre moved behind the first layer."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    difference = next(node for node in graph.node if node.op_type == "Sub")
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    centre = arrays[difference.input[1]]
+    image = np.broadcast_to(centre, (1, centre.size, size, size)).astype(np.float64)
+    alone = onnx.ModelProto.FromString(model.SerializeToString())
+    del alone.graph.node[:], alone.graph.output[:]
+    alone.graph.node.append(first)
+    alone.graph.output.append(onnx.ValueInfoProto(name=first.output[0]))
+    alone.graph.input[0].name = first.input[0]
+    alone.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    moved = evaluate_float64(alone, {first.input[0]: image})[first.output[0]]
+    bias = arrays[first.input[2]].astype(np.float64).reshape(1, -1, 1, 1)
+    # The convolution alone adds its bias to what the centre comes to.
+    corrected = (2 * bias - moved).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(corrected, "map"))
+    place = list(graph.node).index(first) + 1
+    graph.node.insert(place, helper.make_node("Add", ["uncentred", "map"], list(first.output)))
+    first.output[0] = "uncentred"
+    first.input[0] = difference.input[0]
+    del first.input[2:]
+    graph.node.remove(difference)
+    return model
+
+
+def with_all(model: onnx.ModelProto, spec: Preprocess) -> onnx.ModelProto:
+    """Return the plain model behind the whole preprocessing."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    centre_C, scale_C = centre_and_scale(spec)
+    constants = {"scale": scale_C, "shift": centre_C * scale_C}
+    for name, value in constants.items():
+        array = value.astype(np.float32).reshape(1, -1, 1, 1)
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    graph.node[0].input[0] = "x"
+    nodes = [
+        helper.make_node("Transpose", ["input"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["numbers"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["numbers", "scale"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "shift"], ["x"]),
+    ]
+    for place, node in enumerate(nodes):
+        graph.node.insert(place, node)
+    channels, height, width = spec.input_shape
+    entry = helper.make_tensor_value_info(
+        "input", onnx.TensorProto.UINT8, ["batch", height, width, channels]
+    )
+    graph.input[0].CopyFrom(entry)
+    return model
+
+
+def opened(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what runs a model on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda x: session.run(None, {"input": x})[0]
+
+
+@click.command()
+@click.option("--seconds", default=20.0, show_default=True, help="Of each comparison.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
+def main(seconds: float, json_path: Path | None) -> None:
+    """Time the forms in turn."""
+    recipe = load_recipe("cifar10-resnet20")
+    preprocess = recipe.preprocess
+    source = SourceModel(
+        module=build_network(recipe.model).eval(),
+        input_shape=preprocess.input_shape,
+        description="cifar_resnet20",
+        info=CheckpointInfo(model=recipe.model, preprocess=preprocess),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("plain", "embedded")}
+        export_onnx(source, ExportSpec(), paths["plain"])
+        export_onnx(embed_preprocess(source), ExportSpec(), paths["embedded"])
+        plain, embedded = (onnx.load(path) for path in paths.values())
+    run_plain = opened(plain)
+    forms: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "outside": lambda x: run_plain(preprocess_batch(x, preprocess)),
+        "embed": opened(embedded),
+        "all": opened(with_all(plain, preprocess)),
+        "map": opened(with_map(embedded, preprocess.input_shape[1])),
+    }
+    result: dict[str, object] = {"environment": to_json(read_environment())}
+    rng = np.random.default_rng(0)
+    for batch in (1, 8):
+        pixels = rng.integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+        expected = forms["outside"](pixels)
+        times: dict[str, list[int]] = {name: [] for name in forms}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for name in rng.permutation(list(forms)):
+                start = time.perf_counter_ns()
+                forms[name](pixels)
+                times[name].append(time.perf_counter_ns() - start)
+        kept = {name: values[len(values) // 10 :] for name, values in times.items()}
+        result[f"batch {batch}"] = {
+            "rounds": len(kept["outside"]),
+            "median_us": statistics.median(kept["outside"]) / 1e3,
+            "ratios": {
+                name: round(
+                    statistics.median(a / b for a, b in zip(v, kept["outside"], strict=True)), 4
+                )
+                for name, v in kept.items()
+            },
+            "relative_difference": {
+                name: float(np.abs(run(pixels) - expected).max() / np.abs(expected).max())
+                for name, run in forms.items()
+            },
+        }
+    click.echo(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=2))
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
