@@ -100,6 +100,7 @@ async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientCon
     try:
         options: asyncssh.SSHClientConnectionOptions = (
             await asyncssh.SSHClientConnectionOptions.construct(
+                config=(),  # ~/.ssh/config; the default here would be none
                 host=device.host,
                 client_factory=lambda: client,
                 password_auth=False,

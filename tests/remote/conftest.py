@@ -68,6 +68,20 @@ def fleet_file(tmp_path):
 
 
 @pytest.fixture
+def fake_resdeploy(tmp_path):
+    """Write a program that a device takes for resdeploy, and return the folder to find it in."""
+
+    def write(program):
+        package = tmp_path / "fake" / "resdeploy"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(program)
+        return package.parent
+
+    return write
+
+
+@pytest.fixture
 def run():
     from click.testing import CliRunner
 

@@ -173,26 +173,43 @@ def test_a_long_run_is_kept_alive_by_signs_of_life(
 # --- interrupted ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_an_interrupted_run_leaves_nothing_on_the_devices(make_device, fleet_file, model, number):
-    devices = [make_device(), make_device()]
-    command = ["bench", model, "--fleet", fleet_file(*devices), *SLOW_BENCH, "5000"]
-    process = subprocess.Popen(
+def start_bench(model, fleet):
+    command = ["bench", model, "--fleet", fleet, *SLOW_BENCH, "5000"]
+    return subprocess.Popen(
         [sys.executable, "-m", "resdeploy", *map(str, command)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_a_killed_run_leaves_nothing_on_the_devices(make_device, fleet_file, model):
+    devices = [make_device(), make_device()]
+    process = start_bench(model, fleet_file(*devices))
     assert wait_until(lambda: all(map(is_benching, devices)))
-    process.send_signal(number)
+    process.kill()
+    process.communicate(timeout=30)
+    assert_nothing_left(*devices)
+
+
+def test_an_interrupted_run_waits_until_the_devices_have_ended_even_what_is_deaf(
+    make_device, fleet_file, model, fake_resdeploy
+):
+    """What runs there must be killed, after it was asked; by then the command has not ended."""
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    devices = [make_device(python_path=fake_resdeploy(deaf)) for _ in range(2)]
+
+    def is_deaf(device):
+        return any("-m resdeploy bench" in line for line in device.running().values())
+
+    process = start_bench(model, fleet_file(*devices))
+    assert wait_until(lambda: all(map(is_deaf, devices)))
+    process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
-    if number == signal.SIGINT:
-        # It has waited for the devices: nothing runs there by the time it ends.
-        assert not any(map(is_benching, devices))
-        assert process.returncode == 130
-        assert "interrupted" in stderr
-    assert stdout == ""
+    assert [device.running() for device in devices] == [{}, {}]
+    assert (process.returncode, stdout) == (130, "")
+    assert "interrupted" in stderr
     assert_nothing_left(*devices)
 
 
@@ -226,6 +243,14 @@ def test_host_keys_are_checked_even_where_the_configuration_says_not_to(
     (user / ".ssh" / "config").write_text(config)
     result = run("check", bundle, "--fleet", fleet_file(make_device(known=False)), "--json")
     assert_failed(result, code=3, what="key is not known", fix="ssh-keyscan")
+
+
+def test_host_keys_are_looked_up_where_the_configuration_says(run, user, make_device, fleet_file):
+    device = make_device()
+    (user / ".ssh" / "known_hosts").rename(user / "elsewhere")
+    (user / ".ssh" / "config").write_text(f"UserKnownHostsFile {user / 'elsewhere'}\n")
+    result = run("probe", "--fleet", fleet_file(device), "--json")
+    assert result.exit_code == 0, result.output
 
 
 def test_the_user_s_ssh_configuration_names_a_device(run, user, make_device, tmp_path):
@@ -331,13 +356,9 @@ def test_an_environment_without_resdeploy(run, make_device, fleet_file, bundle, 
     ],
 )
 def test_a_device_that_sends_no_record(
-    run, make_device, fleet_file, bundle, tmp_path, program, what
+    run, make_device, fleet_file, bundle, fake_resdeploy, program, what
 ):
-    fake = tmp_path / "fake" / "resdeploy"
-    fake.mkdir(parents=True)
-    (fake / "__init__.py").touch()
-    (fake / "__main__.py").write_text(program)
-    device = make_device(python_path=fake.parent)
+    device = make_device(python_path=fake_resdeploy(program))
     result = run("check", bundle, "--fleet", fleet_file(device), "--json")
     assert result.exit_code == 3, result.output
     (found,) = report_of(result).devices

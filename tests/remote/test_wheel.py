@@ -42,6 +42,8 @@ def test_every_file_is_in_the_record_with_its_digest(wheel):
             content = archive.read(name)
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
             assert rows[name] == [f"sha256={digest.rstrip('=')}", str(len(content))]
+    of_package = [name for name in names if ".dist-info/" not in name]
+    assert of_package == sorted(of_package)
     assert "resdeploy/models/digits-resnet8/recipe.toml" in names
     assert "resdeploy/remote/keeper.py" in names
     assert not [name for name in names if "__pycache__" in name]
