@@ -163,11 +163,14 @@ def test_a_bug_is_exit_70_and_says_so(run, exported, monkeypatch):
     assert "this is a bug in resdeploy" in result.stderr
 
 
-@pytest.mark.parametrize(("package", "extra"), [("torch", "export"), ("onnxruntime", "cpu")])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "export"), ("onnxruntime", "cpu"), ("asyncssh", "remote")]
+)
 def test_a_missing_package_names_its_extra(checkpoint, package, extra):
     command = {
         "torch": ["fold-bn", str(checkpoint), "--dry-run"],
         "onnxruntime": ["bench", "x.onnx"],
+        "asyncssh": ["probe", "--on", "board"],
     }
     script = (
         "import sys\n"

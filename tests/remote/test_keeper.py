@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_written_is_said_and_the_next_request_is_understoo
 
 @pytest.mark.parametrize("how", ["the input ends", "SIGTERM", "SIGHUP", "silence"])
 def test_whatever_runs_is_ended_with_the_whole_family(start, how):
-    one = start(SILENCE_S=1.5 if how == "silence" else 60, _GRACE_S=0.3)
+    one = start(SILENCE_S=0.8 if how == "silence" else 60, _GRACE_S=0.3)
     one.start_family()
     if how == "the input ends":
         one.process.stdin.close()
@@ -154,10 +154,10 @@ def test_whatever_runs_is_ended_with_the_whole_family(start, how):
 
 
 def test_a_sign_of_life_is_enough_to_keep_it(start):
-    one = start(SILENCE_S=1.0, _TICK_S=0.1)
-    one.request("run", command=["sleep", "2.5"], most_bytes=0)
+    one = start(SILENCE_S=0.6, _TICK_S=0.1)
+    one.request("run", command=["sleep", "1.2"], most_bytes=0)
     for _ in range(6):
-        time.sleep(0.4)
+        time.sleep(0.2)
         one.send(b"\n")
     assert one.answer()[0]["code"] == 0
 

@@ -155,6 +155,7 @@ def test_a_bug_on_one_device_does_not_lose_the_other_s_result(
     assert well.check.passed
 
 
+@pytest.mark.slow
 def test_a_long_run_is_kept_alive_by_signs_of_life(
     run, make_device, fleet_file, model, monkeypatch, tmp_path
 ):
@@ -184,6 +185,7 @@ def start_bench(model, fleet):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_on_the_devices(make_device, fleet_file, model):
     devices = [make_device(), make_device()]
     process = start_bench(model, fleet_file(*devices))
@@ -426,7 +428,7 @@ def test_a_disk_that_is_full(run, make_device, fleet_file, bundle):
 
 def test_a_device_that_takes_too_long(run, make_device, fleet_file, model):
     device = make_device()
-    fleet = fleet_file(device, timeout_s=1.5)
+    fleet = fleet_file(device, timeout_s=0.7)
     result = run("bench", model, "--fleet", fleet, *SLOW_BENCH, "5000", "--json")
-    assert_failed(result, code=3, what="not done in 1.5 seconds", fix="timeout_s")
+    assert_failed(result, code=3, what="not done in 0.7 seconds", fix="timeout_s")
     assert_nothing_left(device)
