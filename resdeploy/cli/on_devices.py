@@ -86,8 +86,10 @@ class Devices:
 def finish(report: RemoteReport, *, as_json: bool) -> NoReturn:
     """Print what came back, and leave with its exit code."""
     from resdeploy.cli.render import emit
+    from resdeploy.cli.render_remote import render_failures
 
     emit(report, as_json=as_json)
+    render_failures(report)
     raise click.exceptions.Exit(report.exit_code)
 
 

@@ -1,15 +1,15 @@
-"""What came back from devices, as text: one table, and every failure in its three parts."""
+"""What came back from devices, as text: one table; every failure, in its three parts, apart."""
 
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema import DeviceFailure, DeviceResult, Installation, RemoteReport
 
-__all__ = ["render_remote", "single_records"]
+__all__ = ["render_failures", "render_remote", "single_records"]
 
 
 def render_remote(report: RemoteReport) -> None:
-    """Print one line for each device, and on stderr what went wrong."""
+    """Print one line for each device."""
     rows = [
         (
             result.device.name,
@@ -21,6 +21,10 @@ def render_remote(report: RemoteReport) -> None:
     ]
     columns = ("device", "verdict", "result", "environment")
     print_table(f"{report.command} on {len(rows)} device{'s'[: len(rows) > 1]}", columns, rows)
+
+
+def render_failures(report: RemoteReport) -> None:
+    """Print what went wrong, on stderr."""
     for result in report.devices:
         if result.failure is not None:
             click.echo(f"error: {result.device.name}: {_explained(result.failure)}", err=True)

@@ -17,7 +17,7 @@ import asyncssh
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema import DeviceSpec
 
-__all__ = ["KEEPALIVE_S", "connected"]
+__all__ = ["KEEPALIVE_S", "connected", "ssh_arguments"]
 
 # A device that answers none of four in a row is gone.
 KEEPALIVE_S = 15
@@ -67,7 +67,7 @@ async def connected(device: DeviceSpec) -> AsyncIterator[asyncssh.SSHClientConne
         raise EnvironmentLacksError(
             "The device does not let this user log in.",
             where=f"{options.username}@{options.host}",
-            fix=f"put your public key there: ssh-copy-id {_ssh_arguments(device)}; a key with a "
+            fix=f"put your public key there: ssh-copy-id {ssh_arguments(device)}; a key with a "
             "passphrase must be in the agent: ssh-add",
         ) from error
     except asyncssh.KeyExchangeFailed as error:
@@ -75,7 +75,7 @@ async def connected(device: DeviceSpec) -> AsyncIterator[asyncssh.SSHClientConne
             f"The device and this machine agree on no kind of key: {error.reason}.",
             where=device.address,
             fix="if its known host key is of a kind that it no longer has, look at the new one: "
-            f"ssh {_ssh_arguments(device)}",
+            f"ssh {ssh_arguments(device)}",
         ) from error
     except (OSError, asyncssh.Error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -132,7 +132,7 @@ def _known_hosts(
         raise EnvironmentLacksError(
             f"The known hosts cannot be read: {error}.",
             where=", ".join(map(str, paths)),
-            fix=f"correct the file that ssh {_ssh_arguments(device)} complains of",
+            fix=f"correct the file that ssh {ssh_arguments(device)} complains of",
         ) from error
 
 
@@ -160,12 +160,12 @@ def _host_key_error(
     return EnvironmentLacksError(
         f"The device's host key is not known: {fingerprint}.",
         where=where,
-        fix=f"log in once and compare it: ssh {_ssh_arguments(device)}; or, on a network that you "
+        fix=f"log in once and compare it: ssh {ssh_arguments(device)}; or, on a network that you "
         f"trust: ssh-keyscan -p {options.port} {shlex.quote(options.host)} >> ~/.ssh/known_hosts",
     )
 
 
-def _ssh_arguments(device: DeviceSpec) -> str:
+def ssh_arguments(device: DeviceSpec) -> str:
     """Return what the user would write after `ssh` to come to the same device."""
     parts: Sequence[str] = (
         *(() if device.port is None else ("-p", str(device.port))),
@@ -179,5 +179,5 @@ def _unreachable(device: DeviceSpec, what: str) -> EnvironmentLacksError:
     return EnvironmentLacksError(
         f"The device {what}.",
         where=device.address,
-        fix=f"see that it is on, and that this works: ssh {_ssh_arguments(device)}",
+        fix=f"see that it is on, and that this works: ssh {ssh_arguments(device)}",
     )

@@ -105,22 +105,24 @@ class _Device:
         self._result = DeviceResult(device=device)
 
     async def run(self, job: Job, wheel: Path | None) -> DeviceResult:
+        limit = asyncio.timeout(self._device.timeout_s)
         try:
-            async with asyncio.timeout(self._device.timeout_s):
+            async with limit:
                 await self._run(job, wheel)
         except ReportedError as error:
             self._fail(error.what, error.where, error.fix, error.exit_code)
-        except TimeoutError:
-            self._fail(
-                f"The device was not done in {self._device.timeout_s:g} seconds.",
-                self._device.address,
-                "ask for less, or give it a longer timeout_s in the fleet file",
-                EnvironmentLacksError.exit_code,
-            )
         except Exception:
-            # The other devices' results must not go with it.
-            what = "This is a bug in resdeploy; please report it."
-            self._fail(what, traceback.format_exc(), None, EXIT_BUG)
+            if limit.expired():
+                self._fail(
+                    f"The device was not done in {self._device.timeout_s:g} seconds.",
+                    self._device.address,
+                    "ask for less, or give it a longer timeout_s in the fleet file",
+                    EnvironmentLacksError.exit_code,
+                )
+            else:
+                # The other devices' results must not go with it.
+                what = "This is a bug in resdeploy; please report it."
+                self._fail(what, traceback.format_exc(), None, EXIT_BUG)
         self._enter("done" if self._result.passed else "failed")
         return self._result
 

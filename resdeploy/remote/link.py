@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.remote.connection import ssh_arguments
 from resdeploy.remote.keeper import GREETING, SILENCE_S
 from resdeploy.schema import DeviceSpec, from_json
 
@@ -188,8 +189,8 @@ class Link:
             raise EnvironmentLacksError(
                 f"The device cannot do that: {answer['failed']}.",
                 where=f"{self._device.address}: {answer.get('where')}",
-                fix="free some space there, or name a `cache` folder in the fleet file that "
-                "can be written to",
+                fix="see that there is free space and that this can be read and written; `cache` "
+                "in a fleet file names another folder",
             )
         return answer, payload
 
@@ -233,7 +234,8 @@ class Link:
             return EnvironmentLacksError(
                 f"The process on the device ended with code {process.exit_status}: {last or '-'}",
                 where=where,
-                fix=f"see whether its Python works: ssh {where} {self._device.python} -V",
+                fix="see whether its Python works: "
+                f"ssh {ssh_arguments(self._device)} {shlex.quote(self._device.python)} -V",
             )
         return EnvironmentLacksError(
             "The connection to the device was lost.",
@@ -256,8 +258,10 @@ async def linked(
 ) -> AsyncIterator[Link]:
     """Give a link to a keeper on the device, which ends all it has started with the block."""
     python = f"{device.environment}/bin/python" if device.environment else device.python
-    # The shell begins in the home folder; in quotes it would take ~ as it stands.
-    command = shlex.join(["exec", python.removeprefix("~/"), "-c", _BOOTSTRAP])
+    # In quotes the shell would take ~ as it stands.
+    home = "~/" if python.startswith("~/") else ""
+    interpreter = home + shlex.quote(python.removeprefix("~/"))
+    command = f"exec {interpreter} -c {shlex.quote(_BOOTSTRAP)}"
     try:
         process = await connection.create_process(command, encoding=None)
     except (OSError, asyncssh.Error) as error:

@@ -38,7 +38,7 @@ def assert_failed(result, *, code, what, fix, where="127.0.0.1"):
     assert what in found.failure.what
     assert where in found.failure.where
     assert fix in found.failure.fix
-    assert f"error: {found.device.name}: {found.failure.what}" not in result.stdout
+    assert f"error: {found.device.name}: {found.failure.what}" in result.stderr
 
 
 # --- what comes back -----------------------------------------------------------------------------
@@ -132,6 +132,7 @@ def test_one_of_three_devices_is_killed_and_the_results_of_two_come_back(
     assert killed.failure.stage == "bench"
     assert killed.failure.what == "The connection to the device was lost."
     assert str(devices[1].port) in killed.failure.where
+    assert result.stderr.count("error: ") == 1
     assert_nothing_left(*devices)
 
 
@@ -410,6 +411,14 @@ def test_a_welcome_that_a_device_prints_does_no_harm(run, make_device, fleet_fil
     assert result.exit_code == 0, result.output
 
 
+def test_an_environment_in_the_home_of_the_device(run, make_device, fleet_file):
+    device = make_device()
+    (device.home / "my venv").symlink_to(sys.prefix)
+    result = run("probe", "--fleet", fleet_file(device, environment="~/my venv"), "--json")
+    assert result.exit_code == 0, result.output
+    assert report_of(result).devices[0].installation.python.startswith(str(device.home))
+
+
 def test_a_home_that_cannot_be_written_to(run, make_device, fleet_file, bundle):
     device = make_device()
     (device.home / ".cache").write_text("a file")
@@ -422,7 +431,7 @@ def test_a_disk_that_is_full(run, make_device, fleet_file, bundle):
     assert bundle.stat().st_size > 2048
     device = make_device('ForceCommand ulimit -f 1; eval "$SSH_ORIGINAL_COMMAND"')
     result = run("check", bundle, "--fleet", fleet_file(device), "--json")
-    assert_failed(result, code=3, what="File too large", fix="free some space")
+    assert_failed(result, code=3, what="File too large", fix="free space")
     assert_nothing_left(device)
 
 
