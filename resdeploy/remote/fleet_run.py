@@ -5,6 +5,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ async def _run(job: Job, devices: Sequence[DeviceSpec], on_stage: OnStage) -> Re
         wheel = None
         if any(device.environment is None for device in devices):
             wheel = write_wheel(Path(folder))
-        results = await asyncio.gather(
-            *(
-                _Device(device, lambda stage, n=number: on_stage(n, stage)).run(job, wheel)  # type: ignore[misc]
+        # Not gather: interrupted, it is over with the first device that has ended what runs there,
+        # and the others are cut off while they wait for theirs.
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_Device(device, partial(on_stage, number)).run(job, wheel))
                 for number, device in enumerate(devices)
-            )
-        )
-    return RemoteReport(command=job.command, devices=tuple(results))
+            ]
+    return RemoteReport(command=job.command, devices=tuple(task.result() for task in tasks))
 
 
 class _Device:

@@ -71,9 +71,9 @@ def fleet_file(tmp_path):
 def fake_resdeploy(tmp_path):
     """Write a program that a device takes for resdeploy, and return the folder to find it in."""
 
-    def write(program):
-        package = tmp_path / "fake" / "resdeploy"
-        package.mkdir(parents=True, exist_ok=True)
+    def write(program, name="fake"):
+        package = tmp_path / name / "resdeploy"
+        package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(program)
         return package.parent

@@ -199,15 +199,22 @@ def test_a_killed_run_leaves_nothing_on_the_devices(make_device, fleet_file, mod
 def test_an_interrupted_run_waits_until_the_devices_have_ended_even_what_is_deaf(
     make_device, fleet_file, model, fake_resdeploy
 ):
-    """What runs there must be killed, after it was asked; by then the command has not ended."""
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    devices = [make_device(python_path=fake_resdeploy(deaf)) for _ in range(2)]
+    """On one device it must be killed, 3 seconds after it was asked; on the other it ends at once.
 
-    def is_deaf(device):
-        return any("-m resdeploy bench" in line for line in device.running().values())
+    Once the wait for all was over with the first: the run ended before what is deaf.
+    """
+    sleep = "import pathlib, time; pathlib.Path('asleep').touch(); time.sleep(600)"
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {sleep}"
+    devices = [
+        make_device(python_path=fake_resdeploy(program, name))
+        for name, program in (("deaf", deaf), ("obedient", sleep))
+    ]
+
+    def is_asleep(device):
+        return any(device.cache.glob("jobs/*/asleep"))
 
     process = start_bench(model, fleet_file(*devices))
-    assert wait_until(lambda: all(map(is_deaf, devices)))
+    assert wait_until(lambda: all(map(is_asleep, devices)))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert [device.running() for device in devices] == [{}, {}]
