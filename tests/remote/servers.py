@@ -122,14 +122,18 @@ class Device:
             self.process.wait()
 
 
+def parent_of(pid):
+    """The process that started one; None if that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def _descendants(pid):
     children = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(process.name))
+        children.setdefault(parent_of(process.name), []).append(int(process.name))
     found, waiting = [], [pid]
     while waiting:
         waiting += children.get(waiting[0], [])

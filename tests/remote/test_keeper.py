@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import processes_of, wait_until
+from servers import parent_of, processes_of, wait_until
 
 from resdeploy.remote import keeper
 
@@ -186,7 +186,7 @@ def test_of_the_second_output_the_end_is_kept(start):
 def test_a_killed_keeper_takes_its_command_along_and_the_next_removes_the_folder(start):
     one = start()
     one.start_family()
-    leader = min(one.family(), key=lambda pid: os.stat(f"/proc/{pid}").st_ctime)
+    (leader,) = (pid for pid in one.family() if parent_of(pid) == one.process.pid)
     one.process.kill()
     one.process.wait()
     try:
