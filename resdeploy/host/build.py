@@ -69,9 +69,9 @@ def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.T
     """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
     generator = torch.Generator().manual_seed(0)
     preprocess = source.info.preprocess if source.info is not None else None
-    is_embedded = preprocess is not None and preprocess.embedded
-    # Of an embedded model, the network behind the preprocessing is traced.
-    shape = preprocess.input_shape if preprocess is not None and is_embedded else source.input_shape
+    shape = source.input_shape
+    if preprocess is not None and preprocess.embedded:
+        shape = preprocess.input_shape  # the network behind the preprocessing is traced
     return (torch.randn(batch_size, *shape, generator=generator),)
 
 

@@ -153,14 +153,14 @@ def golden_for(
         )
     if data is None:
         num_inputs = num_inputs or _NUM_SYNTHETIC
+        takes_pixels = isinstance(source.module, EmbeddedNetwork)
+        synthetic = synthetic_pixels if takes_pixels else synthetic_inputs
+        kind = "images" if takes_pixels else "normal inputs"
         return make_golden(
             source.module,
-            synthetic_inputs(source.input_shape, num_inputs=num_inputs)
-            if not isinstance(source.module, EmbeddedNetwork)
-            else synthetic_pixels(source.input_shape, num_inputs=num_inputs),
+            synthetic(source.input_shape, num_inputs=num_inputs),
             source=source.description,
-            inputs_description=f"{num_inputs} seeded "
-            + ("images" if isinstance(source.module, EmbeddedNetwork) else "normal inputs"),
+            inputs_description=f"{num_inputs} seeded {kind}",
             in_detail=in_detail,
         )
     preprocess = source.info.preprocess if source.info is not None else None
