@@ -129,8 +129,8 @@ def test_a_model_that_computes_something_else_is_not_written(source, tmp_path, m
     """One bias off by a part in ten thousand, planted after the fold."""
     genuine = export_module.fold_program
 
-    def off_by_a_little(program):
-        folded = genuine(program)
+    def off_by_a_little(program, **options):
+        folded = genuine(program, **options)
         folded.program.state_dict["layer2.0.conv1.weight"].data.mul_(1 + 1e-4)
         return folded
 
