@@ -1,5 +1,6 @@
 """A small trained network, its checkpoint in both forms, and a way to run commands."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,10 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture
 def checkpoint(network, tmp_path) -> Path:
-    path = tmp_path / "checkpoint.safetensors"
+    return _save(network, tmp_path / "checkpoint.safetensors")
+
+
+def _save(network: torch.nn.Module, path: Path) -> Path:
     preprocess = Preprocess(input_shape=(1, 8, 8), divisor=255.0, color="gray")
     labels = tuple(map(str, range(10)))
     save_checkpoint(
@@ -43,8 +47,16 @@ def checkpoint(network, tmp_path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def exported_once(network, tmp_path_factory) -> Path:
+    """Export once for all tests, which takes longer than what most of them do with it."""
+    folder = tmp_path_factory.mktemp("exported")
+    source = _save(network, folder / "checkpoint.safetensors")
+    arguments = ["export", str(source), "-o", str(folder / "model.onnx")]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    return folder / "model.onnx"
+
+
 @pytest.fixture
-def exported(run, checkpoint, tmp_path) -> Path:
-    path = tmp_path / "model.onnx"
-    assert run("export", checkpoint, "-o", path).exit_code == 0
-    return path
+def exported(exported_once, tmp_path) -> Path:
+    return Path(shutil.copy(exported_once, tmp_path / "model.onnx"))

@@ -59,8 +59,8 @@ CASES = [
     ("residual_mlp", {"block": "pre", "norm": "layer"}, 0, 0),
 ]
 
-# The same blocks again, only more of them.
-SLOW = ("resnet101", "resnet152", "56", "110")
+# The same blocks again, only more of them, or wider.
+SLOW = ("resnet34", "resnet101", "resnet152", "wide_resnet50_2", "32", "44", "56", "110")
 NUM_CLASSES = 10
 
 
