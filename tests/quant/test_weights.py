@@ -45,6 +45,16 @@ def test_rounding_that_cancels_gives_the_nearest_where_inputs_have_nothing_in_co
     assert np.array_equal(found, np.rint(weight_OK / 0.1))
 
 
+def test_errors_are_taken_over_beyond_the_block_they_are_made_in(monkeypatch):
+    random = np.random.default_rng(2)
+    x_PK = random.normal(size=(900, 10)) @ random.normal(size=(10, 150))
+    x_PK += 0.1 * random.normal(size=x_PK.shape)
+    weight_OK, scale_O = random.normal(size=(3, 150)), np.full(3, 0.2)
+    in_blocks = round_to_cancel(weight_OK, scale_O, x_PK.T @ x_PK, limit=127)
+    monkeypatch.setattr("resdeploy.quant.rounding._BLOCK", 1000)
+    assert np.array_equal(in_blocks, round_to_cancel(weight_OK, scale_O, x_PK.T @ x_PK, limit=127))
+
+
 def test_weights_of_inputs_that_are_always_zero_do_no_harm():
     weight_OK = np.random.default_rng(1).normal(size=(4, 8))
     found = round_to_cancel(weight_OK, np.full(4, 0.1), np.zeros((8, 8)), limit=127)
