@@ -29,16 +29,12 @@ from resdeploy.bundle_readme import readme_text
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.files import atomic_directory, file_info, sha256_file
 from resdeploy.golden_file import Golden, load_golden, save_golden
-from resdeploy.schema import (
-    ExportReport,
-    FileInfo,
-    Manifest,
-    Preprocess,
-    TensorSpec,
-    TunedSettings,
-    dump_json,
-    load_json,
-)
+from resdeploy.schema.bundles import Manifest
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.tunings import TunedSettings
 
 __all__ = ["MANIFEST", "Bundle", "read_bundle", "write_bundle", "write_tuned"]
 

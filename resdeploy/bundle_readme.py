@@ -1,6 +1,7 @@
 """The README.md inside a bundle: for the person who unpacks it and has nothing else."""
 
-from resdeploy.schema import Preprocess, TensorSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["readme_text"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resdeploy.schema import TensorDiff
+from resdeploy.schema.verdicts import TensorDiff
 
 __all__ = ["accuracy", "error_norms", "tensor_diff", "top1_agreement"]
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import ExportSpec, ProbeReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.machines import ProbeReport
 
 __all__ = ["Readable", "for_target", "readable_by"]
 

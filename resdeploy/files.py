@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import FileInfo
+from resdeploy.schema.files import FileInfo
 
 __all__ = [
     "atomic_directory",

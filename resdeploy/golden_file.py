@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.errors import BundleError, ResdeployError
-from resdeploy.schema import GoldenInfo, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.verdicts import GoldenInfo
 
 __all__ = ["Golden", "load_golden", "save_golden"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resdeploy.schema import BenchBlock, SpeedRatio
+from resdeploy.schema.benchmarks import BenchBlock, SpeedRatio
 from resdeploy.stats import percentile
 
 __all__ = [

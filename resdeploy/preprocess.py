@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,7 +5,8 @@ import tomllib
 from pathlib import Path
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import DataSpec, Recipe, from_json
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.recipes import DataSpec, Recipe
 
 __all__ = ["adjust_recipe", "load_recipe", "zoo", "zoo_directory"]
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resdeploy.schema import LatencySummary
+from resdeploy.schema.benchmarks import LatencySummary
 
 __all__ = [
     "STABLE_SHIFT_LIMIT",

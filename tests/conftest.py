@@ -40,7 +40,7 @@ def _why_no_session(provider: str) -> str | None:
     from onnx import parser
 
     from resdeploy.errors import EnvironmentLacksError
-    from resdeploy.schema import SessionSpec
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.session import open_session
 
     model = parser.parse_model(

@@ -16,15 +16,10 @@ from resdeploy import bundle as bundle_module
 from resdeploy.bundle import MANIFEST, read_bundle, write_bundle
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.golden_file import Golden, load_golden, save_golden
-from resdeploy.schema import (
-    ExportReport,
-    ExportSpec,
-    FileInfo,
-    GoldenInfo,
-    Preprocess,
-    TensorSpec,
-    VerifyReport,
-)
+from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
 
 FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]
 

@@ -15,7 +15,7 @@ from resdeploy.bundle import read_bundle, write_bundle
 from resdeploy.bundle_archive import opened_bundle, read_members, write_archive
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo
+from resdeploy.schema.verdicts import GoldenInfo
 
 FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]
 

@@ -6,7 +6,9 @@ from onnx import parser
 
 from resdeploy.compatibility import for_target, readable_by
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import Environment, ExportSpec, ProbeReport, dump_json
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.machines import Environment, ProbeReport
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def bundle(tmp_path_factory):
     from resdeploy.cli import cli
     from resdeploy.host.checkpoint import save_checkpoint
     from resdeploy.host.networks import build_network
-    from resdeploy.schema import CheckpointInfo, ModelSpec, Preprocess
+    from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
     folder = tmp_path_factory.mktemp("made")
     spec = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
@@ -137,7 +137,8 @@ def test_a_bundle_made_here_checks_predicts_and_times_on_a_bare_installation(
     assert verdict["comparison"]["reasons"] == []
     assert verdict["placement"]["executed"].keys() == {"CPUExecutionProvider"}
     assert records["bench"]["latencies_ns"]
-    from resdeploy.schema import SessionSpec, to_json
+    from resdeploy.schema.codec import to_json
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.predict import predict
 
     here = to_json(predict(bundle / "net.zip", [bundle / "photo.png"], SessionSpec()))

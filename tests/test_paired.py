@@ -7,7 +7,7 @@ import pytest
 
 from resdeploy.paired import block_log_ratios, min_runs_for, speed_ratio, student_interval
 from resdeploy.paired import student_quantile as quantile
-from resdeploy.schema import BenchBlock, SpeedRatio
+from resdeploy.schema.benchmarks import BenchBlock, SpeedRatio
 
 
 def simulate(rng, *, num_blocks=8, ratio=1.0, process_sd=0.01, num_runs=40):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from resdeploy.errors import ResdeployError
 from resdeploy.preprocess import centre_and_scale, load_image, preprocess_batch
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 RGB = Preprocess(
     input_shape=(3, 5, 7),

@@ -14,7 +14,10 @@ from resdeploy.host.build import load_source
 from resdeploy.host.export import export_onnx
 from resdeploy.host.quantize import quantize_file
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import DataSpec, ExportSpec, QuantSpec, SessionSpec, SourceSpec
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.quants import QuantSpec
+from resdeploy.schema.recipes import DataSpec, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 
@@ -83,7 +86,7 @@ sys.path.insert(0, sys.argv[2])
 from small_networks import small_resnet
 from resdeploy.quant.int8 import quantize_int8
 from resdeploy.quant.samples import Samples
-from resdeploy.schema import QuantSpec
+from resdeploy.schema.quants import QuantSpec
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,7 +13,9 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.fold_checkpoint import fold_checkpoint
 from resdeploy.host.golden import golden_for, run_module
 from resdeploy.host.reference import reference_graph
-from resdeploy.schema import DataSpec, ExportSpec, SessionSpec, SourceSpec
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import DataSpec, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 

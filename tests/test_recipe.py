@@ -6,7 +6,8 @@ import pytest
 
 from resdeploy.errors import ResdeployError
 from resdeploy.recipe import adjust_recipe, load_recipe, zoo, zoo_directory
-from resdeploy.schema import DataSpec, Recipe, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.recipes import DataSpec, Recipe
 
 MINIMAL = """
 [model]

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import pkgutil
+import sys
 import types
 import typing
 
@@ -14,18 +15,10 @@ from hypothesis import given, settings
 
 from resdeploy import schema
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import (
-    AugmentSpec,
-    EpochMetrics,
-    FoldReport,
-    ModelSpec,
-    Preprocess,
-    TensorSpec,
-    dump_json,
-    from_json,
-    load_json,
-    to_json,
-)
+from resdeploy.schema.codec import dump_json, from_json, load_json, to_json
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.recipes import AugmentSpec, EpochMetrics, ModelSpec, Preprocess
 
 RECORDS = [
     value
@@ -107,7 +100,7 @@ def test_every_record_is_frozen_slotted_keyword_only_and_public(cls):
     assert cls.__dataclass_params__.frozen
     assert "__slots__" in vars(cls)
     assert all(field.kw_only for field in dataclasses.fields(cls))
-    assert cls.__name__ in schema.__all__
+    assert cls.__name__ in sys.modules[cls.__module__].__all__
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}("), "the docstring is dataclass's own"
 

@@ -23,7 +23,9 @@ from onnx import helper, numpy_helper
 
 from resdeploy.cli.progress import show_steps
 from resdeploy.paired import block_log_ratios
-from resdeploy.schema import BenchBlock, BenchComparison, BenchSpec, SessionSpec, to_json
+from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchSpec
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.bench_in_turn import bench_in_turn
 from resdeploy.target.environment import read_environment
 

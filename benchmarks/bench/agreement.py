@@ -23,7 +23,9 @@ import numpy as np
 
 from resdeploy.cli.progress import show_steps
 from resdeploy.paired import student_interval
-from resdeploy.schema import BenchResult, BenchSpec, LoadgenSpec, SessionSpec, to_json
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenSpec
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.bench import bench
 from resdeploy.target.environment import read_environment
 
@@ -52,7 +54,8 @@ print(json.dumps(times[len(times) // 5:]))
 OVERHEAD = """
 import dataclasses, json, sys, time
 from pathlib import Path
-from resdeploy.schema import BenchSpec, SessionSpec
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.measure import collector_off, set_up
 
 stand = set_up(Path(sys.argv[1]), BenchSpec(session=SessionSpec(num_threads=1)))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.schema import to_json
+from resdeploy.schema.codec import to_json
 from resdeploy.target.environment import read_environment
 
 BARE = """
@@ -32,7 +32,7 @@ import onnxsim
 import torch
 
 from resdeploy.host.networks import build_network
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 weights, out = sys.argv[1:]
 network = build_network(ModelSpec(arch="resnet50", num_classes=1000)).eval()
@@ -107,7 +107,7 @@ def write_weights(path: Path) -> None:
     import torch
 
     from resdeploy.host.networks import build_network
-    from resdeploy.schema import ModelSpec
+    from resdeploy.schema.recipes import ModelSpec
 
     torch.manual_seed(0)
     torch.save(build_network(ModelSpec(arch="resnet50", num_classes=1000)).state_dict(), path)

@@ -33,7 +33,9 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.networks import build_network
 from resdeploy.preprocess import centre_and_scale, preprocess_batch
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import CheckpointInfo, ExportSpec, Preprocess, to_json
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, Preprocess
 from resdeploy.target.environment import read_environment
 
 

@@ -27,7 +27,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.schema import to_json
+from resdeploy.schema.codec import to_json
 from resdeploy.target.environment import read_environment
 
 END = np.iinfo(np.int64).max
@@ -178,7 +178,8 @@ def main(seconds: float, json_path: Path | None) -> None:
     from resdeploy.host.build import SourceModel
     from resdeploy.host.export import export_onnx
     from resdeploy.host.networks import build_network
-    from resdeploy.schema import CheckpointInfo, ExportSpec, ModelSpec
+    from resdeploy.schema.exports import ExportSpec
+    from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
 
     spec = ModelSpec(arch="cifar_resnet20", num_classes=10)
     source = SourceModel(

@@ -41,7 +41,7 @@ import click
 import torch
 from torch import nn
 
-from resdeploy.schema import to_json
+from resdeploy.schema.codec import to_json
 from resdeploy.target.environment import read_environment
 
 SUITE = Path(__file__).parents[2] / "tests" / "host" / "fold_suite.py"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.schema import to_json
+from resdeploy.schema.codec import to_json
 from resdeploy.target.environment import read_environment
 
 RUN = """
@@ -26,7 +26,7 @@ import torch
 from resdeploy.host.fold import fold_program
 from resdeploy.host.networks import build_network
 from resdeploy.host.trace import trace
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 network = build_network(ModelSpec(arch=sys.argv[1], num_classes=1000)).eval()
 inputs = (torch.randn(2, 3, 64, 64),)

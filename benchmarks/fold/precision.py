@@ -18,7 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from resdeploy.host.export import stage_versions
 from resdeploy.host.fold import fold_batchnorm
 from resdeploy.host.networks import build_network
-from resdeploy.schema import FoldReport, ModelSpec, to_json
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.recipes import ModelSpec
 from resdeploy.target.environment import read_environment
 
 NETWORKS = {"resnet18": 3, "resnet50": 3, "resnet152": 2}  # and how many random ones of each

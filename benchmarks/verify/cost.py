@@ -23,7 +23,9 @@ from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module, synthetic_inputs
 from resdeploy.host.reference import reference_graph
-from resdeploy.schema import ExportSpec, SessionSpec, to_json
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.environment import read_environment
 from resdeploy.target.session import open_session
 from resdeploy.target.verify import open_sessions, verify_sessions

@@ -35,7 +35,10 @@ from resdeploy.host.fold import fold_batchnorm
 from resdeploy.host.golden import make_golden, run_module, synthetic_inputs
 from resdeploy.host.networks import build_network, input_shape
 from resdeploy.host.reference import reference_graph
-from resdeploy.schema import ExportSpec, ModelSpec, SessionSpec, to_json
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import ModelSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.environment import read_environment
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session

@@ -13,7 +13,8 @@ from null import make_network
 from resdeploy.cli.render import render
 from resdeploy.host.build import load_source
 from resdeploy.host.selftest import selftest
-from resdeploy.schema import SourceSpec, to_json
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.recipes import SourceSpec
 from resdeploy.target.environment import read_environment
 
 

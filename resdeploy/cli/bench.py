@@ -23,15 +23,8 @@ from resdeploy.cli.options import (
     tf32_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema import (
-    BenchComparison,
-    BenchReport,
-    BenchSpec,
-    GraphLevel,
-    PrecisionHint,
-    Scenario,
-    SessionSpec,
-)
+from resdeploy.schema.benchmarks import BenchComparison, BenchReport, BenchSpec, Scenario
+from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle import Bundle

@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 import click
 
-from resdeploy.schema import GraphLevel, LoadgenSpec, PrecisionHint, SessionSpec
+from resdeploy.schema.benchmarks import LoadgenSpec
+from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
 
 __all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "percent", "with_options"]
 

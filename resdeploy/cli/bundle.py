@@ -84,7 +84,7 @@ def bundle(
     from resdeploy.host.embedded import embed_preprocess
     from resdeploy.host.golden import golden_for
     from resdeploy.host.make_bundle import Layouts, make_bundle
-    from resdeploy.schema import ExportSpec
+    from resdeploy.schema.exports import ExportSpec
 
     chosen = None if data is None else parse_data(data)
     spec = for_target(ExportSpec(batch=parse_batch(batch)), opset=opset, target=target)

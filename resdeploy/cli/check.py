@@ -13,7 +13,7 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint
 
 
 @click.command(cls=DeviceCommand)
@@ -50,7 +50,7 @@ def check(
         finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
 
     from resdeploy.cli.render import emit
-    from resdeploy.schema import SessionSpec
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.check import check_bundle
 
     specs = [

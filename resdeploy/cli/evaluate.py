@@ -12,7 +12,7 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint
 
 
 @click.command()
@@ -67,7 +67,7 @@ def evaluate(
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
     from resdeploy.host.data import load_labelled, parse_data
-    from resdeploy.schema import SessionSpec
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.evaluate import evaluate as evaluate_models
 
     chosen = parse_data(data)

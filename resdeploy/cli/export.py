@@ -59,7 +59,7 @@ def export(
     from resdeploy.host.build import load_source
     from resdeploy.host.embedded import embed_preprocess
     from resdeploy.host.export import export_onnx
-    from resdeploy.schema import ExportSpec
+    from resdeploy.schema.exports import ExportSpec
 
     spec = ExportSpec(batch=parse_batch(batch), fold=not no_fold)
     spec = for_target(spec, opset=opset, target=target)

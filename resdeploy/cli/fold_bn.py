@@ -6,7 +6,9 @@ import click
 
 from resdeploy.cli.options import SourceOptions, force_option, json_option, source_options
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema import FoldReport, SessionSpec, SourceSpec
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command("fold-bn")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from resdeploy.schema import DeviceSpec, RemoteReport
+from resdeploy.schema.remotes import DeviceSpec, RemoteReport
 
 if TYPE_CHECKING:
     from resdeploy.remote.fleet_run import Job

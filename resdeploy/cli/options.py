@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from resdeploy.schema import SourceSpec
+from resdeploy.schema.recipes import SourceSpec
 
 __all__ = [
     "SourceOptions",

@@ -12,7 +12,7 @@ from resdeploy.cli.options import (
     tf32_option,
     threads_option,
 )
-from resdeploy.schema import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint
 
 
 @click.command()
@@ -57,7 +57,7 @@ def predict(
         resdeploy predict resnet50.zip photos --top 3 --provider cuda --json
     """
     from resdeploy.cli.render import emit
-    from resdeploy.schema import SessionSpec
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.predict import predict as predict_classes
 
     spec = SessionSpec(

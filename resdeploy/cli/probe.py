@@ -6,7 +6,8 @@ import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import force_option, json_option
-from resdeploy.schema import ProbeReport, dump_json
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.machines import ProbeReport
 
 
 @click.command(cls=DeviceCommand)

@@ -10,7 +10,7 @@ from resdeploy.cli.options import Command, force_option, json_option, output_opt
 from resdeploy.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
-    from resdeploy.schema import Choice, IntegerTypes
+    from resdeploy.schema.quants import Choice, IntegerTypes
 
 _PRECISIONS = {"int8": "int8", "fp16": "float16", "bf16": "bfloat16"}
 _CHOICES = click.Choice(["auto", "on", "off"])
@@ -111,7 +111,7 @@ def quantize(
     from resdeploy.cli.render import emit
     from resdeploy.host.data import parse_data
     from resdeploy.host.quantize import quantize_file, spec_for
-    from resdeploy.schema import QuantSpec
+    from resdeploy.schema.quants import QuantSpec
 
     asked = QuantSpec(
         precision=_PRECISIONS[precision],  # type: ignore[arg-type]

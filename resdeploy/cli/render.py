@@ -14,30 +14,26 @@ from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
-from resdeploy.schema import (
+from resdeploy.schema.benchmarks import BenchComparison, BenchReport
+from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.demos import DemoReport
+from resdeploy.schema.evaluations import EvaluateReport
+from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.machines import DoctorReport, ProbeReport
+from resdeploy.schema.quants import QuantReport
+from resdeploy.schema.recipes import TrainReport
+from resdeploy.schema.remotes import RemoteReport
+from resdeploy.schema.sessions import Placement
+from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.verdicts import (
     Attribution,
-    BenchComparison,
-    BenchReport,
-    CheckReport,
     Comparison,
     Conformance,
-    DemoReport,
-    DoctorReport,
-    EvaluateReport,
-    ExportReport,
-    FoldReport,
-    Manifest,
-    Placement,
     PlantedFault,
-    PredictReport,
-    ProbeReport,
-    QuantReport,
-    RemoteReport,
     SelftestReport,
-    TrainReport,
-    TuneReport,
     VerifyReport,
-    dump_json,
 )
 
 __all__ = ["emit", "render"]

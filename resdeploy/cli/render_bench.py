@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
-from resdeploy.schema import (
+from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchReport,
     BenchResult,

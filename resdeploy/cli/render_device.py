@@ -4,7 +4,8 @@ import click
 
 from resdeploy.cli.tables import print_table
 from resdeploy.compatibility import readable_by
-from resdeploy.schema import DoctorReport, PredictReport, ProbeReport
+from resdeploy.schema.bundles import PredictReport
+from resdeploy.schema.machines import DoctorReport, ProbeReport
 
 __all__ = ["render_doctor", "render_predict", "render_probe"]
 

@@ -3,7 +3,7 @@
 import click
 
 from resdeploy.cli.tables import print_table
-from resdeploy.schema import EvaluatedModel, EvaluateReport, Flip, PairedResult
+from resdeploy.schema.evaluations import EvaluatedModel, EvaluateReport, Flip, PairedResult
 
 __all__ = ["render_evaluate"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import click
 
 from resdeploy.cli.tables import print_table
-from resdeploy.schema import QuantQuality, QuantReport
+from resdeploy.schema.quants import QuantQuality, QuantReport
 
 __all__ = ["render_quantize"]
 

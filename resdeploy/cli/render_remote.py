@@ -3,7 +3,7 @@
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
-from resdeploy.schema import DeviceFailure, DeviceResult, Installation, RemoteReport
+from resdeploy.schema.remotes import DeviceFailure, DeviceResult, Installation, RemoteReport
 
 __all__ = ["render_failures", "render_remote", "single_records"]
 

@@ -6,7 +6,9 @@ from collections import Counter
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
-from resdeploy.schema import Profile, SessionSpec, SpeedRatio, TuneReport, TuneTrial
+from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TuneReport, TuneTrial
 
 __all__ = ["render_tune"]
 

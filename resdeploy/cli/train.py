@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.options import force_option, json_option
-from resdeploy.schema import EpochMetrics
+from resdeploy.schema.recipes import EpochMetrics
 
 
 @click.command()

@@ -7,7 +7,7 @@ import click
 
 from resdeploy.cli.bench_options import numbers
 from resdeploy.cli.options import force_option, json_option, provider_option
-from resdeploy.schema import Objective, TuneSpec
+from resdeploy.schema.tunings import Objective, TuneSpec
 
 
 @click.command()

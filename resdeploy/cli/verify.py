@@ -16,7 +16,7 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from resdeploy.graph.certify import Reference
     from resdeploy.graph.node_local import Array, Run
-    from resdeploy.schema import PrecisionName, Preprocess, SessionSpec, VerifyReport
+    from resdeploy.schema.recipes import Preprocess
+    from resdeploy.schema.sessions import PrecisionName, SessionSpec
+    from resdeploy.schema.verdicts import VerifyReport
 
 
 @click.command()
@@ -114,7 +116,7 @@ def verify(
         raise click.UsageError("an ONNX reference is evaluated on --inputs, or on seeded inputs")
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.schema import SessionSpec
+    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.verify import open_sessions, verify_sessions
 
     original: Reference | str | None = None

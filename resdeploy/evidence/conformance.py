@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from resdeploy.evidence.end_to_end import NOISE_RATIO_LIMIT
 from resdeploy.golden_file import Golden
-from resdeploy.schema import Conformance
+from resdeploy.schema.verdicts import Conformance
 
 __all__ = ["CONFORMANCE_LIMIT", "Repetition", "judge_conformance", "noise_units", "stress_units"]
 

@@ -40,7 +40,8 @@ from resdeploy.evidence.precision import (
     title,
 )
 from resdeploy.golden_file import Golden
-from resdeploy.schema import Comparison, Precision, PrecisionName
+from resdeploy.schema.sessions import PrecisionName
+from resdeploy.schema.verdicts import Comparison, Precision
 
 __all__ = [
     "FEWEST_FOR_SYSTEMATIC",

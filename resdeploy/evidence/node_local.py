@@ -22,7 +22,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.schema import NodeError, NodeLocalResult
+from resdeploy.schema.verdicts import NodeError, NodeLocalResult
 
 __all__ = ["CONFIDENCE", "judge_node", "judge_nodes"]
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from resdeploy.schema import Placement
+from resdeploy.schema.sessions import Placement
 
 __all__ = ["Kernel", "count_by_provider", "judge_placement"]
 

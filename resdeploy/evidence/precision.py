@@ -15,7 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from resdeploy.schema import GoldenInfo, PrecisionName
+from resdeploy.schema.sessions import PrecisionName
+from resdeploy.schema.verdicts import GoldenInfo
 
 __all__ = [
     "CLAIMS",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resdeploy.algebra import smallest_normal, ulp
 from resdeploy.evidence.structure import Affine, SkeletonNode
-from resdeploy.schema import StaticLayer, StaticResult
+from resdeploy.schema.verdicts import StaticLayer, StaticResult
 
 __all__ = ["ROUNDED_ONCE_ULP", "STATIC_LIMIT_ULP", "judge_static"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.schema import StructureResult
+from resdeploy.schema.verdicts import StructureResult
 
 __all__ = ["Affine", "Alignment", "Skeleton", "SkeletonNode", "align"]
 

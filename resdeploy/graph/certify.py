@@ -15,14 +15,8 @@ from resdeploy.evidence.static import ROUNDED_ONCE_ULP, STATIC_LIMIT_ULP, judge_
 from resdeploy.evidence.structure import Affine, Alignment, SkeletonNode, align
 from resdeploy.graph.node_local import Array, NodeFault, Run, certify_nodes
 from resdeploy.graph.skeleton import may_fold, skeleton_of
-from resdeploy.schema import (
-    NodeLocalResult,
-    PrecisionName,
-    SessionSpec,
-    StaticResult,
-    StructureResult,
-    VerifyReport,
-)
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.verdicts import NodeLocalResult, StaticResult, StructureResult, VerifyReport
 
 __all__ = ["Candidate", "Reference", "add_certificate", "certify_file", "certify_run"]
 

@@ -62,7 +62,7 @@ from resdeploy.graph.editor import (
     why_it_varies,
 )
 from resdeploy.graph.layers import Layer, Layers
-from resdeploy.schema import FoldedSite, FoldReport, RefusedSite
+from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["fold_batchnorm"]
 

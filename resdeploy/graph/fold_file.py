@@ -27,7 +27,8 @@ from resdeploy.files import atomic_write
 from resdeploy.golden_file import Golden
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
-from resdeploy.schema import Comparison, FoldReport, GoldenInfo
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.verdicts import Comparison, GoldenInfo
 
 __all__ = ["Run", "fold_file", "load_onnx"]
 

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["OLDEST_OPSET", "lower_opset"]
 

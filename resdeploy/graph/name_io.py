@@ -8,7 +8,7 @@ Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`
 
 import onnx_ir as ir
 
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["name_io"]
 

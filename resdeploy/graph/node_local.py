@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resdeploy.evidence.node_local import judge_node, judge_nodes
 from resdeploy.evidence.structure import Affine, SkeletonNode
 from resdeploy.graph.float64 import evaluate_float64
-from resdeploy.schema import NodeError, NodeLocalResult
+from resdeploy.schema.verdicts import NodeError, NodeLocalResult
 
 __all__ = ["NodeFault", "Run", "certify_nodes", "convolution_alone", "expose", "node_model"]
 

@@ -13,7 +13,7 @@ from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
 from resdeploy.graph.take_pixels import take_pixels
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["optimize"]
 

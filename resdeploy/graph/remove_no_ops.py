@@ -28,7 +28,7 @@ from resdeploy.graph.editor import (
     remove_if_unread,
     why_it_varies,
 )
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["remove_no_ops"]
 

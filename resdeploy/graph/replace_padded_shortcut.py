@@ -39,7 +39,7 @@ from resdeploy.graph.editor import (
     string_attribute,
     why_it_varies,
 )
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["MOST_CHANNELS", "replace_padded_shortcut"]
 

@@ -25,7 +25,7 @@ from resdeploy.graph.editor import (
     is_op,
     optional_input,
 )
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["replace_reduce_mean"]
 

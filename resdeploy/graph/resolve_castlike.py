@@ -10,7 +10,7 @@ the convolution can be folded.
 
 import onnx_ir as ir
 
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["resolve_castlike"]
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["simplify"]
 

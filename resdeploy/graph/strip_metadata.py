@@ -12,7 +12,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["strip_metadata"]
 

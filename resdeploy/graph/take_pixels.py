@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.editor import graph_editors
-from resdeploy.schema import PassReport
+from resdeploy.schema.exports import PassReport
 
 __all__ = ["take_pixels"]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import AugmentSpec
+from resdeploy.schema.recipes import AugmentSpec
 
 __all__ = ["augment_batch", "check_augment"]
 

@@ -20,7 +20,8 @@ from resdeploy.host.checkpoint import (
 )
 from resdeploy.host.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import CheckpointInfo, FoldedSite, ModelSpec, SourceSpec
+from resdeploy.schema.folds import FoldedSite
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, SourceSpec
 
 __all__ = ["SourceModel", "example_inputs", "fit_for_folded", "load_source"]
 

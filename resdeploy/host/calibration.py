@@ -17,7 +17,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.host.data import load_dataset, training_files
 from resdeploy.preprocess import load_image, preprocess_batch
 from resdeploy.quant.samples import Samples
-from resdeploy.schema import DataSpec, Preprocess
+from resdeploy.schema.recipes import DataSpec, Preprocess
 
 __all__ = ["load_calibration"]
 

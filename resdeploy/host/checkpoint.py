@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.host.networks import ARCHITECTURES, build_network
-from resdeploy.schema import CheckpointInfo, ModelSpec, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
 
 __all__ = [
     "CHECKPOINT_NAME",

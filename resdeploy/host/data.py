@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.host.cifar import read_cifar
 from resdeploy.preprocess import load_image
-from resdeploy.schema import DataSpec, Preprocess
+from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.target.samples import LabelledSamples
 
 __all__ = [

@@ -15,20 +15,13 @@ from resdeploy.host.golden import golden_for
 from resdeploy.host.make_bundle import pack_bundle
 from resdeploy.host.train import train
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import (
-    BenchResult,
-    BenchSpec,
-    DataSpec,
-    DemoReport,
-    DemoStage,
-    EpochMetrics,
-    ExportReport,
-    ExportSpec,
-    ProviderVerdict,
-    SessionSpec,
-    SourceSpec,
-    dump_json,
-)
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.demos import DemoReport, DemoStage
+from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import ProviderVerdict
 from resdeploy.target.bench import bench
 from resdeploy.target.check import check_bundle
 from resdeploy.target.session import open_session

@@ -19,7 +19,7 @@ from torch import nn
 from resdeploy.errors import ResdeployError
 from resdeploy.host.build import SourceModel
 from resdeploy.preprocess import centre_and_scale, preprocess_batch
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["EmbeddedNetwork", "embed_preprocess", "input_roundings"]
 

@@ -29,13 +29,10 @@ from resdeploy.host.fold import fold_program
 from resdeploy.host.golden import golden_for
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.preprocess import centre_and_scale
-from resdeploy.schema import (
-    ExportReport,
-    ExportSpec,
-    SessionSpec,
-    TensorSpec,
-    to_json,
-)
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.verify import verify_model
 
 __all__ = ["export_onnx", "stage_versions", "translate"]

@@ -38,7 +38,7 @@ from resdeploy.host.affine_flow import Target, targets_above, targets_below
 from resdeploy.host.layers import Layer, describe, node_shape
 from resdeploy.host.program import CLONE_MARK, ProgramEditor
 from resdeploy.host.trace import module_class, module_path, trace
-from resdeploy.schema import FoldedSite, FoldReport, RefusedSite
+from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["FoldedModel", "fold_batchnorm", "fold_program"]
 

@@ -12,7 +12,7 @@ from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.checkpoint import save_checkpoint
 from resdeploy.host.fold import FoldedModel, fold_batchnorm
 from resdeploy.host.golden import golden_for, run_module
-from resdeploy.schema import FoldReport
+from resdeploy.schema.folds import FoldReport
 
 __all__ = ["fold_checkpoint"]
 

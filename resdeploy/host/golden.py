@@ -23,7 +23,8 @@ from resdeploy.host.embedded import EmbeddedNetwork, input_roundings
 from resdeploy.host.precision_noise import simulated_noise, weight_noise
 from resdeploy.host.variance import fold_copy, propagated_sigma
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import DataSpec, GoldenInfo
+from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.verdicts import GoldenInfo
 
 __all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs", "synthetic_pixels"]
 

@@ -15,7 +15,8 @@ from resdeploy.host.export import export_onnx, stage_versions
 from resdeploy.host.onnx_test_data import write_onnx_test_data
 from resdeploy.host.ort_format import write_ort_format
 from resdeploy.host.triton import write_triton
-from resdeploy.schema import ExportReport, ExportSpec, Manifest
+from resdeploy.schema.bundles import Manifest
+from resdeploy.schema.exports import ExportReport, ExportSpec
 
 __all__ = ["Layouts", "make_bundle", "pack_bundle"]
 

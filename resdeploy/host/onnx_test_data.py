@@ -20,7 +20,7 @@ import onnx
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.files import atomic_directory
 from resdeploy.golden_file import Golden
-from resdeploy.schema import TensorSpec
+from resdeploy.schema.files import TensorSpec
 
 __all__ = ["write_onnx_test_data"]
 

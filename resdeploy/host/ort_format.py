@@ -16,7 +16,7 @@ from pathlib import Path
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_directory
 from resdeploy.golden_file import Golden
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.runtime import captured_output
 from resdeploy.target.verify import verify_model
 

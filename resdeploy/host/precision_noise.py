@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from resdeploy.host.interpret import GraphWalker
 from resdeploy.host.layers import as_layer
-from resdeploy.schema import PrecisionNoise
+from resdeploy.schema.verdicts import PrecisionNoise
 
 __all__ = ["simulated_noise", "weight_noise"]
 

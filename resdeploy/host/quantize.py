@@ -17,16 +17,10 @@ from resdeploy.quant.int8 import quantize_int8
 from resdeploy.quant.samples import Samples
 from resdeploy.quant.saturation import lacks_vnni
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import (
-    DataSpec,
-    IntegerTypes,
-    Preprocess,
-    ProbeReport,
-    QuantReport,
-    QuantSpec,
-    from_json,
-    load_json,
-)
+from resdeploy.schema.codec import from_json, load_json
+from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
+from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.target.cpu_features import read_cpu_features
 
 __all__ = ["quantize_file", "spec_for"]

@@ -25,7 +25,7 @@ from resdeploy.host.export import translate
 from resdeploy.host.fold import fold_program
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.preprocess import centre_and_scale
-from resdeploy.schema import FoldReport
+from resdeploy.schema.folds import FoldReport
 
 __all__ = ["reference_graph"]
 

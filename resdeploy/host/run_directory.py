@@ -25,7 +25,8 @@ from resdeploy.host.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from resdeploy.schema import CheckpointInfo, EpochMetrics, Recipe, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.recipes import CheckpointInfo, EpochMetrics, Recipe
 
 __all__ = [
     "check_run_directory",

@@ -27,13 +27,10 @@ from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module
 from resdeploy.host.reference import reference_graph
-from resdeploy.schema import (
-    ExportSpec,
-    FoldReport,
-    PlantedFault,
-    SelftestReport,
-    SessionSpec,
-)
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import PlantedFault, SelftestReport
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 

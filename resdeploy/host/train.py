@@ -34,7 +34,7 @@ from resdeploy.host.run_directory import (
     write_recipe,
 )
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import EpochMetrics, Recipe, TrainReport, TrainSpec
+from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainReport, TrainSpec
 
 __all__ = ["clear_run_directory", "evaluate_network", "learning_rate_at", "train"]
 

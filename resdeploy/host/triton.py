@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_directory
-from resdeploy.schema import TensorSpec
+from resdeploy.schema.files import TensorSpec
 
 __all__ = ["config_text", "write_triton"]
 

@@ -26,7 +26,7 @@ from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner, input_of
 from resdeploy.quant.samples import Parts, Samples
 from resdeploy.quant.sensitive import keep_sensitive
-from resdeploy.schema import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
+from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
 
 __all__ = ["convert", "quantize_float16", "simulate"]
 

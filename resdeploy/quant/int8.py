@@ -38,15 +38,15 @@ from resdeploy.quant.runtime import Runner, runtime_name
 from resdeploy.quant.samples import Parts, Samples
 from resdeploy.quant.saturation import saturating_layers
 from resdeploy.quant.sensitive import keep_sensitive
-from resdeploy.schema import (
+from resdeploy.schema.quants import (
     CalibrationMethod,
     KeptFloat,
-    Preprocess,
     QuantQuality,
     QuantReport,
     QuantSpec,
     QuantTrial,
 )
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["quantize_int8"]
 

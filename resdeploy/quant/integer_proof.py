@@ -12,7 +12,7 @@ from collections.abc import Collection
 import onnx
 
 from resdeploy.quant.runtime import optimized_graph, runtime_name
-from resdeploy.schema import IntegerProof, IntegerTypes
+from resdeploy.schema.quants import IntegerProof, IntegerTypes
 
 __all__ = ["prove_integer"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.schema import QuantQuality
+from resdeploy.schema.quants import QuantQuality
 
 __all__ = ["judge", "why_not"]
 

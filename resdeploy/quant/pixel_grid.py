@@ -27,7 +27,7 @@ from onnx import helper
 
 from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, new_name
 from resdeploy.quant.runtime import input_of
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["GRID_RANGE", "use_pixel_grid", "why_no_grid"]
 

@@ -10,7 +10,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
 from resdeploy.quant.ranges import Range
-from resdeploy.schema import IntegerTypes
+from resdeploy.schema.quants import IntegerTypes
 
 __all__ = ["LayerNames", "insert_qdq", "layer_names", "scale_name", "weight_limit"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from resdeploy.quant.histogram import StreamHistogram
-from resdeploy.schema import CalibrationMethod
+from resdeploy.schema.quants import CalibrationMethod
 
 __all__ = ["METHODS", "Range", "find_range", "narrower_ranges"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from resdeploy.schema import KeptFloat, QuantQuality
+from resdeploy.schema.quants import KeptFloat, QuantQuality
 
 __all__ = ["keep_sensitive"]
 

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from resdeploy.errors import EnvironmentLacksError, ReportedError, ResdeployError
 from resdeploy.remote.link import MOST_OUTPUT_BYTES, Ended
-from resdeploy.schema import DeviceSpec, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.remotes import DeviceSpec
 
 __all__ = ["failure_of", "read_record"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 
 from resdeploy.errors import EnvironmentLacksError
-from resdeploy.schema import DeviceSpec
+from resdeploy.schema.remotes import DeviceSpec
 
 __all__ = ["KEEPALIVE_S", "connected", "ssh_arguments"]
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import DeviceSpec, from_json
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.remotes import DeviceSpec
 
 __all__ = ["load_fleet", "parse_address", "refuse_duplicates"]
 

@@ -15,14 +15,13 @@ from resdeploy.remote.connection import connected
 from resdeploy.remote.installation import install
 from resdeploy.remote.link import linked
 from resdeploy.remote.wheel import write_wheel
-from resdeploy.schema import (
-    BenchComparison,
-    BenchReport,
-    CheckReport,
+from resdeploy.schema.benchmarks import BenchComparison, BenchReport
+from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.remotes import (
     DeviceFailure,
     DeviceResult,
     DeviceSpec,
-    ProbeReport,
     RemoteCommand,
     RemoteReport,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.files import sha256_file
 from resdeploy.remote.link import About, Ended, Link
-from resdeploy.schema import DeviceSpec, Installation
+from resdeploy.schema.remotes import DeviceSpec, Installation
 
 __all__ = ["OLDEST_PYTHON", "install"]
 

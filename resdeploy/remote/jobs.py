@@ -6,7 +6,9 @@ from resdeploy.bundle import MANIFEST
 from resdeploy.bundle_archive import is_archive, opened_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.remote.fleet_run import Call, Job
-from resdeploy.schema import BenchComparison, BenchReport, CheckReport, ProbeReport
+from resdeploy.schema.benchmarks import BenchComparison, BenchReport
+from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.machines import ProbeReport
 
 __all__ = ["Options", "bench_job", "check_job", "probe_job"]
 

@@ -18,7 +18,8 @@ import asyncssh
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.remote.connection import ssh_arguments
 from resdeploy.remote.keeper import GREETING, SILENCE_S
-from resdeploy.schema import DeviceSpec, from_json
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.remotes import DeviceSpec
 
 __all__ = [
     "BEAT_S",

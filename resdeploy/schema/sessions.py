@@ -5,10 +5,18 @@ from typing import Literal
 
 from resdeploy.schema.codec import record
 
-__all__ = ["GraphLevel", "Placement", "PrecisionHint", "SessionInfo", "SessionSpec"]
+__all__ = [
+    "GraphLevel",
+    "Placement",
+    "PrecisionHint",
+    "PrecisionName",
+    "SessionInfo",
+    "SessionSpec",
+]
 
 GraphLevel = Literal["disabled", "basic", "extended", "all"]
 PrecisionHint = Literal["default", "f32", "bf16"]
+PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unknown"]
 
 
 @record

@@ -6,7 +6,7 @@ from typing import Literal
 
 from resdeploy.schema.codec import record
 from resdeploy.schema.files import FileInfo
-from resdeploy.schema.sessions import Placement, SessionInfo
+from resdeploy.schema.sessions import Placement, PrecisionName, SessionInfo
 
 __all__ = [
     "ArithmeticResult",
@@ -18,7 +18,6 @@ __all__ = [
     "NodeLocalResult",
     "PlantedFault",
     "Precision",
-    "PrecisionName",
     "PrecisionNoise",
     "ProviderVerdict",
     "SelftestReport",
@@ -83,9 +82,6 @@ class TensorDiff:
     max_abs: float
     rel_l2: float
     num_nonfinite: int
-
-
-PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unknown"]
 
 
 @record

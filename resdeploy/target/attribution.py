@@ -15,7 +15,8 @@ from resdeploy.errors import ReportedError
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.evidence.precision import Facts
 from resdeploy.golden_file import Golden
-from resdeploy.schema import ArithmeticResult, Attribution, SessionSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import ArithmeticResult, Attribution
 from resdeploy.target.providers import Provider, find_provider
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from resdeploy.schema import BenchJob, BenchResult, BenchSpec, from_json
+from resdeploy.schema.benchmarks import BenchJob, BenchResult, BenchSpec
+from resdeploy.schema.codec import from_json
 from resdeploy.target.bench_process import BenchProcess, slow_warnings
 from resdeploy.target.measure import check_spec
 

@@ -13,14 +13,8 @@ from pathlib import Path
 
 from resdeploy.errors import ResdeployError
 from resdeploy.paired import CONFIDENCE, min_runs_for, speed_ratio
-from resdeploy.schema import (
-    BenchBlock,
-    BenchComparison,
-    BenchJob,
-    BenchSide,
-    BenchSpec,
-    from_json,
-)
+from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchJob, BenchSide, BenchSpec
+from resdeploy.schema.codec import from_json
 from resdeploy.target.bench_process import BenchProcess
 from resdeploy.target.environment import read_environment
 from resdeploy.target.machine import read_machine_state

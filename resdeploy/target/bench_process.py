@@ -14,7 +14,8 @@ from typing import Any, Self
 import resdeploy
 from resdeploy import errors
 from resdeploy.errors import EnvironmentLacksError, MissingExtraError, ReportedError
-from resdeploy.schema import BenchJob, to_json
+from resdeploy.schema.benchmarks import BenchJob
+from resdeploy.schema.codec import to_json
 
 __all__ = ["BenchProcess", "slow_warnings"]
 

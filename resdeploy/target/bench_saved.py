@@ -5,15 +5,15 @@ from pathlib import Path
 
 from resdeploy.errors import ResdeployError
 from resdeploy.paired import CONFIDENCE, min_runs_for
-from resdeploy.schema import (
+from resdeploy.schema.benchmarks import (
     BenchBlock,
     BenchComparison,
     BenchReport,
     BenchResult,
     BenchSide,
     SpeedRatio,
-    load_json,
 )
+from resdeploy.schema.codec import load_json
 from resdeploy.stats import STABLE_SHIFT_LIMIT, bootstrap_interval, percentile
 
 __all__ = ["compare_with_saved", "load_result"]

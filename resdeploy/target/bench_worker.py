@@ -16,7 +16,8 @@ from typing import Any, TextIO
 
 from resdeploy.errors import ReportedError
 from resdeploy.files import file_info
-from resdeploy.schema import BenchJob, BenchSide, from_json, to_json
+from resdeploy.schema.benchmarks import BenchJob, BenchSide
+from resdeploy.schema.codec import from_json, to_json
 from resdeploy.target.machine import peak_ram_bytes
 from resdeploy.target.measure import check_spec, collector_off, measure, prove, set_up
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.session import open_session
 
 __all__ = ["peak_bytes_per_s", "peak_macs_per_s"]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resdeploy.bundle_archive import opened_bundle
-from resdeploy.schema import CheckReport, SessionSpec
+from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.verify import verify_model
 
 __all__ = ["check_bundle"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from resdeploy.bundle_archive import is_archive, opened_bundle
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import Preprocess, SessionSpec, from_json
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.session import Session, open_session, output_specs
 
 __all__ = ["Classifier", "opened_classifier", "require_class_scores"]

@@ -15,7 +15,8 @@ from resdeploy.evidence.conformance import (
     stress_units,
 )
 from resdeploy.golden_file import Golden
-from resdeploy.schema import Conformance, GraphLevel, SessionSpec
+from resdeploy.schema.sessions import GraphLevel, SessionSpec
+from resdeploy.schema.verdicts import Conformance
 from resdeploy.target.run import fixed_batch, run_session
 from resdeploy.target.session import Session, open_session
 

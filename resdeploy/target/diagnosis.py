@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import SessionInfo
+from resdeploy.schema.sessions import SessionInfo
 from resdeploy.target.providers import Provider, find_provider
 from resdeploy.target.runtime import ORT_ERRORS, cuda_version, ort_state, runtime_title
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resdeploy.errors import ReportedError
-from resdeploy.schema import DoctorReport, Finding
+from resdeploy.schema.machines import DoctorReport, Finding
 from resdeploy.target.providers import Provider, find_provider
 
 __all__ = ["OLDEST_RUNTIME", "examine"]

@@ -8,7 +8,7 @@ import re
 import sys
 
 from resdeploy import __version__
-from resdeploy.schema import Environment
+from resdeploy.schema.machines import Environment
 from resdeploy.target.cpu_features import common_flags
 from resdeploy.target.system import nvidia_smi, read_text
 

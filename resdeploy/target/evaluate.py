@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
 from resdeploy.proportions import clopper_pearson, mcnemar_exact, paired_difference_interval
-from resdeploy.schema import (
+from resdeploy.schema.evaluations import (
     AccuracyResult,
     EvaluatedModel,
     EvaluateReport,
     Flip,
     PairedResult,
-    Preprocess,
-    SessionSpec,
 )
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.classifier import Classifier, opened_classifier
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import LabelledSamples, inputs_from_raw

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import LayerTime, Profile, SessionSpec
+from resdeploy.schema.benchmarks import LayerTime, Profile
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
 from resdeploy.target.onnx_wire import OnnxNode, read_nodes
 from resdeploy.target.session import open_session

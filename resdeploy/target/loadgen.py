@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import MissingExtraError, ResdeployError
-from resdeploy.schema import BenchSpec, LoadgenResult, LoadgenSpec
+from resdeploy.schema.benchmarks import BenchSpec, LoadgenResult, LoadgenSpec
 
 __all__ = ["LoadgenTimes", "drive", "read_summary", "require_loadgen"]
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from resdeploy.schema import GpuState, MachineState
+from resdeploy.schema.machines import GpuState, MachineState
 from resdeploy.target.system import nvidia_smi, read_text
 
 __all__ = ["peak_ram_bytes", "read_machine_state"]

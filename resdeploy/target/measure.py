@@ -12,15 +12,10 @@ import numpy as np
 
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.files import file_info
-from resdeploy.schema import (
-    BenchResult,
-    BenchSpec,
-    LoadgenResult,
-    LoadgenSpec,
-    MachineState,
-    Placement,
-    TensorSpec,
-)
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenResult, LoadgenSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.machines import MachineState
+from resdeploy.schema.sessions import Placement
 from resdeploy.stats import is_settled, poisson_arrivals, summarise
 from resdeploy.target.diagnosis import run_errors
 from resdeploy.target.environment import read_environment

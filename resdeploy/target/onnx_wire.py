@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import PrecisionName
+from resdeploy.schema.sessions import PrecisionName
 
 __all__ = ["OnnxNode", "count_subnormal_weights", "read_nodes", "stored_precision"]
 

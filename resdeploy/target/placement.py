@@ -9,7 +9,7 @@ import numpy as np
 
 from resdeploy.errors import ProviderError
 from resdeploy.evidence.placement import Kernel, judge_placement
-from resdeploy.schema import Placement
+from resdeploy.schema.sessions import Placement
 from resdeploy.target.providers import find_provider
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session, planned_kernels

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from resdeploy.bundle import Bundle
 from resdeploy.bundle_archive import opened_bundle
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import ClassScore, Prediction, PredictReport, SessionSpec
+from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.classifier import require_class_scores
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import read_samples

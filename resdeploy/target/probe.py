@@ -10,7 +10,8 @@ import importlib.metadata
 import numpy as np
 
 from resdeploy.errors import EnvironmentLacksError, ReportedError
-from resdeploy.schema import ProbeReport, ProviderProbe, SessionSpec
+from resdeploy.schema.machines import ProbeReport, ProviderProbe
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.cpu_features import read_cpu_features
 from resdeploy.target.environment import read_environment
 from resdeploy.target.providers import PROVIDERS, Provider

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 
 __all__ = ["PROVIDERS", "ArithmeticSwitch", "Provider", "find_provider"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import TensorSpec
+from resdeploy.schema.files import TensorSpec
 from resdeploy.target.session import Session, input_specs
 
 __all__ = ["fixed_batch", "run_session"]

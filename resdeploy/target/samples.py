@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
 from resdeploy.preprocess import load_image, preprocess_batch
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["LabelledSamples", "inputs_from_raw", "read_inputs", "read_samples"]
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
 from resdeploy.evidence.placement import Kernel, count_by_provider
-from resdeploy.schema import SessionInfo, SessionSpec, TensorSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import SessionInfo, SessionSpec
 from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.diagnosis import (
     model_error,

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from resdeploy.schema import BenchSpec, LatencySummary, MachineState
+from resdeploy.schema.benchmarks import BenchSpec, LatencySummary
+from resdeploy.schema.machines import MachineState
 from resdeploy.stats import (
     STABLE_SHIFT_LIMIT,
     is_settled,

@@ -16,16 +16,10 @@ import numpy as np
 from resdeploy.bundle import Bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.racing import race
-from resdeploy.schema import (
-    BenchComparison,
-    Environment,
-    Profile,
-    SessionSpec,
-    TunedSettings,
-    TuneReport,
-    TuneSpec,
-    TuneTrial,
-)
+from resdeploy.schema.benchmarks import BenchComparison, Profile
+from resdeploy.schema.machines import Environment
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.stats import percentile
 from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
 from resdeploy.target.environment import read_environment

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import EnvironmentLacksError
-from resdeploy.schema import SessionSpec, TuneSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.evaluate import LoadSamples, evaluate
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_space import Candidate, Variant

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.schema import BenchSpec, PrecisionHint, PrecisionName, SessionSpec, TuneSpec
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.sessions import PrecisionHint, PrecisionName, SessionSpec
+from resdeploy.schema.tunings import TuneSpec
 
 __all__ = ["Candidate", "Variant", "candidates_for", "sessions_for"]
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from resdeploy.bundle import Bundle
-from resdeploy.schema import Environment, Manifest, SessionSpec, TunedSettings
+from resdeploy.schema.bundles import Manifest
+from resdeploy.schema.machines import Environment
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TunedSettings
 from resdeploy.target.environment import read_environment
 from resdeploy.target.runtime import onnxruntime
 

@@ -9,7 +9,8 @@ from resdeploy.compare import accuracy
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.files import file_info
 from resdeploy.golden_file import Golden
-from resdeploy.schema import Attribution, PrecisionName, ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.verdicts import Attribution, ProviderVerdict, VerifyReport
 from resdeploy.target.attribution import attribute_error, facts
 from resdeploy.target.conformance import check_conformance
 from resdeploy.target.placement import read_placement

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from resdeploy.cli import cli
 from resdeploy.host.checkpoint import save_checkpoint
 from resdeploy.host.networks import build_network
-from resdeploy.schema import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
 MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
 

@@ -15,21 +15,13 @@ from resdeploy.bundle_archive import write_archive
 from resdeploy.cli import cli
 from resdeploy.errors import ResdeployError
 from resdeploy.host.checkpoint import save_checkpoint
-from resdeploy.schema import (
-    BenchReport,
-    CheckpointInfo,
-    CheckReport,
-    DoctorReport,
-    EvaluateReport,
-    ExportReport,
-    Manifest,
-    ModelSpec,
-    PredictReport,
-    Preprocess,
-    ProbeReport,
-    dump_json,
-    load_json,
-)
+from resdeploy.schema.benchmarks import BenchReport
+from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.evaluations import EvaluateReport
+from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.machines import DoctorReport, ProbeReport
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
 FEW = ("--num-inputs", "4")
 FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]

@@ -9,7 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from resdeploy.schema import FoldReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.folds import FoldReport
 
 FOLDABLE = "y = Conv <pads = [1, 1, 1, 1]> (x, w) z = BatchNormalization (y, g, b, m, v)"
 REFUSED = f"{FOLDABLE.replace('z =', 'u =')} r = Relu (u) z = BatchNormalization (r, g, b, m, v)"

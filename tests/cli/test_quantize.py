@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from resdeploy.cli import cli
-from resdeploy.schema import Environment, ProbeReport, ProviderProbe, QuantSpec, dump_json, to_json
+from resdeploy.schema.codec import dump_json, to_json
+from resdeploy.schema.machines import Environment, ProbeReport, ProviderProbe
+from resdeploy.schema.quants import QuantSpec
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "quant"))
 from small_networks import PREPROCESS, images, small_resnet

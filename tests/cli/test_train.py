@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from resdeploy.host.checkpoint import load_checkpoint
-from resdeploy.schema import EpochMetrics, TrainReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.recipes import EpochMetrics, TrainReport
 
 SHORT = ("train", "mnist1d-postnorm-mlp", "--epochs", 3)
 

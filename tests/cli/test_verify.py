@@ -6,7 +6,8 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from resdeploy.schema import VerifyReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.verdicts import VerifyReport
 
 
 def change_weight(path, name: str, change) -> None:
@@ -157,7 +158,7 @@ def test_what_a_golden_file_cannot_show_is_stated(run, checkpoint, exported, tmp
     from resdeploy.golden_file import save_golden
     from resdeploy.host.build import load_source
     from resdeploy.host.golden import golden_for
-    from resdeploy.schema import SourceSpec
+    from resdeploy.schema.recipes import SourceSpec
 
     golden = tmp_path / "golden.npz"
     save_golden(golden, golden_for(load_source(SourceSpec(path=str(checkpoint))), num_inputs=4))

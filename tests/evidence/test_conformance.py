@@ -11,7 +11,7 @@ from resdeploy.evidence.conformance import (
     stress_units,
 )
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo
+from resdeploy.schema.verdicts import GoldenInfo
 
 N, K = 4, 10
 

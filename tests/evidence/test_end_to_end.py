@@ -13,7 +13,7 @@ from resdeploy.evidence.end_to_end import (
 )
 from resdeploy.evidence.precision import Facts
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, PrecisionNoise
+from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from resdeploy.evidence.precision import Facts, advice, find_precision, precision_levels
-from resdeploy.schema import GoldenInfo, PrecisionNoise
+from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise
 
 LEVELS = {"float32": 1.0, "tf32": 1.4e3, "float16": 1.7e3, "bfloat16": 1.2e4, "int8": 5e4}
 TF32 = Facts(provider="cuda", use_tf32=True)

@@ -6,7 +6,7 @@ import torch
 
 from resdeploy.errors import ResdeployError
 from resdeploy.host.augment import augment_batch, check_augment
-from resdeploy.schema import AugmentSpec
+from resdeploy.schema.recipes import AugmentSpec
 
 EVERYTHING = AugmentSpec(
     shift_px=1, horizontal_flip=True, rotate_degrees=10.0, scale=0.1, noise_std=0.1

@@ -10,7 +10,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.host.build import example_inputs, load_source
 from resdeploy.host.checkpoint import save_checkpoint
 from resdeploy.host.networks import build_network
-from resdeploy.schema import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 
 MODEL = ModelSpec(arch="residual_mlp", num_classes=3, options={"width": 8, "hidden_layers": 3})
 OPTIONS = {name: str(value) for name, value in MODEL.options.items()}

@@ -9,7 +9,7 @@ from PIL import Image
 from resdeploy.errors import ResdeployError
 from resdeploy.host.calibration import load_calibration
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import DataSpec, Preprocess
+from resdeploy.schema.recipes import DataSpec, Preprocess
 
 PREPROCESS = Preprocess(
     input_shape=(3, 8, 8), divisor=255.0, mean=(0.5,), std=(0.25,), color="rgb", resize=None

@@ -21,7 +21,8 @@ from resdeploy.host.checkpoint import (
     suggest_architectures,
 )
 from resdeploy.host.networks import build_network
-from resdeploy.schema import CheckpointInfo, FoldedSite, ModelSpec, Preprocess
+from resdeploy.schema.folds import FoldedSite
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
 MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
 INFO = CheckpointInfo(

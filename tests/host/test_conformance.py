@@ -9,14 +9,9 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for
 from resdeploy.host.networks import build_network
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import (
-    CheckpointInfo,
-    ExportSpec,
-    ModelSpec,
-    Preprocess,
-    SessionSpec,
-    SourceSpec,
-)
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.conformance import check_conformance
 from resdeploy.target.session import open_session
 

@@ -20,7 +20,7 @@ from resdeploy.host.data import (
     parse_data,
     stratified_split,
 )
-from resdeploy.schema import DataSpec, Preprocess
+from resdeploy.schema.recipes import DataSpec, Preprocess
 
 ANY = Preprocess(input_shape=(3, 32, 32), divisor=255)
 SMALL = Preprocess(input_shape=(3, 4, 4), divisor=255)

@@ -7,7 +7,8 @@ from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.host import demo as demo_module
 from resdeploy.host.demo import run_demo
 from resdeploy.recipe import adjust_recipe, load_recipe
-from resdeploy.schema import DemoReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.demos import DemoReport
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from resdeploy.host.make_bundle import make_bundle
 from resdeploy.host.networks import build_network
 from resdeploy.host.reference import reference_graph
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import CheckpointInfo, ExportSpec, ModelSpec, Preprocess, SessionSpec
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.check import check_bundle
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session

@@ -13,7 +13,8 @@ from resdeploy.host.build import SourceModel, fit_for_folded
 from resdeploy.host.export import export_onnx
 from resdeploy.host.fold import fold_batchnorm
 from resdeploy.host.networks import ARCHITECTURES, build_network, input_shape
-from resdeploy.schema import ExportSpec, ModelSpec
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import ModelSpec
 
 # arch, options, BatchNorms folded, BatchNorms refused
 CASES = [

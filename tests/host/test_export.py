@@ -16,7 +16,8 @@ from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module
 from resdeploy.host.networks import build_network
-from resdeploy.schema import CheckpointInfo, ExportSpec, ModelSpec, Preprocess
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
 MODEL = ModelSpec(arch="cifar_resnet20", num_classes=10)
 PREPROCESS = Preprocess(input_shape=(3, 16, 16), divisor=255.0)

@@ -15,7 +15,7 @@ from resdeploy.host import precision_noise
 from resdeploy.host.build import SourceModel
 from resdeploy.host.golden import golden_for, make_golden, run_module, synthetic_inputs
 from resdeploy.host.networks import build_network
-from resdeploy.schema import CheckpointInfo, DataSpec, ModelSpec, Preprocess
+from resdeploy.schema.recipes import CheckpointInfo, DataSpec, ModelSpec, Preprocess
 
 
 def linear(features=5, outputs=3):

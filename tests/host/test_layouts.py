@@ -12,7 +12,8 @@ from resdeploy.golden_file import Golden
 from resdeploy.host.onnx_test_data import write_onnx_test_data
 from resdeploy.host.ort_format import write_ort_format
 from resdeploy.host.triton import config_text, write_triton
-from resdeploy.schema import GoldenInfo, TensorSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.verdicts import GoldenInfo
 
 TYPES = (
     *("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),

@@ -12,7 +12,7 @@ from resdeploy.host import selftest as selftest_module
 from resdeploy.host.build import SourceModel
 from resdeploy.host.networks import build_network
 from resdeploy.host.selftest import selftest
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from resdeploy.host.data import load_evaluation
 from resdeploy.host.networks import build_network
 from resdeploy.host.train import clear_run_directory, evaluate_network, learning_rate_at, train
 from resdeploy.recipe import load_recipe
-from resdeploy.schema import (
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.recipes import (
     AugmentSpec,
     DataSpec,
     EpochMetrics,
@@ -25,7 +26,6 @@ from resdeploy.schema import (
     Preprocess,
     Recipe,
     TrainSpec,
-    load_json,
 )
 
 EVERY_FILE = {"recipe.json", "metrics.jsonl", "checkpoint.safetensors", "resume.safetensors"}

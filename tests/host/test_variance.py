@@ -19,7 +19,7 @@ from resdeploy.host.networks import build_network
 from resdeploy.host.noisy import Noisy
 from resdeploy.host.variance import fold_copy, propagated_sigma
 from resdeploy.host.variance_rules import propagate
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 NUM_DRAWS = 4000
 # Five standard errors of one variance, and of the sum of many that share their draws.

@@ -5,7 +5,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.quant.prepare import prepare
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 PREPROCESS = Preprocess(
     input_shape=(3, 8, 8), divisor=255.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), color="rgb"

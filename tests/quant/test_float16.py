@@ -9,7 +9,7 @@ from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner
 from resdeploy.quant.samples import Samples
-from resdeploy.schema import QuantSpec
+from resdeploy.schema.quants import QuantSpec
 
 SAMPLES = Samples.of_array(inputs(80))
 

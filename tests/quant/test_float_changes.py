@@ -10,7 +10,7 @@ from resdeploy.quant.equalize import equalize
 from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.pixel_grid import use_pixel_grid, why_no_grid
 from resdeploy.quant.runtime import Runner, with_outputs
-from resdeploy.schema import Preprocess
+from resdeploy.schema.recipes import Preprocess
 
 
 def run(model, x):

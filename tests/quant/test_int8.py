@@ -12,8 +12,8 @@ from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.runtime import Runner
 from resdeploy.quant.samples import Samples
-from resdeploy.schema import QuantSpec, dump_json, load_json
-from resdeploy.schema.quants import QuantReport
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.quants import QuantReport, QuantSpec
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SAMPLES = Samples.of_array(inputs(160))

@@ -2,7 +2,7 @@ import pytest
 from onnx import helper
 
 from resdeploy.quant.sensitive import keep_sensitive
-from resdeploy.schema import QuantQuality
+from resdeploy.schema.quants import QuantQuality
 
 NODES = [helper.make_node("Conv", ["x", "w"], [name], name=name) for name in "abc"]
 # What each layer adds to the error; c makes up for some of the others.

@@ -103,7 +103,8 @@ def packed(tmp_path_factory):
     from resdeploy.bundle import write_bundle
     from resdeploy.bundle_archive import write_archive
     from resdeploy.golden_file import Golden
-    from resdeploy.schema import GoldenInfo, TensorSpec
+    from resdeploy.schema.files import TensorSpec
+    from resdeploy.schema.verdicts import GoldenInfo
 
     folder = tmp_path_factory.mktemp("packed")
     text = (

@@ -6,7 +6,8 @@ from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.remote.answers import failure_of, read_record
 from resdeploy.remote.fleet import parse_address
 from resdeploy.remote.link import Ended
-from resdeploy.schema import DoctorReport, Finding, dump_json
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.machines import DoctorReport, Finding
 
 DEVICE = parse_address("pi@board")
 

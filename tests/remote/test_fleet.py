@@ -8,7 +8,7 @@ from servers import REPOSITORY
 
 from resdeploy.errors import ResdeployError
 from resdeploy.remote.fleet import load_fleet, parse_address, refuse_duplicates
-from resdeploy.schema import DeviceFailure, DeviceResult, RemoteReport
+from resdeploy.schema.remotes import DeviceFailure, DeviceResult, RemoteReport
 
 
 @pytest.mark.parametrize(

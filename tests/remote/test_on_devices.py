@@ -11,7 +11,9 @@ from servers import REPOSITORY, keygen, remember, wait_until
 
 from resdeploy.remote import fleet_run, link
 from resdeploy.remote.keeper import GREETING
-from resdeploy.schema import ProbeReport, RemoteReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.remotes import RemoteReport
 
 # Long enough to be caught at work, and idle: ten runs are asked for in a second.
 SLOW_BENCH = ("--scenario", "server", "--qps", "10", "--runs")

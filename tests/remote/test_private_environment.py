@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from resdeploy.remote.wheel import write_wheel
-from resdeploy.schema import RemoteReport, load_json
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.remotes import RemoteReport
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,9 @@ from onnx import helper, numpy_helper
 from servers import REPOSITORY
 
 from resdeploy.paired import speed_ratio
-from resdeploy.schema import BenchBlock, BenchReport, RemoteReport, load_json
+from resdeploy.schema.benchmarks import BenchBlock, BenchReport
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.remotes import RemoteReport
 from resdeploy.stats import STABLE_SHIFT_LIMIT
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,8 @@ from onnx import parser
 
 from resdeploy.bundle import write_bundle
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, TensorSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.verdicts import GoldenInfo
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from onnx import numpy_helper, parser
 from resdeploy.cli.render import render
 from resdeploy.errors import ProviderError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, PrecisionNoise, ProviderVerdict, SessionSpec, VerifyReport
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise, ProviderVerdict, VerifyReport
 from resdeploy.target import verify
 from resdeploy.target.attribution import attribute_error
 from resdeploy.target.run import run_session

@@ -11,17 +11,16 @@ import pytest
 from onnx import parser
 
 from resdeploy.errors import EnvironmentLacksError, ProviderError, ResdeployError
-from resdeploy.schema import (
+from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchJob,
     BenchReport,
     BenchSpec,
-    MachineState,
-    SessionSpec,
     SpeedRatio,
-    dump_json,
-    load_json,
 )
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.machines import MachineState
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.bench import bench
 from resdeploy.target.bench_in_turn import NUM_BURSTS, bench_in_turn
 from resdeploy.target.bench_process import BenchProcess, slow_warnings

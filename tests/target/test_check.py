@@ -10,7 +10,8 @@ from onnx import parser
 from resdeploy.bundle import write_bundle
 from resdeploy.errors import BundleError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, SessionSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target.check import check_bundle
 
 DOUBLE = """

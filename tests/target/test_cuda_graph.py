@@ -7,7 +7,8 @@ import pytest
 from onnx import parser
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import BenchSpec, SessionSpec
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import measure as measure_module
 from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.measure import measure

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import resdeploy
-from resdeploy.schema import Environment, dump_json, load_json, to_json
+from resdeploy.schema.codec import dump_json, load_json, to_json
+from resdeploy.schema.machines import Environment
 from resdeploy.target import environment as environment_module
 from resdeploy.target.environment import read_environment
 

@@ -18,7 +18,7 @@ from onnx import parser, save_model
 
 from resdeploy.cli import cli
 from resdeploy.golden_file import Golden, save_golden
-from resdeploy.schema import GoldenInfo
+from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target import runtime as runtime_module
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -10,8 +10,10 @@ from onnx import parser
 from resdeploy.bundle_archive import write_archive
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.proportions import clopper_pearson, mcnemar_exact, paired_difference_interval
-from resdeploy.schema import EvaluateReport as Report
-from resdeploy.schema import Preprocess, SessionSpec, dump_json, load_json, to_json
+from resdeploy.schema.codec import dump_json, load_json, to_json
+from resdeploy.schema.evaluations import EvaluateReport as Report
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.evaluate import evaluate
 from resdeploy.target.samples import LabelledSamples
 

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
 from resdeploy.target.layer_times import check_profile, layer_times, num_macs, read_profile
 from resdeploy.target.onnx_wire import OnnxNode, count_subnormal_weights, read_nodes

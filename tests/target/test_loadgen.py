@@ -10,7 +10,9 @@ from onnx import parser
 
 from resdeploy.cli import cli
 from resdeploy.errors import MissingExtraError, ResdeployError
-from resdeploy.schema import BenchReport, BenchSpec, LoadgenSpec, SessionSpec, load_json
+from resdeploy.schema.benchmarks import BenchReport, BenchSpec, LoadgenSpec
+from resdeploy.schema.codec import load_json
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.stats import percentile
 from resdeploy.target import loadgen
 from resdeploy.target.loadgen import drive, read_summary

@@ -8,7 +8,9 @@ import pytest
 from onnx import parser
 
 from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import BenchResult, BenchSpec, SessionSpec, dump_json, load_json
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import measure as measure_module
 from resdeploy.target.measure import measure
 

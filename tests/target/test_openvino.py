@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper, parser
 
 from resdeploy.errors import ProviderError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, SessionSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target import plugins as plugins_module
 from resdeploy.target import session as session_module
 from resdeploy.target.providers import find_provider

@@ -11,7 +11,7 @@ import pytest
 from onnx import parser
 
 from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import placement as placement_module
 from resdeploy.target import session as session_module
 from resdeploy.target.placement import read_placement

@@ -10,7 +10,8 @@ from resdeploy.bundle_archive import write_archive
 from resdeploy.errors import BundleError, ProviderError, ResdeployError
 from resdeploy.host.data import load_evaluation
 from resdeploy.preprocess import preprocess_batch
-from resdeploy.schema import DataSpec, Preprocess, SessionSpec
+from resdeploy.schema.recipes import DataSpec, Preprocess
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.predict import predict, softmax
 from resdeploy.target.samples import read_samples
 

@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 from onnx import checker, load_from_string, printer
 
-from resdeploy.schema import ProbeReport, dump_json, load_json
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.machines import ProbeReport
 from resdeploy.target import cpu_features, probe
 from resdeploy.target.providers import PROVIDERS
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema import SessionSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.providers import PROVIDERS, find_provider
 
 

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser, save_model
 
 from resdeploy.errors import ProviderError, ResdeployError
-from resdeploy.schema import SessionSpec, TensorSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import diagnosis as diagnosis_module
 from resdeploy.target import runtime as runtime_module
 from resdeploy.target import session as session_module

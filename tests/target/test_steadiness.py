@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from resdeploy.schema import BenchSpec, GpuState, MachineState, SessionSpec
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.machines import GpuState, MachineState
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.stats import summarise
 from resdeploy.target import machine
 from resdeploy.target.machine import peak_ram_bytes, read_machine_state

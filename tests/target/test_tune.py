@@ -14,20 +14,13 @@ from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
-from resdeploy.schema import (
-    BenchReport,
-    GoldenInfo,
-    LayerTime,
-    PredictReport,
-    Profile,
-    SessionSpec,
-    SpeedRatio,
-    TensorSpec,
-    TuneReport,
-    TuneSpec,
-    dump_json,
-    load_json,
-)
+from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
+from resdeploy.schema.bundles import PredictReport
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TuneReport, TuneSpec
+from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target import tune as tune_module
 from resdeploy.target import tune_judge
 from resdeploy.target.bench_in_turn import TimedSide

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.evidence.placement import Kernel
 from resdeploy.golden_file import Golden
-from resdeploy.schema import GoldenInfo, SessionSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 from resdeploy.target.verify import open_sessions, verify_model, verify_sessions

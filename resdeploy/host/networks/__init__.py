@@ -20,7 +20,7 @@ from resdeploy.host.networks.preact_resnet import cifar_preact_resnet
 from resdeploy.host.networks.residual_mlp import residual_mlp
 from resdeploy.host.networks.resnet import RESNET_LAYOUTS, resnet, resnet_layernorm
 from resdeploy.host.networks.resnet8_tiny import resnet8_tiny
-from resdeploy.schema import ModelSpec, Scalar
+from resdeploy.schema.recipes import ModelSpec, Scalar
 
 __all__ = [
     "ARCHITECTURES",

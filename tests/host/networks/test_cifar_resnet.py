@@ -7,7 +7,7 @@ from torch import nn
 
 from resdeploy.host.networks import build_network
 from resdeploy.host.networks.cifar_resnet import BasicBlock, ZeroPadShortcut
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ from torch import nn
 
 from resdeploy.host.networks import ARCHITECTURES, build_network, input_shape
 from resdeploy.host.networks.norms import LayerNorm2d
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NORMS = (*BATCHNORMS, nn.LayerNorm, LayerNorm2d)

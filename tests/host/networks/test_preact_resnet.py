@@ -9,7 +9,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.host.networks import build_network
 from resdeploy.host.networks.cifar_resnet import ZeroPadShortcut
 from resdeploy.host.networks.preact_resnet import PreactBlock
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 
 def build(depth=20, **options):

@@ -13,7 +13,7 @@ from resdeploy.host.networks import (
     input_shape,
     parse_options,
 )
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 
 def spec(arch, **options):

@@ -8,7 +8,7 @@ from torch import nn
 from resdeploy.errors import ResdeployError
 from resdeploy.host.networks import build_network
 from resdeploy.host.networks.residual_mlp import ZeroPad
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 
 def build(**options):

@@ -14,7 +14,7 @@ from torch import nn
 
 from resdeploy.host.networks import build_network
 from resdeploy.host.networks.norms import LayerNorm2d
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 HERE = Path(__file__).parent
 STATE_DICTS = json.loads((HERE / "torchvision_state_dicts.json").read_text("utf-8"))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from resdeploy.host.networks import build_network
-from resdeploy.schema import ModelSpec
+from resdeploy.schema.recipes import ModelSpec
 
 
 def build(**options):
