@@ -105,3 +105,15 @@ def test_torch_is_imported_in_host_alone():
         )
     ]
     assert offenders == []
+
+
+def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():
+    """Each takes a millisecond to make; with all of them the worker's import doubles."""
+    script = "import sys, resdeploy.target.bench_worker; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    subjects = {
+        name.rpartition(".")[2]
+        for name in run.stdout.split()
+        if name.startswith("resdeploy.schema.")
+    }
+    assert subjects == {"benchmarks", "codec", "files", "machines", "sessions"}
