@@ -178,11 +178,11 @@ def write_tuned(
 
 
 def _same_target(one: TunedSettings, other: TunedSettings) -> bool:
-    names = (
-        *("machine", "cpu_model", "num_cpus_allowed", "gpu_names", "runtime_version"),
-        *("objective", "batch_size"),
+    return (one.target, one.objective, one.batch_size) == (
+        other.target,
+        other.objective,
+        other.batch_size,
     )
-    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _add_model(model: Path, target: Path) -> None:

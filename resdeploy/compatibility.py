@@ -15,7 +15,7 @@ from resdeploy.schema.codec import load_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.machines import ProbeReport
 
-__all__ = ["Readable", "for_target", "readable_by"]
+__all__ = ["Readable", "for_target", "read_target", "readable_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,7 @@ def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> E
     chosen = dataclasses.replace(spec, opset=spec.opset if opset is None else opset)
     if target is None:
         return chosen
-    try:
-        text = target.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResdeployError(
-            "The record of the target cannot be read.",
-            where=str(target),
-            fix="write it on the target: resdeploy probe -o target.json",
-        ) from error
-    report = load_json(ProbeReport, text, where=str(target))
+    report = read_target(target)
     reads = readable_by(report.runtime_version)
     if opset is not None and opset > reads.opset:
         raise ResdeployError(
@@ -102,3 +94,20 @@ def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> E
         opset=min(chosen.opset, reads.opset),
         newest_ir_version=reads.ir_version,
     )
+
+
+def read_target(path: Path) -> ProbeReport:
+    """Return the record that `probe` wrote on the target.
+
+    Raises:
+        ResdeployError: it is missing or is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResdeployError(
+            "The record of the target cannot be read.",
+            where=str(path),
+            fix="write it on the target: resdeploy probe -o target.json",
+        ) from error
+    return load_json(ProbeReport, text, where=str(path))

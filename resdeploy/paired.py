@@ -17,6 +17,7 @@ __all__ = [
     "CONFIDENCE",
     "block_log_ratios",
     "min_runs_for",
+    "pooled_percentile",
     "speed_ratio",
     "student_interval",
     "student_quantile",
@@ -50,7 +51,8 @@ def block_log_ratios(blocks: Sequence[BenchBlock], q: float) -> tuple[float, ...
     The percentile is that of all runs of one process.
     """
     return tuple(
-        math.log(_pooled(block.candidate_ns, q)) - math.log(_pooled(block.baseline_ns, q))
+        math.log(pooled_percentile(block.candidate_ns, q))
+        - math.log(pooled_percentile(block.baseline_ns, q))
         for block in blocks
     )
 
@@ -60,7 +62,8 @@ def min_runs_for(q: float) -> int:
     return math.ceil(round(100 / (100 - q), 9))
 
 
-def _pooled(bursts_ns: Sequence[Sequence[int]], q: float) -> float:
+def pooled_percentile(bursts_ns: Sequence[Sequence[int]], q: float) -> float:
+    """Return the q-th percentile of all runs of one process, which came in bursts."""
     return percentile([latency for burst in bursts_ns for latency in burst], q)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from resdeploy.bundle import read_bundle
 from resdeploy.cli.progress import show_steps
-from resdeploy.paired import student_interval
+from resdeploy.paired import pooled_percentile, student_interval
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
@@ -232,7 +232,6 @@ def best_session(opened, int8: Path, spec: TuneSpec, update) -> SessionSpec:
     """Return the session in which a race of `tune` finds the int8 model to be the fastest."""
     from resdeploy.racing import race
     from resdeploy.schema.benchmarks import BenchSpec
-    from resdeploy.stats import percentile
     from resdeploy.target.bench_in_turn import time_in_turn
     from resdeploy.target.tune_space import sessions_for
 
@@ -248,7 +247,7 @@ def best_session(opened, int8: Path, spec: TuneSpec, update) -> SessionSpec:
     def measure(alive, number):
         update(number, spec.max_blocks, "int8 sessions")
         timed = time_in_turn([sides[place] for place in alive], prove_placement=False)
-        return [percentile([t for burst in one.bursts_ns for t in burst], 50) for one in timed]
+        return [pooled_percentile(one.bursts_ns, 50) for one in timed]
 
     return sessions[race(len(sides), measure, max_blocks=spec.max_blocks).winner]
 

@@ -1,6 +1,5 @@
 """A search as text: what was tried, what it cost, and what the winner gained."""
 
-import math
 from collections import Counter
 
 import click
@@ -8,7 +7,7 @@ import click
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TuneReport, TuneTrial
+from resdeploy.schema.tunings import TuneReport
 
 __all__ = ["render_tune"]
 
@@ -35,13 +34,7 @@ def render_tune(report: TuneReport) -> None:
 
 
 def _key(report: TuneReport, place: int) -> tuple[bool, float]:
-    return place != report.winner, _per_run(report.trials[place])
-
-
-def _per_run(trial: TuneTrial) -> float:
-    if not trial.times_ns:
-        return math.inf
-    return math.exp(math.fsum(map(math.log, trial.times_ns)) / len(trial.times_ns))
+    return place != report.winner, report.trials[place].time_ns
 
 
 def _timed(report: TuneReport) -> str:
@@ -58,7 +51,7 @@ def _row(report: TuneReport, place: int) -> tuple[str, ...]:
         trial.model,
         _session(trial.session),
         str(trial.batch_size),
-        milliseconds(_per_run(trial)) if trial.times_ns else "-",
+        milliseconds(trial.time_ns) if trial.times_ns else "-",
         memory,
         f"{trial.size_bytes / 1e6:.1f} MB",
         trial.evidence,

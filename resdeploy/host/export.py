@@ -30,7 +30,7 @@ from resdeploy.host.golden import golden_for
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.preprocess import centre_and_scale
 from resdeploy.schema.codec import to_json
-from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.verify import verify_model
@@ -207,9 +207,9 @@ def _describe(model: ir.Model, source: SourceModel) -> None:
     if source.info is None:
         return
     if source.info.labels:
-        model.metadata_props["resdeploy.labels"] = json.dumps(source.info.labels)
+        model.metadata_props[LABELS_KEY] = json.dumps(source.info.labels)
     if source.info.preprocess is not None:
-        model.metadata_props["resdeploy.preprocess"] = json.dumps(to_json(source.info.preprocess))
+        model.metadata_props[PREPROCESS_KEY] = json.dumps(to_json(source.info.preprocess))
 
 
 def _num_verify_inputs(source: SourceModel) -> int:

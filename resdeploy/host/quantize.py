@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from resdeploy.compatibility import read_target
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.graph.fold_file import load_onnx
@@ -17,8 +18,8 @@ from resdeploy.quant.int8 import quantize_int8
 from resdeploy.quant.samples import Samples
 from resdeploy.quant.saturation import lacks_vnni
 from resdeploy.recipe import load_recipe
-from resdeploy.schema.codec import from_json, load_json
-from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.exports import PREPROCESS_KEY
 from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.target.cpu_features import read_cpu_features
@@ -44,15 +45,7 @@ def spec_for(
     """
     machine, features, has_tensorrt = platform.machine(), read_cpu_features(), False
     if target is not None:
-        try:
-            text = target.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResdeployError(
-                "The record of the target cannot be read.",
-                where=str(target),
-                fix="write it on the target: resdeploy probe -o target.json",
-            ) from error
-        probe = load_json(ProbeReport, text, where=str(target))
+        probe = read_target(target)
         machine, features = probe.environment.machine, probe.cpu_features
         has_tensorrt = any(
             p.starts and p.ort_name == "TensorrtExecutionProvider" for p in probe.providers
@@ -143,7 +136,7 @@ def _quantize(
 def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:
     """Return what `export` wrote into a model about its inputs."""
     for entry in model.metadata_props:
-        if entry.key == "resdeploy.preprocess":
+        if entry.key == PREPROCESS_KEY:
             try:
                 return from_json(Preprocess, json.loads(entry.value), where=entry.key)
             except ValueError as error:

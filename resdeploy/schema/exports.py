@@ -8,7 +8,11 @@ from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import VerifyReport
 
-__all__ = ["ExportReport", "ExportSpec", "PassReport"]
+__all__ = ["LABELS_KEY", "PREPROCESS_KEY", "ExportReport", "ExportSpec", "PassReport"]
+
+# What an export writes into the ONNX file itself, as JSON, for whoever has nothing else.
+LABELS_KEY = "resdeploy.labels"
+PREPROCESS_KEY = "resdeploy.preprocess"
 
 
 @record

@@ -1,5 +1,6 @@
 """The search for the fastest way to run a model, and what it settled on."""
 
+import math
 from typing import Literal
 
 from resdeploy.schema.benchmarks import BenchComparison, Profile, SpeedRatio
@@ -7,7 +8,7 @@ from resdeploy.schema.codec import record
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
 
-__all__ = ["Objective", "TuneReport", "TuneSpec", "TuneTrial", "TunedSettings"]
+__all__ = ["Objective", "TuneReport", "TuneSpec", "TuneTrial", "TunedSettings", "TunedTarget"]
 
 Objective = Literal["latency", "p99", "throughput", "memory", "size"]
 
@@ -63,15 +64,36 @@ class TuneTrial:
     evidence: str = ""
     out: str | None = None
 
+    @property
+    def time_ns(self) -> float:
+        """The geometric mean over blocks, which is what the race compares; infinite if in none."""
+        if not self.times_ns:
+            return math.inf
+        return math.exp(math.fsum(map(math.log, self.times_ns)) / len(self.times_ns))
+
+
+@record
+class TunedTarget:
+    """The kind of machine that settings were found on; on any other they say nothing.
+
+    The processor's architecture, its model, how many CPUs were allowed, and the GPUs, as in
+    `Environment`; and the version of ONNX Runtime. A thread more or another kernel, and the fastest
+    way may be another one.
+    """
+
+    machine: str
+    cpu_model: str | None
+    num_cpus_allowed: int
+    gpu_names: tuple[str, ...]
+    runtime_version: str
+
 
 @record
 class TunedSettings:
     """The way to run a bundle on one kind of machine, as `tune` found it.
 
     Attributes:
-        machine: the processor's architecture, as `Environment` has it; likewise `cpu_model`,
-            `num_cpus_allowed` and `gpu_names`: on any other machine the settings say nothing.
-        runtime_version: of ONNX Runtime.
+        target: the kind of machine.
         model: the file of the bundle to open.
         session: how to open it.
         batch_size: samples of one run.
@@ -81,11 +103,7 @@ class TunedSettings:
         evidence: what was demanded of its answers, and shown.
     """
 
-    machine: str
-    cpu_model: str | None
-    num_cpus_allowed: int
-    gpu_names: tuple[str, ...]
-    runtime_version: str
+    target: TunedTarget
     model: str
     session: SessionSpec
     batch_size: int

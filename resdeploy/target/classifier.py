@@ -9,15 +9,12 @@ from pathlib import Path
 from resdeploy.bundle_archive import is_archive, opened_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import from_json
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.session import Session, open_session, output_specs
 
 __all__ = ["Classifier", "opened_classifier", "require_class_scores"]
-
-# What an export writes into the file, for whoever has nothing else.
-_PREPROCESS = "resdeploy.preprocess"
-_LABELS = "resdeploy.labels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,10 +76,10 @@ def _said_by_file(session: Session, *, where: str) -> tuple[Preprocess | None, t
     """Return the preprocessing and the labels that stand in an ONNX file of resdeploy."""
     said = session.ort.get_modelmeta().custom_metadata_map
     try:
-        labels = tuple(map(str, json.loads(said.get(_LABELS, "[]"))))
-        preprocess = json.loads(said.get(_PREPROCESS, "null"))
+        labels = tuple(map(str, json.loads(said.get(LABELS_KEY, "[]"))))
+        preprocess = json.loads(said.get(PREPROCESS_KEY, "null"))
     except (TypeError, ValueError) as error:
         raise ResdeployError(f"The model's metadata is not JSON: {error}.", where=where) from error
     if preprocess is None:
         return None, labels
-    return from_json(Preprocess, preprocess, where=f"{where}: {_PREPROCESS}"), labels
+    return from_json(Preprocess, preprocess, where=f"{where}: {PREPROCESS_KEY}"), labels

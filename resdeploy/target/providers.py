@@ -130,6 +130,8 @@ def _openvino_options(spec: SessionSpec) -> dict[str, str]:
     return {"load_config": json.dumps({"CPU": config})} if config else {}
 
 
+_NVIDIA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
         provider.name: provider
@@ -148,7 +150,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 # them already.
                 install='pip install "onnxruntime-gpu[cuda,cudnn]"',
                 library="onnxruntime_providers_cuda",
-                drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
+                drivers=_NVIDIA_DRIVERS,
                 driver_name="NVIDIA driver",
                 preload=True,
                 arithmetics=ArithmeticSwitch(exact={"use_tf32": False}, fast={"use_tf32": True}),
@@ -171,7 +173,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 # 11 is the newest, and ONNX Runtime's provider is linked to 10.
                 install='pip install "onnxruntime-gpu[cuda,cudnn]" "tensorrt-cu13>=10,<11"',
                 library="onnxruntime_providers_tensorrt",
-                drivers={"linux": "libcuda.so.1", "win32": "nvcuda.dll"},
+                drivers=_NVIDIA_DRIVERS,
                 driver_name="NVIDIA driver",
                 preload=True,
             ),

@@ -11,25 +11,23 @@ figure that is told. If it does not hold there, the defaults stay.
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from resdeploy.bundle import Bundle
 from resdeploy.errors import ResdeployError
+from resdeploy.paired import pooled_percentile
 from resdeploy.racing import race
 from resdeploy.schema.benchmarks import BenchComparison, Profile
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TunedSettings, TuneReport, TuneSpec, TuneTrial
-from resdeploy.stats import percentile
 from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
 from resdeploy.target.environment import read_environment
 from resdeploy.target.evaluate import LoadSamples
 from resdeploy.target.layer_times import read_profile
 from resdeploy.target.measure import set_up
-from resdeploy.target.runtime import onnxruntime
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_judge import Judge
 from resdeploy.target.tune_space import Candidate, Variant, candidates_for
+from resdeploy.target.tuned import target_of
 
 __all__ = ["tune"]
 
@@ -155,7 +153,7 @@ def _race(
             ]
             timed = time_in_turn(sides, prove_placement=number == 0)
             for place, one in zip(group, timed, strict=True):
-                duration_ns = percentile([t for burst in one.bursts_ns for t in burst], q)
+                duration_ns = pooled_percentile(one.bursts_ns, q)
                 times[place].append(duration_ns)
                 found[place] = duration_ns / candidates[place].batch_size
                 if one.ram_peak_bytes is not None:
@@ -178,8 +176,7 @@ def _race(
 
 
 def _time_per_sample(trial: TuneTrial) -> float:
-    """Return the geometric mean over blocks, which is what the race compares."""
-    return float(np.exp(np.mean(np.log(trial.times_ns)))) / trial.batch_size
+    return trial.time_ns / trial.batch_size
 
 
 def _best(trials: Sequence[TuneTrial], in_race: Sequence[int], spec: TuneSpec) -> int:
@@ -249,11 +246,7 @@ def _settings(
     best: TuneTrial, environment: Environment, spec: TuneSpec, comparison: BenchComparison | None
 ) -> TunedSettings:
     return TunedSettings(
-        machine=environment.machine,
-        cpu_model=environment.cpu_model,
-        num_cpus_allowed=environment.num_cpus_allowed,
-        gpu_names=environment.gpu_names,
-        runtime_version=onnxruntime.__version__,
+        target=target_of(environment),
         model=best.model,
         session=best.session,
         batch_size=best.batch_size,

@@ -1,6 +1,7 @@
 """Whether a candidate of `tune` may be had at all: its answers, judged before its speed."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Judge:
     def __init__(self, bundle: Bundle, spec: TuneSpec, load: LoadSamples | None) -> None:
         self._bundle = bundle
         self._spec = spec
-        self._load = load
+        # Every candidate is judged on the same samples: they are read once.
+        self._load = None if load is None else functools.cache(load)
         self._known: dict[tuple[Path, SessionSpec], Judgement] = {}
 
     def __call__(self, candidate: Candidate) -> Judgement:

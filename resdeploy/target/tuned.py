@@ -6,19 +6,35 @@ from resdeploy.bundle import Bundle
 from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TunedSettings
+from resdeploy.schema.tunings import TunedSettings, TunedTarget
 from resdeploy.target.environment import read_environment
 from resdeploy.target.runtime import onnxruntime
 
-__all__ = ["fastest_way", "settings_for"]
+__all__ = ["fastest_way", "settings_for", "target_of"]
 
 
 def fastest_way(bundle: Bundle, *, batch_size: int | None = None) -> tuple[Path, SessionSpec]:
     """Return the file to open on this machine, and how: the defaults where nothing was tuned."""
-    settings = settings_for(bundle.manifest, read_environment(), batch_size=batch_size)
+    # The machine is looked at, which starts the GPU's own tool, only if it matters.
+    settings = (
+        settings_for(bundle.manifest, read_environment(), batch_size=batch_size)
+        if bundle.manifest.tuned
+        else None
+    )
     if settings is None:
         return bundle.model, SessionSpec()
     return bundle.path / settings.model, settings.session
+
+
+def target_of(environment: Environment) -> TunedTarget:
+    """Return the kind of machine that this is, with the runtime that is loaded."""
+    return TunedTarget(
+        machine=environment.machine,
+        cpu_model=environment.cpu_model,
+        num_cpus_allowed=environment.num_cpus_allowed,
+        gpu_names=environment.gpu_names,
+        runtime_version=onnxruntime.__version__,
+    )
 
 
 def settings_for(
@@ -26,34 +42,16 @@ def settings_for(
 ) -> TunedSettings | None:
     """Return the settings that were found last on such a machine, with this runtime.
 
-    The same processor with as many CPUs allowed, the same GPUs, the same ONNX Runtime: a thread
-    more or another kernel, and the fastest way may be another one. What was tuned for latency comes
-    before the rest.
+    What was tuned for latency comes before the rest.
 
     Args:
         manifest: of the bundle.
         environment: of this machine.
         batch_size: only settings that were found with so many samples a run; None for any.
     """
-    here = (
-        environment.machine,
-        environment.cpu_model,
-        environment.num_cpus_allowed,
-        environment.gpu_names,
-        onnxruntime.__version__,
-    )
+    here = target_of(environment)
     found = [
-        one
-        for one in manifest.tuned
-        if batch_size in (None, one.batch_size)
-        and here
-        == (
-            one.machine,
-            one.cpu_model,
-            one.num_cpus_allowed,
-            one.gpu_names,
-            one.runtime_version,
-        )
+        one for one in manifest.tuned if one.target == here and batch_size in (None, one.batch_size)
     ]
     by_latency = [one for one in found if one.objective == "latency"] or found
     return by_latency[-1] if by_latency else None
