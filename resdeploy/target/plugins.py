@@ -1,21 +1,32 @@
 """Providers that are packages of their own: found, registered with the runtime, asked for a device.
 
+A few distributions of the runtime have such a provider in themselves; no plugin is needed there.
+
 A plugin is registered once in a process. That it is installed, and even that it loads, does not
 mean that it runs here: it may offer no device, as OpenVINO's does on a CPU that is not Intel's.
 """
 
 import importlib
 import importlib.util
+import platform
 from typing import Any
 
 from resdeploy.errors import ProviderError
 from resdeploy.target.providers import Provider
 from resdeploy.target.runtime import onnxruntime, runtime_title
 
-__all__ = ["plugin_device", "require_plugin"]
+__all__ = ["comes_as_plugin", "plugin_device", "require_plugin"]
 
 # The first version in which a plugin's session works together with the record of its nodes.
 _FIRST_RUNTIME = "1.24"
+
+
+def comes_as_plugin(provider: Provider) -> bool:
+    """Return whether the provider must be a plugin here: it is none of the runtime's own."""
+    return (
+        provider.plugin is not None
+        and provider.ort_name not in onnxruntime.get_available_providers()
+    )
 
 
 def require_plugin(provider: Provider, runtime: str) -> None:
@@ -62,9 +73,19 @@ def plugin_device(provider: Provider, runtime: str) -> Any:
             f"{provider.ort_name} finds no device that it runs on: this machine has "
             f"{_hardware()}, and it takes {provider.devices} only.",
             where=runtime_title(runtime),
-            fix="use another provider on this machine (cpu), or another machine",
+            fix=_other_way(provider, runtime),
         )
     return devices[0]
+
+
+def _other_way(provider: Provider, runtime: str) -> str:
+    cpu = "use another provider on this machine (cpu), or another machine"
+    if provider.built_in is None or platform.machine() not in ("x86_64", "AMD64"):
+        return cpu
+    return (
+        f"pip uninstall -y {runtime}, then pip install {provider.built_in}, which has the provider "
+        f"in itself and takes any x86-64 CPU; or {cpu}"
+    )
 
 
 def _library_path(provider: Provider, runtime: str) -> str:

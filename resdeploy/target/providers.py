@@ -39,8 +39,11 @@ class Provider:
         preload: whether its libraries come as Python packages, which the runtime must be asked to
             load before the first session.
         plugin: the Python package that holds the provider as a plugin library, which sits beside
-            any runtime; None where the runtime itself brings the provider.
-        devices: what such a plugin runs on, in words, for the machine that has none.
+            any runtime that has not the provider itself; None where there is no such package.
+        built_in: the distribution of the runtime that has such a provider in itself; None where
+            there is none.
+        built_in_options: what that one must be told besides, which a plugin's device settles.
+        devices: what a plugin runs on, in words, for the machine that has none.
         device_kind: what of the machine that is, as ONNX Runtime names it: CPU, GPU or NPU.
         arithmetics: its switch between float32 and what may stand in for it; None where it has
             float32 only.
@@ -55,6 +58,8 @@ class Provider:
     driver_name: str = ""
     preload: bool = False
     plugin: str | None = None
+    built_in: str | None = None
+    built_in_options: Mapping[str, str] = field(default_factory=dict)
     devices: str = ""
     device_kind: str = "CPU"
     arithmetics: ArithmeticSwitch | None = None
@@ -161,6 +166,9 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 options=_openvino_options,
                 install='pip install "resdeploy[openvino]"',
                 plugin="onnxruntime_ep_openvino",
+                # An older OpenVINO, which takes every x86-64 CPU; the plugin asks who made it.
+                built_in="onnxruntime-openvino",
+                built_in_options={"device_type": "CPU"},
                 devices="Intel CPUs",
                 arithmetics=ArithmeticSwitch(
                     exact={"precision_hint": "f32"}, fast={"precision_hint": "default"}

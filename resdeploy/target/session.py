@@ -29,7 +29,7 @@ from resdeploy.target.diagnosis import (
     run_errors,
     stray_nodes_error,
 )
-from resdeploy.target.plugins import plugin_device, require_plugin
+from resdeploy.target.plugins import comes_as_plugin, plugin_device, require_plugin
 from resdeploy.target.providers import Provider, find_provider
 from resdeploy.target.runtime import (
     ORT_ERRORS,
@@ -120,7 +120,7 @@ def open_session(
     if isinstance(model, Path) and not model.is_file():
         raise ResdeployError("There is no such model file.", where=where)
     runtime = runtime_distribution()
-    if provider.plugin is not None:
+    if comes_as_plugin(provider):
         require_plugin(provider, runtime)
     elif provider.ort_name not in onnxruntime.get_available_providers():
         raise ProviderError(
@@ -233,9 +233,9 @@ def _create(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     providers: list[tuple[str, dict[str, str]]] | None = [
-        (provider.ort_name, provider.options(spec))
+        (provider.ort_name, {**provider.built_in_options, **provider.options(spec)})
     ]
-    if provider.plugin is not None:
+    if comes_as_plugin(provider):
         device = plugin_device(provider, runtime_distribution())
         options.add_provider_for_devices([device], provider.options(spec))
         providers = None  # a list would take the place of the device
@@ -264,7 +264,7 @@ def _proven_info(
             where=runtime_title(runtime),
             fix=reinstall(provider, runtime),
         )
-    if provider.plugin is not None:
+    if comes_as_plugin(provider):
         _check_options(session, provider, spec)
     planned = _planned(session)
     if stray := _elsewhere(planned or (), provider):

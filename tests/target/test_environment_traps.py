@@ -207,3 +207,13 @@ def test_openvinos_plugin_from_its_own_wheel(tmp_path):
         assert "OpenVINOExecutionProvider" in done.stdout
     else:  # a CPU that it does not take
         here.fails(arguments, "finds no device that it runs on", "another provider")
+
+
+@pytest.mark.slow
+def test_openvino_built_into_the_runtime_takes_every_x86_cpu(tmp_path):
+    """Whoever made the CPU. What it computes in: `pytest -m openvino` in such an environment."""
+    arguments = [*write(tmp_path), "--provider", "openvino", "--openvino-precision", "f32"]
+    here = Environment(tmp_path / "environment")
+    here.pip("install", "--quiet", "click", "numpy", "pillow", "rich")
+    here.pip("install", "--quiet", "onnxruntime-openvino")
+    here.passes(arguments)

@@ -28,6 +28,11 @@ NAME = "OpenVINOExecutionProvider"
 FEATURES, HIDDEN, CLASSES = 64, 128, 10
 
 
+ONLY_PLUGIN = pytest.mark.skipif(
+    NAME in onnxruntime.get_available_providers(), reason="this runtime has OpenVINO in itself"
+)
+
+
 def has_bfloat16():
     """Whether OpenVINO's CPU plugin takes bfloat16 here by itself."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -94,12 +99,21 @@ def test_float32_is_float32_where_it_is_asked_for(model, golden):
     assert report.verdicts[0].comparison.diff.rel_l2 < bfloat16.verdicts[0].comparison.diff.rel_l2
 
 
+# The plugin chooses bfloat16 by itself, the runtime that has OpenVINO in itself does not.
 @pytest.mark.openvino
 @pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16 instructions")
-def test_its_own_choice_on_a_cpu_with_bfloat16_is_not_float32(model, golden):
-    report = verify_model(model, golden, [OPENVINO])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(OPENVINO, marks=ONLY_PLUGIN),
+        SessionSpec(provider="openvino", precision_hint="bf16"),
+    ],
+)
+def test_bfloat16_is_not_float32(model, golden, spec):
+    report = verify_model(model, golden, [spec])
     (verdict,) = report.verdicts
     assert not report.passed
+    assert any("the error is that of bfloat16" in reason for reason in verdict.reasons)
     # 8 bits of mantissa instead of 24.
     assert 1e-3 < verdict.comparison.diff.rel_l2 < 1e-1
     assert verdict.comparison.noise_ratio > 1e3
@@ -114,6 +128,7 @@ def test_the_plugin_is_registered_once_for_many_sessions(model, capfd):
 
 
 @pytest.mark.openvino
+@ONLY_PLUGIN
 def test_the_options_are_read_back_from_the_session(model):
     options = open_session(model, F32).ort.get_provider_options()[NAME]
     assert options == find_provider("openvino").options(F32)
@@ -137,6 +152,23 @@ def test_an_option_that_the_session_does_not_have_is_an_error():
         session_module._check_options(lost, provider, F32)
     kept = types.SimpleNamespace(get_provider_options=lambda: {NAME: provider.options(F32)})
     session_module._check_options(kept, provider, F32)
+
+
+def test_a_runtime_that_has_the_provider_itself_needs_no_plugin(model, monkeypatch):
+    """Only what it is asked for: `test_environment_traps` runs the real one."""
+    asked = []
+
+    def session(_path, _options, *, providers, **_):
+        asked.extend(providers)
+        raise ort_state.Fail("far enough")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [NAME])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ProviderError):
+        open_session(model, F32)
+    config = {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "2"}}
+    assert asked == [(NAME, {"device_type": "CPU", "load_config": json.dumps(config)})]
 
 
 # --- what may be missing, played by a runtime that is not real -----------------------------------
@@ -179,15 +211,20 @@ def test_a_runtime_that_knows_no_plugins_is_too_old(model, fake, monkeypatch):
     assert "pip install -U" in assert_is_missing(model, "too old for providers that are plug").fix
 
 
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("already", [False, True])
-def test_a_plugin_without_a_device_says_what_this_machine_has(model, fake, already):
+def test_a_plugin_without_a_device_says_what_this_machine_has(
+    model, fake, monkeypatch, already, machine
+):
     def register(*_):
         if already:
             raise ort_state.Fail("EP library is already registered under OpenVINO")
 
     fake(register=register)
+    monkeypatch.setattr(plugins_module.platform, "machine", lambda: machine)
     error = assert_is_missing(model, "finds no device .* has a CPU of AMD, .* Intel CPUs only")
     assert "another provider" in error.fix
+    assert ("then pip install onnxruntime-openvino" in error.fix) == (machine == "x86_64")
 
 
 def test_a_plugin_that_does_not_load_names_the_library(model, fake):
