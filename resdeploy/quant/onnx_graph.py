@@ -96,12 +96,13 @@ def layers(model: onnx.ModelProto, constants: Constants) -> Iterable[onnx.NodePr
 
 
 def channels_first_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Return the shape of every tensor that has one, None where a size is open."""
+    """Return the shape of every float32 tensor that has one, None where a size is open."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     found = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         kind = value.type.tensor_type
-        if kind.HasField("shape"):
+        # A tensor of pixels has its channels last, and no scale to move about.
+        if kind.elem_type == onnx.TensorProto.FLOAT and kind.HasField("shape"):
             found[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
             )

@@ -30,7 +30,8 @@ class Samples:
     Attributes:
         description: what they are, for the record.
         num: how many there are.
-        read: yields those of the given ascending indices, float32 (C, H, W) or (F,), one by one.
+        read: yields those of the given ascending indices, one by one: float32 (C, H, W) or (F,),
+            or uint8 (H, W, C) for a model that takes pixels.
     """
 
     description: str

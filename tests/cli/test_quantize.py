@@ -1,15 +1,18 @@
 """`resdeploy quantize`, from file to file."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
 from resdeploy.cli import cli
+from resdeploy.graph.take_pixels import take_pixels
 from resdeploy.schema.codec import dump_json, to_json
 from resdeploy.schema.machines import Environment, ProbeReport, ProviderProbe
 from resdeploy.schema.quants import QuantSpec
@@ -45,6 +48,19 @@ def test_int8_is_written_with_what_the_model_says_of_itself(files):
     model = onnx.load(files / "out.onnx")
     assert "QuantizeLinear" in [node.op_type for node in model.graph.node]
     assert model.metadata_props[0].key == "resdeploy.preprocess"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_model_of_pixels_stays_one(files, precision):
+    model = ir.serde.deserialize_model(small_resnet())
+    take_pixels(model, np.array(PREPROCESS.mean) * PREPROCESS.divisor)
+    embedded = dataclasses.replace(PREPROCESS, embedded=True)
+    model.metadata_props["resdeploy.preprocess"] = json.dumps(to_json(embedded))
+    ir.save(model, files / "model.onnx")
+    result = quantize(files, *FAST, "--equalize", "on", "--precision", precision)
+    assert result.exit_code == 0, result.output
+    (given,) = onnx.load(files / "out.onnx").graph.input
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
