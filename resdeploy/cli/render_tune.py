@@ -22,6 +22,7 @@ def render_tune(report: TuneReport) -> None:
     columns = ("model", "session", "batch", _timed(report), "memory", "size", "answers", "")
     rows = [_row(report, place) for place in order]
     print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
+    click.echo(f"searched on: {', '.join(spec.providers)}")
     best = report.best
     click.echo(f"best: {best.model}, {_session(best.session)}, batch {best.batch_size}")
     if best.evidence:
@@ -81,7 +82,9 @@ def _session(session: SessionSpec) -> str:
 def _gain(report: TuneReport) -> str:
     if report.comparison is None:
         return "ONNX Runtime's defaults are the best here: nothing is gained over them"
-    return f"against ONNX Runtime's defaults: {_ratio(report.comparison.p50)}"
+    # Of the first provider searched: on others the gain would be another.
+    provider = report.spec.providers[0]
+    return f"against ONNX Runtime's defaults on {provider}: {_ratio(report.comparison.p50)}"
 
 
 def _ratio(ratio: SpeedRatio) -> str:

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from resdeploy.cli.bench_options import numbers
-from resdeploy.cli.options import force_option, json_option, provider_option
+from resdeploy.cli.options import force_option, json_option
 from resdeploy.schema.tunings import Objective, TuneSpec
 
 
@@ -42,7 +42,13 @@ from resdeploy.schema.tunings import Objective, TuneSpec
 @click.option(
     "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
 )
-@provider_option
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    help="Where to run: cpu, cuda, openvino. May be given several times.  [default: all that start "
+    "here]",
+)
 @click.option(
     "--batch",
     default="1",
@@ -77,11 +83,11 @@ def tune(
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within what its answers may lose.
 
-    Every form of the model is tried on every provider, with other threads, graph levels and
-    arithmetics. Whose answers are not good enough is out before the clock starts: without
-    --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed in turn,
-    and the winner is timed again against ONNX Runtime's defaults, in processes that had no part in
-    the race. That last figure is the one to quote.
+    Every form of the model is tried on every provider that starts here, with other threads, graph
+    levels and arithmetics. Whose answers are not good enough is out before the clock starts:
+    without --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed
+    in turn, and the winner is timed again against ONNX Runtime's defaults, in processes that had no
+    part in the race. That last figure is the one to quote.
 
     \b
     Example:
@@ -103,6 +109,7 @@ def tune(
     from resdeploy.host.data import load_labelled, parse_data
     from resdeploy.target.environment import read_environment
     from resdeploy.target.onnx_wire import stored_precision
+    from resdeploy.target.probe import starting_providers
     from resdeploy.target.tune import tune as run_tune
     from resdeploy.target.tune_space import Variant
 
@@ -110,7 +117,7 @@ def tune(
     spec = TuneSpec(
         objective=objective,
         max_drop=None if max_drop_points is None else max_drop_points / 100,
-        providers=providers,
+        providers=providers or starting_providers(),
         batch_sizes=batch,
         threads=threads or (None, *sorted({1, num_cpus})),
         num_runs=runs,

@@ -70,8 +70,14 @@ class Judge:
             raise ValueError("an accuracy budget needs samples")
         if variant.path == self._bundle.model and session == SessionSpec():
             return Judgement(evidence="the model it is measured by", drop=0.0)
+        # The drop is one from float32: another session's arithmetic may lose something too.
         report = evaluate(
-            variant.path, self._load, session, against=self._bundle.model, max_drop=max_drop
+            variant.path,
+            self._load,
+            session,
+            against=self._bundle.model,
+            against_spec=SessionSpec(),
+            max_drop=max_drop,
         )
         if report.paired is None:
             raise ValueError("two models were given")

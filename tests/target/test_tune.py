@@ -26,6 +26,8 @@ from resdeploy.target import tune_judge
 from resdeploy.target.bench_in_turn import TimedSide
 from resdeploy.target.environment import read_environment
 from resdeploy.target.onnx_wire import stored_precision
+from resdeploy.target.probe import starting_providers
+from resdeploy.target.providers import PROVIDERS
 from resdeploy.target.samples import LabelledSamples
 from resdeploy.target.tune import tune
 from resdeploy.target.tune_space import Variant, sessions_for
@@ -139,17 +141,26 @@ def test_lossless_tries_no_arithmetic_but_float32():
 def test_a_budget_lets_faster_arithmetics_try():
     budget = TuneSpec(max_drop=0.01)
     assert {s.use_tf32 for s in sessions_for("cuda", budget)} == {False, True}
-    assert {s.precision_hint for s in sessions_for("openvino", budget)} == {
-        "default",
-        "f32",
-        "bf16",
-    }
+    assert {s.precision_hint for s in sessions_for("openvino", budget)} == {"default", "f32"}
 
 
 def test_one_thread_has_nobody_to_wait_for():
     sessions = list(sessions_for("cpu", TuneSpec(threads=(1, 2))))
     assert {s.spinning for s in sessions if s.num_threads == 1} == {True}
     assert {s.spinning for s in sessions if s.num_threads == 2} == {True, False}
+
+
+def test_a_provider_is_opened_in_no_way_that_makes_no_difference_there():
+    ways = {name: len(list(sessions_for(name, TuneSpec(threads=(1, 2))))) for name in PROVIDERS}
+    assert ways == {
+        "cpu": 6,
+        "cuda": 4,
+        "openvino": 2,
+        "tensorrt": 2,
+        "coreml": 1,
+        "qnn": 1,
+        "xnnpack": 2,
+    }
 
 
 # --- who is let in -------------------------------------------------------------------------------
@@ -186,6 +197,41 @@ def test_a_budget_lets_in_what_is_shown_to_be_within_it(folder, rounded, weight,
     assert report.best.model == "rounded.onnx"
     assert 0 < report.best.drop < 0.05
     assert report.best.evidence.startswith("drop ")
+
+
+def test_the_drop_is_one_from_float32_on_the_cpu(folder, weight, clock, monkeypatch):
+    """Once the model was compared with itself in the same arithmetic, in which nothing drops."""
+    against = []
+    evaluate = tune_judge.evaluate
+
+    def watched(*arguments, **options):
+        report = evaluate(*arguments, **options)
+        against.append((report.model.session.spec, report.against.session.spec))
+        return report
+
+    monkeypatch.setattr(tune_judge, "evaluate", watched)
+    clock["time"] = lambda name, spec: 1000
+    many = np.random.default_rng(2).normal(size=(500, NUM_FEATURES)).astype(np.float32)
+    spec = dataclasses.replace(SPEC, max_drop=0.05)
+    tune(read_bundle(folder), spec, load=lambda _: samples_of(many, weight))
+    assert against == [(SessionSpec(graph_level="extended"), SessionSpec())]
+
+
+def test_defaults_whose_answers_will_not_do_win_nothing(folder, clock, monkeypatch):
+    """The winner is slower than they are, and still the fastest that may be had."""
+    judge = tune_judge.Judge._lossless
+
+    def strict(self, variant, session):
+        if session.graph_level == "all":
+            return tune_judge.Judgement(out="not lossless: made so")
+        return judge(self, variant, session)
+
+    monkeypatch.setattr(tune_judge.Judge, "_lossless", strict)
+    clock["time"] = lambda name, spec: 1000
+    clock["final"] = 1.5
+    report = tune(read_bundle(folder), SPEC)
+    assert report.best.session.graph_level == "extended"
+    assert report.settings.ratio.ratio == 1.5
 
 
 def test_too_few_samples_show_nothing(folder, rounded, weight, inputs, clock):
@@ -414,12 +460,29 @@ def test_the_command_searches_writes_and_shows(folder, tmp_path, monkeypatch):
     assert read_bundle(tmp_path / "out").manifest.tuned == (report.settings,)
 
 
+def test_the_command_searches_every_provider_that_starts_and_no_other(
+    folder, monkeypatch, clock, no_cuda
+):
+    clock["time"] = lambda name, spec: 1000 if spec.session == SessionSpec() else 2000
+    starting = starting_providers()
+    assert starting[0] == "cpu"
+    assert "cuda" not in starting
+    options = ("--threads", "1", "--runs", "20", "--json")
+    found = load_json(TuneReport, run("tune", folder, *options).stdout, where="stdout")
+    assert found.spec.providers == starting
+    asked = run("tune", folder, *options, "--provider", "cpu", "--provider", "cuda")
+    assert load_json(TuneReport, asked.stdout, where="stdout").spec.providers == ("cpu", "cuda")
+
+
 def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
     _, report, _ = tuned
     render(report)
     shown = capsys.readouterr().out
     assert "best: other.onnx, cpu" in shown
-    assert "against ONNX Runtime's defaults: 1.11 times as fast (1.10 to 1.12), faster" in shown
+    assert "searched on: cpu\n" in shown
+    assert (
+        "against ONNX Runtime's defaults on cpu: 1.11 times as fast (1.10 to 1.12), faster" in shown
+    )
 
 
 def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tuned, capsys):
