@@ -6,6 +6,7 @@ import click
 
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
 
@@ -23,6 +24,8 @@ def render_tune(report: TuneReport) -> None:
     rows = [_row(report, place) for place in order]
     print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
     click.echo(f"searched on: {', '.join(spec.providers)}")
+    for quant in report.quants:
+        click.echo(_made(quant))
     best = report.best
     click.echo(f"best: {best.model}, {_session(best.session)}, batch {best.batch_size}")
     if best.evidence:
@@ -32,6 +35,16 @@ def render_tune(report: TuneReport) -> None:
     click.echo(_gain(report))
     if report.profile is not None:
         click.echo(_limit(report.profile))
+
+
+def _made(quant: QuantReport) -> str:
+    """Return what was made for the search, and what it errs on held-out calibration samples."""
+    quality = quant.quality
+    return (
+        f"made {quant.output or quant.spec.precision}: relative error {quality.error:.4f}, "
+        f"{quality.num_flips} of {quality.num_inputs} predictions changed, "
+        f"{len(quant.kept_float)} layers left in float32"
+    )
 
 
 def _key(report: TuneReport, place: int) -> tuple[bool, float]:
@@ -54,7 +67,7 @@ def _row(report: TuneReport, place: int) -> tuple[str, ...]:
         str(trial.batch_size),
         milliseconds(trial.time_ns) if trial.times_ns else "-",
         memory,
-        f"{trial.size_bytes / 1e6:.1f} MB",
+        f"{trial.size_bytes / 1e6:.1f} MB" if trial.size_bytes else "-",
         trial.evidence,
         remark,
     )

@@ -6,6 +6,7 @@ from typing import Literal
 from resdeploy.schema.benchmarks import BenchComparison, Profile, SpeedRatio
 from resdeploy.schema.codec import record
 from resdeploy.schema.machines import Environment
+from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 
 __all__ = ["Objective", "TuneReport", "TuneSpec", "TuneTrial", "TunedSettings", "TunedTarget"]
@@ -46,7 +47,7 @@ class TuneTrial:
         model: the file's name.
         session: on what, and how.
         batch_size: samples of one run.
-        size_bytes: of the file.
+        size_bytes: of the file; 0 where it could not be made.
         times_ns: the objective's percentile of a run, one for each block that it was in.
         ram_peak_bytes: of its process; None where it cannot be read.
         drop: how much less often it is right, where that was judged.
@@ -101,6 +102,7 @@ class TunedSettings:
         ratio: its time over that of the bundle's model with the provider's defaults, with its
             interval; None if it is just that.
         evidence: what was demanded of its answers, and shown.
+        quant: how the file was made, where `tune` made it.
     """
 
     target: TunedTarget
@@ -110,6 +112,7 @@ class TunedSettings:
     objective: Objective
     ratio: SpeedRatio | None
     evidence: str
+    quant: QuantReport | None = None
 
 
 @record
@@ -130,6 +133,7 @@ class TuneReport:
         profile: where the winner's time goes now, and what the machine could do; None where the
             provider cannot tell.
         settings: what the bundle was given.
+        quants: the lower precisions that were made for the search, those that did not pass too.
     """
 
     name: str
@@ -143,6 +147,7 @@ class TuneReport:
     comparison: BenchComparison | None
     profile: Profile | None
     settings: TunedSettings
+    quants: tuple[QuantReport, ...] = ()
 
     @property
     def best(self) -> TuneTrial:

@@ -9,6 +9,7 @@ figure that is told. If it does not hold there, the defaults stay.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from resdeploy.bundle import Bundle
@@ -60,7 +61,8 @@ def tune(
         on_progress: told how many steps of the stage are done, of how many, and what they are.
 
     Raises:
-        ResdeployError: an accuracy budget without samples, or nothing to search.
+        ResdeployError: an accuracy budget without samples, nothing to search, or two models of one
+            name.
         EnvironmentLacksError: not even the provider's defaults run here.
     """
     if spec.max_drop is not None and load is None:
@@ -68,8 +70,9 @@ def tune(
             "An accuracy budget needs labelled samples to be judged on.",
             fix="name them with --data, or ask for --lossless",
         )
-    environment = read_environment()
     base = Variant(path=bundle.model)
+    _refuse_same_names((base, *variants))
+    environment = read_environment()
     default = Candidate(
         variant=base,
         session=SessionSpec(provider=spec.providers[0]),
@@ -88,7 +91,7 @@ def tune(
             model=candidate.variant.path.name,
             session=candidate.session,
             batch_size=candidate.batch_size,
-            size_bytes=candidate.variant.path.stat().st_size,
+            size_bytes=_size_bytes(candidate.variant),
             drop=judgement.drop,
             evidence=judgement.evidence,
             out=judgement.out,
@@ -124,8 +127,25 @@ def tune(
         num_blocks=num_blocks,
         comparison=comparison,
         profile=_profile(candidates[winner], environment),
-        settings=_settings(trials[winner], environment, spec, comparison),
+        settings=_settings(trials[winner], candidates[winner], environment, spec, comparison),
+        quants=tuple(one.quant for one in variants if one.quant is not None),
     )
+
+
+def _refuse_same_names(variants: Sequence[Variant]) -> None:
+    """Raise ResdeployError where a name means two files: the bundle, and the report, go by it."""
+    names = Counter(one.path.name for one in variants)
+    for one in variants:
+        if names[one.path.name] > 1:
+            raise ResdeployError(
+                f"Two of the models are called {one.path.name}.",
+                where=str(one.path),
+                fix="give the file of a --variant another name",
+            )
+
+
+def _size_bytes(variant: Variant) -> int:
+    return variant.path.stat().st_size if variant.refused is None else 0
 
 
 # --- the race ------------------------------------------------------------------------------------
@@ -245,7 +265,11 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
 
 
 def _settings(
-    best: TuneTrial, environment: Environment, spec: TuneSpec, comparison: BenchComparison | None
+    best: TuneTrial,
+    winner: Candidate,
+    environment: Environment,
+    spec: TuneSpec,
+    comparison: BenchComparison | None,
 ) -> TunedSettings:
     return TunedSettings(
         target=target_of(environment),
@@ -255,4 +279,5 @@ def _settings(
         objective=spec.objective,
         ratio=None if comparison is None else comparison.p50,
         evidence=best.evidence,
+        quant=winner.variant.quant,
     )

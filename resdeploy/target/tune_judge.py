@@ -48,6 +48,8 @@ class Judge:
         return self._known[key]
 
     def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
+        if variant.refused is not None:
+            return Judgement(out=variant.refused)
         if variant.precision in ("float16", "bfloat16") and session.provider == "cpu":
             return Judgement(out=f"the CPU provider computes {variant.precision} in float32")
         try:

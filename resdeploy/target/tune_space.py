@@ -3,25 +3,37 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import GraphLevel, PrecisionName, SessionSpec
 from resdeploy.schema.tunings import TuneSpec
+from resdeploy.target.onnx_wire import stored_precision
 from resdeploy.target.providers import find_provider
 
-__all__ = ["Candidate", "Variant", "candidates_for", "sessions_for"]
+__all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_for"]
 
 _CPU_LEVELS: tuple[GraphLevel, ...] = ("all", "extended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A form of the bundle's model: a file, and the arithmetic that it asks for."""
+    """A form of the bundle's model: a file, and the arithmetic that it asks for.
+
+    Attributes:
+        path: the file.
+        precision: of most of its weights.
+        quant: how it was made, where that is known.
+        refused: why it could not be made; there is no file then.
+    """
 
     path: Path
     precision: PrecisionName = "float32"
+    quant: QuantReport | None = field(default=None, compare=False)
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +49,26 @@ class Candidate:
         return BenchSpec(session=self.session, batch_size=self.batch_size, num_runs=num_runs)
 
 
+def read_variants(paths: Sequence[Path]) -> list[Variant]:
+    """Return files as variants, each with the precision of its weights.
+
+    Raises:
+        ResdeployError: a file is no model, or is not there.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ResdeployError("There is no such model file.", where=str(path))
+    return [Variant(path=path, precision=stored_precision(path)) for path in paths]
+
+
 def candidates_for(
     default: Candidate, variants: Sequence[Variant], spec: TuneSpec
 ) -> list[Candidate]:
-    """Return every combination once, the defaults first."""
+    """Return every combination once, the defaults first; one of a variant that is not there."""
     found = [default]
-    for variant, provider in itertools.product(variants, spec.providers):
+    found += [dataclasses.replace(default, variant=v) for v in variants if v.refused is not None]
+    made = [variant for variant in variants if variant.refused is None]
+    for variant, provider in itertools.product(made, spec.providers):
         for session, size in itertools.product(sessions_for(provider, spec), spec.batch_sizes):
             found.append(Candidate(variant=variant, session=session, batch_size=size))
     return list(dict.fromkeys(found))

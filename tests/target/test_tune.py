@@ -14,10 +14,13 @@ from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
+from resdeploy.host.variants import precisions_for
 from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
 from resdeploy.schema.bundles import PredictReport
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.quants import QuantSpec
+from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport, TuneSpec
 from resdeploy.schema.verdicts import GoldenInfo
@@ -37,10 +40,10 @@ NUM_INPUTS, NUM_FEATURES, NUM_CLASSES = 8, 32, 4
 SPEC = TuneSpec(threads=(1,), num_runs=20, max_blocks=2)
 
 
-def save_model(path, weight):
+def save_model(path, weight, op="Gemm"):
     text = (
         f'<ir_version: 8, opset_import: ["": 18]> g (float[N, {NUM_FEATURES}] x) => '
-        f"(float[N, {NUM_CLASSES}] y) {{ y = MatMul (x, w) }}"
+        f"(float[N, {NUM_CLASSES}] y) {{ y = {op} (x, w) }}"
     )
     model = parser.parse_model(text)
     model.graph.initializer.append(numpy_helper.from_array(weight, name="w"))
@@ -61,10 +64,13 @@ def inputs():
 
 @pytest.fixture
 def folder(tmp_path, weight, inputs):
-    model = save_model(tmp_path / "source.onnx", weight)
+    return save_bundle(tmp_path / "bundle", save_model(tmp_path / "m.onnx", weight), weight, inputs)
+
+
+def save_bundle(path, model, weight, inputs):
     reference = inputs.astype(np.float64) @ weight.astype(np.float64)
     write_bundle(
-        tmp_path / "bundle",
+        path,
         name="product",
         model=model,
         golden=Golden(
@@ -81,7 +87,7 @@ def folder(tmp_path, weight, inputs):
         outputs=(TensorSpec(name="y", dtype="float32", shape=("N", NUM_CLASSES)),),
         versions={},
     )
-    return tmp_path / "bundle"
+    return path
 
 
 @pytest.fixture
@@ -377,7 +383,7 @@ def tuned(folder, tmp_path, weight, clock):
 
 def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (report.settings,)
     assert (tmp_path / "out" / "other.onnx").read_bytes() == other.read_bytes()
@@ -386,7 +392,7 @@ def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path
 
 def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     manifest = read_bundle(tmp_path / "out").manifest
     here = read_environment()
     for changes in ({"cpu_model": "another"}, {"num_cpus_allowed": 99}, {"gpu_names": ("x",)}):
@@ -395,14 +401,14 @@ def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
 
 def test_tuning_again_replaces_what_was_found_before(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     plain = dataclasses.replace(report.settings, model="model.onnx")
-    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", plain, force=True)
+    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", [plain], force=True)
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (plain,)
     assert not (tmp_path / "out" / "other.onnx").exists(), "nobody asks for it any more"
     throughput = dataclasses.replace(plain, objective="throughput")
-    write_tuned(again, tmp_path / "out", throughput, force=True)
+    write_tuned(again, tmp_path / "out", [throughput], force=True)
     assert len(read_bundle(tmp_path / "out").manifest.tuned) == 2
 
 
@@ -410,14 +416,14 @@ def test_a_file_of_the_same_name_and_another_content_is_refused(tuned, tmp_path,
     bundle, report, _ = tuned
     settings = dataclasses.replace(report.settings, model="model.onnx")
     with pytest.raises(BundleError, match="another file"):
-        write_tuned(bundle, tmp_path / "out", settings, model=rounded)
+        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: rounded})
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path):
     bundle, report, _ = tuned
     with pytest.raises(BundleError, match=r"does not list other\.onnx"):
-        write_tuned(bundle, tmp_path / "out", report.settings)
+        write_tuned(bundle, tmp_path / "out", [report.settings])
 
 
 @pytest.mark.parametrize(
@@ -438,6 +444,109 @@ def test_what_is_no_model_has_no_precision(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"\xff\xff hello")
     with pytest.raises(ResdeployError, match="not a model"):
         stored_precision(tmp_path / "m.onnx")
+
+
+# --- what it makes itself ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def samples(tmp_path, weight):
+    """Return two files: labelled samples to judge by, and others to calibrate with."""
+    x = np.random.default_rng(2).normal(size=(3000, NUM_FEATURES)).astype(np.float32)
+    y = (x @ weight).argmax(axis=1)
+    np.savez(tmp_path / "judged.npz", x=x[:2000], y=y[:2000])
+    np.savez(tmp_path / "calibration.npz", x=x[2000:])
+    return ("--data", tmp_path / "judged.npz", "--calibration", tmp_path / "calibration.npz")
+
+
+FAST = ("--threads", "1", "--runs", "20")
+
+
+def test_int8_is_made_and_goes_into_the_bundle_with_its_evidence(folder, tmp_path, samples, clock):
+    clock["time"] = lambda name, spec: 10 if name == "int8.onnx" else 1000
+    result = run(
+        *("tune", folder, "-o", tmp_path / "out", "--max-drop", "5", "--provider", "cpu"),
+        *(*FAST, *samples),
+    )
+    assert result.exit_code == 0, result.output
+    assert "made int8.onnx: relative error 0.0" in result.stdout
+    (settings,) = read_bundle(tmp_path / "out").manifest.tuned
+    assert settings.model == "int8.onnx"
+    assert stored_precision(tmp_path / "out" / "int8.onnx") == "int8"
+    assert settings.quant.passed
+    assert settings.quant.output == "int8.onnx"
+    assert settings.quant.calibration == "npz (calibration.npz, x)"
+    assert settings.quant.proof.passed
+    assert list(tmp_path.parent.glob("resdeploy-*")) == []
+
+
+def test_a_precision_that_cannot_be_made_is_out_with_its_reason_and_stops_nothing(
+    tmp_path, weight, inputs, samples, clock
+):
+    model = save_model(tmp_path / "m.onnx", weight, op="MatMul")
+    bundle = save_bundle(tmp_path / "matmul", model, weight, inputs)
+    clock["time"] = lambda name, spec: 1000 if spec.session == SessionSpec() else 2000
+    result = run(
+        *("tune", bundle, "--max-drop", "5", "--provider", "cpu", "--precision", "int8,fp16"),
+        *(*FAST, *samples, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    report = load_json(TuneReport, result.stdout, where="stdout")
+    why = "not made: The model has no Conv or Gemm with constant weights."
+    assert [(t.model, t.size_bytes, t.out) for t in report.trials if t.model != "model.onnx"] == [
+        ("int8.onnx", 0, why),
+        ("fp16.onnx", 0, why),
+    ]
+    assert report.best.model == "model.onnx"
+    render(report)
+
+
+def test_a_precision_that_is_not_good_enough_is_out_with_the_reason(
+    folder, tmp_path, samples, monkeypatch
+):
+    from resdeploy.host import variants
+
+    def make():
+        data = DataSpec(name="npz", path=str(samples[3]))
+        bundle = read_bundle(folder)
+        return variants.make_variants(bundle, tmp_path, SPEC, data, precisions=("int8",))
+
+    monkeypatch.setattr(variants, "spec_for", lambda *_, **__: (QuantSpec(max_error=-1.0), ()))
+    (variant,) = make()
+    assert variant.refused.startswith("not made: the relative error is ")
+    assert not variant.path.exists()
+    monkeypatch.undo()
+    (variant,) = make()
+    assert variant.refused is None
+    assert variant.path.is_file()
+
+
+def test_calibration_data_that_is_not_there_ends_it(folder, samples):
+    result = run("tune", folder, "--max-drop", "5", *samples[:2], "--calibration", "none.npz")
+    assert result.exit_code == 2
+    assert "no such file" in result.stderr
+
+
+def test_float16_is_made_where_something_computes_in_it():
+    assert precisions_for(("cpu", "openvino")) == ("int8",)
+    assert precisions_for(("cpu", "cuda")) == ("int8", "float16")
+
+
+def test_two_models_of_one_name_are_refused(folder, tmp_path, weight):
+    """Once the bundle was given the last of them, whichever had won."""
+    (tmp_path / "a").mkdir()
+    other = Variant(path=save_model(tmp_path / "a" / "x.onnx", weight))
+    another = Variant(path=save_model(tmp_path / "x.onnx", weight))
+    with pytest.raises(ResdeployError, match=r"Two of the models are called x\.onnx"):
+        tune(read_bundle(folder), SPEC, [other, another])
+
+
+def test_a_name_that_leads_out_of_the_bundle_is_refused(tuned, tmp_path):
+    bundle, report, other = tuned
+    settings = dataclasses.replace(report.settings, model="../escaped.onnx")
+    with pytest.raises(BundleError, match="not the name of a model"):
+        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
+    assert not (tmp_path / "escaped.onnx").exists()
 
 
 # --- as a user runs it ---------------------------------------------------------------------------
@@ -516,6 +625,9 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
         (("--max-drop", "1"), "go together"),
         (("--data", "digits"), "go together"),
         (("--batch", "1,8"), "--objective throughput"),
+        (("--calibration", "digits"), "add --max-drop"),
+        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "--calibration"),
+        (("--precision", "int4"), "'int4' is none of int8, fp16, bf16"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(folder, arguments, said):
@@ -537,7 +649,7 @@ def tuned_folder(tuned, tmp_path):
     settings = dataclasses.replace(
         report.settings, session=SessionSpec(num_threads=1, spinning=False)
     )
-    write_tuned(bundle, tmp_path / "out", settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
     return tmp_path / "out"
 
 
