@@ -1,16 +1,18 @@
 """A search as text: what was tried, what it cost, and what the winner gained."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["render_tune"]
+__all__ = ["render_tune", "render_tuned"]
 
 
 def render_tune(report: TuneReport) -> None:
@@ -45,6 +47,26 @@ def _made(quant: QuantReport) -> str:
         f"{quality.num_flips} of {quality.num_inputs} predictions changed, "
         f"{len(quant.kept_float)} layers left in float32"
     )
+
+
+def render_tuned(check: TunedCheck) -> Iterator[str]:
+    """Yield what became of a way to run a bundle that was tuned for this machine."""
+    settings, found = check.settings, check.found
+    promise = (
+        "lossless" if settings.max_drop is None else f"at most {100 * settings.max_drop:g} points"
+    )
+    yield (
+        f"tuned for {settings.objective}: {'PASS' if check.passed else 'FAIL'}  {settings.model}, "
+        f"{_session(settings.session)}, batch {settings.batch_size} ({promise}: "
+        f"{settings.evidence})"
+    )
+    yield (
+        f"  {found.num_same_class} of {found.num_inputs} predictions are the reference's, largest "
+        f"error {found.error:.2g} of the largest output; when tuned "
+        f"{settings.answers.num_same_class}, {settings.answers.error:.2g}"
+    )
+    for reason in check.reasons:
+        yield f"  {reason}"
 
 
 def _key(report: TuneReport, place: int) -> tuple[bool, float]:

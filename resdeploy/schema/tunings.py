@@ -9,7 +9,15 @@ from resdeploy.schema.machines import Environment
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 
-__all__ = ["Objective", "TuneReport", "TuneSpec", "TuneTrial", "TunedSettings", "TunedTarget"]
+__all__ = [
+    "GoldenAnswers",
+    "Objective",
+    "TuneReport",
+    "TuneSpec",
+    "TuneTrial",
+    "TunedSettings",
+    "TunedTarget",
+]
 
 Objective = Literal["latency", "p99", "throughput", "memory", "size"]
 
@@ -90,6 +98,21 @@ class TunedTarget:
 
 
 @record
+class GoldenAnswers:
+    """What a model in a session made of a bundle's golden inputs.
+
+    Attributes:
+        num_inputs: how many.
+        num_same_class: for how many of them the largest output is the reference's.
+        error: the largest difference from the reference, over the reference's largest output.
+    """
+
+    num_inputs: int
+    num_same_class: int
+    error: float
+
+
+@record
 class TunedSettings:
     """The way to run a bundle on one kind of machine, as `tune` found it.
 
@@ -101,7 +124,9 @@ class TunedSettings:
         objective: what it is best at.
         ratio: its time over that of the bundle's model with the provider's defaults, with its
             interval; None if it is just that.
+        max_drop: the budget it was found with; None is lossless.
         evidence: what was demanded of its answers, and shown.
+        answers: what it made of the golden inputs then; `check` holds it to that.
         quant: how the file was made, where `tune` made it.
     """
 
@@ -111,7 +136,9 @@ class TunedSettings:
     batch_size: int
     objective: Objective
     ratio: SpeedRatio | None
+    max_drop: float | None
     evidence: str
+    answers: GoldenAnswers
     quant: QuantReport | None = None
 
 

@@ -19,7 +19,7 @@ from resdeploy.racing import race
 from resdeploy.schema.benchmarks import BenchComparison, Profile
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TunedSettings, TuneReport, TuneSpec, TuneTrial
+from resdeploy.schema.tunings import GoldenAnswers, TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
 from resdeploy.target.environment import read_environment
 from resdeploy.target.evaluate import LoadSamples
@@ -29,6 +29,7 @@ from resdeploy.target.session import open_session
 from resdeploy.target.tune_judge import Judge
 from resdeploy.target.tune_space import Candidate, Variant, candidates_for
 from resdeploy.target.tuned import target_of
+from resdeploy.target.tuned_check import golden_answers
 
 __all__ = ["tune"]
 
@@ -127,7 +128,18 @@ def tune(
         num_blocks=num_blocks,
         comparison=comparison,
         profile=_profile(candidates[winner], environment),
-        settings=_settings(trials[winner], candidates[winner], environment, spec, comparison),
+        settings=TunedSettings(
+            target=target_of(environment),
+            model=trials[winner].model,
+            session=trials[winner].session,
+            batch_size=trials[winner].batch_size,
+            objective=spec.objective,
+            ratio=None if comparison is None else comparison.p50,
+            max_drop=spec.max_drop,
+            evidence=trials[winner].evidence,
+            answers=_answers(candidates[winner], bundle),
+            quant=candidates[winner].variant.quant,
+        ),
         quants=tuple(one.quant for one in variants if one.quant is not None),
     )
 
@@ -264,20 +276,5 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
     )
 
 
-def _settings(
-    best: TuneTrial,
-    winner: Candidate,
-    environment: Environment,
-    spec: TuneSpec,
-    comparison: BenchComparison | None,
-) -> TunedSettings:
-    return TunedSettings(
-        target=target_of(environment),
-        model=best.model,
-        session=best.session,
-        batch_size=best.batch_size,
-        objective=spec.objective,
-        ratio=None if comparison is None else comparison.p50,
-        evidence=best.evidence,
-        quant=winner.variant.quant,
-    )
+def _answers(winner: Candidate, bundle: Bundle) -> GoldenAnswers:
+    return golden_answers(winner.variant.path, winner.session, bundle.golden)

@@ -16,7 +16,7 @@ from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.host.variants import precisions_for
 from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
-from resdeploy.schema.bundles import PredictReport
+from resdeploy.schema.bundles import CheckReport, PredictReport
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.quants import QuantSpec
@@ -35,6 +35,7 @@ from resdeploy.target.samples import LabelledSamples
 from resdeploy.target.tune import tune
 from resdeploy.target.tune_space import Variant, sessions_for
 from resdeploy.target.tuned import settings_for
+from resdeploy.target.tuned_check import golden_answers
 
 NUM_INPUTS, NUM_FEATURES, NUM_CLASSES = 8, 32, 4
 SPEC = TuneSpec(threads=(1,), num_runs=20, max_blocks=2)
@@ -477,6 +478,9 @@ def test_int8_is_made_and_goes_into_the_bundle_with_its_evidence(folder, tmp_pat
     assert settings.quant.output == "int8.onnx"
     assert settings.quant.calibration == "npz (calibration.npz, x)"
     assert settings.quant.proof.passed
+    assert settings.max_drop == 0.05
+    assert settings.answers.error > 1e-4, "it is int8 that was run"
+    assert checked(tmp_path / "out")[0] == 0
     assert list(tmp_path.parent.glob("resdeploy-*")) == []
 
 
@@ -651,6 +655,74 @@ def tuned_folder(tuned, tmp_path):
     )
     write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
     return tmp_path / "out"
+
+
+# --- check holds it to its promise ---------------------------------------------------------------
+
+
+def checked(*arguments):
+    result = run("check", *arguments, "--json")
+    return result.exit_code, load_json(CheckReport, result.stdout, where="stdout").tuned
+
+
+def test_check_runs_what_was_tuned_as_it_was_tuned(tuned_folder):
+    code, (one,) = checked(tuned_folder)
+    assert (code, one.passed) == (0, True)
+    assert one.found == one.settings.answers
+    assert (one.found.num_inputs, one.found.num_same_class) == (NUM_INPUTS, NUM_INPUTS)
+    assert 0 < one.found.error < 1e-6
+    shown = run("check", tuned_folder).stdout
+    assert "tuned for latency: PASS  other.onnx, cpu, 1 thread, no spinning, batch 1" in shown
+
+
+def test_a_lossless_way_that_is_not_lossless_fails_the_check(tuned, rounded, tmp_path):
+    bundle, report, _ = tuned
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={"other.onnx": rounded})
+    code, (one,) = checked(tmp_path / "out")
+    assert code == 1
+    assert one.reasons
+    shown = run("check", tmp_path / "out").stdout
+    assert "tuned for latency: FAIL  other.onnx" in shown
+    assert "  " + one.reasons[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ({}, None),
+        ({"error": 0.6}, None),
+        ({"error": 0.4}, "largest error is"),
+        ({"num_same_class": 1}, "they were"),
+    ],
+)
+def test_a_lossy_way_is_held_to_what_it_was(tuned, rounded, tmp_path, then, reason):
+    """`then` is what was recorded, as a multiple of the error or predictions beside what is so."""
+    bundle, report, _ = tuned
+    found = golden_answers(rounded, SessionSpec(), bundle.golden)
+    assert found.error > 1e-3
+    answers = dataclasses.replace(
+        found,
+        error=found.error * then.get("error", 1),
+        num_same_class=found.num_same_class + then.get("num_same_class", 0),
+    )
+    settings = dataclasses.replace(report.settings, max_drop=0.01, answers=answers)
+    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": rounded})
+    code, (one,) = checked(tmp_path / "out")
+    assert code == (0 if reason is None else 1)
+    assert [reason in said for said in one.reasons] == ([] if reason is None else [True])
+
+
+def test_answers_that_are_not_finite_are_infinitely_wrong(folder, tmp_path, weight):
+    broken = save_model(tmp_path / "broken.onnx", np.full_like(weight, np.nan))
+    assert golden_answers(broken, SessionSpec(), read_bundle(folder).golden).error == np.inf
+
+
+def test_what_was_tuned_for_another_machine_is_not_checked_here(tuned, tmp_path):
+    bundle, report, other = tuned
+    elsewhere = dataclasses.replace(report.settings.target, num_cpus_allowed=99)
+    settings = dataclasses.replace(report.settings, target=elsewhere)
+    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": other})
+    assert checked(tmp_path / "out") == (0, ())
 
 
 @pytest.mark.parametrize(
