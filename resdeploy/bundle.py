@@ -23,6 +23,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from resdeploy.bundle_readme import readme_text
@@ -139,39 +140,43 @@ def write_bundle(
 def write_tuned(
     bundle: Bundle,
     out: Path,
-    settings: TunedSettings,
+    settings: Sequence[TunedSettings],
     *,
-    model: Path | None = None,
+    models: Mapping[str, Path] = MappingProxyType({}),
     force: bool = False,
 ) -> Manifest:
-    """Write `bundle` to the folder `out` with one more way to run it, and return its manifest.
+    """Write `bundle` to the folder `out` with more ways to run it, and return its manifest.
 
-    Settings for the same machine, runtime and objective are replaced.
+    Settings for the same machine, runtime and objective are replaced by the last of them.
 
     Args:
         bundle: the one that was tuned.
         out: the folder to make; that of `bundle` itself, with `force`.
         settings: how to run it, and where.
-        model: the file that the settings are for, where it is not the bundle's own.
+        models: files by the names that the settings have for them; only those are taken that the
+            bundle does not have, and that are asked for.
         force: replace an existing bundle.
 
     Raises:
         BundleError: a file of this name is in the bundle already, with another content.
         ResdeployError: `out` exists, or it cannot be written.
     """
-    others = tuple(one for one in bundle.manifest.tuned if not _same_target(one, settings))
-    kept = {_MODEL, settings.model, *(one.model for one in others)}
+    tuned: tuple[TunedSettings, ...] = bundle.manifest.tuned
+    for new in settings:
+        _check_model_name(new.model)
+        tuned = (*(one for one in tuned if not _same_target(one, new)), new)
+    kept = {_MODEL, *(one.model for one in tuned)}
     with atomic_directory(out, force=force, marker=MANIFEST) as folder:
         for file in bundle.manifest.files:
             # A model that no settings ask for any more is not carried along.
             if file.path in kept or not file.path.endswith(".onnx"):
                 shutil.copyfile(bundle.path / file.path, folder / file.path)
-        if model is not None:
-            _add_model(model, folder / settings.model)
+        for name in sorted(kept & set(models)):
+            _add_model(models[name], folder / name)
         files = tuple(
             file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
         )
-        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=(*others, settings))
+        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=tuned)
         _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
         read_bundle(folder)
     return manifest
@@ -183,6 +188,12 @@ def _same_target(one: TunedSettings, other: TunedSettings) -> bool:
         other.objective,
         other.batch_size,
     )
+
+
+def _check_model_name(name: str) -> None:
+    """Raise BundleError unless this is a plain name: settings also come from other machines."""
+    if not name.endswith(".onnx") or any(c in name for c in "/\\:\0"):
+        raise BundleError(f"{name!r} is not the name of a model file.")
 
 
 def _add_model(model: Path, target: Path) -> None:

@@ -36,7 +36,9 @@ def check(
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
     BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
-    differs from what was packed.
+    differs from what was packed. What `tune` found for such a machine is held to its promise: found
+    without loss, it must pass as float32; found within a budget, its answers to the golden inputs
+    may not be clearly worse than they were then.
 
     \b
     Example:

@@ -10,9 +10,13 @@ from resdeploy.cli.options import Command, force_option, json_option, output_opt
 from resdeploy.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
-    from resdeploy.schema.quants import Choice, IntegerTypes
+    from resdeploy.schema.quants import Choice, IntegerTypes, QuantizedPrecision
 
-_PRECISIONS = {"int8": "int8", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS: dict[str, "QuantizedPrecision"] = {
+    "int8": "int8",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
 _CHOICES = click.Choice(["auto", "on", "off"])
 
 
@@ -23,9 +27,7 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 @click.command()
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @output_option("The ONNX file to write.")
-@click.option(
-    "--precision", type=click.Choice(list(_PRECISIONS)), default="int8", show_default=True
-)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="int8", show_default=True)
 @click.option(
     "--calibration",
     "data",
@@ -114,7 +116,7 @@ def quantize(
     from resdeploy.schema.quants import QuantSpec
 
     asked = QuantSpec(
-        precision=_PRECISIONS[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision],
         method=method,  # type: ignore[arg-type]
         equalize=equalize,
         pixel_grid=pixel_grid,

@@ -11,7 +11,7 @@ from resdeploy.cli.render_device import render_doctor, render_predict, render_pr
 from resdeploy.cli.render_evaluate import render_evaluate
 from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
-from resdeploy.cli.render_tune import render_tune
+from resdeploy.cli.render_tune import render_tune, render_tuned
 from resdeploy.cli.tables import print_table as _print_table
 from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
@@ -323,6 +323,9 @@ def _manifest(manifest: Manifest) -> None:
 def _check(report: CheckReport) -> None:
     click.echo(f"{report.name}: {report.num_files} files intact")
     _verify(report.verification)
+    for tuned in report.tuned:
+        for line in render_tuned(tuned):
+            click.echo(line)
 
 
 def _remote(report: RemoteReport) -> None:

@@ -1,15 +1,18 @@
 """A search as text: what was tried, what it cost, and what the winner gained."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import click
 
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.schema.bundles import TunedCheck
+from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["render_tune"]
+__all__ = ["render_tune", "render_tuned"]
 
 
 def render_tune(report: TuneReport) -> None:
@@ -22,6 +25,9 @@ def render_tune(report: TuneReport) -> None:
     columns = ("model", "session", "batch", _timed(report), "memory", "size", "answers", "")
     rows = [_row(report, place) for place in order]
     print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
+    click.echo(f"searched on: {', '.join(spec.providers)}")
+    for quant in report.quants:
+        click.echo(_made(quant))
     best = report.best
     click.echo(f"best: {best.model}, {_session(best.session)}, batch {best.batch_size}")
     if best.evidence:
@@ -31,6 +37,36 @@ def render_tune(report: TuneReport) -> None:
     click.echo(_gain(report))
     if report.profile is not None:
         click.echo(_limit(report.profile))
+
+
+def _made(quant: QuantReport) -> str:
+    """Return what was made for the search, and what it errs on held-out calibration samples."""
+    quality = quant.quality
+    return (
+        f"made {quant.output or quant.spec.precision}: relative error {quality.error:.4f}, "
+        f"{quality.num_flips} of {quality.num_inputs} predictions changed, "
+        f"{len(quant.kept_float)} layers left in float32"
+    )
+
+
+def render_tuned(check: TunedCheck) -> Iterator[str]:
+    """Yield what became of a way to run a bundle that was tuned for this machine."""
+    settings, found = check.settings, check.found
+    promise = (
+        "lossless" if settings.max_drop is None else f"at most {100 * settings.max_drop:g} points"
+    )
+    yield (
+        f"tuned for {settings.objective}: {'PASS' if check.passed else 'FAIL'}  {settings.model}, "
+        f"{_session(settings.session)}, batch {settings.batch_size} ({promise}: "
+        f"{settings.evidence})"
+    )
+    yield (
+        f"  {found.num_same_class} of {found.num_inputs} predictions are the reference's, largest "
+        f"error {found.error:.2g} of the largest output; when tuned "
+        f"{settings.answers.num_same_class}, {settings.answers.error:.2g}"
+    )
+    for reason in check.reasons:
+        yield f"  {reason}"
 
 
 def _key(report: TuneReport, place: int) -> tuple[bool, float]:
@@ -53,7 +89,7 @@ def _row(report: TuneReport, place: int) -> tuple[str, ...]:
         str(trial.batch_size),
         milliseconds(trial.time_ns) if trial.times_ns else "-",
         memory,
-        f"{trial.size_bytes / 1e6:.1f} MB",
+        f"{trial.size_bytes / 1e6:.1f} MB" if trial.size_bytes else "-",
         trial.evidence,
         remark,
     )
@@ -81,7 +117,9 @@ def _session(session: SessionSpec) -> str:
 def _gain(report: TuneReport) -> str:
     if report.comparison is None:
         return "ONNX Runtime's defaults are the best here: nothing is gained over them"
-    return f"against ONNX Runtime's defaults: {_ratio(report.comparison.p50)}"
+    # Of the first provider searched: on others the gain would be another.
+    provider = report.spec.providers[0]
+    return f"against ONNX Runtime's defaults on {provider}: {_ratio(report.comparison.p50)}"
 
 
 def _ratio(ratio: SpeedRatio) -> str:

@@ -1,13 +1,27 @@
 """`resdeploy tune`."""
 
+import tempfile
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from resdeploy.cli.bench_options import numbers
-from resdeploy.cli.options import force_option, json_option, provider_option
+from resdeploy.cli.options import force_option, json_option
+from resdeploy.cli.quantize import PRECISIONS
 from resdeploy.schema.tunings import Objective, TuneSpec
+
+if TYPE_CHECKING:
+    from resdeploy.schema.quants import QuantizedPrecision
+
+
+def _precisions(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> "tuple[QuantizedPrecision, ...]":
+    names = () if text is None else tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in PRECISIONS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+    return tuple(PRECISIONS[name] for name in names)
 
 
 @click.command()
@@ -32,6 +46,18 @@ from resdeploy.schema.tunings import Objective, TuneSpec
 )
 @click.option("--data", help="Labelled samples for --max-drop: NAME, NAME:PATH, x.npz, a folder.")
 @click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Training samples: make lower precisions of the model, as `quantize` does, and try them.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    metavar="P[,P...]",
+    callback=_precisions,
+    help="What to make: int8, fp16, bf16.  [default: int8; fp16 where a provider computes in it]",
+)
+@click.option(
     "--variant",
     "variant_paths",
     multiple=True,
@@ -42,7 +68,13 @@ from resdeploy.schema.tunings import Objective, TuneSpec
 @click.option(
     "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
 )
-@provider_option
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    help="Where to run: cpu, cuda, openvino. May be given several times.  [default: all that start "
+    "here]",
+)
 @click.option(
     "--batch",
     default="1",
@@ -66,6 +98,8 @@ def tune(
     lossless: bool,
     max_drop_points: float | None,
     data: str | None,
+    calibration: str | None,
+    precisions: "tuple[QuantizedPrecision, ...]",
     variant_paths: tuple[Path, ...],
     objective: Objective,
     providers: tuple[str, ...],
@@ -77,22 +111,27 @@ def tune(
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within what its answers may lose.
 
-    Every form of the model is tried on every provider, with other threads, graph levels and
-    arithmetics. Whose answers are not good enough is out before the clock starts: without
-    --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed in turn,
-    and the winner is timed again against ONNX Runtime's defaults, in processes that had no part in
-    the race. That last figure is the one to quote.
+    Every form of the model is tried on every provider that starts here, with other threads, graph
+    levels and arithmetics. Whose answers are not good enough is out before the clock starts:
+    without --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed
+    in turn, and the winner is timed again against ONNX Runtime's defaults, in processes that had no
+    part in the race. That last figure is the one to quote.
 
     \b
     Example:
         resdeploy tune digits-bundle
-        resdeploy tune digits-bundle -o tuned --variant int8.onnx --max-drop 1 --data digits
+        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --calibration digits
+        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --variant int8.onnx
         resdeploy tune digits-bundle --objective throughput --batch 1,8,32
     """
     if lossless and max_drop_points is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
     if (max_drop_points is None) != (data is None):
         raise click.UsageError("--max-drop and --data go together.")
+    if calibration is not None and max_drop_points is None:
+        raise click.UsageError("--calibration makes what is not lossless: add --max-drop.")
+    if precisions and calibration is None:
+        raise click.UsageError("--precision needs samples to make it with: --calibration.")
     if len(batch) > 1 and objective != "throughput":
         raise click.UsageError("Several batch sizes can be compared by --objective throughput.")
     from resdeploy.bundle import MANIFEST, write_tuned
@@ -102,32 +141,48 @@ def tune(
     from resdeploy.files import refuse_existing_directory
     from resdeploy.host.data import load_labelled, parse_data
     from resdeploy.target.environment import read_environment
-    from resdeploy.target.onnx_wire import stored_precision
+    from resdeploy.target.probe import starting_providers
     from resdeploy.target.tune import tune as run_tune
-    from resdeploy.target.tune_space import Variant
+    from resdeploy.target.tune_space import read_variants
 
     num_cpus = read_environment().num_cpus_allowed
     spec = TuneSpec(
         objective=objective,
         max_drop=None if max_drop_points is None else max_drop_points / 100,
-        providers=providers,
+        providers=providers or starting_providers(),
         batch_sizes=batch,
         threads=threads or (None, *sorted({1, num_cpus})),
         num_runs=runs,
     )
     chosen = None if data is None else parse_data(data)
+    calibrated_on = None if calibration is None else parse_data(calibration)
     if output is not None:
         refuse_existing_directory(output, force=force, marker=MANIFEST)
-    with opened_bundle(bundle) as opened:
-        with show_steps("tune") as on_progress:
-            report = run_tune(
+    variants = read_variants(variant_paths)
+    with (
+        opened_bundle(bundle) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as folder,
+        show_steps("tune") as on_progress,
+    ):
+        if calibrated_on is not None:
+            from resdeploy.host.variants import make_variants, precisions_for
+
+            variants += make_variants(
                 opened,
+                Path(folder),
                 spec,
-                [Variant(path=p, precision=stored_precision(p)) for p in variant_paths],
-                load=None if chosen is None else lambda p: load_labelled(chosen, p),
-                on_progress=on_progress,
+                calibrated_on,
+                precisions=precisions or precisions_for(spec.providers),
+                on_stage=lambda stage: on_progress(0, None, stage),
             )
+        report = run_tune(
+            opened,
+            spec,
+            variants,
+            load=None if chosen is None else lambda p: load_labelled(chosen, p),
+            on_progress=on_progress,
+        )
         if output is not None:
-            added = {path.name: path for path in variant_paths}.get(report.best.model)
-            write_tuned(opened, output, report.settings, model=added, force=force)
+            models = {one.path.name: one.path for one in variants}
+            write_tuned(opened, output, [report.settings], models=models, force=force)
     emit(report, as_json=as_json)

@@ -72,6 +72,7 @@ def quantize_file(
     data: DataSpec,
     *,
     recipe: str | None = None,
+    preprocess: Preprocess | None = None,
     warnings: tuple[str, ...] = (),
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -84,6 +85,7 @@ def quantize_file(
         spec: the request.
         data: samples to calibrate and to judge with.
         recipe: whose preprocessing applies; the model's own is known if resdeploy exported it.
+        preprocess: what applies where no recipe is named, if that is known.
         warnings: to go into the report.
         force: replace an existing file.
         on_stage: is told what is being done.
@@ -93,7 +95,9 @@ def quantize_file(
     """
     on_stage("load")
     model = load_onnx(path)
-    preprocess = load_recipe(recipe).preprocess if recipe is not None else _preprocess_of(model)
+    if recipe is not None:
+        preprocess = load_recipe(recipe).preprocess
+    preprocess = preprocess or _preprocess_of(model)
     samples = load_calibration(data, preprocess)
     try:
         with atomic_write(out, force=force) as temporary:

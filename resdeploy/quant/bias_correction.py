@@ -39,6 +39,8 @@ def correct_biases(
         and not constants.is_shared(node.input[1])
         and not constants.is_shared(node.input[2])
     ]
+    if not nodes:  # every layer that has a bias stays in float
+        return corrected
     means: dict[str, NDArray[np.float64]] = {}
     read = sorted({running[node.name] for node in nodes})
     runner = Runner(with_outputs(corrected, read), optimize=False)

@@ -7,10 +7,17 @@ from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.sessions import SessionInfo
-from resdeploy.schema.tunings import TunedSettings
+from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
 from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
 
-__all__ = ["CheckReport", "ClassScore", "Manifest", "PredictReport", "Prediction"]
+__all__ = [
+    "CheckReport",
+    "ClassScore",
+    "Manifest",
+    "PredictReport",
+    "Prediction",
+    "TunedCheck",
+]
 
 
 @record
@@ -33,17 +40,42 @@ class Manifest:
 
 
 @record
+class TunedCheck:
+    """A way to run the bundle that was tuned for such a machine, and what it computes now.
+
+    Attributes:
+        settings: the way, and what it promised.
+        found: what it makes of the golden inputs now.
+        reasons: why it is not what it was: what was found without loss must pass verification as
+            float32; what was found within a budget may not be clearly worse than it was then.
+    """
+
+    settings: TunedSettings
+    found: GoldenAnswers
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is what it was."""
+        return not self.reasons
+
+
+@record
 class CheckReport:
-    """A bundle whose files are intact, and what each provider computed from its golden inputs."""
+    """A bundle whose files are intact, and what each provider computed from its golden inputs.
+
+    `tuned` are the ways to run it that `tune` found on a machine like this one.
+    """
 
     name: str
     num_files: int
     verification: VerifyReport
+    tuned: tuple[TunedCheck, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether the model computes what the bundle says it should."""
-        return self.verification.passed
+        """Whether the model computes what the bundle says it should, in every way it is run."""
+        return self.verification.passed and all(one.passed for one in self.tuned)
 
 
 @record

@@ -6,9 +6,18 @@ from typing import Literal
 from resdeploy.schema.benchmarks import BenchComparison, Profile, SpeedRatio
 from resdeploy.schema.codec import record
 from resdeploy.schema.machines import Environment
+from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 
-__all__ = ["Objective", "TuneReport", "TuneSpec", "TuneTrial", "TunedSettings", "TunedTarget"]
+__all__ = [
+    "GoldenAnswers",
+    "Objective",
+    "TuneReport",
+    "TuneSpec",
+    "TuneTrial",
+    "TunedSettings",
+    "TunedTarget",
+]
 
 Objective = Literal["latency", "p99", "throughput", "memory", "size"]
 
@@ -46,7 +55,7 @@ class TuneTrial:
         model: the file's name.
         session: on what, and how.
         batch_size: samples of one run.
-        size_bytes: of the file.
+        size_bytes: of the file; 0 where it could not be made.
         times_ns: the objective's percentile of a run, one for each block that it was in.
         ram_peak_bytes: of its process; None where it cannot be read.
         drop: how much less often it is right, where that was judged.
@@ -89,6 +98,21 @@ class TunedTarget:
 
 
 @record
+class GoldenAnswers:
+    """What a model in a session made of a bundle's golden inputs.
+
+    Attributes:
+        num_inputs: how many.
+        num_same_class: for how many of them the largest output is the reference's.
+        error: the largest difference from the reference, over the reference's largest output.
+    """
+
+    num_inputs: int
+    num_same_class: int
+    error: float
+
+
+@record
 class TunedSettings:
     """The way to run a bundle on one kind of machine, as `tune` found it.
 
@@ -100,7 +124,10 @@ class TunedSettings:
         objective: what it is best at.
         ratio: its time over that of the bundle's model with the provider's defaults, with its
             interval; None if it is just that.
+        max_drop: the budget it was found with; None is lossless.
         evidence: what was demanded of its answers, and shown.
+        answers: what it made of the golden inputs then; `check` holds it to that.
+        quant: how the file was made, where `tune` made it.
     """
 
     target: TunedTarget
@@ -109,7 +136,10 @@ class TunedSettings:
     batch_size: int
     objective: Objective
     ratio: SpeedRatio | None
+    max_drop: float | None
     evidence: str
+    answers: GoldenAnswers
+    quant: QuantReport | None = None
 
 
 @record
@@ -130,6 +160,7 @@ class TuneReport:
         profile: where the winner's time goes now, and what the machine could do; None where the
             provider cannot tell.
         settings: what the bundle was given.
+        quants: the lower precisions that were made for the search, those that did not pass too.
     """
 
     name: str
@@ -143,6 +174,7 @@ class TuneReport:
     comparison: BenchComparison | None
     profile: Profile | None
     settings: TunedSettings
+    quants: tuple[QuantReport, ...] = ()
 
     @property
     def best(self) -> TuneTrial:

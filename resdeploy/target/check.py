@@ -1,4 +1,4 @@
-"""Check a bundle on this machine: every byte first, then the numbers."""
+"""Check a bundle on this machine: every byte, then the numbers, in each way it is run here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 from resdeploy.bundle_archive import opened_bundle
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target.tuned_check import check_tuned
 from resdeploy.target.verify import verify_model
 
 __all__ = ["check_bundle"]
 
 
 def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
-    """Return the verdict on a bundle for each session of `specs`; nothing runs if a file changed.
+    """Return the verdict on a bundle for each session of `specs`, and for what was tuned here.
+
+    Nothing runs if a file changed.
 
     Raises:
         BundleError: this is not a bundle, folder or archive, or is not as it was written.
@@ -23,4 +26,5 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
             name=bundle.manifest.name,
             num_files=len(bundle.manifest.files),
             verification=verify_model(bundle.model, bundle.golden, specs),
+            tuned=check_tuned(bundle),
         )

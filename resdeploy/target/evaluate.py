@@ -43,6 +43,7 @@ def evaluate(
     spec: SessionSpec,
     *,
     against: Path | None = None,
+    against_spec: SessionSpec | None = None,
     max_drop: float | None = None,
     on_progress: Progress = lambda done, total, remark: None,
 ) -> EvaluateReport:
@@ -53,6 +54,7 @@ def evaluate(
         load: returns the samples, decoded as a model's preprocessing says.
         spec: where to run.
         against: another model, likewise.
+        against_spec: where to run that; None for where `model` runs.
         max_drop: the largest fraction by which `model` may be right less often.
         on_progress: told how many samples are done, of how many, with which model.
 
@@ -66,7 +68,7 @@ def evaluate(
     if against is None:
         other = paired = None
     else:
-        other, other_answers = _evaluated(against, load_once, spec, on_progress)
+        other, other_answers = _evaluated(against, load_once, against_spec or spec, on_progress)
         if answers.labels and other_answers.labels and answers.labels != other_answers.labels:
             raise ResdeployError(
                 "The two models do not have the same classes in the same order.",

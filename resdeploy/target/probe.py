@@ -18,7 +18,7 @@ from resdeploy.target.providers import PROVIDERS, Provider
 from resdeploy.target.runtime import captured_output, onnxruntime, runtime_distribution
 from resdeploy.target.session import open_session
 
-__all__ = ["TINY_MODEL", "probe", "probe_provider"]
+__all__ = ["TINY_MODEL", "probe", "probe_provider", "starting_providers"]
 
 # y = Relu(Conv(x, w)) on float32 (1, 1, 4, 4), w = 1: IR version 7 and opset 13, which every
 # runtime reads. A convolution, because cuDNN is looked for only at the first of them.
@@ -88,6 +88,11 @@ def probe_provider(provider: Provider) -> ProviderProbe:
         why_not=None if why_not is None else why_not.what,
         fix=None if why_not is None else why_not.fix,
     )
+
+
+def starting_providers() -> tuple[str, ...]:
+    """Return the short names of the providers that really start here, in the table's order."""
+    return tuple(name for name, provider in PROVIDERS.items() if probe_provider(provider).starts)
 
 
 def _probe_other(ort_name: str) -> ProviderProbe:

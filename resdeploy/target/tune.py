@@ -9,6 +9,7 @@ figure that is told. If it does not hold there, the defaults stay.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from resdeploy.bundle import Bundle
@@ -18,7 +19,7 @@ from resdeploy.racing import race
 from resdeploy.schema.benchmarks import BenchComparison, Profile
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TunedSettings, TuneReport, TuneSpec, TuneTrial
+from resdeploy.schema.tunings import GoldenAnswers, TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
 from resdeploy.target.environment import read_environment
 from resdeploy.target.evaluate import LoadSamples
@@ -28,6 +29,7 @@ from resdeploy.target.session import open_session
 from resdeploy.target.tune_judge import Judge
 from resdeploy.target.tune_space import Candidate, Variant, candidates_for
 from resdeploy.target.tuned import target_of
+from resdeploy.target.tuned_check import golden_answers
 
 __all__ = ["tune"]
 
@@ -60,7 +62,8 @@ def tune(
         on_progress: told how many steps of the stage are done, of how many, and what they are.
 
     Raises:
-        ResdeployError: an accuracy budget without samples, or nothing to search.
+        ResdeployError: an accuracy budget without samples, nothing to search, or two models of one
+            name.
         EnvironmentLacksError: not even the provider's defaults run here.
     """
     if spec.max_drop is not None and load is None:
@@ -68,8 +71,9 @@ def tune(
             "An accuracy budget needs labelled samples to be judged on.",
             fix="name them with --data, or ask for --lossless",
         )
-    environment = read_environment()
     base = Variant(path=bundle.model)
+    _refuse_same_names((base, *variants))
+    environment = read_environment()
     default = Candidate(
         variant=base,
         session=SessionSpec(provider=spec.providers[0]),
@@ -88,7 +92,7 @@ def tune(
             model=candidate.variant.path.name,
             session=candidate.session,
             batch_size=candidate.batch_size,
-            size_bytes=candidate.variant.path.stat().st_size,
+            size_bytes=_size_bytes(candidate.variant),
             drop=judgement.drop,
             evidence=judgement.evidence,
             out=judgement.out,
@@ -106,7 +110,9 @@ def tune(
     comparison = None
     if candidates[winner] != default:
         comparison = _last_comparison(candidates[winner], default, spec, on_progress)
-        if comparison.p50.ratio > 1 and spec.objective in ("latency", "p99", "throughput"):
+        is_slower = comparison.p50.ratio > 1 and spec.objective in ("latency", "p99", "throughput")
+        # Defaults whose answers will not do, as bfloat16's where float32 is asked for, win nothing.
+        if is_slower and admitted[0] == 0:
             trials[winner] = dataclasses.replace(
                 trials[winner], out="fell behind the defaults in the last comparison"
             )
@@ -122,8 +128,36 @@ def tune(
         num_blocks=num_blocks,
         comparison=comparison,
         profile=_profile(candidates[winner], environment),
-        settings=_settings(trials[winner], environment, spec, comparison),
+        settings=TunedSettings(
+            target=target_of(environment),
+            model=trials[winner].model,
+            session=trials[winner].session,
+            batch_size=trials[winner].batch_size,
+            objective=spec.objective,
+            ratio=None if comparison is None else comparison.p50,
+            max_drop=spec.max_drop,
+            evidence=trials[winner].evidence,
+            answers=_answers(candidates[winner], bundle),
+            quant=candidates[winner].variant.quant,
+        ),
+        quants=tuple(one.quant for one in variants if one.quant is not None),
     )
+
+
+def _refuse_same_names(variants: Sequence[Variant]) -> None:
+    """Raise ResdeployError where a name means two files: the bundle, and the report, go by it."""
+    names = Counter(one.path.name for one in variants)
+    for one in variants:
+        if names[one.path.name] > 1:
+            raise ResdeployError(
+                f"Two of the models are called {one.path.name}.",
+                where=str(one.path),
+                fix="give the file of a --variant another name",
+            )
+
+
+def _size_bytes(variant: Variant) -> int:
+    return variant.path.stat().st_size if variant.refused is None else 0
 
 
 # --- the race ------------------------------------------------------------------------------------
@@ -242,15 +276,5 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
     )
 
 
-def _settings(
-    best: TuneTrial, environment: Environment, spec: TuneSpec, comparison: BenchComparison | None
-) -> TunedSettings:
-    return TunedSettings(
-        target=target_of(environment),
-        model=best.model,
-        session=best.session,
-        batch_size=best.batch_size,
-        objective=spec.objective,
-        ratio=None if comparison is None else comparison.p50,
-        evidence=best.evidence,
-    )
+def _answers(winner: Candidate, bundle: Bundle) -> GoldenAnswers:
+    return golden_answers(winner.variant.path, winner.session, bundle.golden)

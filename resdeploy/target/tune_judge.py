@@ -48,6 +48,8 @@ class Judge:
         return self._known[key]
 
     def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
+        if variant.refused is not None:
+            return Judgement(out=variant.refused)
         if variant.precision in ("float16", "bfloat16") and session.provider == "cpu":
             return Judgement(out=f"the CPU provider computes {variant.precision} in float32")
         try:
@@ -70,8 +72,14 @@ class Judge:
             raise ValueError("an accuracy budget needs samples")
         if variant.path == self._bundle.model and session == SessionSpec():
             return Judgement(evidence="the model it is measured by", drop=0.0)
+        # The drop is one from float32: another session's arithmetic may lose something too.
         report = evaluate(
-            variant.path, self._load, session, against=self._bundle.model, max_drop=max_drop
+            variant.path,
+            self._load,
+            session,
+            against=self._bundle.model,
+            against_spec=SessionSpec(),
+            max_drop=max_drop,
         )
         if report.paired is None:
             raise ValueError("two models were given")

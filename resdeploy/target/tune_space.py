@@ -1,23 +1,39 @@
 """What `tune` searches: every form of the model, on every provider, opened in every useful way."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.sessions import PrecisionHint, PrecisionName, SessionSpec
+from resdeploy.schema.quants import QuantReport
+from resdeploy.schema.sessions import GraphLevel, PrecisionName, SessionSpec
 from resdeploy.schema.tunings import TuneSpec
+from resdeploy.target.onnx_wire import stored_precision
+from resdeploy.target.providers import find_provider
 
-__all__ = ["Candidate", "Variant", "candidates_for", "sessions_for"]
+__all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_for"]
+
+_CPU_LEVELS: tuple[GraphLevel, ...] = ("all", "extended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A form of the bundle's model: a file, and the arithmetic that it asks for."""
+    """A form of the bundle's model: a file, and the arithmetic that it asks for.
+
+    Attributes:
+        path: the file.
+        precision: of most of its weights.
+        quant: how it was made, where that is known.
+        refused: why it could not be made; there is no file then.
+    """
 
     path: Path
     precision: PrecisionName = "float32"
+    quant: QuantReport | None = field(default=None, compare=False)
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +49,26 @@ class Candidate:
         return BenchSpec(session=self.session, batch_size=self.batch_size, num_runs=num_runs)
 
 
+def read_variants(paths: Sequence[Path]) -> list[Variant]:
+    """Return files as variants, each with the precision of its weights.
+
+    Raises:
+        ResdeployError: a file is no model, or is not there.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ResdeployError("There is no such model file.", where=str(path))
+    return [Variant(path=path, precision=stored_precision(path)) for path in paths]
+
+
 def candidates_for(
     default: Candidate, variants: Sequence[Variant], spec: TuneSpec
 ) -> list[Candidate]:
-    """Return every combination once, the defaults first."""
+    """Return every combination once, the defaults first; one of a variant that is not there."""
     found = [default]
-    for variant, provider in itertools.product(variants, spec.providers):
+    found += [dataclasses.replace(default, variant=v) for v in variants if v.refused is not None]
+    made = [variant for variant in variants if variant.refused is None]
+    for variant, provider in itertools.product(made, spec.providers):
         for session, size in itertools.product(sessions_for(provider, spec), spec.batch_sizes):
             found.append(Candidate(variant=variant, session=session, batch_size=size))
     return list(dict.fromkeys(found))
@@ -47,27 +77,40 @@ def candidates_for(
 def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
     """Yield the ways to open a session on `provider` that are worth trying; its defaults first.
 
-    Without an accuracy budget no arithmetic but float32 is among them.
+    A provider that has a faster arithmetic beside float32 is tried in both, and without an accuracy
+    budget in float32 alone.
     """
-    lossless = spec.max_drop is None
-    if provider == "cuda":
-        tf32 = (False,) if lossless else (False, True)
-        for use_tf32, nhwc, graph in itertools.product(tf32, (False, True), (False, True)):
-            yield SessionSpec(
-                provider=provider, use_tf32=use_tf32, prefer_nhwc=nhwc, cuda_graph=graph
-            )
-        return
-    if provider == "openvino":
-        hints: tuple[PrecisionHint, ...] = ("f32",) if lossless else ("default", "f32", "bf16")
-        for hint, threads in itertools.product(hints, spec.threads):
-            yield SessionSpec(provider=provider, precision_hint=hint, num_threads=threads)
-        return
-    for threads in spec.threads:
-        # One thread has nobody to wait for.
-        for spinning in (True,) if threads == 1 else (True, False):
-            # "extended" leaves out the layouts of the CPU, whose conversions can cost more than
-            # they gain where layers are small.
-            for level in ("all", "extended"):
-                yield SessionSpec(
-                    provider=provider, num_threads=threads, spinning=spinning, graph_level=level
-                )
+    switch = find_provider(provider).arithmetics
+    if switch is None:
+        bases = [SessionSpec(provider=provider)]
+    else:
+        arithmetics = (switch.exact,) if spec.max_drop is None else (switch.fast, switch.exact)
+        bases = [SessionSpec(provider=provider, **options) for options in arithmetics]
+    for base in bases:
+        yield from _ways_to_open(base, spec)
+
+
+def _ways_to_open(base: SessionSpec, spec: TuneSpec) -> Iterator[SessionSpec]:
+    """Yield what there is to choose on the provider of `base` besides its arithmetic."""
+    match base.provider:
+        case "cpu":
+            for threads in spec.threads:
+                # One thread has nobody to wait for.
+                for spinning in (True,) if threads == 1 else (True, False):
+                    # "extended" leaves out the layouts of the CPU, whose conversions can cost more
+                    # than they gain where layers are small.
+                    for level in _CPU_LEVELS:
+                        yield dataclasses.replace(
+                            base, num_threads=threads, spinning=spinning, graph_level=level
+                        )
+        case "openvino" | "xnnpack":
+            for threads in spec.threads:
+                yield dataclasses.replace(base, num_threads=threads)
+        case "cuda":
+            for nhwc, graph in itertools.product((False, True), repeat=2):
+                yield dataclasses.replace(base, prefer_nhwc=nhwc, cuda_graph=graph)
+        case "tensorrt":
+            for graph in (False, True):
+                yield dataclasses.replace(base, cuda_graph=graph)
+        case _:
+            yield base

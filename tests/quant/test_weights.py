@@ -96,6 +96,12 @@ def test_bias_correction_takes_out_a_mean_error_of_the_weights():
     assert Constants(corrected)["stem.bias_quantized"].dtype == np.int32
 
 
+def test_where_every_layer_stays_in_float_there_is_no_bias_to_correct():
+    """Once the runtime was asked for no outputs at all, and quantize ended in its error."""
+    model, x = prepared_resnet(), inputs(2)
+    assert correct_biases(model, model, x).SerializeToString() == model.SerializeToString()
+
+
 def test_full_8_bit_weights_can_overflow_16_bit_sums_and_7_bit_ones_cannot():
     model, x = prepared_resnet(), inputs(8)
     # Two neighbouring input channels with the largest weights of their row.

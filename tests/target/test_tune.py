@@ -14,10 +14,13 @@ from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
+from resdeploy.host.variants import precisions_for
 from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
-from resdeploy.schema.bundles import PredictReport
+from resdeploy.schema.bundles import CheckReport, PredictReport
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.quants import QuantSpec
+from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport, TuneSpec
 from resdeploy.schema.verdicts import GoldenInfo
@@ -26,19 +29,22 @@ from resdeploy.target import tune_judge
 from resdeploy.target.bench_in_turn import TimedSide
 from resdeploy.target.environment import read_environment
 from resdeploy.target.onnx_wire import stored_precision
+from resdeploy.target.probe import starting_providers
+from resdeploy.target.providers import PROVIDERS
 from resdeploy.target.samples import LabelledSamples
 from resdeploy.target.tune import tune
 from resdeploy.target.tune_space import Variant, sessions_for
 from resdeploy.target.tuned import settings_for
+from resdeploy.target.tuned_check import golden_answers
 
 NUM_INPUTS, NUM_FEATURES, NUM_CLASSES = 8, 32, 4
 SPEC = TuneSpec(threads=(1,), num_runs=20, max_blocks=2)
 
 
-def save_model(path, weight):
+def save_model(path, weight, op="Gemm"):
     text = (
         f'<ir_version: 8, opset_import: ["": 18]> g (float[N, {NUM_FEATURES}] x) => '
-        f"(float[N, {NUM_CLASSES}] y) {{ y = MatMul (x, w) }}"
+        f"(float[N, {NUM_CLASSES}] y) {{ y = {op} (x, w) }}"
     )
     model = parser.parse_model(text)
     model.graph.initializer.append(numpy_helper.from_array(weight, name="w"))
@@ -59,10 +65,13 @@ def inputs():
 
 @pytest.fixture
 def folder(tmp_path, weight, inputs):
-    model = save_model(tmp_path / "source.onnx", weight)
+    return save_bundle(tmp_path / "bundle", save_model(tmp_path / "m.onnx", weight), weight, inputs)
+
+
+def save_bundle(path, model, weight, inputs):
     reference = inputs.astype(np.float64) @ weight.astype(np.float64)
     write_bundle(
-        tmp_path / "bundle",
+        path,
         name="product",
         model=model,
         golden=Golden(
@@ -79,7 +88,7 @@ def folder(tmp_path, weight, inputs):
         outputs=(TensorSpec(name="y", dtype="float32", shape=("N", NUM_CLASSES)),),
         versions={},
     )
-    return tmp_path / "bundle"
+    return path
 
 
 @pytest.fixture
@@ -139,17 +148,26 @@ def test_lossless_tries_no_arithmetic_but_float32():
 def test_a_budget_lets_faster_arithmetics_try():
     budget = TuneSpec(max_drop=0.01)
     assert {s.use_tf32 for s in sessions_for("cuda", budget)} == {False, True}
-    assert {s.precision_hint for s in sessions_for("openvino", budget)} == {
-        "default",
-        "f32",
-        "bf16",
-    }
+    assert {s.precision_hint for s in sessions_for("openvino", budget)} == {"default", "f32"}
 
 
 def test_one_thread_has_nobody_to_wait_for():
     sessions = list(sessions_for("cpu", TuneSpec(threads=(1, 2))))
     assert {s.spinning for s in sessions if s.num_threads == 1} == {True}
     assert {s.spinning for s in sessions if s.num_threads == 2} == {True, False}
+
+
+def test_a_provider_is_opened_in_no_way_that_makes_no_difference_there():
+    ways = {name: len(list(sessions_for(name, TuneSpec(threads=(1, 2))))) for name in PROVIDERS}
+    assert ways == {
+        "cpu": 6,
+        "cuda": 4,
+        "openvino": 2,
+        "tensorrt": 2,
+        "coreml": 1,
+        "qnn": 1,
+        "xnnpack": 2,
+    }
 
 
 # --- who is let in -------------------------------------------------------------------------------
@@ -186,6 +204,41 @@ def test_a_budget_lets_in_what_is_shown_to_be_within_it(folder, rounded, weight,
     assert report.best.model == "rounded.onnx"
     assert 0 < report.best.drop < 0.05
     assert report.best.evidence.startswith("drop ")
+
+
+def test_the_drop_is_one_from_float32_on_the_cpu(folder, weight, clock, monkeypatch):
+    """Once the model was compared with itself in the same arithmetic, in which nothing drops."""
+    against = []
+    evaluate = tune_judge.evaluate
+
+    def watched(*arguments, **options):
+        report = evaluate(*arguments, **options)
+        against.append((report.model.session.spec, report.against.session.spec))
+        return report
+
+    monkeypatch.setattr(tune_judge, "evaluate", watched)
+    clock["time"] = lambda name, spec: 1000
+    many = np.random.default_rng(2).normal(size=(500, NUM_FEATURES)).astype(np.float32)
+    spec = dataclasses.replace(SPEC, max_drop=0.05)
+    tune(read_bundle(folder), spec, load=lambda _: samples_of(many, weight))
+    assert against == [(SessionSpec(graph_level="extended"), SessionSpec())]
+
+
+def test_defaults_whose_answers_will_not_do_win_nothing(folder, clock, monkeypatch):
+    """The winner is slower than they are, and still the fastest that may be had."""
+    judge = tune_judge.Judge._lossless
+
+    def strict(self, variant, session):
+        if session.graph_level == "all":
+            return tune_judge.Judgement(out="not lossless: made so")
+        return judge(self, variant, session)
+
+    monkeypatch.setattr(tune_judge.Judge, "_lossless", strict)
+    clock["time"] = lambda name, spec: 1000
+    clock["final"] = 1.5
+    report = tune(read_bundle(folder), SPEC)
+    assert report.best.session.graph_level == "extended"
+    assert report.settings.ratio.ratio == 1.5
 
 
 def test_too_few_samples_show_nothing(folder, rounded, weight, inputs, clock):
@@ -331,7 +384,7 @@ def tuned(folder, tmp_path, weight, clock):
 
 def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (report.settings,)
     assert (tmp_path / "out" / "other.onnx").read_bytes() == other.read_bytes()
@@ -340,7 +393,7 @@ def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path
 
 def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     manifest = read_bundle(tmp_path / "out").manifest
     here = read_environment()
     for changes in ({"cpu_model": "another"}, {"num_cpus_allowed": 99}, {"gpu_names": ("x",)}):
@@ -349,14 +402,14 @@ def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
 
 def test_tuning_again_replaces_what_was_found_before(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", report.settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
     plain = dataclasses.replace(report.settings, model="model.onnx")
-    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", plain, force=True)
+    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", [plain], force=True)
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (plain,)
     assert not (tmp_path / "out" / "other.onnx").exists(), "nobody asks for it any more"
     throughput = dataclasses.replace(plain, objective="throughput")
-    write_tuned(again, tmp_path / "out", throughput, force=True)
+    write_tuned(again, tmp_path / "out", [throughput], force=True)
     assert len(read_bundle(tmp_path / "out").manifest.tuned) == 2
 
 
@@ -364,14 +417,14 @@ def test_a_file_of_the_same_name_and_another_content_is_refused(tuned, tmp_path,
     bundle, report, _ = tuned
     settings = dataclasses.replace(report.settings, model="model.onnx")
     with pytest.raises(BundleError, match="another file"):
-        write_tuned(bundle, tmp_path / "out", settings, model=rounded)
+        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: rounded})
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path):
     bundle, report, _ = tuned
     with pytest.raises(BundleError, match=r"does not list other\.onnx"):
-        write_tuned(bundle, tmp_path / "out", report.settings)
+        write_tuned(bundle, tmp_path / "out", [report.settings])
 
 
 @pytest.mark.parametrize(
@@ -394,6 +447,112 @@ def test_what_is_no_model_has_no_precision(tmp_path):
         stored_precision(tmp_path / "m.onnx")
 
 
+# --- what it makes itself ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def samples(tmp_path, weight):
+    """Return two files: labelled samples to judge by, and others to calibrate with."""
+    x = np.random.default_rng(2).normal(size=(3000, NUM_FEATURES)).astype(np.float32)
+    y = (x @ weight).argmax(axis=1)
+    np.savez(tmp_path / "judged.npz", x=x[:2000], y=y[:2000])
+    np.savez(tmp_path / "calibration.npz", x=x[2000:])
+    return ("--data", tmp_path / "judged.npz", "--calibration", tmp_path / "calibration.npz")
+
+
+FAST = ("--threads", "1", "--runs", "20")
+
+
+def test_int8_is_made_and_goes_into_the_bundle_with_its_evidence(folder, tmp_path, samples, clock):
+    clock["time"] = lambda name, spec: 10 if name == "int8.onnx" else 1000
+    result = run(
+        *("tune", folder, "-o", tmp_path / "out", "--max-drop", "5", "--provider", "cpu"),
+        *(*FAST, *samples),
+    )
+    assert result.exit_code == 0, result.output
+    assert "made int8.onnx: relative error 0.0" in result.stdout
+    (settings,) = read_bundle(tmp_path / "out").manifest.tuned
+    assert settings.model == "int8.onnx"
+    assert stored_precision(tmp_path / "out" / "int8.onnx") == "int8"
+    assert settings.quant.passed
+    assert settings.quant.output == "int8.onnx"
+    assert settings.quant.calibration == "npz (calibration.npz, x)"
+    assert settings.quant.proof.passed
+    assert settings.max_drop == 0.05
+    assert settings.answers.error > 1e-4, "it is int8 that was run"
+    assert checked(tmp_path / "out")[0] == 0
+    assert list(tmp_path.parent.glob("resdeploy-*")) == []
+
+
+def test_a_precision_that_cannot_be_made_is_out_with_its_reason_and_stops_nothing(
+    tmp_path, weight, inputs, samples, clock
+):
+    model = save_model(tmp_path / "m.onnx", weight, op="MatMul")
+    bundle = save_bundle(tmp_path / "matmul", model, weight, inputs)
+    clock["time"] = lambda name, spec: 1000 if spec.session == SessionSpec() else 2000
+    result = run(
+        *("tune", bundle, "--max-drop", "5", "--provider", "cpu", "--precision", "int8,fp16"),
+        *(*FAST, *samples, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    report = load_json(TuneReport, result.stdout, where="stdout")
+    why = "not made: The model has no Conv or Gemm with constant weights."
+    assert [(t.model, t.size_bytes, t.out) for t in report.trials if t.model != "model.onnx"] == [
+        ("int8.onnx", 0, why),
+        ("fp16.onnx", 0, why),
+    ]
+    assert report.best.model == "model.onnx"
+    render(report)
+
+
+def test_a_precision_that_is_not_good_enough_is_out_with_the_reason(
+    folder, tmp_path, samples, monkeypatch
+):
+    from resdeploy.host import variants
+
+    def make():
+        data = DataSpec(name="npz", path=str(samples[3]))
+        bundle = read_bundle(folder)
+        return variants.make_variants(bundle, tmp_path, SPEC, data, precisions=("int8",))
+
+    monkeypatch.setattr(variants, "spec_for", lambda *_, **__: (QuantSpec(max_error=-1.0), ()))
+    (variant,) = make()
+    assert variant.refused.startswith("not made: the relative error is ")
+    assert not variant.path.exists()
+    monkeypatch.undo()
+    (variant,) = make()
+    assert variant.refused is None
+    assert variant.path.is_file()
+
+
+def test_calibration_data_that_is_not_there_ends_it(folder, samples):
+    result = run("tune", folder, "--max-drop", "5", *samples[:2], "--calibration", "none.npz")
+    assert result.exit_code == 2
+    assert "no such file" in result.stderr
+
+
+def test_float16_is_made_where_something_computes_in_it():
+    assert precisions_for(("cpu", "openvino")) == ("int8",)
+    assert precisions_for(("cpu", "cuda")) == ("int8", "float16")
+
+
+def test_two_models_of_one_name_are_refused(folder, tmp_path, weight):
+    """Once the bundle was given the last of them, whichever had won."""
+    (tmp_path / "a").mkdir()
+    other = Variant(path=save_model(tmp_path / "a" / "x.onnx", weight))
+    another = Variant(path=save_model(tmp_path / "x.onnx", weight))
+    with pytest.raises(ResdeployError, match=r"Two of the models are called x\.onnx"):
+        tune(read_bundle(folder), SPEC, [other, another])
+
+
+def test_a_name_that_leads_out_of_the_bundle_is_refused(tuned, tmp_path):
+    bundle, report, other = tuned
+    settings = dataclasses.replace(report.settings, model="../escaped.onnx")
+    with pytest.raises(BundleError, match="not the name of a model"):
+        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
+    assert not (tmp_path / "escaped.onnx").exists()
+
+
 # --- as a user runs it ---------------------------------------------------------------------------
 
 
@@ -414,12 +573,29 @@ def test_the_command_searches_writes_and_shows(folder, tmp_path, monkeypatch):
     assert read_bundle(tmp_path / "out").manifest.tuned == (report.settings,)
 
 
+def test_the_command_searches_every_provider_that_starts_and_no_other(
+    folder, monkeypatch, clock, no_cuda
+):
+    clock["time"] = lambda name, spec: 1000 if spec.session == SessionSpec() else 2000
+    starting = starting_providers()
+    assert starting[0] == "cpu"
+    assert "cuda" not in starting
+    options = ("--threads", "1", "--runs", "20", "--json")
+    found = load_json(TuneReport, run("tune", folder, *options).stdout, where="stdout")
+    assert found.spec.providers == starting
+    asked = run("tune", folder, *options, "--provider", "cpu", "--provider", "cuda")
+    assert load_json(TuneReport, asked.stdout, where="stdout").spec.providers == ("cpu", "cuda")
+
+
 def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
     _, report, _ = tuned
     render(report)
     shown = capsys.readouterr().out
     assert "best: other.onnx, cpu" in shown
-    assert "against ONNX Runtime's defaults: 1.11 times as fast (1.10 to 1.12), faster" in shown
+    assert "searched on: cpu\n" in shown
+    assert (
+        "against ONNX Runtime's defaults on cpu: 1.11 times as fast (1.10 to 1.12), faster" in shown
+    )
 
 
 def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tuned, capsys):
@@ -453,6 +629,9 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
         (("--max-drop", "1"), "go together"),
         (("--data", "digits"), "go together"),
         (("--batch", "1,8"), "--objective throughput"),
+        (("--calibration", "digits"), "add --max-drop"),
+        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "--calibration"),
+        (("--precision", "int4"), "'int4' is none of int8, fp16, bf16"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(folder, arguments, said):
@@ -474,8 +653,76 @@ def tuned_folder(tuned, tmp_path):
     settings = dataclasses.replace(
         report.settings, session=SessionSpec(num_threads=1, spinning=False)
     )
-    write_tuned(bundle, tmp_path / "out", settings, model=other)
+    write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
     return tmp_path / "out"
+
+
+# --- check holds it to its promise ---------------------------------------------------------------
+
+
+def checked(*arguments):
+    result = run("check", *arguments, "--json")
+    return result.exit_code, load_json(CheckReport, result.stdout, where="stdout").tuned
+
+
+def test_check_runs_what_was_tuned_as_it_was_tuned(tuned_folder):
+    code, (one,) = checked(tuned_folder)
+    assert (code, one.passed) == (0, True)
+    assert one.found == one.settings.answers
+    assert (one.found.num_inputs, one.found.num_same_class) == (NUM_INPUTS, NUM_INPUTS)
+    assert 0 < one.found.error < 1e-6
+    shown = run("check", tuned_folder).stdout
+    assert "tuned for latency: PASS  other.onnx, cpu, 1 thread, no spinning, batch 1" in shown
+
+
+def test_a_lossless_way_that_is_not_lossless_fails_the_check(tuned, rounded, tmp_path):
+    bundle, report, _ = tuned
+    write_tuned(bundle, tmp_path / "out", [report.settings], models={"other.onnx": rounded})
+    code, (one,) = checked(tmp_path / "out")
+    assert code == 1
+    assert one.reasons
+    shown = run("check", tmp_path / "out").stdout
+    assert "tuned for latency: FAIL  other.onnx" in shown
+    assert "  " + one.reasons[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ({}, None),
+        ({"error": 0.6}, None),
+        ({"error": 0.4}, "largest error is"),
+        ({"num_same_class": 1}, "they were"),
+    ],
+)
+def test_a_lossy_way_is_held_to_what_it_was(tuned, rounded, tmp_path, then, reason):
+    """`then` is what was recorded, as a multiple of the error or predictions beside what is so."""
+    bundle, report, _ = tuned
+    found = golden_answers(rounded, SessionSpec(), bundle.golden)
+    assert found.error > 1e-3
+    answers = dataclasses.replace(
+        found,
+        error=found.error * then.get("error", 1),
+        num_same_class=found.num_same_class + then.get("num_same_class", 0),
+    )
+    settings = dataclasses.replace(report.settings, max_drop=0.01, answers=answers)
+    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": rounded})
+    code, (one,) = checked(tmp_path / "out")
+    assert code == (0 if reason is None else 1)
+    assert [reason in said for said in one.reasons] == ([] if reason is None else [True])
+
+
+def test_answers_that_are_not_finite_are_infinitely_wrong(folder, tmp_path, weight):
+    broken = save_model(tmp_path / "broken.onnx", np.full_like(weight, np.nan))
+    assert golden_answers(broken, SessionSpec(), read_bundle(folder).golden).error == np.inf
+
+
+def test_what_was_tuned_for_another_machine_is_not_checked_here(tuned, tmp_path):
+    bundle, report, other = tuned
+    elsewhere = dataclasses.replace(report.settings.target, num_cpus_allowed=99)
+    settings = dataclasses.replace(report.settings, target=elsewhere)
+    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": other})
+    assert checked(tmp_path / "out") == (0, ())
 
 
 @pytest.mark.parametrize(
