@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from resdeploy import __version__
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_write, file_info
 from resdeploy.golden_file import Golden
@@ -84,8 +85,9 @@ def export_onnx(
 
 def stage_versions() -> dict[str, str]:
     """Return the versions of what took part in an export."""
-    names = ("resdeploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy")
+    # resdeploy by its own word: run from a checkout, it is not an installed distribution.
+    return {"resdeploy": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
 class _NotEquivalentError(Exception):

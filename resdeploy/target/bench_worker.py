@@ -21,7 +21,7 @@ from resdeploy.schema.codec import from_json, to_json
 from resdeploy.target.machine import peak_ram_bytes
 from resdeploy.target.measure import check_spec, collector_off, measure, prove, set_up
 
-__all__ = ["main"]
+__all__ = ["main", "own_standard_output"]
 
 # Often enough for a progress bar, and seldom enough not to be felt in the times.
 _PROGRESS_S = 0.2
@@ -29,7 +29,7 @@ _PROGRESS_S = 0.2
 
 def main() -> None:
     """Do the job that standard input tells."""
-    answers = _own_standard_output()
+    answers = own_standard_output()
     job = from_json(BenchJob, json.loads(sys.stdin.readline()), where="the job")
 
     def say(kind: str, **content: Any) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         )
 
 
-def _own_standard_output() -> TextIO:
+def own_standard_output() -> TextIO:
     """Return standard output, and send what the runtime prints there to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

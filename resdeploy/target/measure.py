@@ -28,7 +28,7 @@ from resdeploy.target.runtime import onnxruntime
 from resdeploy.target.session import Session, input_specs, open_session
 from resdeploy.target.steadiness import machine_reasons, unstable_reasons
 
-__all__ = ["Stand", "check_spec", "collector_off", "measure", "prove", "set_up"]
+__all__ = ["Stand", "bind", "check_spec", "collector_off", "measure", "prove", "set_up"]
 
 # The time of a ResNet does not depend on its input, as long as the numbers are ordinary ones;
 # zeros and subnormals are not.
@@ -268,7 +268,7 @@ def _broken_rules(loadgen: LoadgenResult | None) -> tuple[str, ...]:
 def _one_after_the_other(stand: Stand) -> _Times:
     spec = stand.spec
     latencies_ns, bound_ns = [], []
-    launch = _bind(stand) if spec.num_bound_runs else None
+    launch = bind(stand) if spec.num_bound_runs else None
     if launch is not None:
         stand.run_bound(launch)  # the first makes the output
     for number in range(max(spec.num_runs, spec.num_bound_runs)):
@@ -296,7 +296,7 @@ def _wait_until(moment_ns: int) -> None:
             time.sleep((left_ns - _AWAKE_NS) / 1e9)
 
 
-def _bind(stand: Stand) -> Callable[[], object]:
+def bind(stand: Stand) -> Callable[[], object]:
     """Return what runs once with its input lying where the provider computes, as its output will.
 
     An I/O binding, or the recorded graph, which has one of its own.
@@ -306,7 +306,7 @@ def _bind(stand: Stand) -> Callable[[], object]:
         return functools.partial(
             recorded.launch, recorded.recorded({stand.input_name: stand.values})
         )
-    device = "cuda" if stand.spec.session.provider == "cuda" else "cpu"
+    device = "cuda" if stand.spec.session.provider in ("cuda", "tensorrt") else "cpu"
     value = onnxruntime.OrtValue.ortvalue_from_numpy(stand.values, device, 0)
     binding = ort.io_binding()
     binding.bind_ortvalue_input(stand.input_name, value)

@@ -142,11 +142,16 @@ def preload_libraries() -> None:
 
 
 def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    """Whether a distribution's files are those imported here.
+
+    One in another folder of the search path is only hidden, not overwritten: that is how a GPU
+    runtime carried along in PYTHONPATH stands before the CPU runtime of a machine.
+    """
+    imported = Path(onnxruntime.__file__).parent.resolve()
+    return any(
+        Path(str(found.locate_file("onnxruntime"))).resolve() == imported
+        for found in importlib.metadata.distributions(name=distribution)
+    )
 
 
 # --- what C prints -------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Scripts that measured something. Run from the repository's root: python -m benchmarks.cuda."""

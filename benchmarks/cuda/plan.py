@@ -1,0 +1,187 @@
+"""What there is to do, the most informative first: a run may be cut short at any moment."""
+
+import dataclasses
+import itertools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.competitors import Competitor, TorchWay
+from benchmarks.cuda.records import Case, Form, arithmetic, session_title
+from resdeploy.schema.sessions import SessionSpec
+
+__all__ = ["BATCHES", "NETWORKS", "cases_for", "choose", "peers_of", "settings_of"]
+
+# The one that everyone compares by is the first. ResNet-152 is last: it takes longest to make.
+NETWORKS = ("resnet50", "resnet18", "cifar_resnet20", "residual_mlp", "resnet152")
+BATCHES = (1, 8, 32, 128, 256)
+# One request at a time, and a batch that fills most devices: what the others lie between.
+_TELLING_BATCHES = (1, 32)
+_FORMS: tuple[Form, ...] = ("float32", "float16", "int8")
+# Of CUDA: channels first or last, every kernel launched by itself or all as one graph.
+_LAYOUTS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"cuda_graph": True},
+    {"prefer_nhwc": True},
+    {"prefer_nhwc": True, "cuda_graph": True},
+)
+
+
+def cases_for(
+    provider: str, networks: Sequence[str], batches: Sequence[int], num_blocks: int
+) -> list[Case]:
+    """Return every case, each once.
+
+    First the device, then of each network the verdicts, the telling batches and one block beside
+    the others; then the further blocks, without which a ratio has no interval; then the rest.
+    """
+    telling = [size for size in batches if size in _TELLING_BATCHES] or list(batches)
+    others = [size for size in batches if size not in telling]
+    cases = [Case(kind="ceilings")]
+    for network in networks:
+        cases += _models(network)
+        cases += _verified(network, provider)
+        cases += _timed(network, provider, telling)
+        cases += _in_turn(network, telling, block=0)
+    for block, network in itertools.product(range(1, num_blocks), networks):
+        cases += _in_turn(network, telling, block=block)
+    for network in networks:
+        cases += _timed(network, provider, others)
+    for block, network in itertools.product(range(num_blocks), networks):
+        cases += _in_turn(network, others, block=block)
+    return cases
+
+
+def choose(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
+    """Return the cases whose title has every word of one of `only`; all of them if it is empty."""
+    wanted = [set(words.split()) for words in only]
+    return [
+        case for case in cases if not wanted or any(w <= set(case.title.split()) for w in wanted)
+    ]
+
+
+def _models(network: str) -> Iterator[Case]:
+    for form in _FORMS:
+        yield Case(kind="model", network=network, form=form)
+
+
+def _verified(network: str, provider: str) -> Iterator[Case]:
+    for form, session in _sessions(provider):
+        # What is certified there is the file and the arithmetic; the others differ in settings.
+        is_plain = form == "float32" and session == SessionSpec(provider=provider)
+        yield Case(kind="verify", network=network, form=form, session=session, thorough=is_plain)
+
+
+def _timed(network: str, provider: str, batches: Sequence[int]) -> Iterator[Case]:
+    for size, (form, session) in itertools.product(batches, _sessions(provider)):
+        yield Case(kind="bench", network=network, form=form, session=session, batch_size=size)
+
+
+def _in_turn(network: str, batches: Sequence[int], *, block: int) -> Iterator[Case]:
+    for size in batches:
+        yield Case(kind="peers", network=network, batch_size=size, block=block)
+        for form in ("float32", "float16"):
+            yield Case(kind="settings", network=network, form=form, batch_size=size, block=block)
+
+
+def _sessions(provider: str) -> list[tuple[Form, SessionSpec]]:
+    """Return every form in every session; the plain ones first."""
+    found: list[tuple[Form, SessionSpec]] = []
+    for changes in _LAYOUTS if provider == "cuda" else _LAYOUTS[:1]:
+        for form in _FORMS:
+            plain = SessionSpec(provider=provider)
+            found.append((form, dataclasses.replace(plain, **changes)))
+            if provider == "cuda" and form == "float32":
+                found.append((form, dataclasses.replace(plain, use_tf32=True, **changes)))
+    return found
+
+
+def settings_of(provider: str, form: Form, model: str) -> list[Competitor]:
+    """Return resdeploy's own choice first, and then what could be chosen instead.
+
+    On CUDA these are what `resdeploy.target.providers` gives a reason for; on another provider,
+    what its session has to choose, so that the comparison itself can be tried anywhere.
+    """
+    plain = SessionSpec(provider=provider)
+
+    def one(name: str, session: SessionSpec = plain, **options: str) -> Competitor:
+        return Competitor(name=name, kind="session", model=model, session=session, options=options)
+
+    if provider != "cuda":
+        return [
+            one("as chosen"),
+            one("graph level extended", SessionSpec(provider=provider, graph_level="extended")),
+            one("one thread", SessionSpec(provider=provider, num_threads=1)),
+            one("no spinning", SessionSpec(provider=provider, spinning=False)),
+        ]
+    found = [
+        one("as chosen"),
+        one("algorithms: HEURISTIC", cudnn_conv_algo_search="HEURISTIC"),
+        one("algorithms: DEFAULT", cudnn_conv_algo_search="DEFAULT"),
+        one("workspace of 32 MB", cudnn_conv_use_max_workspace="0"),
+        one("NHWC", SessionSpec(provider=provider, prefer_nhwc=True)),
+        one("graph", SessionSpec(provider=provider, cuda_graph=True)),
+        one("NHWC, graph", SessionSpec(provider=provider, prefer_nhwc=True, cuda_graph=True)),
+    ]
+    if form == "float32":
+        found.append(one("TF32", SessionSpec(provider=provider, use_tf32=True)))
+    return found
+
+
+def peers_of(provider: str, checkpoint: str, models: Mapping[Form, str]) -> list[Competitor]:
+    """Return the ways to run a network on a device: ours, ONNX Runtime's own, TensorRT's, torch's.
+
+    Args:
+        provider: ours.
+        checkpoint: the trained weights, for torch.
+        models: the ONNX file of each form.
+    """
+    plain = SessionSpec(provider=provider)
+    found = [
+        Competitor(
+            name=f"resdeploy {arithmetic(form, session)} {session_title(session)}",
+            kind="session",
+            model=models[form],
+            session=session,
+        )
+        for form, session in _ours(provider)
+    ]
+    for form in ("float32", "float16"):
+        found.append(
+            Competitor(
+                name=f"ONNX Runtime's own defaults, {form}",
+                kind="default session",
+                model=models[form],
+                session=plain,
+            )
+        )
+        if provider == "cuda":
+            found.append(
+                Competitor(
+                    name=f"TensorRT provider, {form}",
+                    kind="session",
+                    model=models[form],
+                    session=SessionSpec(provider="tensorrt"),
+                )
+            )
+    return found + [
+        Competitor(name=f"torch {way}", kind="torch", model=checkpoint, session=plain, way=way)
+        for way in typing.get_args(TorchWay)
+    ]
+
+
+def _ours(provider: str) -> list[tuple[Form, SessionSpec]]:
+    """Return the sessions that may win; more of them would not fit into memory together."""
+    plain = SessionSpec(provider=provider)
+    if provider != "cuda":
+        return [("float32", plain), ("int8", plain)]
+    graph = dataclasses.replace(plain, cuda_graph=True)
+    last = dataclasses.replace(graph, prefer_nhwc=True)
+    return [
+        ("float32", plain),
+        ("float32", graph),
+        ("float32", dataclasses.replace(graph, use_tf32=True)),
+        ("float32", dataclasses.replace(last, use_tf32=True)),
+        ("float16", graph),
+        ("float16", last),
+    ]

@@ -1,0 +1,226 @@
+"""The process of one case: it does it, and writes the outcome.
+
+python -m benchmarks.cuda.worker    a task on standard input, the outcome on standard output
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.competitors import time_competitors
+from benchmarks.cuda.models import Files, make_model
+from benchmarks.cuda.plan import peers_of, settings_of
+from benchmarks.cuda.records import Case, Outcome, RunSpec
+from resdeploy.errors import ReportedError
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.codec import dump_json, from_json, record
+from resdeploy.schema.verdicts import VerifyReport
+
+__all__ = ["Task", "main"]
+
+# Enough to see a kernel that adds in the order in which its threads happen to end.
+_NUM_REPETITIONS = 10
+
+_GPU_MATRIX, _GPU_COPY_BYTES = 8192, 1 << 30
+_CPU_MATRIX, _CPU_COPY_BYTES = 512, 1 << 26
+
+
+@record
+class Task:
+    """A case, what decides its numbers, and where the models are.
+
+    `start_limit_s` is how long one competitor of "peers" may take to be ready.
+    """
+
+    case: Case
+    spec: RunSpec
+    folder: str
+    start_limit_s: float = 300.0
+    skip_peers: tuple[str, ...] = ()
+
+
+def main() -> None:
+    """Do the task that standard input tells."""
+    from resdeploy.target.bench_worker import own_standard_output
+
+    answers = own_standard_output()
+    task = from_json(Task, json.loads(sys.stdin.readline()), where="the task")
+    start = time.monotonic()
+    try:
+        outcome = _DOES[task.case.kind](task)
+    except ReportedError as error:
+        outcome = Outcome(case=task.case, duration_s=0.0, failure=str(error))
+    except Exception as error:  # of torch or the runtime: this case alone fails
+        what = str(error).strip().partition("\n")[0]
+        failure = f"{type(error).__name__}: {what}"
+        outcome = Outcome(case=task.case, duration_s=0.0, failure=failure)
+    outcome = dataclasses.replace(outcome, duration_s=time.monotonic() - start)
+    answers.write(dump_json(outcome, indent=None) + "\n")
+    answers.flush()
+
+
+def _stage(name: str) -> None:
+    """Say on standard error what is being done: the last line is what a killed process was at."""
+    print(name, file=sys.stderr, flush=True)
+
+
+def _device(provider: str) -> str:
+    return "cuda" if provider in ("cuda", "tensorrt") else "cpu"
+
+
+def _measure_ceilings(task: Task) -> Outcome:
+    from benchmarks.cuda.roofline import measure_ceilings
+
+    device = _device(task.spec.provider)
+    size, copy_bytes = (
+        (_CPU_MATRIX, _CPU_COPY_BYTES) if device == "cpu" else (_GPU_MATRIX, _GPU_COPY_BYTES)
+    )
+    ceilings = measure_ceilings(device, matrix_size=size, copy_bytes=copy_bytes)
+    return Outcome(case=task.case, duration_s=0.0, ceilings=ceilings)
+
+
+def _make(task: Task) -> Outcome:
+    files = _files(task)
+    make_model(files, task.case.network, task.case.form, task.spec, on_stage=_stage)
+    work = files.read_work() if task.case.form == "float32" else None
+    return Outcome(case=task.case, duration_s=0.0, work=work)
+
+
+def _verify(task: Task) -> Outcome:
+    """Return the verdict as `resdeploy verify --provider` gives it, as far as the case asks."""
+    from resdeploy.golden_file import load_golden
+    from resdeploy.target.session import open_session
+    from resdeploy.target.verify import verify_sessions
+
+    case, files = task.case, _files(task)
+    assert case.session is not None
+    golden, model = load_golden(files.golden), files.model(case.form)
+    _stage("open the session")
+    session = open_session(model, case.session)
+    _stage("run, and look where the kernels were")
+    report = verify_sessions(
+        model, golden, [session], precision=case.arithmetic, conformance=case.thorough
+    )
+    if case.thorough:
+        _stage("certify weights and layers")
+        report = _certified(report, task, golden.inputs)
+    _stage("run again and again")
+    return Outcome(
+        case=case, duration_s=0.0, verify=_with_repetitions(report, session, golden.inputs)
+    )
+
+
+def _certified(report: VerifyReport, task: Task, inputs: Any) -> VerifyReport:
+    """Return `report` with the structure, every weight, and every layer run on the provider."""
+    from resdeploy.errors import UnsupportedModelError
+    from resdeploy.golden_file import load_golden
+    from resdeploy.graph.certify import Reference, add_certificate, certify_file
+    from resdeploy.graph.fold_file import load_onnx
+    from resdeploy.host.build import load_source
+    from resdeploy.host.reference import reference_graph
+    from resdeploy.schema.recipes import SourceSpec
+    from resdeploy.target.session import open_session
+
+    files = _files(task)
+    original: Reference | str
+    try:
+        source = load_source(SourceSpec(path=str(files.checkpoint)))
+        original = reference_graph(source, load_golden(files.golden))
+    except UnsupportedModelError as error:
+        original = error.what
+    candidate = certify_file(load_onnx(files.model("float32")), original)
+    report, _ = add_certificate(
+        report,
+        candidate,
+        inputs,
+        lambda session: lambda model, values: open_session(model, session).run(values),
+    )
+    return report
+
+
+def _with_repetitions(report: VerifyReport, session: Any, inputs: Any) -> VerifyReport:
+    """Return `report` with what the same run again and again gave: the same bits, or not."""
+    from resdeploy.evidence.conformance import judge_conformance
+    from resdeploy.target.run import run_session
+
+    runs = [run_session(session, inputs, batch_size=len(inputs)) for _ in range(_NUM_REPETITIONS)]
+    again = judge_conformance(
+        batches={},
+        levels={},
+        stress={},
+        runs=runs,
+        missing=("batches, graph levels and odd values: looked at in the plain session",),
+    )
+    (verdict,) = report.verdicts
+    if (found := verdict.conformance) is not None:
+        again = dataclasses.replace(
+            found,
+            deterministic=found.deterministic and again.deterministic,
+            max_run_to_run=max(found.max_run_to_run, again.max_run_to_run),
+        )
+    return dataclasses.replace(report, verdicts=(dataclasses.replace(verdict, conformance=again),))
+
+
+def _bench(task: Task) -> Outcome:
+    from resdeploy.target.bench import bench
+
+    case = task.case
+    assert case.session is not None
+    num_runs = task.spec.runs_for(case.batch_size)
+    result = bench(
+        _files(task).model(case.form),
+        BenchSpec(
+            session=case.session,
+            batch_size=case.batch_size,
+            max_warmup=2 * num_runs,
+            num_runs=num_runs,
+            num_bound_runs=num_runs,
+        ),
+    )
+    return Outcome(case=case, duration_s=0.0, bench=result)
+
+
+def _time_settings(task: Task) -> Outcome:
+    model = str(_files(task).model(task.case.form))
+    return _in_turn(task, settings_of(task.spec.provider, task.case.form, model))
+
+
+def _time_peers(task: Task) -> Outcome:
+    files = _files(task)
+    models = {form: str(files.model(form)) for form in ("float32", "float16", "int8")}
+    peers = peers_of(task.spec.provider, str(files.checkpoint), models)
+    return _in_turn(task, [one for one in peers if not one.name.startswith(task.skip_peers)])
+
+
+def _in_turn(task: Task, competitors: Any) -> Outcome:
+    timed = time_competitors(
+        competitors,
+        golden=_files(task).golden,
+        batch_size=task.case.batch_size,
+        num_runs=task.spec.runs_for(task.case.batch_size),
+        last_first=task.case.block % 2 == 1,
+        start_limit_s=task.start_limit_s,
+        on_stage=_stage,
+    )
+    return Outcome(case=task.case, duration_s=0.0, timed=timed)
+
+
+def _files(task: Task) -> Files:
+    return Files.of(Path(task.folder), task.case.network, task.spec)
+
+
+_DOES: dict[str, Callable[[Task], Outcome]] = {
+    "ceilings": _measure_ceilings,
+    "model": _make,
+    "verify": _verify,
+    "bench": _bench,
+    "settings": _time_settings,
+    "peers": _time_peers,
+}
+
+if __name__ == "__main__":
+    main()
