@@ -6,7 +6,9 @@ What the machine does to one competitor it does to the others a moment later. Ea
 from host memory to host memory, as a caller without a GPU of its own sees it, and from and to the
 device's memory. Each also answers the golden inputs, so that a fast wrong one is seen to be wrong.
 
-Needs torch for the kind "torch" alone; the others run where only ONNX Runtime is.
+Needs torch for the kind "torch" alone, and the package openvino for that of its name; the others
+run where only ONNX Runtime is. As no environment has all of them, each competitor may have an
+interpreter of its own.
 """
 
 import dataclasses
@@ -37,8 +39,10 @@ __all__ = ["Competitor", "Timed", "TorchWay", "replace_options", "time_competito
 TorchWay = Literal[
     "eager",
     "eager, exact",
+    "channels last",
     "channels last, AMP float16",
     "compile",
+    "compile, default mode",
     "compile, channels last, AMP float16",
     "CUDA graph",
     "CUDA graph, channels last, AMP float16",
@@ -57,19 +61,22 @@ class Competitor:
 
     Attributes:
         name: in tables.
-        kind: a session of resdeploy, ONNX Runtime's own session without any option, or torch.
+        kind: a session of resdeploy, ONNX Runtime's own session without any option, torch, or
+            OpenVINO itself with the hint that `benchmark_app -hint latency` gives.
         model: an ONNX file, or for torch a checkpoint.
         session: of the first kind, what to open; of the others, only its provider counts.
         options: provider options in place of those that resdeploy chooses.
         way: of torch.
+        python: the interpreter; None for the one that asks.
     """
 
     name: str
-    kind: Literal["session", "default session", "torch"]
+    kind: Literal["session", "default session", "torch", "openvino"]
     model: str
     session: SessionSpec = SessionSpec()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     way: TorchWay = "eager"
+    python: str | None = None
 
 
 @record
@@ -98,6 +105,7 @@ class _Job:
     competitor: Competitor
     golden: str
     batch_size: int
+    memories: tuple[Memory, ...] = ("host", "device")
 
 
 def time_competitors(
@@ -108,6 +116,7 @@ def time_competitors(
     num_runs: int,
     num_bursts: int = 4,
     last_first: bool = False,
+    memories: tuple[Memory, ...] = ("host", "device"),
     start_limit_s: float = 300.0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Timed, ...]:
@@ -121,6 +130,7 @@ def time_competitors(
         batch_size: samples of one run; the golden inputs are repeated up to there.
         num_runs: of each competitor and each kind of memory.
         num_bursts: they come in; even, so that a drift cancels.
+        memories: where a run begins and ends.
         last_first: begin with the last one, as every other block should.
         start_limit_s: how long one may take to be ready, or for one burst.
         on_stage: is told who is being started or timed.
@@ -134,7 +144,7 @@ def time_competitors(
         for place in order:
             one = competitors[place]
             on_stage(f"start {one.name}")
-            job = _Job(competitor=one, golden=str(golden), batch_size=batch_size)
+            job = _Job(competitor=one, golden=str(golden), batch_size=batch_size, memories=memories)
             process = stack.enter_context(_Process(job, limit_s=start_limit_s))
             answer = process.receive()
             found[place] = _updated(found[place], answer)
@@ -143,7 +153,7 @@ def time_competitors(
         for burst in range(num_bursts):
             share = (burst + 1) * num_runs // num_bursts - burst * num_runs // num_bursts
             for place in order if burst % 2 == 0 else order[::-1]:
-                for memory in ("host", "device"):
+                for memory in memories:
                     if place not in alive:
                         continue
                     on_stage(competitors[place].name)
@@ -177,7 +187,7 @@ class _Process:
         root = str(Path(__file__).parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "benchmarks.competitors"],
+            [self._job.competitor.python or sys.executable, "-P", "-m", "benchmarks.competitors"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -315,6 +325,34 @@ def _default_stand(job: _Job, inputs: np.ndarray) -> _Stand:
     )
 
 
+def _openvino_stand(job: _Job, inputs: np.ndarray) -> _Stand:
+    """Return OpenVINO without ONNX Runtime, which chooses the arithmetic itself.
+
+    It is given the shape, as benchmark_app gives it.
+    """
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(job.competitor.model)
+    model.reshape(list(inputs.shape))
+    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
+
+    def run() -> np.ndarray:
+        output: np.ndarray = request.infer({0: inputs})[0]
+        return output
+
+    said = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
+    return _Stand(
+        answer=lambda: run().reshape(len(inputs), -1),
+        runs={"host": run},
+        options={
+            "openvino": openvino.__version__,
+            **{name: str(compiled.get_property(name)) for name in said},
+        },
+    )
+
+
 def _options_in_force(ort: Any) -> dict[str, str]:
     options: dict[str, str] = ort.get_provider_options().get(ort.get_providers()[0], {})
     return {str(name): str(value) for name, value in options.items()}
@@ -343,7 +381,7 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         layout = torch.channels_last
         module = module.to(memory_format=layout)
     if way.startswith("compile"):
-        module = torch.compile(module, mode="max-autotune")
+        module = torch.compile(module, mode="default" if "default" in way else "max-autotune")
     is_half = "float16" in way
 
     def forward(x: Any) -> Any:
@@ -403,6 +441,7 @@ _STANDS: Mapping[str, Callable[[_Job, np.ndarray], _Stand]] = {
     "session": _session_stand,
     "default session": _default_stand,
     "torch": _torch_stand,
+    "openvino": _openvino_stand,
 }
 
 
@@ -432,8 +471,8 @@ def _serve(job: _Job, say: Callable[..., None], orders: IO[str]) -> None:
     num = min(job.batch_size, len(golden.inputs))
     rel_l2 = tensor_diff(stand.answer()[:num], golden.reference[:num]).rel_l2
     with collector_off():
-        for run in stand.runs.values():
-            _warm_up(run)
+        for memory in job.memories:
+            _warm_up(stand.runs[memory])
         # Not finite is no JSON number; it is said by None, as a failure of the outputs.
         say("ready", rel_l2=rel_l2 if np.isfinite(rel_l2) else None, options=dict(stand.options))
         for line in orders:

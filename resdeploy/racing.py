@@ -1,5 +1,8 @@
 """Which of many is the fastest: all are timed in turn, and whoever is beaten leaves the race.
 
+It ends when one is left, or when no other can be faster than the one ahead by more than would
+matter: to tell equals apart takes the longest and gains nothing.
+
 The logarithm of a candidate's time in one block is taken to be the sum of the candidate's own, of
 what the machine was like in that block, and of noise. Whatever slowed the machine slowed all who
 ran in that block, and drops out of every difference; the noise is estimated from all candidates
@@ -19,9 +22,12 @@ from numpy.typing import NDArray
 
 from resdeploy.paired import student_quantile
 
-__all__ = ["CONFIDENCE", "Race", "beaten", "race"]
+__all__ = ["CONFIDENCE", "INDIFFERENCE", "Race", "beaten", "race"]
 
 CONFIDENCE = 0.95
+
+# Who could at most be faster than the one ahead by this fraction is not waited for.
+INDIFFERENCE = 0.02
 
 # Blocks after which the race is looked at: each time as much evidence again as there was.
 _RUNGS = (2, 4, 8, 16)
@@ -66,6 +72,12 @@ def beaten(logs_BC: NDArray[np.float64], *, confidence: float = CONFIDENCE) -> N
     Raises:
         ValueError: there are fewer than two blocks or two candidates.
     """
+    behind_C, limit = _standing(logs_BC, confidence)
+    return behind_C > limit
+
+
+def _standing(logs_BC: NDArray[np.float64], confidence: float) -> tuple[NDArray[np.float64], float]:
+    """Return (C,) how far each is behind the one ahead, and how much of that may be chance."""
     num_blocks, num_candidates = logs_BC.shape
     if num_blocks < 2 or num_candidates < 2:
         raise ValueError("a race needs at least two blocks and two candidates")
@@ -77,7 +89,7 @@ def beaten(logs_BC: NDArray[np.float64], *, confidence: float = CONFIDENCE) -> N
     alpha = 2 * (1 - confidence) / (num_candidates - 1)
     quantile = student_quantile(1 - min(alpha, 0.5), degrees=degrees)
     limit = quantile * math.sqrt(2 * variance / num_blocks)
-    return np.asarray(means_C - means_C.min() > limit)
+    return means_C - means_C.min(), limit
 
 
 def race(
@@ -85,14 +97,17 @@ def race(
     measure: Callable[[Sequence[int], int], Sequence[float]],
     *,
     max_blocks: int = _RUNGS[-2],
+    indifference: float = INDIFFERENCE,
 ) -> Race:
-    """Time candidates block by block until one is left, or the blocks are used up.
+    """Time candidates block by block until one is left, all are as good, or no blocks are left.
 
     Args:
         num_candidates: at least one.
         measure: takes the candidates still in the race and the number of the block, and returns
             the time of each, measured in turn.
         max_blocks: how many blocks at most.
+        indifference: end once nobody can be faster than the one ahead by more than this fraction,
+            with the confidence of `beaten`.
 
     Raises:
         ValueError: there is no candidate, or a time is not positive.
@@ -112,7 +127,12 @@ def race(
             first = min(logs[candidate][0] for candidate in alive)
             alive = [c for c in alive if logs[c][0] - first < math.log(_HOPELESS)]
         elif (number in _RUNGS or number == max_blocks) and len(alive) > 1:
-            is_beaten_C = beaten(np.array([logs[candidate] for candidate in alive]).T)
-            alive = [c for c, gone in zip(alive, is_beaten_C, strict=True) if not gone]
+            logs_BC = np.array([logs[candidate] for candidate in alive]).T
+            behind_C, limit = _standing(logs_BC, CONFIDENCE)
+            alive = [c for c, behind in zip(alive, behind_C, strict=True) if behind <= limit]
+            # The one ahead is not behind itself, and is not its own rival.
+            rivals_C = np.sort(behind_C)[1:]
+            if limit - rivals_C.min() <= math.log1p(indifference):
+                break
     fastest_first = sorted(alive, key=lambda candidate: float(np.mean(logs[candidate])))
     return Race(log_times=tuple(map(tuple, logs)), num_blocks=number, in_race=tuple(fastest_first))

@@ -60,10 +60,32 @@ def test_the_fastest_wins_and_those_left_are_told():
 
 def test_equals_stay_in_the_race_until_its_end():
     rng = np.random.default_rng(3)
-    result = race(2, times_of([1.0, 1.0], rng), max_blocks=8)
+    result = race(2, times_of([1.0, 1.0], rng), max_blocks=8, indifference=0.0)
     assert set(result.in_race) == {0, 1}
     assert result.num_blocks == 8
     assert [len(logs) for logs in result.log_times] == [8, 8]
+
+
+def test_a_race_ends_where_none_can_be_better_by_what_matters():
+    rng = np.random.default_rng(4)
+    result = race(3, times_of([1.0, 1.001, 1.3], rng, noise=0.001), max_blocks=16)
+    assert set(result.in_race) == {0, 1}
+    assert result.num_blocks == 2
+    noisy = race(2, times_of([1.0, 1.001], rng, noise=0.05), max_blocks=8)
+    assert noisy.num_blocks == 8, "noise of 5 % hides a difference of 2 %"
+
+
+def test_what_a_race_that_ends_early_takes_is_as_good_as_it_promises():
+    rng = np.random.default_rng(5)
+    speeds = [1.0, 1.01, 1.03, 1.06]
+    lost = []
+    early = 0
+    for _ in range(1000):
+        result = race(4, times_of(speeds, rng, noise=0.01), max_blocks=16)
+        early += result.num_blocks < 16
+        lost.append(speeds[result.winner] - 1)
+    assert early > 500
+    assert np.mean(np.array(lost) > 0.02) <= 0.05
 
 
 def test_the_hopeless_leave_after_one_block():

@@ -1,133 +1,212 @@
-"""How fast the winner of `tune` is, beside what else there is on this machine.
+"""How fast what `tune` finds is, beside what else there is on this machine.
 
-Competitors: ONNX Runtime's defaults on the float32 model; the winner of `tune --lossless`; the int8
-model of `quantize`, as `tune` would run it; what `onnxruntime.quantization.quantize_static` makes
-by its own defaults; PyTorch eager, channels last, and `torch.compile`. Every competitor is a fresh
-process in each block, and all of a block are timed in bursts that take turns.
+    python -m benchmarks.tune.compare CHECKPOINT BUNDLE INT8 --json X.json
+
+Competitors: what `resdeploy tune` finds, without a loss and with one; ONNX Runtime's defaults on
+the float32 model, and on what `onnxruntime.quantization.quantize_static` makes of it by its own
+defaults; PyTorch eager, channels last and compiled; OpenVINO itself, where --openvino names an
+interpreter that has it. Each is a fresh process in each block, and all of a block are timed in
+bursts that take turns.
+
+`tune` searches in this interpreter, and in each one of --runtime, as a machine can have one runtime
+only: the best of all is what a user would install.
 
 Speed is what is compared: weights are random, with calibrated BatchNorms, and the calibration data
-are noise, so no accuracy is claimed. BUNDLE and INT8 come from the same checkpoint:
-
-    resdeploy bundle resnet18.safetensors -o resnet18
-    resdeploy quantize resnet18/model.onnx -o resnet18-int8.onnx --calibration noise.npz
-    python benchmarks/tune/compare.py resnet18.safetensors resnet18 resnet18-int8.onnx --json X.json
+are noise, so no accuracy is claimed, and every drop is allowed. A cell that the JSON holds already
+is not measured again.
 """
 
+import dataclasses
 import json
 import math
 import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
-from resdeploy.bundle import read_bundle
+from benchmarks.competitors import Competitor, Timed, TorchWay, time_competitors
+from resdeploy.bundle import Bundle, read_bundle
 from resdeploy.cli.progress import show_steps
-from resdeploy.paired import pooled_percentile, student_interval
-from resdeploy.schema.codec import to_json
-from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TuneSpec
+from resdeploy.files import atomic_write
+from resdeploy.paired import student_interval
+from resdeploy.schema.codec import load_json, to_json
+from resdeploy.schema.tunings import TuneReport
 from resdeploy.target.environment import read_environment
-from resdeploy.target.tune import tune
-from resdeploy.target.tune_space import Variant
 
-WORKER = """
-import json, sys, time
-import numpy as np
-job = json.loads(sys.stdin.readline())
-shape = (job["batch"], 3, 224, 224)
-x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-if job["kind"] == "torch":
-    import torch
-    from pathlib import Path
-    from resdeploy.host.build import load_source
-    from resdeploy.schema.recipes import SourceSpec
-    torch.set_num_threads(job["threads"])
-    module = load_source(SourceSpec(path=job["model"])).module.eval()
-    value = torch.from_numpy(x)
-    if job["way"] == "channels last":
-        module = module.to(memory_format=torch.channels_last)
-        value = value.to(memory_format=torch.channels_last)
-    if job["way"] == "compile":
-        module = torch.compile(module)
-    def run():
-        with torch.inference_mode():
-            return module(value)
-else:
-    from pathlib import Path
-    from resdeploy.schema.codec import from_json
-    from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.session import open_session
-    session = open_session(Path(job["model"]), from_json(SessionSpec, job["session"], where="job"))
-    name = session.ort.get_inputs()[0].name
-    def run():
-        return session.ort.run(None, {name: x})
-for _ in range(job["warmup"]):
-    run()
-print("ready", flush=True)
-for line in sys.stdin:
-    times = []
-    for _ in range(int(line)):
-        start = time.perf_counter_ns()
-        run()
-        times.append(time.perf_counter_ns() - start)
-    print(json.dumps(times), flush=True)
-"""
+OURS = ("tune, lossless", "tune, int8")
+NUM_IMAGES = 8
 
 
-def quantize_by_default(model: Path, out: Path) -> Path:
+def quantize_by_default(model: Path, out: Path, shape: Sequence[int]) -> Path:
     """Write what ONNX Runtime makes of a model by its own defaults: S8S8, per tensor, MinMax."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    class Noise(CalibrationDataReader):
-        def __init__(self) -> None:
-            rng = np.random.default_rng(1)
-            self.left = [rng.standard_normal((1, 3, 224, 224), dtype=np.float32) for _ in range(8)]
+    rng = np.random.default_rng(1)
+    left = [rng.standard_normal((1, *shape), dtype=np.float32) for _ in range(NUM_IMAGES)]
 
-        def get_next(self):
-            return {"input": self.left.pop()} if self.left else None
+    class Noise(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"input": left.pop()} if left else None
 
     quantize_static(str(model), str(out), Noise())
     return out
 
 
-def block(jobs: dict[str, dict], num_runs: int, num_bursts: int, number: int) -> dict[str, float]:
-    """Return the median of each competitor, timed in turn in processes of its own."""
-    order = list(jobs) if number % 2 == 0 else list(jobs)[::-1]
-    times: dict[str, list[int]] = {name: [] for name in jobs}
-    with ExitStack() as stack:
-        processes = {}
-        for name in order:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", WORKER],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
+def write_labelled(out: Path, shape: Sequence[int]) -> Path:
+    """Write images that `tune --data` takes; what they show does not matter."""
+    images = np.random.default_rng(2).integers(0, 256, (NUM_IMAGES, *shape), dtype=np.uint8)
+    np.savez(out, x=images, y=np.arange(NUM_IMAGES))
+    return out
+
+
+def search(python: str, bundle: Path, batch: int, *options: str) -> tuple[TuneReport, float]:
+    """Return what `resdeploy tune` reports in an interpreter, and how many seconds it took."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [python, "-m", "resdeploy", "tune", str(bundle), "--batch", str(batch), "--json", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise click.ClickException(f"{python}: {done.stderr.strip()}")
+    report = load_json(TuneReport, done.stdout, where=f"tune in {python}")
+    return report, time.monotonic() - start
+
+
+def found_by_tune(
+    opened: Bundle,
+    int8: Path,
+    data: Path,
+    batch: int,
+    runtimes: Sequence[str],
+    update: Callable[[int, int, str], None],
+) -> tuple[list[Competitor], list[dict[str, Any]]]:
+    """Return the best session of each kind of search as a competitor, and every search."""
+    num_runs = str(max(20, 60 // batch))
+    asked = {
+        OURS[0]: ("--runs", num_runs, "--lossless"),
+        OURS[1]: (
+            *("--runs", num_runs, "--variant", str(int8)),
+            *("--max-drop", "100", "--data", f"npz:{data}"),
+        ),
+    }
+    competitors, searches = [], []
+    for name, options in asked.items():
+        best: tuple[float, Competitor] | None = None
+        for place, python in enumerate(runtimes):
+            update(place, len(runtimes), f"batch {batch}: {name}")
+            report, seconds = search(python, opened.path, batch, *options)
+            winner = report.best
+            model = int8 if winner.model == int8.name else opened.model
+            competitor = Competitor(
+                name=name,
+                kind="session",
+                model=str(model),
+                session=winner.session,
+                python=python,
             )
-            stack.callback(process.stdin.close)
-            process.stdin.write(json.dumps(jobs[name]) + "\n")
-            process.stdin.flush()
-            if process.stdout.readline().strip() != "ready":
-                raise click.ClickException(f"{name} did not start")
-            processes[name] = process
-        for burst in range(num_bursts):
-            for name in order if burst % 2 == 0 else order[::-1]:
-                processes[name].stdin.write(f"{num_runs // num_bursts}\n")
-                processes[name].stdin.flush()
-                times[name] += json.loads(processes[name].stdout.readline())
-    return {name: statistics.median(values) for name, values in times.items()}
+            searches.append(
+                {
+                    "search": name,
+                    "runtime_version": report.settings.target.runtime_version,
+                    "model": winner.model,
+                    "session": to_json(winner.session),
+                    "time_ns": winner.time_ns,
+                    "num_candidates": len(report.trials),
+                    "evidence": winner.evidence,
+                    "seconds": round(seconds, 1),
+                }
+            )
+            if best is None or winner.time_ns < best[0]:
+                best = (winner.time_ns, competitor)
+        assert best is not None
+        competitors.append(best[1])
+    return competitors, searches
+
+
+def others(
+    checkpoint: Path, model: Path, plain_int8: Path, openvino: str | None
+) -> list[Competitor]:
+    """Return what a user would have without resdeploy."""
+    ways: dict[str, TorchWay] = {
+        "torch eager": "eager",
+        "torch channels last": "channels last",
+        "torch.compile": "compile, default mode",
+    }
+    found = [
+        Competitor(name="ORT float32", kind="default session", model=str(model)),
+        Competitor(name="ORT quantize_static", kind="default session", model=str(plain_int8)),
+        *(
+            Competitor(name=name, kind="torch", model=str(checkpoint), way=way)
+            for name, way in ways.items()
+        ),
+    ]
+    if openvino is not None:
+        found.append(
+            Competitor(name="OpenVINO", kind="openvino", model=str(model), python=openvino)
+        )
+    return found
 
 
 def interval(logs: list[float]) -> dict[str, float]:
+    """Return the ratio that these logarithms average to, with its 95 % interval."""
     low, high = student_interval(logs)
     return {"ratio": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
+
+
+def compared(
+    competitors: Sequence[Competitor],
+    golden: Path,
+    batch: int,
+    *,
+    blocks: int,
+    runs: int,
+    on_block: Callable[[int], None],
+) -> dict[str, Any]:
+    """Return what was run, the median of each in every block, and the ratios."""
+    timed: tuple[Timed, ...] = ()
+    medians = []
+    for number in range(blocks):
+        on_block(number)
+        timed = time_competitors(
+            competitors,
+            golden=golden,
+            batch_size=batch,
+            num_runs=max(12, runs // batch),
+            memories=("host",),
+            last_first=number % 2 == 1,
+        )
+        if failed := [f"{one.name}: {one.failure}" for one in timed if one.failure]:
+            raise click.ClickException("; ".join(failed))
+        medians.append({one.name: statistics.median(one.host_ns) for one in timed})
+    return {
+        "competitors": [
+            {
+                # No path of this machine.
+                **to_json(dataclasses.replace(one, model=Path(one.model).name, python=None)),
+                "rel_l2": seen.rel_l2,
+                "in_force": dict(seen.options),
+            }
+            for one, seen in zip(competitors, timed, strict=True)
+        ],
+        "medians_ns": medians,
+        "ratios": {
+            ours: {
+                one.name: interval([math.log(m[ours] / m[one.name]) for m in medians])
+                for one in competitors
+                if one.name != ours
+            }
+            for ours in OURS
+        },
+    }
 
 
 @click.command()
@@ -135,9 +214,11 @@ def interval(logs: list[float]) -> dict[str, float]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("int8", type=click.Path(path_type=Path))
 @click.option("--batches", default="1,8", show_default=True)
-@click.option("--blocks", default=5, show_default=True)
+@click.option("--blocks", default=6, show_default=True, type=click.IntRange(min=2))
 @click.option("--runs", default=40, show_default=True, help="Of each process, at batch 1.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
+@click.option("--runtime", "runtimes", multiple=True, help="Another interpreter for tune.")
+@click.option("--openvino", help="An interpreter that has OpenVINO itself.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), required=True)
 def main(
     checkpoint: Path,
     bundle: Path,
@@ -145,111 +226,41 @@ def main(
     batches: str,
     blocks: int,
     runs: int,
-    json_path: Path | None,
+    runtimes: tuple[str, ...],
+    openvino: str | None,
+    json_path: Path,
 ) -> None:
     """Compare, for each batch size."""
-    environment = read_environment()
-    threads = environment.num_cpus_allowed
     opened = read_bundle(bundle)
-    cells = []
+    shape = opened.manifest.preprocess.input_shape
+    cells = json.loads(json_path.read_text())["cells"] if json_path.is_file() else []
+    done = [cell["batch"] for cell in cells]
     with tempfile.TemporaryDirectory() as folder, show_steps("compare") as update:
-        plain_int8 = quantize_by_default(opened.model, Path(folder) / "default-int8.onnx")
-        for batch in map(int, batches.split(",")):
-            num_runs = max(10, runs // batch)
-            spec = TuneSpec(
-                batch_sizes=(batch,),
-                threads=(None, *sorted({1, threads})),
-                num_runs=max(20, num_runs),
-                max_blocks=4,
+        plain_int8 = quantize_by_default(opened.model, Path(folder) / "default-int8.onnx", shape)
+        data = write_labelled(Path(folder) / "noise.npz", shape)
+        for batch in (size for size in map(int, batches.split(",")) if size not in done):
+            pythons = (sys.executable, *runtimes)
+            ours, searches = found_by_tune(opened, int8, data, batch, pythons, update)
+            figures = compared(
+                [*ours, *others(checkpoint, opened.model, plain_int8, openvino)],
+                bundle / "golden.npz",
+                batch,
+                blocks=blocks,
+                runs=runs,
+                on_block=lambda number, size=batch: update(number, blocks, f"batch {size}"),
             )
-            # The search of each model by itself; the int8 one is the base there, as its answers
-            # are not the question here.
-            lossless = tune(opened, spec, on_progress=update)
-            sessions = {"lossless": lossless.best.session}
-            sessions["int8"] = best_session(opened, int8, spec, update)
-
-            def ort(model: Path, session: SessionSpec, size: int = batch) -> dict:
-                return {
-                    "kind": "ort",
-                    "model": str(model),
-                    "session": to_json(session),
-                    "batch": size,
-                    "warmup": 5,
-                }
-
-            def torch(way: str, size: int = batch) -> dict:
-                return {
-                    "kind": "torch",
-                    "way": way,
-                    "model": str(checkpoint),
-                    "threads": threads,
-                    "batch": size,
-                    "warmup": 5,
-                }
-
-            jobs = {
-                "ORT float32": ort(opened.model, SessionSpec()),
-                "tune, lossless": ort(opened.model, sessions["lossless"]),
-                "tune, int8": ort(int8, sessions["int8"]),
-                "ORT quantize_static": ort(plain_int8, SessionSpec()),
-                "torch eager": torch("eager"),
-                "torch channels last": torch("channels last"),
-                "torch.compile": torch("compile"),
-            }
-            medians = []
-            for number in range(blocks):
-                update(number, blocks, f"batch {batch}")
-                medians.append(block(jobs, num_runs, 4, number))
-            cells.append(
-                {
-                    "batch": batch,
-                    "sessions": to_json(sessions),
-                    "medians_ns": medians,
-                    "ratios": {
-                        ours: {
-                            theirs: interval([math.log(m[ours] / m[theirs]) for m in medians])
-                            for theirs in jobs
-                            if theirs != ours
-                        }
-                        for ours in ("tune, lossless", "tune, int8")
-                    },
-                }
-            )
-            for name in jobs:
-                median = statistics.median(m[name] for m in medians)
+            cells.append({"batch": batch, "searches": searches, **figures})
+            for name in figures["medians_ns"][0]:
+                median = statistics.median(m[name] for m in figures["medians_ns"])
                 click.echo(f"batch {batch}  {name:22} {median / 1e6:8.2f} ms")
-            if json_path is not None:
-                figures = {
-                    "question": "time of a run over that of each other; less than 1 is faster",
-                    "model": bundle.name,
-                    "cells": cells,
-                    "environment": to_json(environment),
-                }
-                json_path.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def best_session(opened, int8: Path, spec: TuneSpec, update) -> SessionSpec:
-    """Return the session in which a race of `tune` finds the int8 model to be the fastest."""
-    from resdeploy.racing import race
-    from resdeploy.schema.benchmarks import BenchSpec
-    from resdeploy.target.bench_in_turn import time_in_turn
-    from resdeploy.target.tune_space import sessions_for
-
-    sessions = list(sessions_for("cpu", spec))
-    sides = [
-        (
-            Variant(path=int8).path,
-            BenchSpec(session=session, batch_size=spec.batch_sizes[0], num_runs=spec.num_runs),
-        )
-        for session in sessions
-    ]
-
-    def measure(alive, number):
-        update(number, spec.max_blocks, "int8 sessions")
-        timed = time_in_turn([sides[place] for place in alive], prove_placement=False)
-        return [pooled_percentile(one.bursts_ns, 50) for one in timed]
-
-    return sessions[race(len(sides), measure, max_blocks=spec.max_blocks).winner]
+            report = {
+                "question": "time of a run over that of each other; less than 1 is faster",
+                "model": bundle.name,
+                "cells": cells,
+                "environment": to_json(read_environment()),
+            }
+            with atomic_write(json_path, force=True) as temporary:
+                temporary.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

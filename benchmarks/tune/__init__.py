@@ -1,0 +1,1 @@
+"""How fast what `tune` finds is, and how good its search."""
