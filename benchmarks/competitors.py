@@ -108,7 +108,8 @@ def time_competitors(
     num_runs: int,
     num_bursts: int = 4,
     last_first: bool = False,
-    start_limit_s: float = 300.0,
+    start_limit_s: float = 240.0,
+    all_started_s: float = 1200.0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Timed, ...]:
     """Time each competitor in a process of its own; one that fails does not stop the others.
@@ -123,19 +124,25 @@ def time_competitors(
         num_bursts: they come in; even, so that a drift cancels.
         last_first: begin with the last one, as every other block should.
         start_limit_s: how long one may take to be ready, or for one burst.
+        all_started_s: how long all may take to be ready; who is not begun by then is left out.
         on_stage: is told who is being started or timed.
     """
     order = list(range(len(competitors)))
     if last_first:
         order.reverse()
     found = [Timed(name=one.name) for one in competitors]
+    end = time.monotonic() + all_started_s
     with ExitStack() as stack:
         alive: dict[int, _Process] = {}
         for place in order:
             one = competitors[place]
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                found[place] = dataclasses.replace(found[place], failure="no time to start it")
+                continue
             on_stage(f"start {one.name}")
-            job = _Job(competitor=one, golden=str(golden), batch_size=batch_size)
-            process = stack.enter_context(_Process(job, limit_s=start_limit_s))
+            job = _Job(competitor=one, golden=str(golden.resolve()), batch_size=batch_size)
+            process = stack.enter_context(_Process(job, limit_s=min(start_limit_s, left_s)))
             answer = process.receive()
             found[place] = _updated(found[place], answer)
             if found[place].failure is None:
