@@ -343,7 +343,7 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         torch.backends.cuda.matmul.allow_tf32 = False
     # As a careful user would: the shape does not change, so that the search pays.
     torch.backends.cudnn.benchmark = True
-    module = load_source(SourceSpec(path=job.competitor.model)).module.eval().to(device)
+    module: Any = load_source(SourceSpec(path=job.competitor.model)).module.eval().to(device)
     on_host = torch.from_numpy(inputs)
     layout = torch.contiguous_format
     if "channels last" in way and inputs.ndim == 4:
@@ -353,7 +353,7 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         module = torch.compile(module, mode="max-autotune")
     is_half = "float16" in way
 
-    def forward(x: Any) -> Any:
+    def plain(x: Any) -> Any:
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.float16, enabled=is_half):
             return module(x)
 
@@ -361,8 +361,8 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         return on_host.to(device).contiguous(memory_format=layout)
 
     on_device = to_device()
-    if way.startswith("CUDA graph"):
-        forward = _recorded(forward, on_device)
+    is_recorded = way.startswith("CUDA graph")
+    forward = _recorded(plain, on_device) if is_recorded else plain
 
     def run_on_device() -> None:
         forward(on_device)

@@ -40,7 +40,7 @@ _ALLOWED = {
 # Work of the CPU's own layout, or none at all.
 _ARRANGING = frozenset({"ReorderInput", "ReorderOutput", "Reshape", "Flatten"})
 
-_NUM_TRIES = 20
+_NUM_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

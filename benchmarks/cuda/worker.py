@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.competitors import time_competitors
 from benchmarks.cuda.models import Files, make_model
 from benchmarks.cuda.plan import peers_of, settings_of
-from benchmarks.cuda.records import Case, Outcome, RunSpec
+from benchmarks.cuda.records import Case, Form, Outcome, RunSpec
 from resdeploy.errors import ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.codec import dump_json, from_json, record
@@ -188,7 +188,8 @@ def _time_settings(task: Task) -> Outcome:
 
 def _time_peers(task: Task) -> Outcome:
     files = _files(task)
-    models = {form: str(files.model(form)) for form in ("float32", "float16", "int8")}
+    forms: tuple[Form, ...] = ("float32", "float16", "int8")
+    models = {form: str(files.model(form)) for form in forms}
     peers = peers_of(task.spec.provider, str(files.checkpoint), models)
     return _in_turn(task, [one for one in peers if not one.name.startswith(task.skip_peers)])
 

@@ -115,6 +115,17 @@ def test_a_wrong_network_would_fail(whole, tmp_path):
     assert "FAIL" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_every_layer_of_the_networks_counts(whole):
+    """A residual branch that is multiplied by zero would hide whatever is wrong in it."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(Files.of(whole[0] / "models", NETWORK, SPEC).model("float32"))
+    for weight in model.graph.initializer:
+        if len(weight.dims) == 4:
+            assert abs(numpy_helper.to_array(weight)).max() > 0.01, weight.name
+
+
 def test_latencies_are_raw_with_and_without_copies_and_with_their_placement(whole):
     outcome = by_title(read(whole[0]))[f"bench {NETWORK} int8 NCHW launches batch=1"]
     assert len(outcome.bench.latencies_ns) == len(outcome.bench.bound_ns) == 8
