@@ -2,6 +2,7 @@
 # make test   set up .venv, then run the tests
 # make lint   set up .venv, then check format, style and types
 # make slow   the tests that take minutes
+# make gpu-check ARGS="--minutes 9"   set up .venv, then prove and time the networks on an NVIDIA GPU
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),gpu,cpu)
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow gpu-check clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -32,6 +33,9 @@ lint: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.cuda $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo-out

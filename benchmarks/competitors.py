@@ -117,7 +117,8 @@ def time_competitors(
     num_bursts: int = 4,
     last_first: bool = False,
     memories: tuple[Memory, ...] = ("host", "device"),
-    start_limit_s: float = 300.0,
+    start_limit_s: float = 240.0,
+    all_started_s: float = 1200.0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Timed, ...]:
     """Time each competitor in a process of its own; one that fails does not stop the others.
@@ -133,19 +134,30 @@ def time_competitors(
         memories: where a run begins and ends.
         last_first: begin with the last one, as every other block should.
         start_limit_s: how long one may take to be ready, or for one burst.
+        all_started_s: how long all may take to be ready; who is not begun by then is left out.
         on_stage: is told who is being started or timed.
     """
     order = list(range(len(competitors)))
     if last_first:
         order.reverse()
     found = [Timed(name=one.name) for one in competitors]
+    end = time.monotonic() + all_started_s
     with ExitStack() as stack:
         alive: dict[int, _Process] = {}
         for place in order:
             one = competitors[place]
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                found[place] = dataclasses.replace(found[place], failure="no time to start it")
+                continue
             on_stage(f"start {one.name}")
-            job = _Job(competitor=one, golden=str(golden), batch_size=batch_size, memories=memories)
-            process = stack.enter_context(_Process(job, limit_s=start_limit_s))
+            job = _Job(
+                competitor=one,
+                golden=str(golden.resolve()),
+                batch_size=batch_size,
+                memories=memories,
+            )
+            process = stack.enter_context(_Process(job, limit_s=min(start_limit_s, left_s)))
             answer = process.receive()
             found[place] = _updated(found[place], answer)
             if found[place].failure is None:
@@ -374,7 +386,7 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         torch.backends.cuda.matmul.allow_tf32 = False
     # As a careful user would: the shape does not change, so that the search pays.
     torch.backends.cudnn.benchmark = True
-    module = load_source(SourceSpec(path=job.competitor.model)).module.eval().to(device)
+    module: Any = load_source(SourceSpec(path=job.competitor.model)).module.eval().to(device)
     on_host = torch.from_numpy(inputs)
     layout = torch.contiguous_format
     if "channels last" in way and inputs.ndim == 4:
@@ -384,7 +396,7 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         module = torch.compile(module, mode="default" if "default" in way else "max-autotune")
     is_half = "float16" in way
 
-    def forward(x: Any) -> Any:
+    def plain(x: Any) -> Any:
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.float16, enabled=is_half):
             return module(x)
 
@@ -392,8 +404,8 @@ def _torch_stand(job: _Job, inputs: np.ndarray) -> _Stand:
         return on_host.to(device).contiguous(memory_format=layout)
 
     on_device = to_device()
-    if way.startswith("CUDA graph"):
-        forward = _recorded(forward, on_device)
+    is_recorded = way.startswith("CUDA graph")
+    forward = _recorded(plain, on_device) if is_recorded else plain
 
     def run_on_device() -> None:
         forward(on_device)

@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 from pathlib import Path
+from typing import Any, Literal
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import from_json
@@ -59,18 +60,25 @@ def adjust_recipe(
     data: DataSpec | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    channels_last: bool | None = None,
+    compiled: bool | None = None,
 ) -> Recipe:
-    """Return `recipe` with other data, another length or another seed; None leaves it as it is.
+    """Return `recipe` with other data, length, seed or arithmetic; None leaves it as it is.
 
     Other data keep the recipe's augmentation and split.
     """
     if data is not None:
         data = dataclasses.replace(recipe.data, name=data.name, path=data.path)
-    train = dataclasses.replace(
-        recipe.train,
-        epochs=recipe.train.epochs if epochs is None else epochs,
-        seed=recipe.train.seed if seed is None else seed,
-    )
+    asked = {
+        "epochs": epochs,
+        "seed": seed,
+        "precision": precision,
+        "channels_last": channels_last,
+        "compile": compiled,
+    }
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    train = dataclasses.replace(recipe.train, **changes)
     return dataclasses.replace(recipe, data=data or recipe.data, train=train)
 
 

@@ -158,11 +158,11 @@ class NetworkWork:
 class Outcome:
     """What became of a case: one of the records below, or the reason why there is none.
 
-    `duration_s` is the time of its process, from its start to its end.
+    `duration_s` is the time of its process, from its start to its end; 0 until that is known.
     """
 
     case: Case
-    duration_s: float
+    duration_s: float = 0.0
     failure: str | None = None
     ceilings: Ceilings | None = None
     work: NetworkWork | None = None

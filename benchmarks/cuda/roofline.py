@@ -11,7 +11,6 @@ graph whose ReLUs and residual additions are part of their convolutions.
 https://doi.org/10.1145/1498765.1498785 (Williams, Waterman, Patterson: Roofline)
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,19 @@ __all__ = ["Bound", "bound_of", "measure_ceilings", "work_of"]
 # float32 between its layers in today's runtimes; what is asked is what the device could do.
 _RELATIVE_SIZE = {"float32": 1.0, "tf32": 1.0, "float16": 0.5, "bfloat16": 0.5, "int8": 0.25}
 
-_NUM_TRIES = 20
+# Whoever asks for a lower precision may be served in a higher one, as a CPU does with float16.
+_ALLOWED = {
+    "float32": ("float32",),
+    "tf32": ("tf32", "float32"),
+    "float16": ("float16", "tf32", "float32"),
+    "int8": ("int8", "float16", "bfloat16", "tf32", "float32"),
+    "bfloat16": ("bfloat16", "tf32", "float32"),
+}
+
+# Work of the CPU's own layout, or none at all.
+_ARRANGING = frozenset({"ReorderInput", "ReorderOutput", "Reshape", "Flatten"})
+
+_NUM_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +64,10 @@ def bound_of(
     work: NetworkWork, ceilings: Ceilings, *, arithmetic: str, batch_size: int
 ) -> Bound | None:
     """Return the least time of a run; None where the device's rate in `arithmetic` is not known."""
-    macs_per_s = ceilings.macs_per_s.get(arithmetic)
-    if not macs_per_s:
+    rates = [ceilings.macs_per_s[one] for one in _ALLOWED[arithmetic] if one in ceilings.macs_per_s]
+    if not rates:
         return None
+    macs_per_s = max(rates)
     size = _RELATIVE_SIZE[arithmetic]
     total_s, memory_s = 0.0, 0.0
     for layer in work.layers:
@@ -71,8 +83,8 @@ def work_of(model: Path) -> NetworkWork:
     """Return what each kernel of a float32 model must do.
 
     From the shapes of two profiles on the CPU, of one sample and of two: what the second adds
-    belongs to a sample, and the rest is shared. At the graph level "extended", where a convolution
-    takes its ReLU and its addition in, and no layout is that of a CPU.
+    belongs to a sample, and the rest is shared. At the graph level "all" a convolution takes its
+    ReLU and its addition in; what only arranges values for the CPU is left out.
 
     Raises:
         ProviderError: a profile cannot be read.
@@ -80,7 +92,7 @@ def work_of(model: Path) -> NetworkWork:
     from resdeploy.target.layer_times import read_profile
     from resdeploy.target.session import input_specs, open_session
 
-    spec = SessionSpec(graph_level="extended")
+    spec = SessionSpec(graph_level="all")
     (tensor,) = input_specs(open_session(model, spec))
     shape = tuple(int(size) for size in tensor.shape[1:])
     one, two = (
@@ -103,12 +115,13 @@ def work_of(model: Path) -> NetworkWork:
                 sample_bytes=b.num_bytes - a.num_bytes,
             )
             for a, b in zip(one, two, strict=True)
+            if a.op not in _ARRANGING
         )
     )
 
 
 def measure_ceilings(device: str, *, matrix_size: int, copy_bytes: int) -> Ceilings:
-    """Return what torch's largest products and copies reach on `device`, the median of tries.
+    """Return what torch's largest products and copies reach on `device`: the best of some tries.
 
     Args:
         device: "cpu" or "cuda".
@@ -122,7 +135,7 @@ def measure_ceilings(device: str, *, matrix_size: int, copy_bytes: int) -> Ceili
 
     name = "CPU" if device == "cpu" else torch.cuda.get_device_name()
 
-    def median_s(run: Callable[[], object]) -> float:
+    def best_s(run: Callable[[], object]) -> float:
         seconds = []
         for _ in range(3):
             run()
@@ -132,23 +145,23 @@ def measure_ceilings(device: str, *, matrix_size: int, copy_bytes: int) -> Ceili
             run()
             _synchronize(torch, device)
             seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds)
+        return min(seconds)
 
     rates, missing = {}, {}
     for arithmetic in ("float32", "tf32", "float16", "bfloat16", "int8"):
         try:
             product = _product(torch, arithmetic, matrix_size, device)
-            rates[arithmetic] = matrix_size**3 / median_s(product)
+            rates[arithmetic] = matrix_size**3 / best_s(product)
         except (RuntimeError, NotImplementedError) as error:
             missing[arithmetic] = str(error).strip().partition("\n")[0]
     source = torch.ones(copy_bytes // 4, device=device)
     target = torch.empty_like(source)
-    copy_s = median_s(lambda: target.copy_(source))
+    copy_s = best_s(lambda: target.copy_(source))
     to_device = None
     if device != "cpu":
         on_host = torch.ones(copy_bytes // 16)
         there = torch.empty_like(on_host, device=device)
-        to_device = 4 * on_host.numel() / median_s(lambda: there.copy_(on_host))
+        to_device = 4 * on_host.numel() / best_s(lambda: there.copy_(on_host))
     return Ceilings(
         device=name,
         macs_per_s=rates,

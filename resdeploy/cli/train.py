@@ -1,11 +1,14 @@
 """`resdeploy train`."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from resdeploy.cli.options import force_option, json_option
 from resdeploy.schema.recipes import EpochMetrics
+
+_PRECISIONS: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @click.command()
@@ -20,6 +23,22 @@ from resdeploy.schema.recipes import EpochMetrics
 @click.option("--epochs", type=click.IntRange(min=1), help="Another length than the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda.")
+@click.option(
+    "--precision",
+    type=click.Choice(list(_PRECISIONS)),
+    help="Of the passes in training; weights stay fp32.  [default: the recipe's]",
+)
+@click.option(
+    "--channels-last/--channels-first",
+    default=None,
+    help="How images lie in memory.  [default: the recipe's]",
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Let torch.compile make the kernels.  [default: the recipe's]",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
 @force_option
 @json_option
@@ -30,6 +49,9 @@ def train(
     epochs: int | None,
     seed: int | None,
     device: str,
+    precision: str | None,
+    channels_last: bool | None,
+    compiled: bool | None,
     resume: bool,
     force: bool,
     as_json: bool,
@@ -40,6 +62,7 @@ def train(
     Example:
         resdeploy train digits-resnet8 -o runs/digits
         resdeploy train cifar10-resnet20 --data cifar10:/data/cifar
+        resdeploy train imagenet-resnet50 --device cuda --precision bf16 --channels-last --compile
     """
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
@@ -53,6 +76,9 @@ def train(
         data=None if data is None else parse_data(data),
         epochs=epochs,
         seed=seed,
+        precision=None if precision is None else _PRECISIONS[precision],
+        channels_last=channels_last,
+        compiled=compiled,
     )
     directory = output or Path("runs") / chosen.name
     if force:

@@ -47,12 +47,16 @@ OnBatch = Callable[[int, int, float, float], None]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Run:
-    """What one training run works on; the network and the optimizer change as it goes."""
+    """What one training run works on; the network and the optimizer change as it goes.
+
+    `forward` is the network as training calls it, compiled or not: the same weights.
+    """
 
     recipe: Recipe
     directory: Path
     dataset: Dataset
     network: nn.Module
+    forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.SGD
     device: torch.device
     fill: tuple[float, ...]
@@ -88,7 +92,7 @@ def train(
         ResdeployError: the directory is in use; `resume` and the directory is of another recipe;
             the recipe contradicts itself or its data; the data cannot be read; or the loss is no
             longer finite, in which case the last good checkpoint is kept.
-        EnvironmentLacksError: the device is not available here.
+        EnvironmentLacksError: the device is not available here, or torch cannot compile here.
     """
     directory = Path(run_directory)
     _check_recipe(recipe)
@@ -170,6 +174,8 @@ def _forward(
 def _start(recipe: Recipe, directory: Path, dataset: Dataset, device: torch.device) -> _Run:
     torch.manual_seed(_derived_seed(recipe.train.seed, 0))
     network = build_network(recipe.model).to(device)
+    if recipe.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = recipe.preprocess
     mean, std = np.broadcast_arrays(preprocess.mean, preprocess.std)
     return _Run(
@@ -177,10 +183,30 @@ def _start(recipe: Recipe, directory: Path, dataset: Dataset, device: torch.devi
         directory=directory,
         dataset=dataset,
         network=network,
+        forward=_compiled(network) if recipe.train.compile else network,
         optimizer=_build_optimizer(network, recipe.train),
         device=device,
         fill=tuple(float(value) for value in -mean / std),
     )
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return `network` compiled at its first call, with what stands in the way in our words."""
+    compiled = torch.compile(network)
+
+    def forward(x: Tensor) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - slow, and seldom asked
+
+        try:
+            logits: Tensor = compiled(x)
+        except TorchDynamoException as error:
+            raise EnvironmentLacksError(
+                f"torch cannot compile here: {str(error).strip().partition(chr(10))[0]}",
+                fix="install a C++ compiler (g++), or train with --no-compile",
+            ) from error
+        return logits
+
+    return forward
 
 
 def _build_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
@@ -242,8 +268,14 @@ def _train_step(
     raw, y = run.dataset.train_x[chosen], torch.from_numpy(run.dataset.train_y[chosen])
     x = torch.from_numpy(preprocess_batch(raw, run.recipe.preprocess)).to(run.device)
     x = augment_batch(x, run.recipe.data.augment, generator, fill=run.fill)
-    logits_NK, labels_N = run.network(x), y.to(run.device)
-    loss = F.cross_entropy(logits_NK, labels_N, label_smoothing=run.recipe.train.label_smoothing)
+    spec = run.recipe.train
+    if spec.channels_last and x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    is_half = spec.precision == "bfloat16"
+    with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=is_half):
+        logits_NK = run.forward(x)
+    logits_NK, labels_N = logits_NK.float(), y.to(run.device)
+    loss = F.cross_entropy(logits_NK, labels_N, label_smoothing=spec.label_smoothing)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)

@@ -95,7 +95,14 @@ class DataSpec:
 
 @record
 class TrainSpec:
-    """Stochastic gradient descent with momentum, cosine decay and linear warm-up."""
+    """Stochastic gradient descent with momentum, cosine decay and linear warm-up.
+
+    `precision` is that of the forward and backward passes in training: with bfloat16, torch's
+    autocast decides layer by layer, while weights, gradients of weights, BatchNorm statistics and
+    the loss stay float32. `channels_last` is how images lie in memory, and `compile` lets
+    `torch.compile` make the training step's kernels. All three are about speed: a test accuracy is
+    always that of the float32 network as it is saved.
+    """
 
     epochs: int
     batch_size: int = 128
@@ -106,6 +113,9 @@ class TrainSpec:
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
 
 
 @record

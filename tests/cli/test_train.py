@@ -102,3 +102,15 @@ def test_on_a_terminal_progress_shows_loss_accuracy_and_time_left(tmp_path):
     for figure in (b"loss", b"test", b"left", b"mnist1d-postnorm-mlp"):
         assert figure in shown
     assert b"loss" not in output
+
+
+def test_what_makes_a_run_faster_goes_into_its_record(run, tmp_path):
+    result = run(*SHORT, "-o", tmp_path / "run", "--precision", "bf16", "--channels-last", "--json")
+    assert result.exit_code == 0, result.output
+    report = load_json(TrainReport, result.stdout, where="stdout")
+    assert report.recipe.train.precision == "bfloat16"
+    assert report.recipe.train.channels_last
+    assert not report.recipe.train.compile
+    other = run(*SHORT, "-o", tmp_path / "run", "--resume")
+    assert other.exit_code == 2
+    assert "train differ" in other.stderr

@@ -479,3 +479,111 @@ def test_one_epoch_of_each_recipe_with_its_own_data_runs(tmp_path):
 )
 def test_a_recipe_reaches_the_accuracy_its_readme_states(tmp_path, name, accuracy):
     assert train(load_recipe(name), tmp_path / "run").last.test_accuracy >= accuracy
+
+
+# --- what makes training faster -------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen_convolutions():
+    """Collect of every convolution that runs: (in training, its output's dtype, channels last)."""
+    found = set()
+
+    def note(module, inputs, output):
+        if isinstance(module, nn.Conv2d) and output.shape[1] > 1 and output.shape[2] > 1:
+            is_last = output.is_contiguous(memory_format=torch.channels_last)
+            found.add((module.training, output.dtype, is_last))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    yield found
+    handle.remove()
+
+
+def test_by_default_training_is_float32_with_the_channels_first(
+    recipe, tmp_path, seen_convolutions
+):
+    train(change(recipe, epochs=2), tmp_path / "run")
+    assert seen_convolutions == {(True, torch.float32, False), (False, torch.float32, False)}
+
+
+def test_bfloat16_is_for_training_alone_and_learns(recipe, tmp_path, seen_convolutions):
+    report = train(change(recipe, epochs=12, precision="bfloat16"), tmp_path / "run")
+    assert {(is_train, dtype) for is_train, dtype, _ in seen_convolutions} == {
+        (True, torch.bfloat16),
+        (False, torch.float32),
+    }
+    assert report.last.test_accuracy > 0.9
+    state_dict, info = load_checkpoint(tmp_path / "run")
+    assert info.recipe.train.precision == "bfloat16"
+    assert {t.dtype for t in state_dict.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_channels_last_is_how_images_lie_in_memory(recipe, tmp_path, seen_convolutions):
+    train(change(recipe, epochs=2, channels_last=True), tmp_path / "run")
+    assert (True, torch.float32, True) in seen_convolutions
+    assert (True, torch.float32, False) not in seen_convolutions
+
+
+def test_a_fast_run_is_resumed_to_the_same_bits_and_only_as_it_began(recipe, tmp_path):
+    fast = change(recipe, precision="bfloat16", channels_last=True)
+    train(fast, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(fast, tmp_path / "run", on_epoch=stop_at(2))
+    with pytest.raises(ResdeployError, match="another recipe: train differ"):
+        train(recipe, tmp_path / "run", resume=True)
+    train(fast, tmp_path / "run", resume=True)
+    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    train(recipe, tmp_path / "exact")
+    assert not torch.equal(
+        weights(tmp_path / "whole")["conv1.weight"], weights(tmp_path / "exact")["conv1.weight"]
+    )
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Let torch.compile trace and not generate code; return how often a network was run by it."""
+    real, calls = torch.compile, []
+
+    def count(graph, inputs):
+        def run(*values):
+            calls.append(len(values))
+            return graph.forward(*values)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=count))
+    return calls
+
+
+def test_a_compiled_run_trains_the_same_weights(recipe, tmp_path, quick_compiler):
+    short = change(recipe, epochs=2, compile=True)
+    report = train(short, tmp_path / "run")
+    assert len(quick_compiler) >= 8
+    assert report.recipe.train.compile
+    assert set(weights(tmp_path / "run")) == set(build_network(recipe.model).state_dict())
+    train(change(recipe, epochs=2), tmp_path / "plain")
+    for name, value in weights(tmp_path / "run").items():
+        torch.testing.assert_close(value, weights(tmp_path / "plain")[name])
+
+
+def test_a_compiler_that_fails_is_the_machine_s_lack(recipe, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no g++")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=broken))
+    with pytest.raises(EnvironmentLacksError, match=r"cannot compile(.|\n)*--no-compile"):
+        train(change(recipe, epochs=2, compile=True), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_is_compiled_by_torch_s_own_compiler(recipe, tmp_path):
+    report = train(change(recipe, epochs=12, compile=True), tmp_path / "run")
+    assert report.last.test_accuracy > 0.9
+
+
+@pytest.mark.cuda
+def test_everything_fast_at_once_trains_on_a_gpu(recipe, tmp_path):
+    fast = change(recipe, epochs=12, precision="bfloat16", channels_last=True, compile=True)
+    report = train(fast, tmp_path / "run", device="cuda")
+    assert report.last.test_accuracy > 0.9

@@ -1,5 +1,6 @@
 """Sessions: what opens, what is refused, and that nothing ever runs on the CPU in secret."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -510,6 +511,24 @@ def test_two_runtimes_in_one_folder_are_an_error_with_the_way_out(model, monkeyp
 def test_a_runtime_without_metadata_is_called_onnxruntime(monkeypatch):
     monkeypatch.setattr(runtime_module, "_is_installed", lambda _: False)
     assert runtime_distribution() == "onnxruntime"
+
+
+def test_a_runtime_that_is_only_hidden_by_another_is_no_second_one(monkeypatch, tmp_path):
+    """As where a GPU runtime was carried along in PYTHONPATH: nothing overwrites anything."""
+    ours, other = runtime_distribution(), tmp_path / "site"
+    name = "onnxruntime" if ours != "onnxruntime" else "onnxruntime-gpu"
+    metadata = other / f"{name.replace('-', '_')}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(other))
+    assert importlib.metadata.version(name) == "1.0"
+    assert runtime_distribution() == ours
+    # In the folder of the runtime itself it is one.
+    metadata.rename(metadata.parent / "aside")
+    (other / "onnxruntime").symlink_to(Path(onnxruntime.__file__).parent)
+    (other / "aside").rename(metadata)
+    with pytest.raises(ProviderError, match="installed together"):
+        runtime_distribution()
 
 
 def import_session(*lines):
