@@ -183,6 +183,7 @@ def tune(
             on_progress=on_progress,
         )
         if output is not None:
-            models = {one.path.name: one.path for one in variants}
-            write_tuned(opened, output, [report.settings], models=models, force=force)
+            files = {one.path.name: one.path for one in variants}
+            model = files.get(report.settings.model, opened.model)
+            write_tuned(opened, output, [(report.settings, model)], force=force)
     emit(report, as_json=as_json)
