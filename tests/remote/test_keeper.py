@@ -193,10 +193,10 @@ def test_a_file_of_the_job_is_sent_piece_by_piece(start):
 
 
 def test_how_far_a_command_is_comes_before_its_end_and_not_too_often(start):
-    """Of a hundred lines in a moment one is passed on; what is no progress is none."""
+    """Of a hundred lines in less than a second a few are passed on, and no line that is none."""
     job = start(_PROGRESS_S=0.2)
     say = "import os, sys, time; write = lambda t: print(t, file=sys.stderr, flush=True)\n"
-    script = "time.sleep(0.4)\nfor n in range(100): write(f'progress: {n}')\ntime.sleep(0.4)\n"
+    script = "for n in range(100): write(f'progress: {n}'); time.sleep(0.004)\ntime.sleep(0.4)\n"
     script += "write('a warning'); write('progress: ' + os.environ['WHAT'])\ntime.sleep(0.4)"
     job.request(
         "run",
@@ -208,7 +208,7 @@ def test_how_far_a_command_is_comes_before_its_end_and_not_too_often(start):
     while "progress" in (answer := job.answer()[0]):
         said.append(answer["progress"])
     assert answer["code"] == 0
-    assert 2 <= len(said) <= 4
+    assert 2 <= len(said) <= 20
     assert said[0].isdigit()
     assert said[-1] == "all of it"
 
