@@ -23,7 +23,6 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 from resdeploy.bundle_readme import readme_text
@@ -140,70 +139,62 @@ def write_bundle(
 def write_tuned(
     bundle: Bundle,
     out: Path,
-    settings: Sequence[TunedSettings],
+    found: Sequence[tuple[TunedSettings, Path]],
     *,
-    models: Mapping[str, Path] = MappingProxyType({}),
     force: bool = False,
 ) -> Manifest:
     """Write `bundle` to the folder `out` with more ways to run it, and return its manifest.
 
-    Settings for the same machine, runtime and objective are replaced by the last of them.
+    Settings for the same machine, runtime and objective are replaced by the last of them. A file
+    whose name another one has already is called by its digest as well.
 
     Args:
         bundle: the one that was tuned.
         out: the folder to make; that of `bundle` itself, with `force`.
-        settings: how to run it, and where.
-        models: files by the names that the settings have for them; only those are taken that the
-            bundle does not have, and that are asked for.
+        found: how to run it, and where, each with the model file that it is for.
         force: replace an existing bundle.
 
     Raises:
-        BundleError: a file of this name is in the bundle already, with another content.
+        BundleError: settings name something else than a file.
         ResdeployError: `out` exists, or it cannot be written.
     """
-    tuned: tuple[TunedSettings, ...] = bundle.manifest.tuned
-    for new in settings:
-        _check_model_name(new.model)
-        tuned = (*(one for one in tuned if not _same_target(one, new)), new)
+    new = [one for n, one in enumerate(found) if not _has_same_target(one[0], found[n + 1 :])]
+    tuned = [one for one in bundle.manifest.tuned if not _has_same_target(one, new)]
     kept = {_MODEL, *(one.model for one in tuned)}
     with atomic_directory(out, force=force, marker=MANIFEST) as folder:
         for file in bundle.manifest.files:
             # A model that no settings ask for any more is not carried along.
             if file.path in kept or not file.path.endswith(".onnx"):
                 shutil.copyfile(bundle.path / file.path, folder / file.path)
-        for name in sorted(kept & set(models)):
-            _add_model(models[name], folder / name)
+        for settings, model in new:
+            name = _add_model(model, folder, settings.model)
+            tuned.append(dataclasses.replace(settings, model=name))
         files = tuple(
             file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
         )
-        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=tuned)
+        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=tuple(tuned))
         _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
         read_bundle(folder)
     return manifest
 
 
-def _same_target(one: TunedSettings, other: TunedSettings) -> bool:
-    return (one.target, one.objective, one.batch_size) == (
-        other.target,
-        other.objective,
-        other.batch_size,
-    )
+def _has_same_target(one: TunedSettings, others: Sequence[tuple[TunedSettings, Path]]) -> bool:
+    """Return whether any of the others is for the same machine, objective and batch size."""
+    targets = [(other.target, other.objective, other.batch_size) for other, _ in others]
+    return (one.target, one.objective, one.batch_size) in targets
 
 
-def _check_model_name(name: str) -> None:
-    """Raise BundleError unless this is a plain name: settings also come from other machines."""
+def _add_model(model: Path, folder: Path, name: str) -> str:
+    """Copy a model into a folder unless it is there already, and return what it is called there."""
+    # Settings also come from other machines, and lead nowhere else.
     if not name.endswith(".onnx") or any(c in name for c in "/\\:\0"):
-        raise BundleError(f"{name!r} is not the name of a model file.")
-
-
-def _add_model(model: Path, target: Path) -> None:
-    if target.exists() and sha256_file(target) != sha256_file(model):
-        raise BundleError(
-            f"The bundle has another file called {target.name}.",
-            where=str(model),
-            fix="give the model another name",
-        )
-    shutil.copyfile(model, target)
+        raise BundleError(f"{name!r} is not the name of a model file.", where=str(model))
+    digest = sha256_file(model)
+    if (folder / name).exists() and sha256_file(folder / name) != digest:
+        name = f"{name.removesuffix('.onnx')}-{digest[:8]}.onnx"
+    if not (folder / name).exists():
+        shutil.copyfile(model, folder / name)
+    return name
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -17,7 +17,10 @@ __all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
 
 _GIVEN = f"{__name__}.given"
 # Options about this machine: they do not travel.
-_STAYING = {"addresses", "fleet", "as_json", "against", "output", "force"}
+_STAYING = {
+    *("addresses", "fleet", "as_json", "against", "output", "force"),
+    *("data", "calibration", "variant_paths"),
+}
 
 
 class DeviceCommand(click.Command):

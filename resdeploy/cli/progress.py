@@ -1,5 +1,7 @@
 """Progress on stderr: drawn on a terminal, absent when piped."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,13 @@ def show_stages(title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def show_steps(title: str) -> Iterator[Update]:
-    """Show a bar; the given function takes (steps done, steps in all or None, a remark)."""
+    """Show a bar; the given function takes (steps done, steps in all or None, a remark).
+
+    Where `RESDEPLOY_PROGRESS` says so, lines on stderr in its place, for who passes them on.
+    """
+    if os.environ.get("RESDEPLOY_PROGRESS") == "lines":
+        yield _say_in_lines
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -57,6 +65,11 @@ def show_steps(title: str) -> Iterator[Update]:
             progress.update(task, completed=done, total=total, remark=remark)
 
         yield update
+
+
+def _say_in_lines(done: int, total: int | None, remark: str) -> None:
+    steps = "" if total is None else f", {done} of {total}"
+    print(f"progress: {remark}{steps}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -76,7 +89,9 @@ def show_devices(title: str, names: Sequence[str]) -> Iterator[Callable[[int, st
         return rows
 
     def enter(number: int, stage: str) -> None:
-        stages[number] = (stage, time.monotonic())
+        # What follows a colon says how far a stage is: it goes on.
+        is_same = stages[number][0].partition(":")[0] == stage.partition(":")[0]
+        stages[number] = (stage, stages[number][1] if is_same else time.monotonic())
 
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -2,6 +2,7 @@
 
 import click
 
+from resdeploy.cli.render_tune import tuned_line
 from resdeploy.cli.tables import milliseconds, print_table
 from resdeploy.schema.remotes import DeviceFailure, DeviceResult, Installation, RemoteReport
 
@@ -35,7 +36,7 @@ def single_records(report: RemoteReport) -> tuple[object, ...]:
     if len(report.devices) != 1:
         return ()
     (result,) = report.devices
-    records = (result.check, result.bench, result.comparison, result.probe)
+    records = (result.check, result.bench, result.comparison, result.probe, result.tune)
     return tuple(record for record in records if record is not None)
 
 
@@ -65,6 +66,8 @@ def _findings(result: DeviceResult) -> list[str]:
         starting = [probed.provider for probed in result.probe.providers if probed.starts]
         machine = result.probe.environment
         found.append(f"{machine.cpu_model or machine.machine}: starts {', '.join(starting)}")
+    if result.tune is not None:
+        found.append(tuned_line(result.tune))
     if result.failure is not None:
         found.append(f"{result.failure.stage} failed")
     return found

@@ -12,7 +12,7 @@ from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["render_tune", "render_tuned"]
+__all__ = ["render_tune", "render_tuned", "tuned_line"]
 
 
 def render_tune(report: TuneReport) -> None:
@@ -29,7 +29,7 @@ def render_tune(report: TuneReport) -> None:
     for quant in report.quants:
         click.echo(_made(quant))
     best = report.best
-    click.echo(f"best: {best.model}, {_session(best.session)}, batch {best.batch_size}")
+    click.echo(f"best: {_way(report)}")
     if best.evidence:
         click.echo(f"answers: {best.evidence}")
     if report.ties:
@@ -47,6 +47,16 @@ def _made(quant: QuantReport) -> str:
         f"{quality.num_flips} of {quality.num_inputs} predictions changed, "
         f"{len(quant.kept_float)} layers left in float32"
     )
+
+
+def tuned_line(report: TuneReport) -> str:
+    """Return the winner and its gain, as one line of a table."""
+    return f"{_way(report)}: {_gain(report)}"
+
+
+def _way(report: TuneReport) -> str:
+    best = report.best
+    return f"{best.model}, {_session(best.session)}, batch {best.batch_size}"
 
 
 def render_tuned(check: TunedCheck) -> Iterator[str]:

@@ -2,17 +2,19 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
 
 from resdeploy.cli.bench_options import numbers
+from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import force_option, json_option
 from resdeploy.cli.quantize import PRECISIONS
 from resdeploy.schema.tunings import Objective, TuneSpec
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import QuantizedPrecision
+    from resdeploy.schema.recipes import DataSpec
 
 
 def _precisions(
@@ -24,7 +26,7 @@ def _precisions(
     return tuple(PRECISIONS[name] for name in names)
 
 
-@click.command()
+@click.command(cls=DeviceCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -91,6 +93,7 @@ def _precisions(
 )
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(min=20))
 @force_option
+@device_options
 @json_option
 def tune(
     bundle: Path,
@@ -107,6 +110,7 @@ def tune(
     threads: tuple[int, ...],
     runs: int,
     force: bool,
+    devices: Devices,
     as_json: bool,
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within what its answers may lose.
@@ -117,12 +121,15 @@ def tune(
     in turn, and the winner is timed again against ONNX Runtime's defaults, in processes that had no
     part in the race. That last figure is the one to quote.
 
+    With --on and --fleet each device searches by itself; -o has the settings of all of them.
+
     \b
     Example:
         resdeploy tune digits-bundle
         resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --calibration digits
         resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --variant int8.onnx
         resdeploy tune digits-bundle --objective throughput --batch 1,8,32
+        resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
     """
     if lossless and max_drop_points is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
@@ -134,12 +141,24 @@ def tune(
         raise click.UsageError("--precision needs samples to make it with: --calibration.")
     if len(batch) > 1 and objective != "throughput":
         raise click.UsageError("Several batch sizes can be compared by --objective throughput.")
-    from resdeploy.bundle import MANIFEST, write_tuned
+    from resdeploy.bundle import MANIFEST
+    from resdeploy.files import refuse_existing_directory
+    from resdeploy.host.data import parse_data
+
+    chosen = None if data is None else parse_data(data)
+    calibrated_on = None if calibration is None else parse_data(calibration)
+    if output is not None:
+        refuse_existing_directory(output, force=force, marker=MANIFEST)
+    if devices.given:
+        _tune_devices(
+            devices, bundle, output, variant_paths, chosen, calibrated_on, force=force, json=as_json
+        )
+
+    from resdeploy.bundle import write_tuned
     from resdeploy.bundle_archive import opened_bundle
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.files import refuse_existing_directory
-    from resdeploy.host.data import load_labelled, parse_data
+    from resdeploy.host.data import load_labelled
     from resdeploy.target.environment import read_environment
     from resdeploy.target.probe import starting_providers
     from resdeploy.target.tune import tune as run_tune
@@ -154,10 +173,6 @@ def tune(
         threads=threads or (None, *sorted({1, num_cpus})),
         num_runs=runs,
     )
-    chosen = None if data is None else parse_data(data)
-    calibrated_on = None if calibration is None else parse_data(calibration)
-    if output is not None:
-        refuse_existing_directory(output, force=force, marker=MANIFEST)
     variants = read_variants(variant_paths)
     with (
         opened_bundle(bundle) as opened,
@@ -183,6 +198,52 @@ def tune(
             on_progress=on_progress,
         )
         if output is not None:
-            models = {one.path.name: one.path for one in variants}
-            write_tuned(opened, output, [report.settings], models=models, force=force)
+            files = {one.path.name: one.path for one in variants}
+            model = files.get(report.settings.model, opened.model)
+            write_tuned(opened, output, [(report.settings, model)], force=force)
     emit(report, as_json=as_json)
+
+
+def _tune_devices(
+    devices: Devices,
+    bundle: Path,
+    output: Path | None,
+    variants: tuple[Path, ...],
+    data: "DataSpec | None",
+    calibration: "DataSpec | None",
+    *,
+    force: bool,
+    json: bool,
+) -> NoReturn:
+    """Search on every device; what those that are done have found is written."""
+    from resdeploy.bundle import write_tuned
+    from resdeploy.bundle_archive import opened_bundle
+    from resdeploy.remote.jobs import fetched_model, tune_job
+
+    here = {path.name: path for path in variants}
+    with (
+        opened_bundle(bundle) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
+    ):
+        here[opened.model.name] = opened.model
+        folder = Path(temporary)
+        job = tune_job(
+            bundle,
+            devices.options,
+            variants=variants,
+            data=data,
+            calibration=calibration,
+            folder=folder,
+        )
+        report = devices.run(job)
+        found = [
+            (
+                tuned.settings,
+                here.get(tuned.settings.model) or fetched_model(folder, n, tuned.settings.model),
+            )
+            for n, tuned in enumerate(result.tune for result in report.devices)
+            if tuned is not None and report.devices[n].failure is None
+        ]
+        if output is not None and found:
+            write_tuned(opened, output, found, force=force)
+    finish(report, as_json=json)

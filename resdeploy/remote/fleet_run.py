@@ -25,8 +25,9 @@ from resdeploy.schema.remotes import (
     RemoteCommand,
     RemoteReport,
 )
+from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["Call", "Job", "OnStage", "run_on_fleet"]
+__all__ = ["Call", "Fetched", "Job", "OnStage", "run_on_fleet"]
 
 # Called with the number of the device and the stage that it has come to.
 OnStage = Callable[[int, str], None]
@@ -36,7 +37,10 @@ _FIELDS: dict[type, str] = {
     BenchReport: "bench",
     BenchComparison: "comparison",
     ProbeReport: "probe",
+    TuneReport: "tune",
 }
+# What makes a command write how far it is, line by line, where no terminal shows it.
+_WITH_PROGRESS = {"RESDEPLOY_PROGRESS": "lines"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +67,30 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to do on every device: copy files to these names, then run these commands in turn."""
+    """What to do on every device: copy files to these names, then run these commands in turn.
+
+    Attributes:
+        command: what the user asked for.
+        calls: the commands to run.
+        files: what to copy there, each with its name there.
+        extras: of resdeploy, to be installed there beside the device's own.
+        fetch: given the number of the device and its last record, the file to copy back.
+    """
 
     command: RemoteCommand
     calls: tuple[Call, ...]
     files: tuple[tuple[Path, str], ...] = field(default=())
+    extras: tuple[str, ...] = ()
+    fetch: Callable[[int, Any], "Fetched | None"] = lambda number, record: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A file to copy from a device: its name there, its size as the record says, its place here."""
+
+    name: str
+    size_bytes: int
+    path: Path
 
 
 def run_on_fleet(job: Job, devices: Sequence[DeviceSpec], *, on_stage: OnStage) -> RemoteReport:
@@ -90,7 +113,9 @@ async def _run(job: Job, devices: Sequence[DeviceSpec], on_stage: OnStage) -> Re
         # and the others are cut off while they wait for theirs.
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_Device(device, partial(on_stage, number)).run(job, wheel))
+                group.create_task(
+                    _Device(device, number, partial(on_stage, number)).run(job, wheel)
+                )
                 for number, device in enumerate(devices)
             ]
     return RemoteReport(command=job.command, devices=tuple(task.result() for task in tasks))
@@ -99,8 +124,9 @@ async def _run(job: Job, devices: Sequence[DeviceSpec], on_stage: OnStage) -> Re
 class _Device:
     """One device at work: the result grows as it comes."""
 
-    def __init__(self, device: DeviceSpec, on_stage: Callable[[str], None]) -> None:
+    def __init__(self, device: DeviceSpec, number: int, on_stage: Callable[[str], None]) -> None:
         self._device = device
+        self._number = number
         self._on_stage = on_stage
         self._stage = ""
         self._result = DeviceResult(device=device)
@@ -131,6 +157,9 @@ class _Device:
         self._stage = stage
         self._on_stage(stage)
 
+    def _progress(self, text: str) -> None:
+        self._on_stage(f"{self._stage}: {text}")
+
     def _fail(self, what: str, where: str | None, fix: str | None, exit_code: int) -> None:
         # Some of it a device wrote.
         parts = [None if part is None else _printable(part) for part in (where, fix)]
@@ -155,7 +184,8 @@ class _Device:
             async with linked(connection, device) as link:
                 about = await link.greet()
                 self._enter("install")
-                installation = await install(link, device, about, wheel)
+                extended = replace(device, extra=",".join((device.extra, *job.extras)))
+                installation = await install(link, extended, about, wheel)
                 self._found(installation=installation)
                 self._enter("copy")
                 for path, name in job.files:
@@ -164,11 +194,19 @@ class _Device:
                     self._enter(call.command)
                     # -P: what was copied there is data, even if it is called numpy.py.
                     command = [installation.python, "-P", "-m", "resdeploy"]
-                    ended = await link.run([*command, *call.words(device.provider)])
+                    ended = await link.run(
+                        [*command, *call.words(device.provider)],
+                        # Of nothing that is timed meanwhile: who passes it on would be heard.
+                        environment=_WITH_PROGRESS if call.command == "tune" else {},
+                        on_progress=self._progress,
+                    )
                     if ended.code not in (0, EXIT_CHECK_FAILED) or not ended.stdout.strip():
                         raise failure_of(call.command, ended, device)
                     record: Any = read_record(call.record, ended.stdout, where=device.address)
                     self._found(**{_FIELDS[call.record]: record})
+                if (fetched := job.fetch(self._number, record)) is not None:
+                    self._enter("fetch")
+                    await link.get(fetched.name, fetched.path, fetched.size_bytes)
 
 
 def _printable(text: str) -> str:

@@ -1,20 +1,25 @@
 """What each command asks of a device: the files it needs there, and the commands to run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from resdeploy.bundle import MANIFEST
 from resdeploy.bundle_archive import is_archive, opened_bundle
-from resdeploy.errors import ResdeployError
-from resdeploy.remote.fleet_run import Call, Job
+from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.remote.fleet_run import Call, Fetched, Job
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["Options", "bench_job", "check_job", "probe_job"]
+__all__ = ["Options", "bench_job", "check_job", "fetched_model", "probe_job", "tune_job"]
 
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
 
+_MODEL = "model.onnx"
+_TUNED = "tuned"
 _OF_THE_SESSION = ("--provider", "--tf32", "--openvino-precision")
 
 
@@ -60,6 +65,90 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
 def probe_job() -> Job:
     """Return the job of `resdeploy probe`."""
     return Job(command="probe", calls=(Call(command="probe", record=ProbeReport),))
+
+
+def tune_job(
+    bundle: Path,
+    options: Options,
+    *,
+    variants: Sequence[Path],
+    data: DataSpec | None,
+    calibration: DataSpec | None,
+    folder: Path,
+) -> Job:
+    """Return the job of `resdeploy tune`, which brings back the winner's file if it was made there.
+
+    Args:
+        bundle: to be tuned.
+        options: of the command, without those that name files here.
+        variants: the files of `--variant`.
+        data: the samples of `--data`.
+        calibration: those of `--calibration`.
+        folder: where files are brought to, by `fetched_model`.
+
+    Raises:
+        ResdeployError: there is no such file, or the bundle is not intact.
+    """
+    files, argument = _bundle_files(bundle)
+    for path in variants:
+        found, there = _model_files(path, "variants")
+        files, options = files + found, (*options, ("--variant", there))
+    for name, spec in (("--data", data), ("--calibration", calibration)):
+        if spec is not None:
+            found, there = _data_files(spec, name[2:])
+            files, options = files + found, (*options, (name, there))
+    here = {_MODEL, *(path.name for path in variants)}
+
+    def fetch(number: int, report: TuneReport) -> Fetched | None:
+        name = report.settings.model
+        if name in here:
+            return None
+        path = fetched_model(folder, number, name)
+        path.parent.mkdir()
+        return Fetched(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
+
+    call = Call(
+        command="tune",
+        record=TuneReport,
+        arguments=(argument,),
+        options=(*options, ("-o", _TUNED)),
+    )
+    return Job(
+        command="tune",
+        calls=(call,),
+        files=files,
+        extras=() if calibration is None else ("quantize",),
+        fetch=fetch,
+    )
+
+
+def fetched_model(folder: Path, number: int, name: str) -> Path:
+    """Return where the file that a device made is brought to.
+
+    Raises:
+        EnvironmentLacksError: the name that the device sent is not that of a model.
+    """
+    if Path(name).name != name or not name.endswith(".onnx"):
+        raise EnvironmentLacksError(
+            f"The device calls a model {name!r}.",
+            where="settings of the record it sent",
+            fix="see that the same version of resdeploy is in its environment",
+        )
+    return folder / str(number) / name
+
+
+def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
+    """Return the files of a data set with their names there, and the argument that means it."""
+    if spec.path is None:
+        return (), spec.name
+    path = Path(spec.path).expanduser()
+    if path.is_file():
+        return ((path, f"{folder}/{path.name}"),), f"{spec.name}:{folder}/{path.name}"
+    below = sorted(one for one in path.rglob("*") if one.is_file())
+    if not below:
+        raise ResdeployError("There is no data here.", where=str(path))
+    files = tuple((one, f"{folder}/{one.relative_to(path).as_posix()}") for one in below)
+    return files, f"{spec.name}:{folder}"
 
 
 def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:

@@ -15,7 +15,9 @@ answer likewise. The first answer follows the line `GREETING`, as a device may p
     put      write a file to that folder
     prepare  lock an environment; say whether it is complete
     complete say that it is now; what is not complete at the end is removed
-    run      run a command to its end; answer its exit code and output
+    run      run a command to its end; answer its exit code and output; before that, any number of
+             answers that say how far it is
+    get      send a piece of a file of that folder
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ _TAIL_BYTES = 8192
 _GRACE_S = 3.0
 _TICK_S = 0.5
 _SHORT_TICK_S = 0.02
+# What a command writes to its second output to say how far it is, and how often that is passed on.
+_PROGRESS = b"progress: "
+_PROGRESS_S = 1.0
 _COMPLETE = "resdeploy-complete"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -111,6 +116,7 @@ class Keeper:
             "prepare": self._prepare,
             "complete": self._complete,
             "run": self._run,
+            "get": self._get,
         }
         while True:
             request = json.loads(self._requests.line())
@@ -196,14 +202,22 @@ class Keeper:
             if select.select([self._requests.descriptor], [], [], _TICK_S)[0]:
                 self._requests.hear()
 
-    def _run(self, command: list[str], most_bytes: int) -> None:
+    def _get(self, name: str, start: int, most_bytes: int) -> None:
+        with open(os.path.join(str(self._folder), name), "rb") as file:
+            file.seek(start)
+            piece = file.read(most_bytes)
+        self._say(piece)
+
+    def _run(
+        self, command: list[str], most_bytes: int, environment: dict[str, str] | None = None
+    ) -> None:
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self._folder,
-            env=dict(os.environ, PYTHONUTF8="1"),
+            env=dict(os.environ, PYTHONUTF8="1", **(environment or {})),
             # A session, and so a group, of its own: all of it can be stopped at once.
             start_new_session=True,
             preexec_fn=_end_with_parent,  # safe, as there are no threads here
@@ -227,7 +241,7 @@ class Keeper:
         assert process.stderr is not None
         output, tail = bytearray(), bytearray()
         kept = {process.stdout.fileno(): output, process.stderr.fileno(): tail}
-        heard = time.monotonic()
+        heard = told = time.monotonic()
         while len(output) <= most_bytes:
             ended = process.poll() is not None
             if ended and not kept:
@@ -248,6 +262,10 @@ class Keeper:
                 if not piece:
                     del kept[descriptor]
             del tail[:-_TAIL_BYTES]
+            last = bytes(tail).rpartition(b"\n")[0].rpartition(b"\n")[2]
+            if last.startswith(_PROGRESS) and time.monotonic() - told >= _PROGRESS_S:
+                told = time.monotonic()
+                self._say(progress=last[len(_PROGRESS) :].decode("utf-8", "replace"))
         return output, tail
 
 

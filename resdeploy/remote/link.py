@@ -7,10 +7,11 @@ import asyncio
 import hashlib
 import json
 import shlex
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import asyncssh
@@ -40,7 +41,9 @@ _MOST_WELCOME_LINES = 1000
 BEAT_S = SILENCE_S / 6
 # The keeper asks a process to end, and makes it end 3 seconds later; then it removes files.
 _STOP_TIMEOUT_S = 15.0
+_MOST_PROGRESS_LETTERS = 80
 _CHUNK_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 22
 KEEPER = Path(__file__).with_name("keeper.py")
 _BOOTSTRAP = "import sys; exec(sys.stdin.buffer.raw.readline())"
 
@@ -130,10 +133,42 @@ class Link:
         if answer.get("sha256") != digest.hexdigest():
             raise self._nonsense("another digest of a file than was sent")
 
-    async def run(self, command: Sequence[str]) -> Ended:
-        """Run a command in the folder of the job, to its end."""
-        self._request("run", command=list(command), most_bytes=MOST_OUTPUT_BYTES)
+    async def get(self, name: str, path: Path, size_bytes: int) -> None:
+        """Copy a file of `size_bytes` from the folder of the job to `path`."""
+        with path.open("xb") as file:
+            while (start := file.tell()) < size_bytes:
+                most_bytes = min(_PIECE_BYTES, size_bytes - start)
+                self._request("get", name=name, start=start, most_bytes=most_bytes)
+                _, piece = await self._answer()
+                if not 0 < len(piece) <= most_bytes:
+                    raise self._nonsense(f"{len(piece)} bytes of {name}")
+                file.write(piece)
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        on_progress: Callable[[str], None] = lambda text: None,
+    ) -> Ended:
+        """Run a command in the folder of the job, to its end.
+
+        Args:
+            command: its words.
+            environment: variables to set for it.
+            on_progress: told what it says of how far it is.
+        """
+        self._request(
+            "run",
+            command=list(command),
+            most_bytes=MOST_OUTPUT_BYTES,
+            environment=dict(environment),
+        )
         answer, stdout = await self._answer()
+        while "progress" in answer:
+            text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
+            on_progress("".join(letter for letter in text if letter.isprintable()))
+            answer, stdout = await self._answer()
         code, stderr = answer.get("code"), answer.get("stderr")
         if not isinstance(code, int | None) or not isinstance(stderr, str):
             raise self._nonsense(f"{answer!r:.80}")

@@ -7,6 +7,7 @@ from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.codec import record
 from resdeploy.schema.machines import ProbeReport
+from resdeploy.schema.tunings import TuneReport
 
 __all__ = [
     "DeviceFailure",
@@ -17,7 +18,7 @@ __all__ = [
     "RemoteReport",
 ]
 
-RemoteCommand = Literal["check", "bench", "probe"]
+RemoteCommand = Literal["check", "bench", "probe", "tune"]
 
 
 @record
@@ -110,6 +111,7 @@ class DeviceResult:
     bench: BenchReport | None = None
     comparison: BenchComparison | None = None
     probe: ProbeReport | None = None
+    tune: TuneReport | None = None
     failure: DeviceFailure | None = None
 
     @property

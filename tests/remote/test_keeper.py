@@ -183,6 +183,36 @@ def test_of_the_second_output_the_end_is_kept(start):
     assert one.run(sys.executable, "-c", script)[0]["stderr"] == "a" * 8189 + "end"
 
 
+def test_a_file_of_the_job_is_sent_piece_by_piece(start):
+    job = start()
+    job.run(sys.executable, "-c", "open('made', 'wb').write(b'0123456789')")
+    pieces = [job.ask("get", name="made", start=at, most_bytes=4)[1] for at in (0, 4, 8, 12)]
+    assert pieces == [b"0123", b"4567", b"89", b""]
+    answer, _ = job.ask("get", name="missing", start=0, most_bytes=4)
+    assert answer["failed"] == "No such file or directory"
+
+
+def test_how_far_a_command_is_comes_before_its_end_and_not_too_often(start):
+    """Of a hundred lines in less than a second a few are passed on, and no line that is none."""
+    job = start(_PROGRESS_S=0.2)
+    say = "import os, sys, time; write = lambda t: print(t, file=sys.stderr, flush=True)\n"
+    script = "for n in range(100): write(f'progress: {n}'); time.sleep(0.004)\ntime.sleep(0.4)\n"
+    script += "write('a warning'); write('progress: ' + os.environ['WHAT'])\ntime.sleep(0.4)"
+    job.request(
+        "run",
+        command=[sys.executable, "-c", say + script],
+        most_bytes=100,
+        environment={"WHAT": "all of it"},
+    )
+    said = []
+    while "progress" in (answer := job.answer()[0]):
+        said.append(answer["progress"])
+    assert answer["code"] == 0
+    assert 2 <= len(said) <= 20
+    assert said[0].isdigit()
+    assert said[-1] == "all of it"
+
+
 def test_a_killed_keeper_takes_its_command_along_and_the_next_removes_the_folder(start):
     one = start()
     one.start_family()

@@ -9,10 +9,12 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper, parser
 
+from resdeploy import bundle as bundle_module
 from resdeploy.bundle import read_bundle, write_bundle, write_tuned
 from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
+from resdeploy.files import sha256_file
 from resdeploy.golden_file import Golden
 from resdeploy.host.variants import precisions_for
 from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
@@ -384,7 +386,7 @@ def tuned(folder, tmp_path, weight, clock):
 
 def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
+    write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (report.settings,)
     assert (tmp_path / "out" / "other.onnx").read_bytes() == other.read_bytes()
@@ -393,7 +395,7 @@ def test_the_bundle_keeps_the_settings_and_the_file_they_are_for(tuned, tmp_path
 
 def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
+    write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
     manifest = read_bundle(tmp_path / "out").manifest
     here = read_environment()
     for changes in ({"cpu_model": "another"}, {"num_cpus_allowed": 99}, {"gpu_names": ("x",)}):
@@ -402,29 +404,57 @@ def test_settings_of_another_machine_are_not_for_this_one(tuned, tmp_path):
 
 def test_tuning_again_replaces_what_was_found_before(tuned, tmp_path):
     bundle, report, other = tuned
-    write_tuned(bundle, tmp_path / "out", [report.settings], models={report.settings.model: other})
+    write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
     plain = dataclasses.replace(report.settings, model="model.onnx")
-    write_tuned(read_bundle(tmp_path / "out"), tmp_path / "out", [plain], force=True)
+    write_tuned(
+        read_bundle(tmp_path / "out"), tmp_path / "out", [(plain, bundle.model)], force=True
+    )
     again = read_bundle(tmp_path / "out")
     assert again.manifest.tuned == (plain,)
     assert not (tmp_path / "out" / "other.onnx").exists(), "nobody asks for it any more"
     throughput = dataclasses.replace(plain, objective="throughput")
-    write_tuned(again, tmp_path / "out", [throughput], force=True)
+    write_tuned(again, tmp_path / "out", [(throughput, again.model)], force=True)
     assert len(read_bundle(tmp_path / "out").manifest.tuned) == 2
 
 
-def test_a_file_of_the_same_name_and_another_content_is_refused(tuned, tmp_path, rounded):
-    bundle, report, _ = tuned
-    settings = dataclasses.replace(report.settings, model="model.onnx")
-    with pytest.raises(BundleError, match="another file"):
-        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: rounded})
-    assert not (tmp_path / "out").exists()
+def elsewhere(settings, **changes):
+    target = dataclasses.replace(settings.target, cpu_model="another")
+    return dataclasses.replace(settings, target=target, **changes)
 
 
-def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path):
-    bundle, report, _ = tuned
+def test_files_of_one_name_and_two_contents_are_both_kept(tuned, tmp_path, rounded):
+    bundle, report, other = tuned
+    found = [(report.settings, other), (elsewhere(report.settings), rounded)]
+    write_tuned(bundle, tmp_path / "out", found)
+    first, second = read_bundle(tmp_path / "out").manifest.tuned
+    assert first.model == "other.onnx"
+    assert second.model == f"other-{sha256_file(rounded)[:8]}.onnx"
+    assert (tmp_path / "out" / second.model).read_bytes() == rounded.read_bytes()
+
+
+def test_tuning_again_replaces_the_file_of_that_name(tuned, tmp_path, rounded):
+    """Once the name was taken by the very file that nobody asked for any more."""
+    bundle, report, other = tuned
+    write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
+    again = read_bundle(tmp_path / "out")
+    write_tuned(again, tmp_path / "out", [(report.settings, rounded)], force=True)
+    assert (tmp_path / "out" / "other.onnx").read_bytes() == rounded.read_bytes()
+
+
+def test_of_two_machines_of_one_kind_the_last_counts(tuned, tmp_path, rounded):
+    bundle, report, other = tuned
+    write_tuned(bundle, tmp_path / "out", [(report.settings, rounded), (report.settings, other)])
+    (one,) = read_bundle(tmp_path / "out").manifest.tuned
+    assert (tmp_path / "out" / one.model).read_bytes() == other.read_bytes()
+    assert len(list((tmp_path / "out").glob("*.onnx"))) == 2
+
+
+def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path, monkeypatch):
+    bundle, report, other = tuned
+    monkeypatch.setattr(bundle_module, "_add_model", lambda model, folder, name: name)
     with pytest.raises(BundleError, match=r"does not list other\.onnx"):
-        write_tuned(bundle, tmp_path / "out", [report.settings])
+        write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -549,7 +579,7 @@ def test_a_name_that_leads_out_of_the_bundle_is_refused(tuned, tmp_path):
     bundle, report, other = tuned
     settings = dataclasses.replace(report.settings, model="../escaped.onnx")
     with pytest.raises(BundleError, match="not the name of a model"):
-        write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
+        write_tuned(bundle, tmp_path / "out", [(settings, other)])
     assert not (tmp_path / "escaped.onnx").exists()
 
 
@@ -653,7 +683,7 @@ def tuned_folder(tuned, tmp_path):
     settings = dataclasses.replace(
         report.settings, session=SessionSpec(num_threads=1, spinning=False)
     )
-    write_tuned(bundle, tmp_path / "out", [settings], models={settings.model: other})
+    write_tuned(bundle, tmp_path / "out", [(settings, other)])
     return tmp_path / "out"
 
 
@@ -677,7 +707,7 @@ def test_check_runs_what_was_tuned_as_it_was_tuned(tuned_folder):
 
 def test_a_lossless_way_that_is_not_lossless_fails_the_check(tuned, rounded, tmp_path):
     bundle, report, _ = tuned
-    write_tuned(bundle, tmp_path / "out", [report.settings], models={"other.onnx": rounded})
+    write_tuned(bundle, tmp_path / "out", [(report.settings, rounded)])
     code, (one,) = checked(tmp_path / "out")
     assert code == 1
     assert one.reasons
@@ -706,7 +736,7 @@ def test_a_lossy_way_is_held_to_what_it_was(tuned, rounded, tmp_path, then, reas
         num_same_class=found.num_same_class + then.get("num_same_class", 0),
     )
     settings = dataclasses.replace(report.settings, max_drop=0.01, answers=answers)
-    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": rounded})
+    write_tuned(bundle, tmp_path / "out", [(settings, rounded)])
     code, (one,) = checked(tmp_path / "out")
     assert code == (0 if reason is None else 1)
     assert [reason in said for said in one.reasons] == ([] if reason is None else [True])
@@ -719,9 +749,7 @@ def test_answers_that_are_not_finite_are_infinitely_wrong(folder, tmp_path, weig
 
 def test_what_was_tuned_for_another_machine_is_not_checked_here(tuned, tmp_path):
     bundle, report, other = tuned
-    elsewhere = dataclasses.replace(report.settings.target, num_cpus_allowed=99)
-    settings = dataclasses.replace(report.settings, target=elsewhere)
-    write_tuned(bundle, tmp_path / "out", [settings], models={"other.onnx": other})
+    write_tuned(bundle, tmp_path / "out", [(elsewhere(report.settings), other)])
     assert checked(tmp_path / "out") == (0, ())
 
 
