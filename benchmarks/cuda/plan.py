@@ -167,7 +167,12 @@ def peers_of(provider: str, checkpoint: str, models: Mapping[Form, str]) -> list
     return found + [
         Competitor(name=f"torch {way}", kind="torch", model=checkpoint, session=plain, way=way)
         for way in typing.get_args(TorchWay)
+        if way not in _SLOWER_WAYS
     ]
+
+
+# What else is asked of torch is faster on a GPU, and all must fit into its memory together.
+_SLOWER_WAYS = ("channels last", "compile, default mode")
 
 
 def _ours(provider: str) -> list[tuple[Form, SessionSpec]]:

@@ -576,12 +576,15 @@ def test_a_compiler_that_fails_is_the_machine_s_lack(recipe, tmp_path, monkeypat
         train(change(recipe, epochs=2, compile=True), tmp_path / "run")
 
 
+# Its compiler imports a part of torch that torch calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.slow
 def test_a_run_is_compiled_by_torch_s_own_compiler(recipe, tmp_path):
     report = train(change(recipe, epochs=12, compile=True), tmp_path / "run")
     assert report.last.test_accuracy > 0.9
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.cuda
 def test_everything_fast_at_once_trains_on_a_gpu(recipe, tmp_path):
     fast = change(recipe, epochs=12, precision="bfloat16", channels_last=True, compile=True)
