@@ -35,6 +35,8 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import providers
 from resdeploy.target.environment import read_environment
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 SPEC = RunSpec(provider="cpu", side=8, num_inputs=4, num_runs=8)
 NETWORK = "resnet8_tiny"

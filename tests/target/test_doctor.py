@@ -43,7 +43,9 @@ def only(monkeypatch, folder):
     """Let these packages be all that there are, and their import succeed."""
     find = doctor.importlib.metadata.distributions
     monkeypatch.setattr(
-        doctor.importlib.metadata, "distributions", lambda: find(path=[str(folder)])
+        doctor.importlib.metadata,
+        "distributions",
+        lambda **asked: find(path=[str(folder)], **asked),
     )
     monkeypatch.setattr(doctor, "_import_failure", lambda: None)
 
