@@ -1,7 +1,7 @@
 # make demo   set up .venv, then train, fold, export, verify, bench and bundle on embedded data
-# make test   set up .venv, then run the tests
+# make test   set up .venv, then run the tests, one process on each core
 # make lint   set up .venv, then check format, style and types
-# make slow   the tests that take minutes
+# make slow   the tests that take minutes, one after another
 # make gpu-check ARGS="--minutes 9"   set up .venv, then prove and time the networks on an NVIDIA GPU
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/resdeploy demo --force
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

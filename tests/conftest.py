@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def pytest_configure() -> None:
+    # As in a pipe, so that no table depends on the terminal that the tests were started in.
+    os.environ.pop("COLUMNS", None)
     if importlib.util.find_spec("torch") is not None:
         import torch
 

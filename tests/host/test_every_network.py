@@ -61,7 +61,7 @@ CASES = [
 ]
 
 # The same blocks again, only more of them, or wider.
-SLOW = ("resnet34", "resnet101", "resnet152", "wide_resnet50_2", "32", "44", "56", "110")
+SLOW = ("resnet34", "32x4d", "resnet101", "resnet152", "wide_resnet50_2", "32", "44", "56", "110")
 NUM_CLASSES = 10
 
 
