@@ -116,7 +116,14 @@ def _temporary_folder() -> Finding:
 
 def _runtime() -> Iterator[Finding]:
     """Yield what there is to say about ONNX Runtime, as far as the first fault lets one see."""
-    found = _installed_runtimes()
+    found, hidden = _installed_runtimes()
+    for distribution in hidden:
+        yield Finding(
+            subject="runtime",
+            verdict="remark",
+            what=f"{distribution.name} {distribution.version} stands later on the search path, "
+            "and is not the one imported",
+        )
     if len(found) > 1:
         names = " and ".join(sorted(found))
         yield _fault(
@@ -139,16 +146,25 @@ def _runtime() -> Iterator[Finding]:
         )
 
 
-def _installed_runtimes() -> dict[str, importlib.metadata.Distribution]:
-    found: dict[str, importlib.metadata.Distribution] = {}
+def _installed_runtimes() -> tuple[
+    dict[str, importlib.metadata.Distribution], list[importlib.metadata.Distribution]
+]:
+    """Return the runtimes of the first folder that has one, by name, and those of later folders.
+
+    In one folder they overwrite each other; a later one is only hidden, as the runtime of a machine
+    is by one carried along in PYTHONPATH.
+    """
+    found: dict[Path, dict[str, importlib.metadata.Distribution]] = {}
     for distribution in importlib.metadata.distributions():
         try:
             name = (distribution.metadata.get_all("Name", [""])[0] or "").lower()
         except (OSError, ValueError):
             continue
         if _RUNTIME.match(name.replace("_", "-")):
-            found.setdefault(name.replace("_", "-"), distribution)
-    return found
+            folder = Path(str(distribution.locate_file(""))).resolve()
+            found.setdefault(folder, {}).setdefault(name.replace("_", "-"), distribution)
+    used, *others = found.values() or ({},)
+    return used, [distribution for other in others for distribution in other.values()]
 
 
 def _wheel(name: str, distribution: importlib.metadata.Distribution) -> Iterator[Finding]:

@@ -23,9 +23,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(doctor, "_first_damage", lambda _: None)
 
 
-def site(tmp_path, name, version, files=None):
+def site(tmp_path, name, version, files=None, folder="site"):
     """Make an installed package: its metadata, its files, and its record of them."""
-    folder = tmp_path / "site"
+    folder = tmp_path / folder
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -39,13 +39,13 @@ def site(tmp_path, name, version, files=None):
     return folder
 
 
-def only(monkeypatch, folder):
-    """Let these packages be all that there are, and their import succeed."""
+def only(monkeypatch, *folders):
+    """Let these folders' packages be all that there are, and their import succeed."""
     find = doctor.importlib.metadata.distributions
     monkeypatch.setattr(
         doctor.importlib.metadata,
         "distributions",
-        lambda **asked: find(path=[str(folder)], **asked),
+        lambda **asked: find(path=[str(folder) for folder in folders], **asked),
     )
     monkeypatch.setattr(doctor, "_import_failure", lambda: None)
 
@@ -113,6 +113,16 @@ def test_two_runtimes_are_a_fault_and_nothing_is_tried(monkeypatch, tmp_path):
     assert "not tried" in found["cpu"].what
 
 
+def test_a_runtime_that_is_only_hidden_is_no_fault(monkeypatch, tmp_path):
+    first = site(tmp_path, "onnxruntime_gpu", "1.31.1", folder="first")
+    only(monkeypatch, first, site(tmp_path, "onnxruntime", "1.30.0", folder="second"))
+    report = examine()
+    assert report.passed
+    said = [finding.what for finding in report.findings if finding.subject == "runtime"]
+    assert "onnxruntime 1.30.0 stands later on the search path" in said[0]
+    assert said[1].startswith("onnxruntime-gpu 1.31.1")
+
+
 def test_a_plugin_beside_a_runtime_is_no_fault(monkeypatch, tmp_path):
     site(tmp_path, "onnxruntime-ep-openvino", "1.8.1")
     only(monkeypatch, site(tmp_path, "onnxruntime", "1.31.1"))
@@ -150,7 +160,7 @@ def test_a_damaged_wheel_is_found_by_its_record(monkeypatch, tmp_path, content, 
 
 def test_the_wheel_that_is_here_is_as_it_was_packed(monkeypatch):
     monkeypatch.undo()
-    for distribution in doctor._installed_runtimes().values():
+    for distribution in doctor._installed_runtimes()[0].values():
         assert doctor._first_damage(distribution) is None
 
 
