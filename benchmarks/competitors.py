@@ -6,9 +6,9 @@ What the machine does to one competitor it does to the others a moment later. Ea
 from host memory to host memory, as a caller without a GPU of its own sees it, and from and to the
 device's memory. Each also answers the golden inputs, so that a fast wrong one is seen to be wrong.
 
-Needs torch for the kind "torch" alone, and the package openvino for that of its name; the others
-run where only ONNX Runtime is. As no environment has all of them, each competitor may have an
-interpreter of its own.
+Needs ONNX Runtime everywhere, torch beside it for the kind "torch", and the package openvino for
+that of its name. As no environment has all of them, each competitor may have an interpreter of its
+own.
 """
 
 import dataclasses

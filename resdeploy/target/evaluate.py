@@ -26,7 +26,7 @@ from resdeploy.target.classifier import Classifier, opened_classifier
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import LabelledSamples, inputs_from_raw
 
-__all__ = ["CONFIDENCE", "LoadSamples", "evaluate"]
+__all__ = ["CONFIDENCE", "Answers", "LoadSamples", "answer", "compare_answers", "evaluate"]
 
 CONFIDENCE = 0.95
 
@@ -64,33 +64,26 @@ def evaluate(
         EnvironmentLacksError: the provider did not start.
     """
     load_once = functools.cache(load)  # two models mostly agree on how samples are decoded
-    evaluated, answers = _evaluated(model, load_once, spec, on_progress)
-    if against is None:
-        other = paired = None
-    else:
-        other, other_answers = _evaluated(against, load_once, against_spec or spec, on_progress)
-        if answers.labels and other_answers.labels and answers.labels != other_answers.labels:
-            raise ResdeployError(
-                "The two models do not have the same classes in the same order.",
-                where=f"{evaluated.name} and {other.name}",
-                fix="compare models of the same training, or evaluate each by itself",
-            )
-        paired = _paired(answers, other_answers)
-    return EvaluateReport(
-        model=evaluated,
-        samples=answers.samples.description,
-        labels=answers.labels or answers.samples.labels,
-        confidence=CONFIDENCE,
-        against=other,
-        paired=paired,
-        max_drop=max_drop,
-    )
+    answers = answer(model, load_once, spec, on_progress)
+    others = None
+    if against is not None:
+        others = answer(against, load_once, against_spec or spec, on_progress)
+    return compare_answers(answers, others, max_drop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Answers:
-    """What a model said: all (N,). `truth` and `predicted` are places among its outputs."""
+class Answers:
+    """What a model said of N samples, and how often it was right.
 
+    Attributes:
+        model: which it is, where it ran, and its accuracy.
+        samples: what it was asked.
+        labels: the names of its classes, where it knows them.
+        truth: (N,), places among its outputs, as are those `predicted`, (N,).
+        margin: (N,), by how much the score of the predicted class leads the next.
+    """
+
+    model: EvaluatedModel
     samples: LabelledSamples
     labels: tuple[str, ...]
     truth: NDArray[np.int64]
@@ -99,25 +92,52 @@ class _Answers:
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
+        """Return for each sample whether the model was right: (N,)."""
         return np.asarray(self.truth == self.predicted)
 
 
-def _evaluated(
-    model: Path, load: LoadSamples, spec: SessionSpec, on_progress: Progress
-) -> tuple[EvaluatedModel, _Answers]:
+def answer(
+    model: Path,
+    load: LoadSamples,
+    spec: SessionSpec,
+    on_progress: Progress = lambda done, total, remark: None,
+) -> Answers:
+    """Return what a model says of the samples; parameters and errors are those of `evaluate`."""
     with opened_classifier(model, spec) as classifier:
-        answers = _answers(classifier, load(classifier.preprocess), on_progress)
-    num_correct, num_samples = int(answers.is_correct.sum()), len(answers.truth)
-    result = AccuracyResult(
-        num_correct=num_correct,
-        num_samples=num_samples,
-        interval=clopper_pearson(num_correct, num_samples, confidence=CONFIDENCE),
+        return _answers(classifier, load(classifier.preprocess), on_progress)
+
+
+def compare_answers(
+    answers: Answers, against: Answers | None = None, max_drop: float | None = None
+) -> EvaluateReport:
+    """Return how often a model is right, and next to it another one, on the same samples.
+
+    Raises:
+        ResdeployError: the models do not have the same classes.
+    """
+    if (
+        against is not None
+        and answers.labels
+        and against.labels
+        and answers.labels != against.labels
+    ):
+        raise ResdeployError(
+            "The two models do not have the same classes in the same order.",
+            where=f"{answers.model.name} and {against.model.name}",
+            fix="compare models of the same training, or evaluate each by itself",
+        )
+    return EvaluateReport(
+        model=answers.model,
+        samples=answers.samples.description,
+        labels=answers.labels or answers.samples.labels,
+        confidence=CONFIDENCE,
+        against=None if against is None else against.model,
+        paired=None if against is None else _paired(answers, against),
+        max_drop=max_drop,
     )
-    info = classifier.session.info
-    return EvaluatedModel(name=classifier.name, session=info, result=result), answers
 
 
-def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Progress) -> _Answers:
+def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Progress) -> Answers:
     truth_N = _classes_of(samples, classifier)
     num_samples = len(samples.x)
     predicted, margins = [], []
@@ -137,11 +157,19 @@ def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Prog
         if start == 0:
             _check_range(truth_N, scores_NK.shape[1], samples, classifier)
     on_progress(num_samples, num_samples, classifier.name)
-    return _Answers(
+    predicted_N = np.concatenate(predicted)
+    num_correct = int((predicted_N == truth_N).sum())
+    result = AccuracyResult(
+        num_correct=num_correct,
+        num_samples=num_samples,
+        interval=clopper_pearson(num_correct, num_samples, confidence=CONFIDENCE),
+    )
+    return Answers(
+        model=EvaluatedModel(name=classifier.name, session=classifier.session.info, result=result),
         samples=samples,
         labels=classifier.labels,
         truth=truth_N,
-        predicted=np.concatenate(predicted),
+        predicted=predicted_N,
         margin=np.concatenate(margins),
     )
 
@@ -193,7 +221,7 @@ def _check_range(
         )
 
 
-def _paired(model: _Answers, against: _Answers) -> PairedResult:
+def _paired(model: Answers, against: Answers) -> PairedResult:
     model_only = int((model.is_correct & ~against.is_correct).sum())
     against_only = int((against.is_correct & ~model.is_correct).sum())
     names = model.samples.names

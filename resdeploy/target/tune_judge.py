@@ -9,7 +9,7 @@ from resdeploy.bundle import Bundle
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
-from resdeploy.target.evaluate import LoadSamples, evaluate
+from resdeploy.target.evaluate import Answers, LoadSamples, answer, compare_answers
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_space import Candidate, Variant
 from resdeploy.target.verify import verify_sessions
@@ -38,6 +38,7 @@ class Judge:
         # Every candidate is judged on the same samples: they are read once.
         self._load = None if load is None else functools.cache(load)
         self._known: dict[tuple[Path, SessionSpec], Judgement] = {}
+        self._reference: Answers | None = None
 
     def __call__(self, candidate: Candidate) -> Judgement:
         """Return whether its answers will do."""
@@ -73,14 +74,10 @@ class Judge:
         if variant.path == self._bundle.model and session == SessionSpec():
             return Judgement(evidence="the model it is measured by", drop=0.0)
         # The drop is one from float32: another session's arithmetic may lose something too.
-        report = evaluate(
-            variant.path,
-            self._load,
-            session,
-            against=self._bundle.model,
-            against_spec=SessionSpec(),
-            max_drop=max_drop,
-        )
+        if self._reference is None:
+            self._reference = answer(self._bundle.model, self._load, SessionSpec())
+        answers = answer(variant.path, self._load, session)
+        report = compare_answers(answers, self._reference, max_drop)
         if report.paired is None:
             raise ValueError("two models were given")
         low, high = (100 * end for end in report.paired.drop_interval)

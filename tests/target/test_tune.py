@@ -211,19 +211,38 @@ def test_a_budget_lets_in_what_is_shown_to_be_within_it(folder, rounded, weight,
 def test_the_drop_is_one_from_float32_on_the_cpu(folder, weight, clock, monkeypatch):
     """Once the model was compared with itself in the same arithmetic, in which nothing drops."""
     against = []
-    evaluate = tune_judge.evaluate
+    compare = tune_judge.compare_answers
 
-    def watched(*arguments, **options):
-        report = evaluate(*arguments, **options)
+    def watched(*arguments):
+        report = compare(*arguments)
         against.append((report.model.session.spec, report.against.session.spec))
         return report
 
-    monkeypatch.setattr(tune_judge, "evaluate", watched)
+    monkeypatch.setattr(tune_judge, "compare_answers", watched)
     clock["time"] = lambda name, spec: 1000
     many = np.random.default_rng(2).normal(size=(500, NUM_FEATURES)).astype(np.float32)
     spec = dataclasses.replace(SPEC, max_drop=0.05)
     tune(read_bundle(folder), spec, load=lambda _: samples_of(many, weight))
     assert against == [(SessionSpec(graph_level="extended"), SessionSpec())]
+
+
+def test_what_all_are_judged_by_runs_once(folder, rounded, weight, clock, monkeypatch):
+    asked = []
+    answer = tune_judge.answer
+
+    def watched(model, load, spec):
+        asked.append((model.name, spec))
+        return answer(model, load, spec)
+
+    monkeypatch.setattr(tune_judge, "answer", watched)
+    clock["time"] = lambda name, spec: 1000
+    many = np.random.default_rng(2).normal(size=(500, NUM_FEATURES)).astype(np.float32)
+    spec = dataclasses.replace(SPEC, max_drop=0.05)
+    variants = [Variant(path=rounded)]
+    tune(read_bundle(folder), spec, variants, load=lambda _: samples_of(many, weight))
+    # Both models at two levels; of the bundle's, the default is what the others are judged by.
+    assert asked.count(("model.onnx", SessionSpec())) == 1
+    assert len(asked) == len(set(asked)) == 4
 
 
 def test_defaults_whose_answers_will_not_do_win_nothing(folder, clock, monkeypatch):
@@ -641,6 +660,7 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
             run_p50_ns=1000,
             peak_macs_per_s=2e9,
             peak_bytes_per_s=1e9,
+            peak_integer_macs_per_s=8e9,
         )
         render(dataclasses.replace(report, profile=profile))
         return capsys.readouterr().out.splitlines()[-1]
@@ -648,6 +668,8 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
     counted = shown(("a", "Conv", 750, 750), ("b", "Softmax", 250, 0))
     assert counted.startswith("75% of its time is in products, at 50% of the rate")
     assert counted.endswith("most of the rest is b (Softmax, 25%)")
+    integers = shown(("a", "QLinearConv", 500, 2000), ("b", "Conv", 500, 500))
+    assert integers.endswith("at 50% of the rate of a large matrix product in float32 and int8")
     packed = shown(("a", "QLinearConv", 900, 0), ("b", "QLinearAdd", 100, 0))
     assert packed == "its time: 90% in QLinearConv, 10% in QLinearAdd"
 
