@@ -155,7 +155,7 @@ def _profile(profile: Profile) -> None:
                 f"{layer.p50_ns / max(total_ns, 1):.1%}",
                 f"{layer.num_macs / 1e6:.2f}",
                 f"{layer.num_bytes / 1e3:.1f}",
-                f"{macs / profile.peak_macs_per_s:.0%}" if layer.num_macs else "",
+                f"{macs / profile.peak_of(layer):.0%}" if layer.num_macs else "",
                 f"{byte_rate / profile.peak_bytes_per_s:.0%}",
             )
         )
@@ -165,8 +165,11 @@ def _profile(profile: Profile) -> None:
     )
     columns = ("layer", "operator", "time", "share", "MMAC", "kB", "of peak MAC/s", "of peak B/s")
     print_table(title, columns, rows)
+    integers = ""
+    if profile.peak_integer_macs_per_s is not None:
+        integers = f", {profile.peak_integer_macs_per_s / 1e9:.1f} (one of int8)"
     click.echo(
-        f"measured peaks: {profile.peak_macs_per_s / 1e9:.1f} GMAC/s (matrix product), "
+        f"measured peaks: {profile.peak_macs_per_s / 1e9:.1f} GMAC/s (matrix product){integers}, "
         f"{profile.peak_bytes_per_s / 1e9:.1f} GB/s (copy); caches are faster than the copy"
     )
 

@@ -147,7 +147,9 @@ def _limit(profile: Profile) -> str:
     products_ns = sum(layer.p50_ns for layer in products)
     if not products_ns:
         return f"its time: {_by_operator(profile, total_ns)}"
-    rate = sum(layer.num_macs for layer in products) / (products_ns / 1e9)
+    # How long they would take at the rate of a large product of their own kind.
+    ideal_ns = 1e9 * sum(layer.num_macs / profile.peak_of(layer) for layer in products)
+    kinds = {"int8" if layer.is_integer else "float32" for layer in products}
     other = max(
         (layer for layer in profile.layers if not layer.num_macs),
         key=lambda layer: layer.p50_ns,
@@ -155,7 +157,8 @@ def _limit(profile: Profile) -> str:
     )
     line = (
         f"{products_ns / total_ns:.0%} of its time is in products, at "
-        f"{rate / profile.peak_macs_per_s:.0%} of the rate of a large matrix product in float32"
+        f"{ideal_ns / products_ns:.0%} of the rate of a large matrix product in "
+        f"{' and '.join(sorted(kinds))}"
     )
     if other is not None and other.p50_ns / total_ns > 0.05:
         line += f"; most of the rest is {other.name} ({other.op}, {other.p50_ns / total_ns:.0%})"
@@ -163,10 +166,7 @@ def _limit(profile: Profile) -> str:
 
 
 def _by_operator(profile: Profile, total_ns: int) -> str:
-    """Return the operators that take the most, where their products cannot be counted.
-
-    The profile leaves out the shapes of weights that were packed, as those of int8 are.
-    """
+    """Return the operators that take the most, where no product among them can be counted."""
     times: Counter[str] = Counter()
     for layer in profile.layers:
         times[layer.op] += layer.p50_ns

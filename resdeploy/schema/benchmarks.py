@@ -118,13 +118,20 @@ class LayerTime:
     num_macs: int
     num_bytes: int
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether it computes with integers: QLinearConv, QGemm, MatMulInteger and their like."""
+        return self.op.startswith(("QLinear", "QGemm")) or self.op.endswith("Integer")
+
 
 @record
 class Profile:
     """Where the time of a run goes, and what the machine could do at best in the same minute.
 
-    `peak_macs_per_s` is that of a large matrix product on the same threads, `peak_bytes_per_s` that
-    of copying arrays that no cache holds, read and written bytes together.
+    `peak_macs_per_s` is that of a large matrix product of float32 on the same threads,
+    `peak_integer_macs_per_s` of one of uint8 by int8, None where no layer is one of integers;
+    `peak_bytes_per_s` is that of copying arrays that no cache holds, read and written bytes
+    together.
     """
 
     layers: tuple[LayerTime, ...]
@@ -132,6 +139,13 @@ class Profile:
     run_p50_ns: int
     peak_macs_per_s: float
     peak_bytes_per_s: float
+    peak_integer_macs_per_s: float | None = None
+
+    def peak_of(self, layer: LayerTime) -> float:
+        """Return the best rate of products of the kind that a layer's are, per second."""
+        if layer.is_integer and self.peak_integer_macs_per_s is not None:
+            return self.peak_integer_macs_per_s
+        return self.peak_macs_per_s
 
 
 @record

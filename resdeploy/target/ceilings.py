@@ -2,8 +2,10 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.session import open_session
@@ -17,17 +19,38 @@ _MATRIX_SIZE = 512
 _COPY_BYTES = 64 << 20
 _NUM_TRIES = 30
 
+# TensorProto.DataType
+_FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6
+_TYPES = {
+    np.dtype(np.float32): _FLOAT,
+    np.dtype(np.uint8): _UINT8,
+    np.dtype(np.int8): _INT8,
+}
 
-def peak_macs_per_s(spec: SessionSpec) -> float:
-    """Return the best rate of a square float32 matrix product in a session of `spec`."""
+
+def peak_macs_per_s(spec: SessionSpec, *, integer: bool = False) -> float:
+    """Return the best rate of a square matrix product in a session of `spec`.
+
+    Args:
+        spec: how to open it.
+        integer: of uint8 by int8 with sums in int32, and not of float32.
+    """
     size = _MATRIX_SIZE
-    session = open_session(_matrix_product(size), spec)
     rng = np.random.default_rng(0)
-    left, right = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    left: NDArray[Any]
+    right: NDArray[Any]
+    if integer:
+        left = rng.integers(0, 256, (size, size), dtype=np.uint8)
+        right = rng.integers(-128, 128, (size, size), dtype=np.int8)
+        model = _product(b"MatMulInteger", left, right, _INT32)
+    else:
+        left, right = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+        model = _product(b"MatMul", left, right, _FLOAT)
+    session = open_session(model, spec)
     seconds = []
     for _ in range(_NUM_TRIES):
         start = time.perf_counter()
-        session.run({"a": left, "b": right})
+        session.run({"a": left})
         seconds.append(time.perf_counter() - start)
     return float(size**3 / min(seconds))
 
@@ -47,23 +70,27 @@ def peak_bytes_per_s(num_threads: int) -> float:
     return 2 * _COPY_BYTES / min(seconds)
 
 
-def _matrix_product(size: int) -> bytes:
-    """Return an ONNX model of one MatMul of two (size, size) float32 inputs, a and b, to y.
+def _product(op: bytes, left: NDArray[Any], right: NDArray[Any], out_type: int) -> bytes:
+    """Return an ONNX model of one product of an input a like `left` and the weight `right`, to y.
 
     Written out as a protocol buffer, since the target has no package that makes one: field numbers
-    are those of onnx.proto3.
+    are those of onnx.proto3. The second matrix is a weight, as in a network: a runtime packs it
+    when the session opens, and not in each run.
     """
-    node = b"".join(_field(1, name) for name in (b"a", b"b")) + _field(2, b"y")
-    node += _field(3, b"product") + _field(4, b"MatMul")
-    side = _field(1, _number(1, size))  # TensorShapeProto.dim.dim_value
-    tensor_type = _number(1, 1) + _field(2, side + side)  # elem_type FLOAT, shape
-    values = {
-        name: _field(1, name) + _field(2, _field(1, tensor_type)) for name in (b"a", b"b", b"y")
-    }
-    graph = _field(1, node) + _field(2, b"product")
-    graph += _field(11, values[b"a"]) + _field(11, values[b"b"]) + _field(12, values[b"y"])
+    node = _field(1, b"a") + _field(1, b"b") + _field(2, b"y") + _field(3, b"product")
+    node += _field(4, op)
+    weight = b"".join(_number(1, size) for size in right.shape)
+    weight += _number(2, _TYPES[right.dtype]) + _field(8, b"b") + _field(9, right.tobytes())
+    graph = _field(1, node) + _field(2, b"product") + _field(5, weight)
+    graph += _field(11, _value(b"a", _TYPES[left.dtype], left.shape))
+    graph += _field(12, _value(b"y", out_type, (left.shape[0], right.shape[1])))
     opset = _field(1, b"") + _number(2, 13)
     return _number(1, 8) + _field(7, graph) + _field(8, opset)
+
+
+def _value(name: bytes, element_type: int, shape: tuple[int, ...]) -> bytes:
+    dims = b"".join(_field(1, _number(1, size)) for size in shape)  # TensorShapeProto.dim.dim_value
+    return _field(1, name) + _field(2, _field(1, _number(1, element_type) + _field(2, dims)))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import LayerTime, Profile
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
-from resdeploy.target.onnx_wire import OnnxNode, read_nodes
+from resdeploy.target.onnx_wire import OnnxNode, read_nodes, read_weight_shapes
 from resdeploy.target.session import open_session
 
 __all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
@@ -22,8 +23,19 @@ __all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
 # Not counted: what a session does in its first runs only.
 _NUM_WARMUP = 3
 
-# Kernels that the runtime writes for a layout of its own carry this after the value they make.
-_RUNTIME_SUFFIXES = ("_nchwc",)
+# Kernels that the runtime writes for a layout of its own carry this after the value they make, and
+# those of integers this after the name of their node.
+_LAYOUT_SUFFIX = re.compile("_nchwc$")
+_INTEGER_SUFFIX = re.compile(r"_token_\d+$")
+
+# Kernels of integers, and what the model calls the operator.
+_FLOAT_OPS = {
+    "QLinearConv": "Conv",
+    "QLinearMatMul": "MatMul",
+    "QGemm": "Gemm",
+    "ConvInteger": "Conv",
+    "MatMulInteger": "MatMul",
+}
 
 
 def check_profile(spec: SessionSpec) -> None:
@@ -62,7 +74,10 @@ def read_profile(
         try:
             events = json.loads(path.read_text(encoding="utf-8"))
             runs = _runs(events)[_NUM_WARMUP:]
-            layers = layer_times([kernels for _, kernels in runs], read_nodes(model.read_bytes()))
+            content = model.read_bytes()
+            layers = layer_times(
+                [kernels for _, kernels in runs], read_nodes(content), read_weight_shapes(content)
+            )
             run_p50_ns = round(1e3 * statistics.median(duration for duration, _ in runs))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ProviderError(
@@ -74,6 +89,11 @@ def read_profile(
         num_runs=num_runs,
         run_p50_ns=run_p50_ns,
         peak_macs_per_s=peak_macs_per_s(spec),
+        peak_integer_macs_per_s=(
+            peak_macs_per_s(spec, integer=True)
+            if any(layer.is_integer and layer.num_macs for layer in layers)
+            else None
+        ),
         peak_bytes_per_s=peak_bytes_per_s(num_threads),
     )
 
@@ -92,7 +112,9 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[Mapping
 
 
 def layer_times(
-    runs: Sequence[Sequence[Mapping[str, Any]]], nodes: Sequence[OnnxNode]
+    runs: Sequence[Sequence[Mapping[str, Any]]],
+    nodes: Sequence[OnnxNode],
+    weight_shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[LayerTime, ...]:
     """Return the median time of each kernel over `runs`, under the names of the model's `nodes`.
 
@@ -102,70 +124,102 @@ def layer_times(
     names = [[kernel["name"] for kernel in run] for run in runs]
     if not runs or any(other != names[0] for other in names):
         raise ValueError("the runs are not of the same kernels")
-    return tuple(
-        LayerTime(
-            name=_own_name(kernel["name"].removesuffix("_kernel_time"), kernel, nodes),
-            op=kernel["args"]["op_name"],
-            # The profile counts in whole microseconds.
-            p50_ns=round(1e3 * statistics.median(run[index]["dur"] for run in runs)),
-            num_macs=num_macs(kernel["args"]),
-            num_bytes=_num_bytes(kernel["args"]),
+    layers = []
+    for index, kernel in enumerate(runs[0]):
+        args = kernel["args"]
+        node = _node_of(kernel, nodes)
+        weight = None if node is None else _weight_shape(node, nodes, weight_shapes)
+        name = _runtime_name(kernel) if node is None else node.name or node.outputs[0]
+        layers.append(
+            LayerTime(
+                name=name,
+                op=args["op_name"],
+                # The profile counts in whole microseconds.
+                p50_ns=round(1e3 * statistics.median(run[index]["dur"] for run in runs)),
+                num_macs=num_macs(args, weight),
+                num_bytes=_num_bytes(args, weight),
+            )
         )
-        for index, kernel in enumerate(runs[0])
-    )
+    return tuple(layers)
 
 
-def _own_name(name: str, kernel: Mapping[str, Any], nodes: Sequence[OnnxNode]) -> str:
-    """Return the name of the model's node that a kernel computes.
-
-    Kernels that the runtime made of several nodes, or for another layout, are named after the value
-    they make. From there it goes up the graph, along first inputs, to the node with the kernel's
-    operator.
-    """
-    if any(node.name == name for node in nodes):
-        return name
-    value = name
-    for suffix in _RUNTIME_SUFFIXES:
-        value = value.removesuffix(suffix)
-    maker = {output: node for node in nodes for output in node.outputs}
-    node = maker.get(value)
-    while node is not None:
-        if node.op == kernel["args"]["op_name"].removeprefix("Fused"):
-            return node.name or value
-        node = maker.get(node.inputs[0]) if node.inputs else None
-    return name
-
-
-def num_macs(args: Mapping[str, Any]) -> int:
+def num_macs(args: Mapping[str, Any], weight: Sequence[int] | None = None) -> int:
     """Return the multiplications with addition that a kernel's shapes mean; 0 if it is no product.
 
     A convolution does one for each output element and each weight of one filter,
     C / groups * K * K, which are the weight's shape after its first dimension. The profile leaves
-    out the weight of a Gemm whose weights were packed: its size is then that of one filter, the
-    columns of its first input.
+    out a weight that was packed, as all are that a kernel of integers reads: a convolution's must
+    then be given as `weight`, and a product's follows from the columns of its first input.
+
+    Args:
+        args: what the profile says of the kernel.
+        weight: the shape of the layer's weight in the model, where it is known.
     """
     shapes = [next(iter(shape.values())) for shape in args["input_type_shape"]]
     outputs = math.prod(next(iter(args["output_type_shape"][0].values())))
     match args["op_name"].removeprefix("Fused"):
         case "Conv" | "NhwcConv":
             return int(outputs * math.prod(shapes[1][1:]))
+        case "QLinearConv" | "ConvInteger":
+            return 0 if weight is None else int(outputs * math.prod(weight[1:]))
         case "ConvTranspose":
             # Each input element goes to each weight of one filter.
             return int(math.prod(shapes[0]) * math.prod(shapes[1][1:]))
-        case "MatMul":
-            return int(outputs * shapes[0][-1])
-        case "Gemm":
-            if len(shapes) > 1 and len(shapes[1]) == 2:
-                # M K * K N / (M N), whichever of them is transposed.
-                return int(outputs * math.isqrt(math.prod(shapes[0] + shapes[1]) // outputs))
+        case "Gemm" if len(shapes) > 1 and len(shapes[1]) == 2:
+            # M K * K N / (M N), whichever of them is transposed.
+            return int(outputs * math.isqrt(math.prod(shapes[0] + shapes[1]) // outputs))
+        case "MatMul" | "Gemm" | "QLinearMatMul" | "QGemm" | "MatMulInteger":
             return int(outputs * shapes[0][-1])
         case _:
             return 0
 
 
-def _num_bytes(args: Mapping[str, Any]) -> int:
+# --- from a kernel to the model's node -----------------------------------------------------------
+
+
+def _node_of(kernel: Mapping[str, Any], nodes: Sequence[OnnxNode]) -> OnnxNode | None:
+    """Return the model's node that a kernel computes; None if there is none, or it cannot be found.
+
+    Kernels that the runtime made of several nodes, or for another layout, are named after the value
+    they make. From there it goes up the graph, along first inputs, to the node with the kernel's
+    operator.
+    """
+    name = _runtime_name(kernel)
+    for node in nodes:
+        if node.name == _INTEGER_SUFFIX.sub("", name):
+            return node
+    op = kernel["args"]["op_name"].removeprefix("Fused")
+    op = _FLOAT_OPS.get(op, op)
+    maker = {output: node for node in nodes for output in node.outputs}
+    at = maker.get(_LAYOUT_SUFFIX.sub("", name))
+    while at is not None and at.op != op:
+        at = maker.get(at.inputs[0]) if at.inputs else None
+    return at
+
+
+def _runtime_name(kernel: Mapping[str, Any]) -> str:
+    return str(kernel["name"].removesuffix("_kernel_time"))
+
+
+def _weight_shape(
+    node: OnnxNode, nodes: Sequence[OnnxNode], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """Return the shape of a layer's weight, seen through what makes floats of its integers."""
+    if len(node.inputs) < 2:
+        return None
+    value = node.inputs[1]
+    for other in nodes:
+        if value in other.outputs and other.op == "DequantizeLinear":
+            value = other.inputs[0]
+    return shapes.get(value)
+
+
+def _num_bytes(args: Mapping[str, Any], weight: Sequence[int] | None) -> int:
     total = sum(int(args.get(x, 0)) for x in ("activation_size", "parameter_size", "output_size"))
-    if args["op_name"].removeprefix("Fused") == "Gemm":
+    op = args["op_name"].removeprefix("Fused")
+    if op in _FLOAT_OPS and weight is not None:
+        return total + math.prod(weight)  # packed, and left out; a byte each
+    if op == "Gemm":
         shapes = [next(iter(shape.items())) for shape in args["input_type_shape"]]
         dtype, left = shapes[0]
         if len(shapes) < 2 or len(shapes[1][1]) != 2:  # the packed weight, which is left out

@@ -16,12 +16,19 @@ import numpy as np
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import PrecisionName
 
-__all__ = ["OnnxNode", "count_subnormal_weights", "read_nodes", "stored_precision"]
+__all__ = [
+    "OnnxNode",
+    "count_subnormal_weights",
+    "read_nodes",
+    "read_weight_shapes",
+    "stored_precision",
+]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
-_TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_RAW, _TENSOR_LOCATION = 2, 4, 9, 14
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME = 1, 2, 4, 8
+_TENSOR_RAW, _TENSOR_LOCATION = 9, 14
 _FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
 _PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -52,6 +59,20 @@ def read_nodes(model: bytes) -> tuple[OnnxNode, ...]:
         for graph in _values(memoryview(model), _MODEL_GRAPH)
         for value in _values(graph, _GRAPH_NODE)
     )
+
+
+def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of the main graph, by its name.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model.
+    """
+    return {
+        bytes(name).decode(errors="replace"): _dims(tensor)
+        for graph in _values(memoryview(model), _MODEL_GRAPH)
+        for tensor in _values(graph, _GRAPH_INITIALIZER)
+        for name in _values(tensor, _TENSOR_NAME)
+    }
 
 
 def count_subnormal_weights(model: bytes) -> int | None:
@@ -114,6 +135,22 @@ def _node(message: memoryview) -> OnnxNode:
         inputs=tuple(texts.get(_NODE_INPUT, ())),
         outputs=tuple(texts.get(_NODE_OUTPUT, ())),
     )
+
+
+def _dims(tensor: memoryview) -> tuple[int, ...]:
+    """Return a tensor's shape: numbers one by one, or packed into one field."""
+    dims: list[int] = []
+    for number, value in _fields(tensor):
+        if number != _TENSOR_DIMS:
+            continue
+        if isinstance(value, int):
+            dims.append(value)
+            continue
+        position = 0
+        while position < len(value):
+            dim, position = _varint(value, position)
+            dims.append(dim)
+    return tuple(dims)
 
 
 def _values(message: memoryview, wanted: int) -> Iterator[memoryview]:

@@ -1,8 +1,13 @@
 """Times of layers: under the model's names, with their work, beside what the machine can do."""
 
+import dataclasses
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import SessionSpec
@@ -68,14 +73,14 @@ def kernel(name, duration, op="Relu"):
 def test_a_layers_time_is_the_median_of_its_runs():
     runs = [[kernel("a", 1), kernel("b", 5)], [kernel("a", 9), kernel("b", 6)]]
     runs.append([kernel("a", 2), kernel("b", 100)])
-    assert [layer.p50_ns for layer in layer_times(runs, ())] == [2000, 6000]
+    assert [layer.p50_ns for layer in layer_times(runs, (), {})] == [2000, 6000]
 
 
 def test_runs_of_different_kernels_are_refused():
     with pytest.raises(ValueError, match="same kernels"):
-        layer_times([[kernel("a", 1)], [kernel("b", 1)]], ())
+        layer_times([[kernel("a", 1)], [kernel("b", 1)]], (), {})
     with pytest.raises(ValueError, match="same kernels"):
-        layer_times([], ())
+        layer_times([], (), {})
 
 
 def test_a_kernel_named_after_the_value_it_makes_gets_its_nodes_name():
@@ -94,7 +99,7 @@ def test_a_kernel_named_after_the_value_it_makes_gets_its_nodes_name():
     for event in runs[0]:
         event["args"]["input_type_shape"] *= 2
         event["args"]["input_type_shape"][0] = {"float": [1, 1]}
-    assert [layer.name for layer in layer_times(runs, nodes)] == [
+    assert [layer.name for layer in layer_times(runs, nodes, {})] == [
         "conv",
         "conv",
         "act",
@@ -112,6 +117,10 @@ def test_a_kernel_named_after_the_value_it_makes_gets_its_nodes_name():
         ("Gemm", [[3, 5], [7, 5]], [3, 7], 105),
         ("Gemm", [[5, 3], [5, 7]], [3, 7], 105),  # the first transposed
         ("Gemm", [[3, 5], [7]], [3, 7], 105),  # packed: the bias is what is left
+        ("QGemm", [[3, 5], []], [3, 7], 105),  # its weight is never there
+        ("QLinearMatMul", [[2, 3, 5], []], [2, 3, 7], 42 * 5),
+        ("QLinearConv", [[1, 4, 4, 8], []], [1, 4, 4, 6], 0),  # nor here, and it cannot be told
+        ("QLinearAdd", [[3, 5], []], [3, 5], 0),
         ("Relu", [[3, 5]], [3, 5], 0),
     ],
 )
@@ -124,6 +133,50 @@ def test_the_products_of_a_kernel_follow_from_its_shapes(op, inputs, output, exp
     assert num_macs(args) == expected
 
 
+class Ones(CalibrationDataReader):
+    def __init__(self):
+        self._left = [np.ones((1, 16, 8, 8), np.float32)]
+
+    def get_next(self):
+        return {"x": self._left.pop()} if self._left else None
+
+
+def integer_network():
+    """Return the network above, its convolution and its dense layer with int8 weights."""
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "int8.onnx"
+        quantize_static(
+            network(), out, Ones(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
+        )
+        return out.read_bytes()
+
+
+def test_layers_of_integers_have_their_work_and_a_ceiling_of_their_own(tmp_path):
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(integer_network())
+    feed = {"x": np.ones((2, 16, 8, 8), np.float32)}
+    profile = read_profile(path, SessionSpec(num_threads=1), feed, num_runs=3, num_threads=1)
+    layers = {layer.name: layer for layer in profile.layers}
+    conv, dense = layers["stem/Conv"], layers["fc"]
+    assert (conv.op, dense.op) == ("QLinearConv", "QGemm")
+    assert conv.is_integer
+    assert conv.num_macs == 2 * 16 * 64 * 16 * 9
+    assert dense.num_macs == 2 * 10 * 16
+    # Input, output and weight, a byte each, and scales.
+    assert 0 <= conv.num_bytes - (2 * 2 * 16 * 64 + 16 * 16 * 9) < 300
+    assert profile.peak_of(conv) == profile.peak_integer_macs_per_s
+    assert profile.peak_of(dataclasses.replace(conv, op="Conv")) == profile.peak_macs_per_s
+
+
+def test_where_nothing_is_integer_no_such_ceiling_is_measured(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(network().SerializeToString())
+    feed = {"x": np.ones((1, 16, 8, 8), np.float32)}
+    profile = read_profile(path, SessionSpec(num_threads=1), feed, num_runs=3, num_threads=1)
+    assert profile.peak_integer_macs_per_s is None
+
+
 def test_a_provider_whose_profile_holds_no_times_is_refused():
     with pytest.raises(ResdeployError, match="cannot be timed on cuda"):
         check_profile(SessionSpec(provider="cuda"))
@@ -131,7 +184,8 @@ def test_a_provider_whose_profile_holds_no_times_is_refused():
 
 def test_the_ceilings_are_those_of_this_machine():
     # A hundred times slower or faster than any processor of today would be a wrong formula.
-    assert 1e8 < peak_macs_per_s(SessionSpec(num_threads=1)) < 1e14
+    for integer in (False, True):
+        assert 1e8 < peak_macs_per_s(SessionSpec(num_threads=1), integer=integer) < 1e14
     assert 1e8 < peak_bytes_per_s(2) < 1e13
 
 
