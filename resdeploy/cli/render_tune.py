@@ -10,7 +10,7 @@ from resdeploy.schema.benchmarks import Profile, SpeedRatio
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.tunings import TuneReport, TuneTrial
 
 __all__ = ["render_tune", "render_tuned", "tuned_line"]
 
@@ -35,8 +35,8 @@ def render_tune(report: TuneReport) -> None:
     if report.ties:
         click.echo(f"{len(report.ties)} others cannot be told from it")
     click.echo(_gain(report))
-    if report.profile is not None:
-        click.echo(_limit(report.profile))
+    if report.profile is not None and (limit := _limit(report.profile, best)) is not None:
+        click.echo(limit)
 
 
 def _made(quant: QuantReport) -> str:
@@ -140,16 +140,24 @@ def _ratio(ratio: SpeedRatio) -> str:
     )
 
 
-def _limit(profile: Profile) -> str:
+def _limit(profile: Profile, best: TuneTrial) -> str | None:
     """Return what the winner spends its time on, and how near that is to the machine's ceiling."""
     total_ns = max(1, sum(layer.p50_ns for layer in profile.layers))
     products = [layer for layer in profile.layers if layer.num_macs]
     products_ns = sum(layer.p50_ns for layer in products)
     if not products_ns:
+        if best.session.provider != "cpu":
+            return None
         return f"its time: {_by_operator(profile, total_ns)}"
     # How long they would take at the rate of a large product of their own kind.
     ideal_ns = 1e9 * sum(layer.num_macs / profile.peak_of(layer) for layer in products)
-    kinds = {"int8" if layer.is_integer else "float32" for layer in products}
+    kinds = " and ".join(sorted({"int8" if x.is_integer else "float32" for x in products}))
+    if best.session.provider != "cpu":
+        # Its own layers are not known: the whole run, all that is no product included.
+        return (
+            f"it runs at {ideal_ns / best.time_ns:.0%} of the rate of a large matrix product in "
+            f"{kinds} on ONNX Runtime's CPU provider"
+        )
     other = max(
         (layer for layer in profile.layers if not layer.num_macs),
         key=lambda layer: layer.p50_ns,
@@ -157,8 +165,7 @@ def _limit(profile: Profile) -> str:
     )
     line = (
         f"{products_ns / total_ns:.0%} of its time is in products, at "
-        f"{ideal_ns / products_ns:.0%} of the rate of a large matrix product in "
-        f"{' and '.join(sorted(kinds))}"
+        f"{ideal_ns / products_ns:.0%} of the rate of a large matrix product in {kinds}"
     )
     if other is not None and other.p50_ns / total_ns > 0.05:
         line += f"; most of the rest is {other.name} ({other.op}, {other.p50_ns / total_ns:.0%})"

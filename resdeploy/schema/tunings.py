@@ -157,8 +157,9 @@ class TuneReport:
         num_blocks: how often the race went round.
         comparison: the winner against the bundle's model with the provider's defaults, in fresh
             processes that had no part in the race; None if the winner is just that.
-        profile: where the winner's time goes now, and what the machine could do; None where the
-            provider cannot tell.
+        profile: where the winner's time goes now, and what the machine could do; where its provider
+            does not tell, and computes on the CPU, that of the same model on ONNX Runtime's own;
+            None where there is neither.
         settings: what the bundle was given.
         quants: the lower precisions that were made for the search, those that did not pass too.
     """

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from resdeploy.bundle import Bundle
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.paired import pooled_percentile
 from resdeploy.racing import race
 from resdeploy.schema.benchmarks import BenchComparison, Profile
@@ -40,6 +40,8 @@ _MOST_AT_ONCE = 8
 _FINAL_BLOCKS = 8
 
 _PROFILE_RUNS = 30
+
+_COMPUTE_ON_THE_CPU = ("openvino", "xnnpack")
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -263,17 +265,30 @@ def _last_comparison(
 
 
 def _profile(winner: Candidate, environment: Environment) -> Profile | None:
-    """Return where the winner's time goes; None on a provider that does not tell."""
-    if winner.session.provider != "cpu":
+    """Return where the winner's time goes, or at least its work and the machine's ceilings.
+
+    Other providers that compute on the CPU do not tell how long layers take: of those it is the
+    profile of the same model on ONNX Runtime's own. None where neither can be had.
+    """
+    session = winner.session
+    if session.provider not in ("cpu", *_COMPUTE_ON_THE_CPU):
         return None
-    stand = set_up(winner.variant.path, winner.bench_spec(1))
-    return read_profile(
-        winner.variant.path,
-        winner.session,
-        {stand.input_name: stand.values},
-        num_runs=_PROFILE_RUNS,
-        num_threads=winner.session.num_threads or environment.num_cpus_allowed,
-    )
+    if session.provider != "cpu":
+        session = SessionSpec(num_threads=session.num_threads)
+    seen = dataclasses.replace(winner, session=session)
+    try:
+        stand = set_up(winner.variant.path, seen.bench_spec(1))
+        return read_profile(
+            winner.variant.path,
+            session,
+            {stand.input_name: stand.values},
+            num_runs=_PROFILE_RUNS,
+            num_threads=session.num_threads or environment.num_cpus_allowed,
+        )
+    except EnvironmentLacksError:
+        if session == winner.session:
+            raise
+        return None
 
 
 def _answers(winner: Candidate, bundle: Bundle) -> GoldenAnswers:

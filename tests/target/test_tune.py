@@ -35,7 +35,7 @@ from resdeploy.target.probe import starting_providers
 from resdeploy.target.providers import PROVIDERS
 from resdeploy.target.samples import LabelledSamples
 from resdeploy.target.tune import tune
-from resdeploy.target.tune_space import Variant, sessions_for
+from resdeploy.target.tune_space import Candidate, Variant, sessions_for
 from resdeploy.target.tuned import settings_for
 from resdeploy.target.tuned_check import golden_answers
 
@@ -650,7 +650,7 @@ def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
 def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tuned, capsys):
     _, report, _ = tuned
 
-    def shown(*layers):
+    def shown(*layers, provider="cpu"):
         profile = Profile(
             layers=tuple(
                 LayerTime(name=name, op=op, p50_ns=ns, num_macs=macs, num_bytes=1)
@@ -662,7 +662,12 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
             peak_bytes_per_s=1e9,
             peak_integer_macs_per_s=8e9,
         )
-        render(dataclasses.replace(report, profile=profile))
+        best = dataclasses.replace(
+            report.best, session=SessionSpec(provider=provider), times_ns=(1000,)
+        )
+        trials = [*report.trials]
+        trials[report.winner] = best
+        render(dataclasses.replace(report, trials=tuple(trials), profile=profile))
         return capsys.readouterr().out.splitlines()[-1]
 
     counted = shown(("a", "Conv", 750, 750), ("b", "Softmax", 250, 0))
@@ -672,6 +677,32 @@ def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tu
     assert integers.endswith("at 50% of the rate of a large matrix product in float32 and int8")
     packed = shown(("a", "QLinearConv", 900, 0), ("b", "QLinearAdd", 100, 0))
     assert packed == "its time: 90% in QLinearConv, 10% in QLinearAdd"
+    # What another provider's layers take is not known: only how long the whole run does.
+    elsewhere = shown(("a", "QLinearConv", 9000, 2000), provider="openvino")
+    assert elsewhere == (
+        "it runs at 25% of the rate of a large matrix product in int8 "
+        "on ONNX Runtime's CPU provider"
+    )
+    assert shown(("a", "Softmax", 1, 0), provider="openvino").startswith("against")
+
+
+@pytest.mark.parametrize(
+    ("provider", "profiled"),
+    [("cpu", SessionSpec(spinning=False)), ("openvino", SessionSpec()), ("cuda", None)],
+)
+def test_a_provider_on_the_cpu_that_tells_no_times_is_seen_through_the_cpu_provider(
+    folder, monkeypatch, provider, profiled
+):
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(tune_module, "read_profile", lambda _, spec, *__, **___: seen.append(spec))
+    winner = Candidate(
+        variant=Variant(path=folder / "model.onnx"),
+        session=SessionSpec(provider=provider, spinning=provider != "cpu"),
+        batch_size=1,
+    )
+    tune_module._profile(winner, read_environment())
+    assert seen == ([] if profiled is None else [profiled])
 
 
 @pytest.mark.parametrize(
