@@ -35,7 +35,7 @@ from onnx import numpy_helper
 
 from resdeploy.bundle import Bundle, read_bundle
 from resdeploy.cli.progress import show_steps
-from resdeploy.files import sha256_file
+from resdeploy.files import atomic_write, sha256_file
 from resdeploy.host.quantize import quantize_file, spec_for
 from resdeploy.paired import pooled_percentile
 from resdeploy.proportions import clopper_pearson
@@ -304,7 +304,8 @@ def main(
 
         def save() -> None:
             state["summary"] = summary(state)
-            json_path.write_text(json.dumps(state, indent=1) + "\n")
+            with atomic_write(json_path, force=True) as temporary_file:
+                temporary_file.write_text(json.dumps(state, indent=1) + "\n")
 
         everything = labelled(x[judged], y[judged], "all but those that calibrate")
         while len(state["searches"]) < searches:
