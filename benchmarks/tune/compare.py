@@ -87,17 +87,14 @@ def found_by_tune(
     data: Path,
     batch: int,
     runtimes: Sequence[str],
+    threads: str | None,
     update: Callable[[int, int, str], None],
 ) -> tuple[list[Competitor], list[dict[str, Any]]]:
     """Return the best session of each kind of search as a competitor, and every search."""
-    num_runs = str(max(20, 60 // batch))
-    asked = {
-        OURS[0]: ("--runs", num_runs, "--lossless"),
-        OURS[1]: (
-            *("--runs", num_runs, "--variant", str(int8)),
-            *("--max-drop", "100", "--data", f"npz:{data}"),
-        ),
-    }
+    common = ["--runs", str(max(20, 60 // batch))]
+    common += [] if threads is None else ["--threads", threads]
+    budget = ("--variant", str(int8), "--max-drop", "100", "--data", f"npz:{data}")
+    asked = {OURS[0]: (*common, "--lossless"), OURS[1]: (*common, *budget)}
     competitors, searches = [], []
     for name, options in asked.items():
         best: tuple[float, Competitor] | None = None
@@ -216,6 +213,7 @@ def compared(
 @click.option("--batches", default="1,8", show_default=True)
 @click.option("--blocks", default=6, show_default=True, type=click.IntRange(min=2))
 @click.option("--runs", default=40, show_default=True, help="Of each process, at batch 1.")
+@click.option("--threads", help="Handed to tune, where its own choice would take hours.")
 @click.option("--runtime", "runtimes", multiple=True, help="Another interpreter for tune.")
 @click.option("--openvino", help="An interpreter that has OpenVINO itself.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), required=True)
@@ -226,6 +224,7 @@ def main(
     batches: str,
     blocks: int,
     runs: int,
+    threads: str | None,
     runtimes: tuple[str, ...],
     openvino: str | None,
     json_path: Path,
@@ -240,7 +239,7 @@ def main(
         data = write_labelled(Path(folder) / "noise.npz", shape)
         for batch in (size for size in map(int, batches.split(",")) if size not in done):
             pythons = (sys.executable, *runtimes)
-            ours, searches = found_by_tune(opened, int8, data, batch, pythons, update)
+            ours, searches = found_by_tune(opened, int8, data, batch, pythons, threads, update)
             figures = compared(
                 [*ours, *others(checkpoint, opened.model, plain_int8, openvino)],
                 bundle / "golden.npz",
