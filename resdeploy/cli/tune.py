@@ -91,7 +91,13 @@ def _precisions(
     callback=numbers,
     help="Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]",
 )
-@click.option("--runs", default=100, show_default=True, type=click.IntRange(min=20))
+@click.option(
+    "--runs",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=20),
+    help="Of each process, at most: 20 in the first block, then what fits into 3 seconds.",
+)
 @force_option
 @device_options
 @json_option

@@ -34,7 +34,7 @@ class TuneSpec:
         providers: where to run.
         batch_sizes: samples of a run; more than one for the throughput only.
         threads: numbers of threads of the CPU; None is ONNX Runtime's own choice.
-        num_runs: of each process.
+        num_runs: of each process at most; slow models run less often, fast ones in the first block.
         max_blocks: how often the race goes round at most.
     """
 

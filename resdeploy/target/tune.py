@@ -41,6 +41,12 @@ _FINAL_BLOCKS = 8
 
 _PROFILE_RUNS = 30
 
+# The runs of a process: these at least, and beyond them as many as fit into this time. A network
+# of a third of a second would otherwise race for hours, for medians that vary less than a short
+# one's.
+_FEWEST_RUNS = 20
+_TIMED_NS = 3e9
+
 _COMPUTE_ON_THE_CPU = ("openvino", "xnnpack")
 
 Progress = Callable[[int, int | None, str], None]
@@ -111,7 +117,8 @@ def tune(
     winner = _best(trials, in_race, spec)
     comparison = None
     if candidates[winner] != default:
-        comparison = _last_comparison(candidates[winner], default, spec, on_progress)
+        num_runs = _runs_that_fit(spec, trials[winner].times_ns)
+        comparison = _last_comparison(candidates[winner], default, num_runs, on_progress)
         is_slower = comparison.p50.ratio > 1 and spec.objective in ("latency", "p99", "throughput")
         # Defaults whose answers will not do, as bfloat16's where float32 is asked for, win nothing.
         if is_slower and admitted[0] == 0:
@@ -185,7 +192,11 @@ def _race(
             on_progress(number, spec.max_blocks, f"race, {len(places)} left")
             group = places[start : start + _MOST_AT_ONCE]
             sides = [
-                (candidates[p].variant.path, candidates[p].bench_spec(spec.num_runs)) for p in group
+                (
+                    candidates[place].variant.path,
+                    candidates[place].bench_spec(_runs_that_fit(spec, times[place])),
+                )
+                for place in group
             ]
             timed = time_in_turn(sides, prove_placement=number == 0)
             for place, one in zip(group, timed, strict=True):
@@ -209,6 +220,17 @@ def _race(
             out=f"beaten after {len(times[place])} blocks" if is_out else None,
         )
     return trials, in_race if max_blocks > 1 else list(admitted), result.num_blocks
+
+
+def _runs_that_fit(spec: TuneSpec, times_ns: Sequence[float]) -> int:
+    """Return how often a process is to run who took these times; the fewest where none is known.
+
+    As many as were asked for at most; all of them where the 99th percentile is what counts.
+    """
+    if spec.objective == "p99":
+        return spec.num_runs
+    fitting = int(_TIMED_NS / min(times_ns)) if times_ns else 0
+    return min(spec.num_runs, max(_FEWEST_RUNS, fitting))
 
 
 def _time_per_sample(trial: TuneTrial) -> float:
@@ -253,12 +275,12 @@ def _front(trials: Sequence[TuneTrial]) -> tuple[int, ...]:
 
 
 def _last_comparison(
-    winner: Candidate, default: Candidate, spec: TuneSpec, on_progress: Progress
+    winner: Candidate, default: Candidate, num_runs: int, on_progress: Progress
 ) -> BenchComparison:
     baseline = dataclasses.replace(default, batch_size=winner.batch_size)
     return bench_in_turn(
-        (winner.variant.path, winner.bench_spec(spec.num_runs)),
-        (baseline.variant.path, baseline.bench_spec(spec.num_runs)),
+        (winner.variant.path, winner.bench_spec(num_runs)),
+        (baseline.variant.path, baseline.bench_spec(num_runs)),
         num_blocks=_FINAL_BLOCKS,
         on_block=lambda done: on_progress(done, _FINAL_BLOCKS, "against the defaults"),
     )

@@ -102,10 +102,12 @@ def rounded(tmp_path, weight):
 @pytest.fixture
 def clock(monkeypatch):
     """Set what each candidate takes, instead of starting processes; return the table to fill."""
-    table = {"default_ns": 1000, "ram": lambda spec: 10 << 20, "final": 0.9, "seen": []}
+    table = {"default_ns": 1000, "ram": lambda spec: 10 << 20, "final": 0.9}
+    table |= {"seen": [], "runs": []}
 
     def time_in_turn(sides, *, prove_placement):
         table["seen"].append([(path.name, spec.session) for path, spec in sides])
+        table["runs"].append([spec.num_runs for _, spec in sides])
         rng = np.random.default_rng(len(table["seen"]))
         return [
             TimedSide(
@@ -121,7 +123,8 @@ def clock(monkeypatch):
             for path, spec in sides
         ]
 
-    def last(winner, default, spec, on_progress):
+    def last(winner, default, num_runs, on_progress):
+        table["last_runs"] = num_runs
         table["compared"] = (winner.variant.path.name, winner.session)
         ratio = table["final"]
 
@@ -645,6 +648,25 @@ def test_the_text_names_the_winner_and_what_it_gained(tuned, capsys):
     assert (
         "against ONNX Runtime's defaults on cpu: 1.11 times as fast (1.10 to 1.12), faster" in shown
     )
+
+
+@pytest.mark.parametrize(
+    ("objective", "time_ns", "expected"),
+    [
+        ("latency", 2e6, [20, 500]),  # 3 s hold 1500
+        ("latency", 10e6, [20, 300]),
+        ("latency", 400e6, [20, 20]),
+        ("p99", 400e6, [500, 500]),
+    ],
+)
+def test_slow_models_run_less_often(folder, clock, objective, time_ns, expected):
+    # As fast as each other, so that nobody leaves; another than the default is ahead by chance.
+    clock["time"] = lambda name, spec: time_ns * (1 if spec.session.graph_level == "all" else 0.99)
+    tune(read_bundle(folder), dataclasses.replace(SPEC, num_runs=500, objective=objective))
+    assert [{round(one, -1) for one in block} for block in clock["runs"]] == [
+        {number} for number in expected
+    ]
+    assert round(clock["last_runs"], -1) == expected[-1]
 
 
 def test_what_the_time_goes_to_is_said_whether_or_not_products_can_be_counted(tuned, capsys):
