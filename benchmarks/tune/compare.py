@@ -8,8 +8,8 @@ defaults; PyTorch eager, channels last and compiled; OpenVINO itself, where --op
 interpreter that has it. Each is a fresh process in each block, and all of a block are timed in
 bursts that take turns.
 
-`tune` searches in this interpreter, and in each one of --runtime, as a machine can have one runtime
-only: the best of all is what a user would install.
+`tune` searches in this interpreter, or in each of those that --runtime names, as an environment can
+have one runtime only: the best of all is what a user would install.
 
 Speed is what is compared: weights are random, with calibrated BatchNorms, and the calibration data
 are noise, so no accuracy is claimed, and every drop is allowed. A cell that the JSON holds already
@@ -214,7 +214,13 @@ def compared(
 @click.option("--blocks", default=6, show_default=True, type=click.IntRange(min=2))
 @click.option("--runs", default=40, show_default=True, help="Of each process, at batch 1.")
 @click.option("--threads", help="Handed to tune, where its own choice would take hours.")
-@click.option("--runtime", "runtimes", multiple=True, help="Another interpreter for tune.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    default=[sys.executable],
+    help="An interpreter for tune to search in; may be given several times.  [default: this one]",
+)
 @click.option("--openvino", help="An interpreter that has OpenVINO itself.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), required=True)
 def main(
@@ -238,8 +244,7 @@ def main(
         plain_int8 = quantize_by_default(opened.model, Path(folder) / "default-int8.onnx", shape)
         data = write_labelled(Path(folder) / "noise.npz", shape)
         for batch in (size for size in map(int, batches.split(",")) if size not in done):
-            pythons = (sys.executable, *runtimes)
-            ours, searches = found_by_tune(opened, int8, data, batch, pythons, threads, update)
+            ours, searches = found_by_tune(opened, int8, data, batch, runtimes, threads, update)
             figures = compared(
                 [*ours, *others(checkpoint, opened.model, plain_int8, openvino)],
                 bundle / "golden.npz",
