@@ -146,7 +146,7 @@ def test_the_regret_goes_on_where_it_stopped(tmp_path):
     _, bundle = tiny(tmp_path)
     samples = write_noise(tmp_path / "samples.npz", 192)
     out = tmp_path / "regret.json"
-    few = ["--searches", 1, "--final-blocks", 2, "--runs", 20, "--num-calibration", 64]
+    few = ["--searches", 1, "--final-blocks", 6, "--runs", 20, "--num-calibration", 64]
     # Labels of noise show no drop of any size: the budget is all there is.
     few += ["--max-drop", 100, "--repeats", 1, "--json", out]
 
