@@ -3,11 +3,11 @@
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import from_json
-from resdeploy.schema.recipes import DataSpec, Recipe
+from resdeploy.schema.recipes import DataSpec, Recipe, TrainPrecision
 
 __all__ = ["adjust_recipe", "load_recipe", "zoo", "zoo_directory"]
 
@@ -60,7 +60,7 @@ def adjust_recipe(
     data: DataSpec | None = None,
     epochs: int | None = None,
     seed: int | None = None,
-    precision: Literal["float32", "bfloat16"] | None = None,
+    precision: TrainPrecision | None = None,
     channels_last: bool | None = None,
     compiled: bool | None = None,
 ) -> Recipe:

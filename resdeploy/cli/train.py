@@ -1,14 +1,13 @@
 """`resdeploy train`."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from resdeploy.cli.options import force_option, json_option
-from resdeploy.schema.recipes import EpochMetrics
+from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
-_PRECISIONS: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
+_PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @click.command()

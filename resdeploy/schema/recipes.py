@@ -17,11 +17,13 @@ __all__ = [
     "Recipe",
     "Scalar",
     "SourceSpec",
+    "TrainPrecision",
     "TrainReport",
     "TrainSpec",
 ]
 
 Scalar = str | int | float | bool
+TrainPrecision = Literal["float32", "bfloat16"]
 
 
 @record
@@ -113,7 +115,7 @@ class TrainSpec:
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: TrainPrecision = "float32"
     channels_last: bool = False
     compile: bool = False
 

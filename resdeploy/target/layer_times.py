@@ -124,11 +124,13 @@ def layer_times(
     names = [[kernel["name"] for kernel in run] for run in runs]
     if not runs or any(other != names[0] for other in names):
         raise ValueError("the runs are not of the same kernels")
+    by_name = {node.name: node for node in nodes if node.name}
+    maker = {output: node for node in nodes for output in node.outputs}
     layers = []
     for index, kernel in enumerate(runs[0]):
         args = kernel["args"]
-        node = _node_of(kernel, nodes)
-        weight = None if node is None else _weight_shape(node, nodes, weight_shapes)
+        node = _node_of(kernel, by_name, maker)
+        weight = None if node is None else _weight_shape(node, maker, weight_shapes)
         name = _runtime_name(kernel) if node is None else node.name or node.outputs[0]
         layers.append(
             LayerTime(
@@ -177,7 +179,9 @@ def num_macs(args: Mapping[str, Any], weight: Sequence[int] | None = None) -> in
 # --- from a kernel to the model's node -----------------------------------------------------------
 
 
-def _node_of(kernel: Mapping[str, Any], nodes: Sequence[OnnxNode]) -> OnnxNode | None:
+def _node_of(
+    kernel: Mapping[str, Any], by_name: Mapping[str, OnnxNode], maker: Mapping[str, OnnxNode]
+) -> OnnxNode | None:
     """Return the model's node that a kernel computes; None if there is none, or it cannot be found.
 
     Kernels that the runtime made of several nodes, or for another layout, are named after the value
@@ -185,12 +189,11 @@ def _node_of(kernel: Mapping[str, Any], nodes: Sequence[OnnxNode]) -> OnnxNode |
     operator.
     """
     name = _runtime_name(kernel)
-    for node in nodes:
-        if node.name == _INTEGER_SUFFIX.sub("", name):
-            return node
+    named = by_name.get(name) or by_name.get(_INTEGER_SUFFIX.sub("", name))
+    if named is not None:
+        return named
     op = kernel["args"]["op_name"].removeprefix("Fused")
     op = _FLOAT_OPS.get(op, op)
-    maker = {output: node for node in nodes for output in node.outputs}
     at = maker.get(_LAYOUT_SUFFIX.sub("", name))
     while at is not None and at.op != op:
         at = maker.get(at.inputs[0]) if at.inputs else None
@@ -202,15 +205,15 @@ def _runtime_name(kernel: Mapping[str, Any]) -> str:
 
 
 def _weight_shape(
-    node: OnnxNode, nodes: Sequence[OnnxNode], shapes: Mapping[str, tuple[int, ...]]
+    node: OnnxNode, maker: Mapping[str, OnnxNode], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...] | None:
     """Return the shape of a layer's weight, seen through what makes floats of its integers."""
     if len(node.inputs) < 2:
         return None
     value = node.inputs[1]
-    for other in nodes:
-        if value in other.outputs and other.op == "DequantizeLinear":
-            value = other.inputs[0]
+    made_by = maker.get(value)
+    if made_by is not None and made_by.op == "DequantizeLinear":
+        value = made_by.inputs[0]
     return shapes.get(value)
 
 

@@ -69,8 +69,7 @@ def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
     """
     return {
         bytes(name).decode(errors="replace"): _dims(tensor)
-        for graph in _values(memoryview(model), _MODEL_GRAPH)
-        for tensor in _values(graph, _GRAPH_INITIALIZER)
+        for tensor in _weights(model)
         for name in _values(tensor, _TENSOR_NAME)
     }
 
@@ -82,14 +81,13 @@ def count_subnormal_weights(model: bytes) -> int | None:
         ValueError: the bytes are not an ONNX model.
     """
     count = 0
-    for graph in _values(memoryview(model), _MODEL_GRAPH):
-        for tensor in _values(graph, _GRAPH_INITIALIZER):
-            fields = list(_fields(tensor))
-            if (_TENSOR_LOCATION, 1) in fields:
-                return None
-            for code, dtype in _DTYPES.items():
-                if (_TENSOR_TYPE, code) in fields:
-                    count += sum(_num_subnormal(*field, dtype) for field in fields)
+    for tensor in _weights(model):
+        fields = list(_fields(tensor))
+        if (_TENSOR_LOCATION, 1) in fields:
+            return None
+        for code, dtype in _DTYPES.items():
+            if (_TENSOR_TYPE, code) in fields:
+                count += sum(_num_subnormal(*field, dtype) for field in fields)
     return count
 
 
@@ -103,17 +101,21 @@ def stored_precision(path: Path) -> PrecisionName:
         raise ResdeployError("There is no such model file.", where=str(path))
     bytes_of: Counter[int] = Counter()
     try:
-        for graph in _values(memoryview(path.read_bytes()), _MODEL_GRAPH):
-            for tensor in _values(graph, _GRAPH_INITIALIZER):
-                fields = list(_fields(tensor))
-                types = [value for number, value in fields if number == _TENSOR_TYPE]
-                size = sum(len(v) for _, v in fields if isinstance(v, memoryview))
-                if types and isinstance(types[0], int):
-                    bytes_of[types[0]] += size
+        for tensor in _weights(path.read_bytes()):
+            fields = list(_fields(tensor))
+            types = [value for number, value in fields if number == _TENSOR_TYPE]
+            size = sum(len(v) for _, v in fields if isinstance(v, memoryview))
+            if types and isinstance(types[0], int):
+                bytes_of[types[0]] += size
     except (OSError, ValueError) as error:
         raise ResdeployError(f"This is not a model: {error}.", where=str(path)) from error
     most = max(bytes_of, key=bytes_of.__getitem__, default=_FLOAT)
     return _PRECISIONS.get(most, "float32")
+
+
+def _weights(model: bytes) -> Iterator[memoryview]:
+    for graph in _values(memoryview(model), _MODEL_GRAPH):
+        yield from _values(graph, _GRAPH_INITIALIZER)
 
 
 def _num_subnormal(number: int, value: int | memoryview, dtype: np.dtype[Any]) -> int:

@@ -47,6 +47,7 @@ class Provider:
         device_kind: what of the machine that is, as ONNX Runtime names it: CPU, GPU or NPU.
         arithmetics: its switch between float32 and what may stand in for it; None where it has
             float32 only.
+        on_cpu: whether it computes on the CPU.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Provider:
     devices: str = ""
     device_kind: str = "CPU"
     arithmetics: ArithmeticSwitch | None = None
+    on_cpu: bool = False
 
 
 def _cpu_options(_: SessionSpec) -> dict[str, str]:
@@ -146,6 +148,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 ort_name="CPUExecutionProvider",
                 options=_cpu_options,
                 install='pip install "resdeploy[cpu]"',
+                on_cpu=True,
             ),
             Provider(
                 name="cuda",
@@ -173,6 +176,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 arithmetics=ArithmeticSwitch(
                     exact={"precision_hint": "f32"}, fast={"precision_hint": "default"}
                 ),
+                on_cpu=True,
             ),
             Provider(
                 name="tensorrt",
@@ -205,6 +209,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 ort_name="XnnpackExecutionProvider",
                 options=_xnnpack_options,
                 install="build ONNX Runtime with --use_xnnpack",
+                on_cpu=True,
             ),
         )
     }

@@ -25,6 +25,7 @@ from resdeploy.target.environment import read_environment
 from resdeploy.target.evaluate import LoadSamples
 from resdeploy.target.layer_times import read_profile
 from resdeploy.target.measure import set_up
+from resdeploy.target.providers import find_provider
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_judge import Judge
 from resdeploy.target.tune_space import Candidate, Variant, candidates_for
@@ -46,8 +47,6 @@ _PROFILE_RUNS = 30
 # one's.
 _FEWEST_RUNS = 20
 _TIMED_NS = 3e9
-
-_COMPUTE_ON_THE_CPU = ("openvino", "xnnpack")
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -293,7 +292,7 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
     profile of the same model on ONNX Runtime's own. None where neither can be had.
     """
     session = winner.session
-    if session.provider not in ("cpu", *_COMPUTE_ON_THE_CPU):
+    if not find_provider(session.provider).on_cpu:
         return None
     if session.provider != "cpu":
         session = SessionSpec(num_threads=session.num_threads)
