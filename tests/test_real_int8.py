@@ -58,10 +58,10 @@ def test_resnet20_runs_in_integers_alone(lowered):
 def test_resnet20_in_int8_is_as_right_on_images_it_never_saw(lowered):
     _, _, before, after, y = lowered
     error = np.linalg.norm(after - before) / np.linalg.norm(before)
-    assert error < 0.024  # plain per-channel quantisation: 0.028 to 0.032
+    assert error < 0.02  # plain per-channel quantisation: 0.028 to 0.032
     accuracy = [float(np.mean(outputs.argmax(axis=1) == y)) for outputs in (before, after)]
     assert abs(accuracy[1] - accuracy[0]) <= 0.005
-    # Whatever changes was a near-tie: the noise of a difference of two outputs is about 0.24.
+    # Whatever changes was a near-tie: the noise of a difference of two outputs is about 0.2.
     changed = before.argmax(axis=1) != after.argmax(axis=1)
     two = np.sort(before[changed], axis=1)[:, -2:]
     assert (two[:, 1] - two[:, 0]).max(initial=0) < 1.0
@@ -69,11 +69,6 @@ def test_resnet20_in_int8_is_as_right_on_images_it_never_saw(lowered):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="four of the 512 images lead by less than 0.1, less than the noise of 8-bit "
-    "activations: 507 to 511 predictions stayed in the variants measured, and 509 are asked for",
-)
 def test_resnet20_in_int8_keeps_994_of_1000_predictions(lowered):
     _, _, before, after, _ = lowered
     assert np.mean(before.argmax(axis=1) == after.argmax(axis=1)) >= 0.994

@@ -7,12 +7,13 @@ that read it:
     W'[c, :] = W[c, :] / s[c],  b'[c] = b[c] / s[c]     where channel c is written
     W'[:, c] = W[:, c] * s[c]                           where it is read
 
-    s[c] = sqrt(a[c] / w[c])
+s[c] is the range of the channel over the largest of its tensor, so that all get the same; of
+several tensors that share their channels, the largest counts. Xiao et al. 2022 (arXiv 2211.10438),
+with all of the difficulty given to the weights: they have a scale for each row, and can be rounded
+so that their errors cancel; activations cannot.
 
-a: the largest value of the channel over the largest of its tensor; w: the largest weight that
-reads the channel over the largest of its row. Nagel et al. 2019 (arXiv 1906.04721) equalise the
-ranges of the weights on both sides; with a scale for each row of weights, as here, those that write
-need none, and the activations take their place.
+A channel's range is what one of 10,000 values exceeds. The largest value of all may be that of a
+single odd image.
 """
 
 import numpy as np
@@ -25,8 +26,11 @@ from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["equalize"]
 
-# A channel that is almost always zero must not blow up the weights.
+# A channel that is almost always zero must not blow up the weights, nor lose what it has.
 _LARGEST_FACTOR = 64.0
+_LEAST_OF_LARGEST = 0.05
+# Of the values of a channel, so many may be beyond its range.
+_BEYOND = 1e-4
 
 
 def equalize(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> tuple[onnx.ModelProto, int]:
@@ -37,46 +41,47 @@ def equalize(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> tuple[onnx.
         inputs: (N, ...) what ranges are looked at with.
     """
     channels = find_channels(model)
-    activation = _activation_ranges(model, channels, inputs)
-    weight = _weight_ranges(model, channels)
-    scaled = channels.is_free & (activation > 0) & (weight > 0)
-    factors = np.ones(channels.num_classes)
-    factors[scaled] = np.sqrt(activation[scaled] / weight[scaled])
-    factors = np.clip(factors, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+    ranges = _class_ranges(model, channels, inputs)
+    scaled = channels.is_free & (ranges > 0)
+    factors = np.where(scaled, np.clip(ranges, 1 / _LARGEST_FACTOR, 1.0), 1.0)
     return _rescaled(model, channels, factors), int(scaled.sum())
 
 
-def _activation_ranges(
+def _class_ranges(
     model: onnx.ModelProto, channels: Channels, inputs: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    given = input_of(model).name
-    names = [name for name in channels.class_of if name != given]
-    largest: dict[str, NDArray[np.float64]] = {}
-    for _, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
+    """Return each class's range over the largest of its tensor."""
+    left_out = {input_of(model).name, *_read_by_relu_alone(model)}
+    names = [name for name in channels.class_of if name not in left_out]
+    highest: dict[str, NDArray[np.float32]] = {}
+    for batch, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
         for name, values in tensors.items():
-            others = tuple(axis for axis in range(values.ndim) if axis != 1)
-            found = np.abs(values).max(axis=others).astype(np.float64)
-            largest[name] = np.maximum(largest.get(name, 0.0), found)
+            size_CP = np.abs(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
+            num_beyond = int(_BEYOND * size_CP.shape[1] / len(batch) * len(inputs))
+            highest[name] = _highest(highest.get(name, size_CP[:, :0]), size_CP, num_beyond + 1)
     ranges = np.zeros(channels.num_classes)
-    for name, values in largest.items():
-        if values.max() > 0:
-            np.maximum.at(ranges, channels.class_of[name], values / values.max())
+    for name, highest_CK in highest.items():
+        range_C = np.maximum(highest_CK.min(axis=1), _LEAST_OF_LARGEST * highest_CK.max(axis=1))
+        if range_C.max() > 0:
+            np.maximum.at(ranges, channels.class_of[name], range_C / range_C.max())
     return ranges
 
 
-def _weight_ranges(model: onnx.ModelProto, channels: Channels) -> NDArray[np.float64]:
-    constants = Constants(model)
-    ranges = np.zeros(channels.num_classes)
-    for node in layers(model, constants):
-        if node.input[0] not in channels.class_of:
-            continue
-        classes_I = channels.class_of[node.input[0]]
-        for rows, columns, weight_OIK in _groups(node, constants[node.input[1]]):
-            del rows
-            size_OI = np.abs(weight_OIK).max(axis=2)
-            of_row = np.maximum(size_OI.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-            np.maximum.at(ranges, classes_I[columns], (size_OI / of_row).max(axis=0))
-    return ranges
+def _read_by_relu_alone(model: onnx.ModelProto) -> set[str]:
+    """Return the tensors that are never rounded: a ReLU is part of the layer before it."""
+    given_out = {value.name for value in model.graph.output}
+    by_relu, by_others = set[str](), set[str]()
+    for node in model.graph.node:
+        (by_relu if node.op_type == "Relu" else by_others).update(node.input)
+    return by_relu - by_others - given_out
+
+
+def _highest(
+    before_CK: NDArray[np.float32], values_CP: NDArray[np.float32], num: int
+) -> NDArray[np.float32]:
+    """Return the `num` highest values of each row of both, in no order."""
+    both = np.concatenate([before_CK, values_CP], axis=1)
+    return both if both.shape[1] <= num else np.partition(both, -num, axis=1)[:, -num:]
 
 
 def _rescaled(

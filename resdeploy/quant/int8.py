@@ -2,15 +2,17 @@
 
 In this order, each measured beside the model without it:
 
-1. the input's levels are its pixels (`pixel_grid`)
-2. channels get like ranges (`equalize`)
-3. ranges from all calibration samples, by each method (`ranges`)
-4. each tensor's range by itself, as far as the outputs get better
-5. weights are rounded so that errors cancel (`rounding`)
+1. weights are rounded so that errors cancel (`rounding`)
+2. the input's levels are its pixels (`pixel_grid`)
+3. channels get like ranges (`equalize`)
+4. ranges from all calibration samples, by each method (`ranges`)
+5. each tensor's range by what it does to the outputs (`refine`)
 6. the mean error of the weights goes into the biases (`bias_correction`)
 7. if the budget does not hold, the layers whose quantisation costs most stay in float32
 
-Steps 1 and 2 change the float model, to one that computes the same. Last, the runtime's own graph
+Steps 2 and 3 change the float model, to one that computes the same. Their weights are rounded anew,
+if step 1 was any good: like ranges of the channels cost precision of the weights, which rounding
+that cancels wins back. Last, the runtime's own graph
 is opened: a layer or a residual addition that it computes in float32, unasked, is a failure.
 """
 
@@ -32,10 +34,11 @@ from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.pixel_grid import GRID_RANGE, use_pixel_grid, why_no_grid
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
-from resdeploy.quant.ranges import METHODS, Range, find_range, narrower_ranges
+from resdeploy.quant.ranges import METHODS, Range, find_range, widest_range
+from resdeploy.quant.refine import refine_ranges
 from resdeploy.quant.rounding import round_weights
 from resdeploy.quant.runtime import Runner, runtime_name
-from resdeploy.quant.samples import Parts, Samples
+from resdeploy.quant.samples import Parts, Samples, memory_limit, spread
 from resdeploy.quant.saturation import saturating_layers
 from resdeploy.quant.sensitive import keep_sensitive
 from resdeploy.schema.quants import (
@@ -54,12 +57,9 @@ __all__ = ["quantize_int8"]
 _EXPLORING_METHOD: CalibrationMethod = "percentile"
 # Weights are rounded, and biases corrected, by this many of the samples in memory.
 _NUM_ROUNDED_WITH = 256
-# A range is chosen with this many of them; its errors are compared on the same samples.
+# Ranges are refined with as many of them as fit: the network runs a dozen times for each tensor.
 _NUM_REFINED_WITH = 256
-# The range of one tensor depends on those of the others, so all are gone through again, as long as
-# a sweep lowers the error by more than 2 %.
-_MOST_SWEEPS = 3
-_WORTH_A_SWEEP = 0.98
+_REFINED_BYTES = 16 * 2**20
 # To find out which layer costs most, each is left in float once: on fewer held-out samples.
 _NUM_RANKED_WITH = 128
 
@@ -151,6 +151,7 @@ class _Work:
         self._spec = spec
         self._on_stage = on_stage
         self._signed = spec.types != "u8s8"
+        self._rounds = False
         self._reference = Runner(model, optimize=True).run_rows(parts.held_out)
 
     def choose(self, preprocess: Preprocess | None) -> _Candidate:
@@ -158,6 +159,10 @@ class _Work:
         spec = self._spec
         best = self._explore(self._model, None)
         quality = self._try("float model", "as it is", best, kept=True)
+        best, quality = self._improve(
+            "weights", "rounding to cancel", spec.rounding, self._rounded, best, quality
+        )
+        self._rounds = bool(best.weights)
         changes: list[tuple[str, str, Callable[[_Candidate], _Candidate]]] = []
         if preprocess is not None and why_no_grid(self._model, preprocess) is None:
             changes.append(("pixel grid", spec.pixel_grid, lambda c: self._on_grid(c, preprocess)))
@@ -165,19 +170,11 @@ class _Work:
         for name, choice, change in changes:
             best, quality = self._improve("float model", name, choice, change, best, quality)
         best, quality, histograms = self._calibrated(best)
-        best, quality = self._improve(
-            "ranges",
-            "tensor by tensor",
-            spec.refine,
-            lambda c: self._refined(c, histograms),
-            best,
-            quality,
-        )
-        for name, choice, change in (
-            ("rounding to cancel", spec.rounding, self._rounded),
-            ("bias correction", spec.bias_correction, self._corrected),
+        for stage, name, choice, change in (
+            ("ranges", "tensor by tensor", spec.refine, lambda c: self._refined(c, histograms)),
+            ("weights", "bias correction", spec.bias_correction, self._corrected),
         ):
-            best, quality = self._improve("weights", name, choice, change, best, quality)
+            best, quality = self._improve(stage, name, choice, change, best, quality)
         return best
 
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
@@ -249,7 +246,8 @@ class _Work:
         """Return a float model with ranges from the samples in memory."""
         method = _EXPLORING_METHOD if self._spec.method == "auto" else self._spec.method
         histograms = calibrate(model, iter(self.parts.explored))
-        return _Candidate(model, _ranges(histograms, method, grid), grid)
+        candidate = _Candidate(model, _ranges(histograms, method, grid), grid)
+        return self._rounded(candidate) if self._rounds else candidate
 
     def _on_grid(self, candidate: _Candidate, preprocess: Preprocess) -> _Candidate:
         return self._explore(*use_pixel_grid(candidate.model, preprocess))
@@ -285,34 +283,23 @@ class _Work:
     def _refined(
         self, candidate: _Candidate, histograms: Mapping[str, StreamHistogram]
     ) -> _Candidate:
-        """Return the candidate with the best range of each tensor, all others as they are.
+        """Return the candidate with the range of each tensor that the outputs are best with.
 
-        One rare image can widen the range of a tensor that everything depends on, and no method
-        that looks at a tensor alone knows what depends on it. The samples in memory decide, so that
-        the held-out ones can judge.
+        The samples in memory decide, so that the held-out ones can judge.
         """
-        few = self.parts.explored[:_NUM_REFINED_WITH]
-        reference = Runner(self._model, optimize=True).run_rows(few)
-
-        def error_of(ranged: _Candidate) -> float:
-            runner = Runner(self.build(ranged), optimize=True, signed=self._signed)
-            return judge(reference, runner.run_rows(few)).error
-
-        best, least = candidate, error_of(candidate)
+        explored = self.parts.explored
+        num = memory_limit(explored[0], _REFINED_BYTES, _NUM_REFINED_WITH)
         names = _quantized_tensors(candidate, self.build(candidate))
-        for sweep in range(_MOST_SWEEPS):
-            before = least
-            for name in names:
-                self._on_stage(f"ranges, tensor by tensor, sweep {sweep + 1}: {name}")
-                for tried in narrower_ranges(histograms[name]):
-                    if tried == best.ranges[name]:
-                        continue
-                    ranged = dataclasses.replace(best, ranges={**best.ranges, name: tried})
-                    if (found := error_of(ranged)) < least:
-                        best, least = ranged, found
-            if least > _WORTH_A_SWEEP * before:
-                break
-        return best
+        ranges = refine_ranges(
+            candidate.model,
+            candidate.ranges,
+            names,
+            {name: widest_range(histograms[name]) for name in names},
+            explored[spread(range(len(explored)), num)],
+            types=self._spec.types,
+            on_tensor=lambda name: self._on_stage(f"the range of {name}"),
+        )
+        return dataclasses.replace(candidate, ranges=ranges)
 
     def _rounded(self, candidate: _Candidate) -> _Candidate:
         weights = round_weights(

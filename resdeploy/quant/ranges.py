@@ -17,12 +17,11 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from resdeploy.quant.histogram import StreamHistogram
 from resdeploy.schema.quants import CalibrationMethod
 
-__all__ = ["METHODS", "Range", "find_range", "narrower_ranges"]
+__all__ = ["METHODS", "Range", "find_range", "widest_range"]
 
 Range = tuple[float, float]
 
 _PERCENTILE = 99.999
-_NARROWER = (99.9999, 99.999, 99.997, 99.99, 99.97)
 _LEVELS = 255
 # Fractions of the whole range that the least-squares search tries.
 _FRACTIONS = np.linspace(0.3, 1.0, 71)
@@ -34,35 +33,28 @@ _ENTROPY_LEVELS = 128
 def find_range(method: CalibrationMethod, histogram: StreamHistogram) -> Range:
     """Return the range that a method finds for a tensor."""
     if not histogram.low < histogram.high:  # a constant: its own value, and 0
-        return _minmax(histogram)
+        return widest_range(histogram)
     return METHODS[method](histogram)
 
 
-def _minmax(histogram: StreamHistogram) -> Range:
+def widest_range(histogram: StreamHistogram) -> Range:
+    """Return the range in which nothing is clipped."""
     return min(histogram.low, 0.0), max(histogram.high, 0.0)
 
 
-def narrower_ranges(histogram: StreamHistogram) -> tuple[Range, ...]:
-    """Return ranges to try for one tensor by itself, from the widest to the narrowest."""
-    if not histogram.low < histogram.high:
-        return (_minmax(histogram),)
-    narrower = (_percentile(histogram, kept) for kept in _NARROWER)
-    return (_minmax(histogram), *dict.fromkeys(narrower))
-
-
-def _percentile(histogram: StreamHistogram, kept: float = _PERCENTILE) -> Range:
+def _percentile(histogram: StreamHistogram) -> Range:
     edges = histogram.edges()
     below = np.cumsum(histogram.counts) / histogram.counts.sum()
-    tail = (1 - kept / 100) / 2
+    tail = (1 - _PERCENTILE / 100) / 2
     last = len(histogram.counts)
     low = edges[min(int(np.searchsorted(below, tail)), last)]
     high = edges[min(int(np.searchsorted(below, 1 - tail)) + 1, last)]
-    least, largest = _minmax(histogram)
+    least, largest = widest_range(histogram)
     return max(least, min(float(low), 0.0)), min(largest, max(float(high), 0.0))
 
 
 def _mse(histogram: StreamHistogram) -> Range:
-    least, largest = _minmax(histogram)
+    least, largest = widest_range(histogram)
     edges = histogram.edges()
     counted = histogram.counts > 0
     centres = ((edges[1:] + edges[:-1]) / 2)[counted]
@@ -96,7 +88,7 @@ def _entropy(histogram: StreamHistogram) -> Range:
         percentile=_PERCENTILE,
         scenario="same",
     )
-    least, largest = _minmax(histogram)
+    least, largest = widest_range(histogram)
     with np.errstate(all="ignore"):
         found = collector.get_entropy_threshold(
             (counts, edges, np.float64(least), np.float64(largest), histogram.reach),
@@ -106,7 +98,7 @@ def _entropy(histogram: StreamHistogram) -> Range:
 
 
 METHODS: Mapping[CalibrationMethod, Callable[[StreamHistogram], Range]] = {
-    "minmax": _minmax,
+    "minmax": widest_range,
     "percentile": _percentile,
     "mse": _mse,
     "entropy": _entropy,

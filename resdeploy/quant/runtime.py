@@ -4,8 +4,9 @@ N samples.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["BATCH_SIZE", "Runner", "input_of", "optimized_graph", "runtime_name"
 
 Array = NDArray[Any]
 
+# What a model takes besides its one input, the same for every batch.
+_NOTHING: Mapping[str, Array] = MappingProxyType({})
 # Enough to keep the kernels busy; every intermediate tensor of a batch is in memory at once.
 BATCH_SIZE = 8
 _LEVEL = onnxruntime.GraphOptimizationLevel
@@ -50,13 +53,13 @@ class Runner:
         self._input = self._session.get_inputs()[0]
         self.outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: Array) -> dict[str, Array]:
+    def run(self, inputs: Array, also: Mapping[str, Array] = _NOTHING) -> dict[str, Array]:
         """Return the outputs for one batch of at most `BATCH_SIZE` inputs, by name."""
         fixed = self._input.shape[0]
         missing = fixed - len(inputs) if isinstance(fixed, int) else 0
         if missing > 0:
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)])
-        found = self._session.run(None, {self._input.name: inputs})
+        found = self._session.run(None, {self._input.name: inputs, **also})
         kept = len(inputs) - max(0, missing)
         return {
             name: value[:kept] if value.ndim else value
@@ -69,17 +72,19 @@ class Runner:
         fixed = self._input.shape[0]
         return fixed if isinstance(fixed, int) else BATCH_SIZE
 
-    def run_batches(self, inputs: Array) -> Iterator[tuple[Array, dict[str, Array]]]:
+    def run_batches(
+        self, inputs: Array, also: Mapping[str, Array] = _NOTHING
+    ) -> Iterator[tuple[Array, dict[str, Array]]]:
         """Yield each batch of inputs (N, ...) with its outputs by name."""
         for start in range(0, len(inputs), self.batch_size):
             batch = inputs[start : start + self.batch_size]
-            yield batch, self.run(batch)
+            yield batch, self.run(batch, also)
 
-    def run_rows(self, inputs: Array) -> NDArray[np.float64]:
+    def run_rows(self, inputs: Array, also: Mapping[str, Array] = _NOTHING) -> NDArray[np.float64]:
         """Return all outputs side by side, (N, K)."""
         rows = [
             np.concatenate([found[name].reshape(len(batch), -1) for name in self.outputs], axis=1)
-            for batch, found in self.run_batches(inputs)
+            for batch, found in self.run_batches(inputs, also)
         ]
         return np.concatenate(rows).astype(np.float64)
 

@@ -74,6 +74,24 @@ def test_equalising_changes_the_weights_and_not_the_outputs():
     assert spread(equalised) < 0.3 * spread(model)
 
 
+def test_equalised_channels_have_the_same_range_but_for_a_few_odd_values(monkeypatch):
+    monkeypatch.setattr("resdeploy.quant.equalize._BEYOND", 0.01)
+    model, x = prepared_resnet(), inputs(200)
+    x[7, :, 0, 0] *= 10  # one pixel, which a few values of each channel see
+    equalised, _ = equalize(model, x)
+    name = "block1.conv1.relu"
+    values = [
+        tensors[name]
+        for _, tensors in Runner(with_outputs(equalised, [name]), optimize=False).run_batches(x)
+    ]
+    size_CP = np.concatenate(values).swapaxes(0, 1).reshape(8, -1)
+    num_beyond = size_CP.shape[1] // 100
+    range_C = np.sort(size_CP, axis=1)[:, -1 - num_beyond]
+    assert range_C == pytest.approx(range_C.max(), rel=1e-4)
+    largest_C = size_CP.max(axis=1)
+    assert largest_C.max() > 1.3 * largest_C.min()
+
+
 def test_equalising_scales_the_groups_of_a_grouped_convolution_apart():
     model, x = prepared_resnet(), inputs(8)
     node = next(n for n in model.graph.node if n.name == "block1.conv1/Conv")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from resdeploy.quant.histogram import StreamHistogram
-from resdeploy.quant.ranges import METHODS, find_range, narrower_ranges
+from resdeploy.quant.ranges import METHODS, find_range, widest_range
 
 
 def counted(*batches):
@@ -69,9 +69,6 @@ def test_mse_finds_the_range_that_has_the_least_measured_error():
     assert measured(*found) < 1.1 * best
 
 
-def test_narrower_ranges_begin_with_all_values_and_only_become_narrower():
-    values = np.random.default_rng(4).laplace(size=100_000)
-    widths = [high - low for low, high in narrower_ranges(counted(values))]
-    assert widths[0] == np.float32(values.max()) - np.float32(values.min())
-    assert widths == sorted(widths, reverse=True)
-    assert widths[-1] < 0.9 * widths[0]
+def test_the_widest_range_clips_nothing_and_holds_zero():
+    assert widest_range(counted([2.0, 3.5])) == (0.0, 3.5)
+    assert widest_range(counted([-1.0, 0.5], [4.0])) == (-1.0, 4.0)
