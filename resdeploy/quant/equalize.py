@@ -10,7 +10,8 @@ that read it:
 s[c] is the range of the channel over the largest of its tensor, so that all get the same; of
 several tensors that share their channels, the largest counts. Xiao et al. 2022 (arXiv 2211.10438),
 with all of the difficulty given to the weights: they have a scale for each row, and can be rounded
-so that their errors cancel; activations cannot.
+so that their errors cancel; activations cannot. (Nagel et al. 2019, arXiv 1906.04721, equalise the
+weights of two layers across the channels between them, for weights that share a scale.)
 
 A channel's range is what one of 10,000 values exceeds. The largest value of all may be that of a
 single odd image.

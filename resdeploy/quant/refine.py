@@ -31,7 +31,7 @@ __all__ = ["refine_ranges"]
 # An end of a range is tried at these multiples of where it stands,
 _FACTORS = (0.85, 1.18)
 # again from where that led to, so often.
-_MOST_MOVES = 6
+_MOST_MOVES = 10
 
 
 def refine_ranges(
