@@ -316,7 +316,7 @@ def test_the_settings_of_cuda_are_compared_with_what_the_table_chooses(monkeypat
     for one in chosen:
         before = providers.find_provider("cuda").options(plain)
         for name, value in one.options.items():
-            assert before[name] != value, "an alternative that is the choice itself"
+            assert before.get(name) != value, "an alternative that is the choice itself"
     replace_options("cuda", {"cudnn_conv_algo_search": "HEURISTIC"})
     options = providers.find_provider("cuda").options(plain)
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"

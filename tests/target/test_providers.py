@@ -37,6 +37,7 @@ def test_cuda_searches_for_the_fastest_convolution_and_copies_in_order():
     options = find_provider("cuda").options(SessionSpec(provider="cuda"))
     assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
     assert options["do_copy_in_default_stream"] == "1"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
 
 
 def test_the_table_can_be_read_without_a_runtime():
