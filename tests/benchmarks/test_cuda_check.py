@@ -35,8 +35,6 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import providers
 from resdeploy.target.environment import read_environment
 
-pytestmark = pytest.mark.slow
-
 REPOSITORY = Path(__file__).parents[2]
 SPEC = RunSpec(provider="cpu", side=8, num_inputs=4, num_runs=8)
 NETWORK = "resnet8_tiny"
@@ -82,6 +80,7 @@ def test_every_case_is_done_and_stands_in_the_report(whole):
     assert load_json(GpuReport, dump_json(report), where="again") == report
 
 
+@pytest.mark.slow
 def test_the_verdicts_are_those_of_verify(whole):
     found = by_title(read(whole[0]))
     for form in ("float32", "float16", "int8"):
@@ -98,6 +97,7 @@ def test_the_verdicts_are_those_of_verify(whole):
     assert report.static.passed
 
 
+@pytest.mark.slow
 def test_a_wrong_network_would_fail(whole, tmp_path):
     """The weights of one layer are a thousandth too large: more than any rounding."""
     import onnx
@@ -117,6 +117,7 @@ def test_a_wrong_network_would_fail(whole, tmp_path):
     assert "FAIL" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_layer_of_the_networks_counts(whole):
     """A residual branch that is multiplied by zero would hide whatever is wrong in it."""
     import onnx
@@ -128,12 +129,14 @@ def test_every_layer_of_the_networks_counts(whole):
             assert abs(numpy_helper.to_array(weight)).max() > 0.01, weight.name
 
 
+@pytest.mark.slow
 def test_latencies_are_raw_with_and_without_copies_and_with_their_placement(whole):
     outcome = by_title(read(whole[0]))[f"bench {NETWORK} int8 NCHW launches batch=1"]
     assert len(outcome.bench.latencies_ns) == len(outcome.bench.bound_ns) == 8
     assert outcome.bench.placement.passed
 
 
+@pytest.mark.slow
 def test_the_page_has_a_table_of_each_kind(whole):
     page = (whole[0] / "report.md").read_text()
     for words in (
@@ -148,6 +151,7 @@ def test_the_page_has_a_table_of_each_kind(whole):
     assert "What failed" not in page
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_run_again(whole, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(whole[0], folder)
@@ -167,6 +171,7 @@ def test_what_is_done_is_not_run_again(whole, tmp_path):
     assert new != dropped
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_says_why_and_the_rest_goes_on(whole, tmp_path):
     models, folder = tmp_path / "models", tmp_path / "out"
     shutil.copytree(whole[0] / "models", models)
@@ -201,12 +206,14 @@ def test_a_case_without_its_model_says_so(tmp_path):
     assert 'add "model resnet8_tiny"' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_case_that_takes_too_long_is_ended_and_recorded(whole):
     case = next(case for case in CASES if case.kind == "peers")
     outcome = run_case(case, SPEC, whole[0] / "models", Limits(case_s=0.2), case_s=0.2)
     assert "not done within 0 s" in outcome.failure
 
 
+@pytest.mark.slow
 def test_the_end_of_the_time_is_nobody_s_failure(whole, tmp_path):
     limits = Limits(case_s=100, end_s=time.monotonic() + 1000)
     assert run_case(CASES[0], SPEC, tmp_path, limits, case_s=0.2) is None
@@ -215,6 +222,7 @@ def test_the_end_of_the_time_is_nobody_s_failure(whole, tmp_path):
     assert read(tmp_path / "out").outcomes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_at_any_moment_it_goes_on_from_there(whole, tmp_path, number):
@@ -238,6 +246,7 @@ def test_stopped_at_any_moment_it_goes_on_from_there(whole, tmp_path, number):
     assert len(read(folder).outcomes) == 3
 
 
+@pytest.mark.slow
 def test_the_results_of_another_machine_are_not_mixed_in(whole, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
@@ -250,6 +259,7 @@ def test_the_results_of_another_machine_are_not_mixed_in(whole, tmp_path):
     assert check(*OPTIONS, "--runs", "9", "-o", whole[0]).returncode == 2
 
 
+@pytest.mark.slow
 def test_without_cuda_every_case_says_so_and_none_stops_the_rest(whole, tmp_path, no_cuda):
     done = check(
         *OPTIONS,
@@ -263,6 +273,7 @@ def test_without_cuda_every_case_says_so_and_none_stops_the_rest(whole, tmp_path
         assert "CUDAExecutionProvider" in outcome.failure
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_on_a_gpu_everything_that_is_verified_passes(tmp_path):
     done = check(
@@ -333,6 +344,7 @@ def test_peers_are_torch_the_runtime_s_own_defaults_and_tensorrt():
     assert sum(one.kind == "default session" for one in peers) == 2
 
 
+@pytest.mark.slow
 def test_competitors_are_timed_and_one_that_cannot_start_is_left_out(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
     cpu = SessionSpec()
@@ -366,6 +378,7 @@ def test_competitors_are_timed_and_one_that_cannot_start_is_left_out(whole):
     assert not gone.host_ns
 
 
+@pytest.mark.slow
 def test_a_competitor_that_does_not_answer_is_ended(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
     one = Competitor(name="ours", kind="session", model=str(files.model("float32")))
@@ -376,6 +389,7 @@ def test_a_competitor_that_does_not_answer_is_ended(whole):
     assert never.failure == "no time to start it"
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_compiled_network_is_a_competitor(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
@@ -389,6 +403,7 @@ def test_a_compiled_network_is_a_competitor(whole):
     assert timed.rel_l2 < 1e-5
 
 
+@pytest.mark.slow
 def test_the_work_of_a_network_is_that_of_its_layers(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
     module = load_source(SourceSpec(path=str(files.checkpoint))).module
