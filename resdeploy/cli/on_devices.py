@@ -18,7 +18,7 @@ __all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
 _GIVEN = f"{__name__}.given"
 # Options about this machine: they do not travel.
 _STAYING = {
-    *("addresses", "fleet", "as_json", "against", "output", "force"),
+    *("addresses", "fleet", "as_json", "against", "output", "force", "work"),
     *("data", "calibration", "variant_paths"),
 }
 

@@ -98,6 +98,12 @@ def _precisions(
     type=click.IntRange(min=20),
     help="Of each process, at most: 20 in the first block, then what fits into 3 seconds.",
 )
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep in this folder what is found: stopped, the same command goes on from there.",
+)
 @force_option
 @device_options
 @json_option
@@ -115,6 +121,7 @@ def tune(
     batch: tuple[int, ...],
     threads: tuple[int, ...],
     runs: int,
+    work: Path | None,
     force: bool,
     devices: Devices,
     as_json: bool,
@@ -134,7 +141,7 @@ def tune(
         resdeploy tune digits-bundle
         resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --calibration digits
         resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --variant int8.onnx
-        resdeploy tune digits-bundle --objective throughput --batch 1,8,32
+        resdeploy tune digits-bundle --objective throughput --batch 1,8,32 --work search
         resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
     """
     if lossless and max_drop_points is not None:
@@ -147,6 +154,8 @@ def tune(
         raise click.UsageError("--precision needs samples to make it with: --calibration.")
     if len(batch) > 1 and objective != "throughput":
         raise click.UsageError("Several batch sizes can be compared by --objective throughput.")
+    if work is not None and devices.given:
+        raise click.UsageError("--work is for a search on this machine.")
     from resdeploy.bundle import MANIFEST
     from resdeploy.files import refuse_existing_directory
     from resdeploy.host.data import parse_data
@@ -168,15 +177,16 @@ def tune(
     from resdeploy.target.environment import read_environment
     from resdeploy.target.probe import starting_providers
     from resdeploy.target.tune import tune as run_tune
+    from resdeploy.target.tune_journal import Journal, identity_of
     from resdeploy.target.tune_space import read_variants
 
-    num_cpus = read_environment().num_cpus_allowed
+    environment = read_environment()
     spec = TuneSpec(
         objective=objective,
         max_drop=None if max_drop_points is None else max_drop_points / 100,
         providers=providers or starting_providers(),
         batch_sizes=batch,
-        threads=threads or (None, *sorted({1, num_cpus})),
+        threads=threads or (None, *sorted({1, environment.num_cpus_allowed})),
         num_runs=runs,
     )
     variants = read_variants(variant_paths)
@@ -185,12 +195,24 @@ def tune(
         tempfile.TemporaryDirectory(prefix="resdeploy-") as folder,
         show_steps("tune") as on_progress,
     ):
+        journal, made = Journal(), Path(folder)
+        if work is not None:
+            identity = identity_of(
+                opened,
+                spec,
+                environment,
+                variants=variant_paths,
+                precisions=precisions,
+                data={"data": chosen, "calibration": calibrated_on},
+            )
+            journal, made = Journal.open(work, identity), work / "made"
+            made.mkdir(exist_ok=True)
         if calibrated_on is not None:
             from resdeploy.host.variants import make_variants, precisions_for
 
             variants += make_variants(
                 opened,
-                Path(folder),
+                made,
                 spec,
                 calibrated_on,
                 precisions=precisions or precisions_for(spec.providers),
@@ -201,6 +223,7 @@ def tune(
             spec,
             variants,
             load=None if chosen is None else lambda p: load_labelled(chosen, p),
+            journal=journal,
             on_progress=on_progress,
         )
         if output is not None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write
 from resdeploy.host.calibration import load_calibration
 from resdeploy.host.quantize import quantize_file, spec_for
-from resdeploy.schema.quants import QuantizedPrecision, QuantSpec
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.tune_space import Variant
@@ -42,7 +44,7 @@ def make_variants(
 
     Args:
         bundle: whose model is lowered.
-        folder: an empty one.
+        folder: a folder of theirs alone; what it has of an earlier call is not made again.
         spec: the search they are for.
         data: samples to calibrate with.
         precisions: those to make.
@@ -65,7 +67,7 @@ def _made(
     on_stage: Callable[[str], None],
 ) -> Variant:
     name = _SHORT_NAMES[precision]
-    path = folder / f"{name}.onnx"
+    path, record = folder / f"{name}.onnx", folder / f"{name}.json"
     # Of more changed predictions than the accuracy may fall by, the judge of the search decides.
     max_flips = max(QuantSpec().max_flips, spec.max_drop or 0)
     asked, warnings = spec_for(
@@ -74,6 +76,10 @@ def _made(
         reduce_range=None,
         target=None,
     )
+    if record.is_file():
+        before = load_json(QuantReport, record.read_bytes(), where=str(record))
+        if before.spec == asked:
+            return _variant(path, precision, before)
     try:
         report = quantize_file(
             bundle.model,
@@ -82,9 +88,16 @@ def _made(
             data,
             preprocess=bundle.manifest.preprocess,
             warnings=warnings,
+            force=True,  # a file without its record is of a call that was stopped
             on_stage=lambda stage: on_stage(f"make {name}: {stage}"),
         )
     except ResdeployError as error:
         return Variant(path=path, precision=precision, refused=f"not made: {error.what}")
+    with atomic_write(record, force=True) as temporary:
+        temporary.write_text(dump_json(report), encoding="utf-8")
+    return _variant(path, precision, report)
+
+
+def _variant(path: Path, precision: QuantizedPrecision, report: QuantReport) -> Variant:
     refused = None if report.passed else f"not made: {report.reasons[0]}"
     return Variant(path=path, precision=precision, quant=report, refused=refused)

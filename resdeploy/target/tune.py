@@ -11,6 +11,8 @@ figure that is told. If it does not hold there, the defaults stay.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
@@ -27,7 +29,8 @@ from resdeploy.target.layer_times import read_profile
 from resdeploy.target.measure import set_up
 from resdeploy.target.providers import find_provider
 from resdeploy.target.session import open_session
-from resdeploy.target.tune_judge import Judge
+from resdeploy.target.tune_journal import Journal
+from resdeploy.target.tune_judge import Judge, Judgement
 from resdeploy.target.tune_space import Candidate, Variant, candidates_for
 from resdeploy.target.tuned import target_of
 from resdeploy.target.tuned_check import golden_answers
@@ -57,6 +60,7 @@ def tune(
     variants: Sequence[Variant] = (),
     *,
     load: LoadSamples | None = None,
+    journal: Journal | None = None,
     on_progress: Progress = lambda done, total, remark: None,
 ) -> TuneReport:
     """Return the best way to run `bundle` on this machine, and all that was tried.
@@ -66,6 +70,7 @@ def tune(
         spec: what to search, and what for.
         variants: other forms of the model, such as its int8.
         load: returns labelled samples, on which the drop is judged.
+        journal: has what was found of this very search, and gets what is found.
         on_progress: told how many steps of the stage are done, of how many, and what they are.
 
     Raises:
@@ -90,10 +95,12 @@ def tune(
     open_session(bundle.model, default.session)
     candidates = candidates_for(default, (base, *variants), spec)
     judge = Judge(bundle, spec, load)
+    journal = journal or Journal()
     judgements = []
     for number, candidate in enumerate(candidates):
         on_progress(number, len(candidates), "judge answers")
-        judgements.append(judge(candidate))
+        found = journal.once(f"judge {number}", partial(_judged, judge, candidate))
+        judgements.append(Judgement(**found))
     trials = [
         TuneTrial(
             model=candidate.variant.path.name,
@@ -112,7 +119,7 @@ def tune(
             f"Not one of {len(trials)} candidates is within the budget: {trials[0].out}.",
             fix="allow a larger --max-drop, or give more --data",
         )
-    trials, in_race, num_blocks = _race(trials, candidates, admitted, spec, on_progress)
+    trials, in_race, num_blocks = _race(trials, candidates, admitted, spec, journal, on_progress)
     winner = _best(trials, in_race, spec)
     comparison = None
     if candidates[winner] != default:
@@ -152,6 +159,10 @@ def tune(
     )
 
 
+def _judged(judge: Judge, candidate: Candidate) -> dict[str, Any]:
+    return dataclasses.asdict(judge(candidate))
+
+
 def _refuse_same_names(variants: Sequence[Variant]) -> None:
     """Raise ResdeployError where a name means two files: the bundle, and the report, go by it."""
     names = Counter(one.path.name for one in variants)
@@ -176,12 +187,24 @@ def _race(
     candidates: Sequence[Candidate],
     admitted: Sequence[int],
     spec: TuneSpec,
+    journal: Journal,
     on_progress: Progress,
 ) -> tuple[list[TuneTrial], list[int], int]:
     """Return the trials with their times, those that nobody beat, and the number of blocks."""
     times: dict[int, list[float]] = {place: [] for place in admitted}
     peaks: dict[int, int] = {}
     q = 99 if spec.objective == "p99" else 50
+
+    def time(group: Sequence[int], number: int) -> list[tuple[float, int | None]]:
+        sides = [
+            (
+                candidates[place].variant.path,
+                candidates[place].bench_spec(_runs_that_fit(spec, times[place])),
+            )
+            for place in group
+        ]
+        timed = time_in_turn(sides, prove_placement=number == 0)
+        return [(pooled_percentile(one.bursts_ns, q), one.ram_peak_bytes) for one in timed]
 
     def measure(alive: Sequence[int], number: int) -> list[float]:
         # The other way round each time: who is timed last is not always the same.
@@ -190,20 +213,12 @@ def _race(
         for start in range(0, len(places), _MOST_AT_ONCE):
             on_progress(number, spec.max_blocks, f"race, {len(places)} left")
             group = places[start : start + _MOST_AT_ONCE]
-            sides = [
-                (
-                    candidates[place].variant.path,
-                    candidates[place].bench_spec(_runs_that_fit(spec, times[place])),
-                )
-                for place in group
-            ]
-            timed = time_in_turn(sides, prove_placement=number == 0)
-            for place, one in zip(group, timed, strict=True):
-                duration_ns = pooled_percentile(one.bursts_ns, q)
+            timed = journal.once(f"time {number} {start}", partial(time, group, number))
+            for place, (duration_ns, ram_peak_bytes) in zip(group, timed, strict=True):
                 times[place].append(duration_ns)
                 found[place] = duration_ns / candidates[place].batch_size
-                if one.ram_peak_bytes is not None:
-                    peaks[place] = max(peaks.get(place, 0), one.ram_peak_bytes)
+                if ram_peak_bytes is not None:
+                    peaks[place] = max(peaks.get(place, 0), ram_peak_bytes)
         return [found[admitted[one]] for one in alive]
 
     # What memory a candidate takes, one block tells; its time then only breaks ties.

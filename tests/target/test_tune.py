@@ -577,6 +577,104 @@ def test_a_precision_that_is_not_good_enough_is_out_with_the_reason(
     assert variant.path.is_file()
 
 
+# --- stopped, and gone on with -------------------------------------------------------------------
+
+
+def stop_at(monkeypatch, clock, number):
+    """Let the search be stopped as the `number`th block is timed."""
+    timed = tune_module.time_in_turn
+
+    def stopped(sides, *, prove_placement):
+        if len(clock["seen"]) == number:
+            raise KeyboardInterrupt
+        return timed(sides, prove_placement=prove_placement)
+
+    monkeypatch.setattr(tune_module, "time_in_turn", stopped)
+    return timed
+
+
+def test_a_stopped_search_goes_on_with_what_it_made_judged_and_timed(
+    folder, tmp_path, samples, clock, monkeypatch
+):
+    clock["time"] = lambda name, spec: 1000  # none is ahead, so the race goes on
+    search = (
+        *("tune", folder, "--max-drop", "5", "--provider", "cpu", "--work", tmp_path / "work"),
+        *(*FAST, *samples, "--json"),
+    )
+    timed = stop_at(monkeypatch, clock, 1)
+    assert run(*search).exit_code == 130
+    monkeypatch.setattr(tune_module, "time_in_turn", timed)
+
+    def never(*arguments, **options):
+        raise AssertionError("it was done before")
+
+    monkeypatch.setattr("resdeploy.host.variants.quantize_file", never)
+    monkeypatch.setattr(tune_judge.Judge, "__call__", never)
+    result = run(*search)
+    assert result.exit_code == 0, result.output
+    report = load_json(TuneReport, result.stdout, where="stdout")
+    assert {trial.model for trial in report.trials} == {"model.onnx", "int8.onnx"}
+    assert all(trial.evidence for trial in report.trials)
+    first = clock["seen"][0]
+    assert clock["seen"].count(first) == 1, "the first block was timed again"
+    assert len(clock["seen"]) == report.num_blocks > 1
+    assert {len(trial.times_ns) for trial in report.trials if trial.out is None} == {
+        report.num_blocks
+    }
+    assert report.quants[0].passed
+
+
+def test_a_whole_search_is_there_at_once_the_second_time(folder, tmp_path, clock):
+    clock["time"] = lambda name, spec: 1000 if spec.session == SessionSpec() else 2000
+    search = ("tune", folder, "--provider", "cpu", *FAST, "--work", tmp_path / "work", "--json")
+    first, second = run(*search), run(*search)
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output
+    reports = [load_json(TuneReport, one.stdout, where="stdout") for one in (first, second)]
+    assert reports[0].trials == reports[1].trials
+    assert len(clock["seen"]) == reports[0].num_blocks
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        (("--runs", "30"), "search"),
+        (("--threads", "2"), "search"),
+        (("--variant", "rounded.onnx"), "variants"),
+    ],
+)
+def test_the_findings_of_another_search_are_not_mixed_in(
+    folder, tmp_path, rounded, clock, changed, what
+):
+    clock["time"] = lambda name, spec: 1000
+    search = ("tune", folder, "--provider", "cpu", *FAST, "--work", tmp_path / "work")
+    assert run(*search).exit_code == 0
+    if what == "variants":
+        changed = ("--variant", rounded)
+    result = run(*search, *changed)
+    assert result.exit_code == 2
+    assert f"another search: of another {what}" in result.stderr.replace("\n", " ")
+
+
+def test_other_samples_are_another_search(folder, tmp_path, samples, clock):
+    clock["time"] = lambda name, spec: 1000
+    search = (
+        *("tune", folder, "--max-drop", "5", "--provider", "cpu", "--work", tmp_path / "work"),
+        *(*FAST, *samples[:2]),
+    )
+    assert run(*search).exit_code == 0
+    with np.load(samples[1]) as judged:
+        np.savez(samples[1], x=judged["x"][:-1], y=judged["y"][:-1])
+    result = run(*search)
+    assert result.exit_code == 2
+    assert "of another data" in result.stderr
+
+
+def test_a_search_on_devices_is_not_kept_here(folder, tmp_path):
+    result = run("tune", folder, "--on", "pi@kitchen.local", "--work", tmp_path / "work")
+    assert result.exit_code == 2
+    assert "on this machine" in result.stderr
+
+
 def test_calibration_data_that_is_not_there_ends_it(folder, samples):
     result = run("tune", folder, "--max-drop", "5", *samples[:2], "--calibration", "none.npz")
     assert result.exit_code == 2
