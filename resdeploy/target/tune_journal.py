@@ -45,7 +45,7 @@ def identity_of(
     identity: dict[str, Any] = to_json(
         {
             "bundle": sha256_file(bundle.path / MANIFEST),
-            "search": spec,
+            "options": spec,
             "machine": target_of(environment),
             "variants": {path.name: sha256_file(path) for path in variants},
             "precisions": precisions,
@@ -97,7 +97,7 @@ class Journal:
                 return journal
             started, *steps = map(json.loads, whole.splitlines())
             if changed := [key for key in identity if started.get(key) != identity[key]]:
-                raise _refused(folder, f"holds another search: of another {', '.join(changed)}")
+                raise _refused(folder, f"holds another search, with other {', '.join(changed)}")
             journal._found = {step["step"]: step["found"] for step in steps}
             os.truncate(journal._path, len(whole))
         except OSError as error:

@@ -637,8 +637,8 @@ def test_a_whole_search_is_there_at_once_the_second_time(folder, tmp_path, clock
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        (("--runs", "30"), "search"),
-        (("--threads", "2"), "search"),
+        (("--runs", "30"), "options"),
+        (("--threads", "2"), "options"),
         (("--variant", "rounded.onnx"), "variants"),
     ],
 )
@@ -652,7 +652,7 @@ def test_the_findings_of_another_search_are_not_mixed_in(
         changed = ("--variant", rounded)
     result = run(*search, *changed)
     assert result.exit_code == 2
-    assert f"another search: of another {what}" in result.stderr.replace("\n", " ")
+    assert f"another search, with other {what}" in result.stderr.replace("\n", " ")
 
 
 def test_other_samples_are_another_search(folder, tmp_path, samples, clock):
@@ -666,7 +666,7 @@ def test_other_samples_are_another_search(folder, tmp_path, samples, clock):
         np.savez(samples[1], x=judged["x"][:-1], y=judged["y"][:-1])
     result = run(*search)
     assert result.exit_code == 2
-    assert "of another data" in result.stderr
+    assert "with other data" in result.stderr
 
 
 def test_a_search_on_devices_is_not_kept_here(folder, tmp_path):

@@ -60,7 +60,7 @@ def test_one_stopped_before_its_first_line_starts_anew(tmp_path, content):
 def test_another_search_s_findings_are_refused_with_what_differs(tmp_path):
     Journal.open(tmp_path, IDENTITY).once("a", lambda: 1)
     other = {**IDENTITY, "bundle": "b", "data": ["x"]}
-    with pytest.raises(ResdeployError, match="of another bundle, data"):
+    with pytest.raises(ResdeployError, match="with other bundle, data"):
         Journal.open(tmp_path, other)
     assert Journal.open(tmp_path, IDENTITY).once("a", never) == 1
 
@@ -70,7 +70,7 @@ def test_another_search_s_findings_are_refused_with_what_differs(tmp_path):
 )
 def test_what_is_no_journal_is_refused(tmp_path, content):
     (tmp_path / JOURNAL).write_bytes(content)
-    with pytest.raises(ResdeployError, match=r"of another|something else"):
+    with pytest.raises(ResdeployError, match=r"with other|something else"):
         Journal.open(tmp_path, IDENTITY)
     assert (tmp_path / JOURNAL).read_bytes() == content
 
