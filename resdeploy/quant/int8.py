@@ -10,10 +10,10 @@ In this order, each measured beside the model without it:
 6. the mean error of the weights goes into the biases (`bias_correction`)
 7. if the budget does not hold, the layers whose quantisation costs most stay in float32
 
-Steps 2 and 3 change the float model, to one that computes the same. Their weights are rounded anew,
-if step 1 was any good: like ranges of the channels cost precision of the weights, which rounding
-that cancels wins back. Last, the runtime's own graph
-is opened: a layer or a residual addition that it computes in float32, unasked, is a failure.
+Steps 2 and 3 change the float model, to one that computes the same. Its weights are rounded anew if
+step 1 was any good: channels of like ranges cost the weights precision, and rounding that cancels
+wins it back. Last, the runtime's own graph is opened: a layer or a residual addition that it
+computes in float32, unasked, is a failure.
 """
 
 import dataclasses
