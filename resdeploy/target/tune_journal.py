@@ -83,17 +83,14 @@ class Journal:
         journal._path = folder / JOURNAL
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not journal._path.exists():
-                if any(folder.iterdir()):
-                    raise _refused(folder, "holds something else than a search")
-                journal._keep(identity)
-                return journal
-            content = journal._path.read_bytes()
+            is_there = journal._path.exists()
+            if not is_there and any(folder.iterdir()):
+                raise _refused(folder, "holds something else than a search")
+            content = journal._path.read_bytes() if is_there else b""
             # The last line was being written when the search was stopped.
             whole = content[: content.rfind(b"\n") + 1]
             if not whole and _line(identity).startswith(content):
-                journal._path.unlink()
-                journal._keep(identity)
+                journal._path.write_bytes(_line(identity))
                 return journal
             started, *steps = map(json.loads, whole.splitlines())
             if changed := [key for key in identity if started.get(key) != identity[key]]:

@@ -390,7 +390,6 @@ def test_a_competitor_that_does_not_answer_is_ended(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_compiled_network_is_a_competitor(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
     (timed,) = time_competitors(

@@ -580,19 +580,6 @@ def test_a_precision_that_is_not_good_enough_is_out_with_the_reason(
 # --- stopped, and gone on with -------------------------------------------------------------------
 
 
-def stop_at(monkeypatch, clock, number):
-    """Let the search be stopped as the `number`th block is timed."""
-    timed = tune_module.time_in_turn
-
-    def stopped(sides, *, prove_placement):
-        if len(clock["seen"]) == number:
-            raise KeyboardInterrupt
-        return timed(sides, prove_placement=prove_placement)
-
-    monkeypatch.setattr(tune_module, "time_in_turn", stopped)
-    return timed
-
-
 def test_a_stopped_search_goes_on_with_what_it_made_judged_and_timed(
     folder, tmp_path, samples, clock, monkeypatch
 ):
@@ -601,9 +588,16 @@ def test_a_stopped_search_goes_on_with_what_it_made_judged_and_timed(
         *("tune", folder, "--max-drop", "5", "--provider", "cpu", "--work", tmp_path / "work"),
         *(*FAST, *samples, "--json"),
     )
-    timed = stop_at(monkeypatch, clock, 1)
-    assert run(*search).exit_code == 130
-    monkeypatch.setattr(tune_module, "time_in_turn", timed)
+    timed = tune_module.time_in_turn
+
+    def stopped(sides, *, prove_placement):
+        if clock["seen"]:
+            raise KeyboardInterrupt
+        return timed(sides, prove_placement=prove_placement)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tune_module, "time_in_turn", stopped)
+        assert run(*search).exit_code == 130
 
     def never(*arguments, **options):
         raise AssertionError("it was done before")
@@ -635,22 +629,21 @@ def test_a_whole_search_is_there_at_once_the_second_time(folder, tmp_path, clock
 
 
 @pytest.mark.parametrize(
-    ("changed", "what"),
+    ("option", "value", "what"),
     [
-        (("--runs", "30"), "options"),
-        (("--threads", "2"), "options"),
-        (("--variant", "rounded.onnx"), "variants"),
+        ("--runs", "30", "options"),
+        ("--threads", "2", "options"),
+        ("--variant", "rounded.onnx", "variants"),
     ],
 )
 def test_the_findings_of_another_search_are_not_mixed_in(
-    folder, tmp_path, rounded, clock, changed, what
+    folder, tmp_path, rounded, clock, monkeypatch, option, value, what
 ):
+    monkeypatch.chdir(rounded.parent)
     clock["time"] = lambda name, spec: 1000
     search = ("tune", folder, "--provider", "cpu", *FAST, "--work", tmp_path / "work")
     assert run(*search).exit_code == 0
-    if what == "variants":
-        changed = ("--variant", rounded)
-    result = run(*search, *changed)
+    result = run(*search, option, value)
     assert result.exit_code == 2
     assert f"another search, with other {what}" in result.stderr.replace("\n", " ")
 
