@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
-import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.competitors import Competitor, TorchWay
 from benchmarks.cuda.records import Case, Form, arithmetic, session_title
+from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target.bench_in_turn import Contender
 
 __all__ = ["BATCHES", "NETWORKS", "cases_for", "choose", "peers_of", "settings_of"]
 
@@ -96,7 +97,7 @@ def _sessions(provider: str) -> list[tuple[Form, SessionSpec]]:
     return found
 
 
-def settings_of(provider: str, form: Form, model: str) -> list[Competitor]:
+def settings_of(provider: str, form: Form, model: Path) -> dict[str, Contender]:
     """Return resdeploy's own choice first, and then what could be chosen instead.
 
     On CUDA these are what `resdeploy.target.providers` gives a reason for; on another provider,
@@ -104,34 +105,37 @@ def settings_of(provider: str, form: Form, model: str) -> list[Competitor]:
     """
     plain = SessionSpec(provider=provider)
 
-    def one(name: str, session: SessionSpec = plain, **options: str) -> Competitor:
-        return Competitor(name=name, kind="session", model=model, session=session, options=options)
+    def session(**changes: Any) -> Contender:
+        return model, BenchSpec(session=dataclasses.replace(plain, **changes))
+
+    def options(**changed: str) -> Contender:
+        return model, BenchSpec(session=plain, runner=RunnerSpec(options=changed))
 
     if provider != "cuda":
-        return [
-            one("as chosen"),
-            one("graph level extended", SessionSpec(provider=provider, graph_level="extended")),
-            one("one thread", SessionSpec(provider=provider, num_threads=1)),
-            one("no spinning", SessionSpec(provider=provider, spinning=False)),
-        ]
-    found = [
-        one("as chosen"),
-        one("algorithms: HEURISTIC", cudnn_conv_algo_search="HEURISTIC"),
-        one("algorithms: DEFAULT", cudnn_conv_algo_search="DEFAULT"),
-        one("workspace of 32 MB", cudnn_conv_use_max_workspace="0"),
-        one("convolutions with their bias", fuse_conv_bias="1"),
-        one("an arena that doubles", arena_extend_strategy="kNextPowerOfTwo"),
-        one("one stream for the provider", use_ep_level_unified_stream="1"),
-        one("NHWC", SessionSpec(provider=provider, prefer_nhwc=True)),
-        one("graph", SessionSpec(provider=provider, cuda_graph=True)),
-        one("NHWC, graph", SessionSpec(provider=provider, prefer_nhwc=True, cuda_graph=True)),
-    ]
+        return {
+            "as chosen": session(),
+            "graph level extended": session(graph_level="extended"),
+            "one thread": session(num_threads=1),
+            "no spinning": session(spinning=False),
+        }
+    found = {
+        "as chosen": session(),
+        "algorithms: HEURISTIC": options(cudnn_conv_algo_search="HEURISTIC"),
+        "algorithms: DEFAULT": options(cudnn_conv_algo_search="DEFAULT"),
+        "workspace of 32 MB": options(cudnn_conv_use_max_workspace="0"),
+        "convolutions with their bias": options(fuse_conv_bias="1"),
+        "an arena that doubles": options(arena_extend_strategy="kNextPowerOfTwo"),
+        "one stream for the provider": options(use_ep_level_unified_stream="1"),
+        "NHWC": session(prefer_nhwc=True),
+        "graph": session(cuda_graph=True),
+        "NHWC, graph": session(prefer_nhwc=True, cuda_graph=True),
+    }
     if form == "float32":
-        found.append(one("TF32", SessionSpec(provider=provider, use_tf32=True)))
+        found["TF32"] = session(use_tf32=True)
     return found
 
 
-def peers_of(provider: str, checkpoint: str, models: Mapping[Form, str]) -> list[Competitor]:
+def peers_of(provider: str, checkpoint: Path, models: Mapping[Form, Path]) -> dict[str, Contender]:
     """Return the ways to run a network on a device: ours, ONNX Runtime's own, TensorRT's, torch's.
 
     Args:
@@ -140,42 +144,32 @@ def peers_of(provider: str, checkpoint: str, models: Mapping[Form, str]) -> list
         models: the ONNX file of each form.
     """
     plain = SessionSpec(provider=provider)
-    found = [
-        Competitor(
-            name=f"resdeploy {arithmetic(form, session)} {session_title(session)}",
-            kind="session",
-            model=models[form],
-            session=session,
+
+    def by(runner: str, model: Path) -> Contender:
+        return model, BenchSpec(session=plain, runner=RunnerSpec(name=runner))
+
+    found: dict[str, Contender] = {
+        f"resdeploy {arithmetic(form, session)} {session_title(session)}": (
+            models[form],
+            BenchSpec(session=session),
         )
         for form, session in _ours(provider)
-    ]
+    }
     for form in ("float32", "float16"):
-        found.append(
-            Competitor(
-                name=f"ONNX Runtime's own defaults, {form}",
-                kind="default session",
-                model=models[form],
-                session=plain,
-            )
-        )
+        found[f"ONNX Runtime's own defaults, {form}"] = by("onnxruntime", models[form])
         if provider == "cuda":
-            found.append(
-                Competitor(
-                    name=f"TensorRT provider, {form}",
-                    kind="session",
-                    model=models[form],
-                    session=SessionSpec(provider="tensorrt"),
-                )
+            found[f"TensorRT provider, {form}"] = (
+                models[form],
+                BenchSpec(session=SessionSpec(provider="tensorrt")),
             )
-    return found + [
-        Competitor(name=f"torch {way}", kind="torch", model=checkpoint, session=plain, way=way)
-        for way in typing.get_args(TorchWay)
-        if way not in _SLOWER_WAYS
-    ]
+    return found | {name: by(name, checkpoint) for name in _TORCH}
 
 
-# What else is asked of torch is faster on a GPU, and all must fit into its memory together.
-_SLOWER_WAYS = ("channels last", "compile, default mode")
+# The others are slower on a GPU, and all must fit into its memory together.
+_TORCH = (
+    *("torch", "torch-exact", "torch-channels-last-half", "torch-compile-max"),
+    *("torch-compile-max-half", "torch-graph", "torch-graph-half"),
+)
 
 
 def _ours(provider: str) -> list[tuple[Form, SessionSpec]]:

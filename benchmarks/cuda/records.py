@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
-from benchmarks.competitors import Timed
 from resdeploy.schema.benchmarks import BenchResult
 from resdeploy.schema.codec import record, to_json
 from resdeploy.schema.machines import Environment
@@ -22,6 +21,7 @@ __all__ = [
     "NetworkWork",
     "Outcome",
     "RunSpec",
+    "Timed",
     "arithmetic",
     "session_title",
 ]
@@ -152,6 +152,27 @@ class NetworkWork:
     """The kernels of a network, in their order."""
 
     layers: tuple[LayerWork, ...]
+
+
+@record
+class Timed:
+    """What became of one of those timed in turn, in one process.
+
+    Attributes:
+        name: in tables.
+        failure: why it was not timed, or stopped; None if all went well.
+        host_ns: latencies from host memory to host memory.
+        device_ns: and from and to the device's.
+        rel_l2: distance of its outputs from the float64 reference.
+        options: settings in force, in the runtime's own words.
+    """
+
+    name: str
+    failure: str | None = None
+    host_ns: tuple[int, ...] = ()
+    device_ns: tuple[int, ...] = ()
+    rel_l2: float | None = None
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @record

@@ -5,8 +5,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from benchmarks.competitors import Timed
-from benchmarks.cuda.records import Case, Ceilings, GpuReport, NetworkWork, Outcome
+from benchmarks.cuda.records import Case, Ceilings, GpuReport, NetworkWork, Outcome, Timed
 from benchmarks.cuda.roofline import Bound, bound_of
 from resdeploy.paired import student_interval
 from resdeploy.schema.benchmarks import BenchResult, SpeedRatio

@@ -4,25 +4,29 @@ python -m benchmarks.cuda.worker    a task on standard input, the outcome on sta
 """
 
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.competitors import time_competitors
 from benchmarks.cuda.models import Files, make_model
 from benchmarks.cuda.plan import peers_of, settings_of
-from benchmarks.cuda.records import Case, Form, Outcome, RunSpec
+from benchmarks.cuda.records import Case, Form, Outcome, RunSpec, Timed
 from resdeploy.errors import ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.codec import dump_json, from_json, record
 from resdeploy.schema.verdicts import VerifyReport
+from resdeploy.target.bench_in_turn import Contender, TimedSide, time_those_that_run
 
 __all__ = ["Task", "main"]
 
 # Enough to see a kernel that adds in the order in which its threads happen to end.
 _NUM_REPETITIONS = 10
+
+# Of each process in a block; few, as up to 17 take turns.
+_NUM_BURSTS = 4
 
 _GPU_MATRIX, _GPU_COPY_BYTES = 8192, 1 << 30
 _CPU_MATRIX, _CPU_COPY_BYTES = 512, 1 << 26
@@ -32,7 +36,7 @@ _CPU_MATRIX, _CPU_COPY_BYTES = 512, 1 << 26
 class Task:
     """A case, what decides its numbers, and where the models are.
 
-    Of the competitors of "settings" and "peers", `start_limit_s` is how long one may take to be
+    Of those timed in turn, "settings" and "peers", `start_limit_s` is how long one may take to be
     ready, and `all_started_s` all of them together.
     """
 
@@ -182,33 +186,61 @@ def _bench(task: Task) -> Outcome:
 
 
 def _time_settings(task: Task) -> Outcome:
-    model = str(_files(task).model(task.case.form))
+    model = _files(task).model(task.case.form)
     return _in_turn(task, settings_of(task.spec.provider, task.case.form, model))
 
 
 def _time_peers(task: Task) -> Outcome:
     files = _files(task)
     forms: tuple[Form, ...] = ("float32", "float16", "int8")
-    models = {form: str(files.model(form)) for form in forms}
-    peers = peers_of(task.spec.provider, str(files.checkpoint), models)
-    return _in_turn(task, [one for one in peers if not one.name.startswith(task.skip_peers)])
-
-
-def _in_turn(task: Task, competitors: Any) -> Outcome:
-    timed = time_competitors(
-        competitors,
-        golden=_files(task).golden,
-        batch_size=task.case.batch_size,
-        num_runs=task.spec.runs_for(task.case.batch_size),
-        last_first=task.case.block % 2 == 1,
-        start_limit_s=task.start_limit_s,
-        all_started_s=task.all_started_s,
-        on_stage=_stage,
+    models = {form: files.model(form) for form in forms}
+    peers = peers_of(task.spec.provider, files.checkpoint, models)
+    return _in_turn(
+        task, {name: one for name, one in peers.items() if not name.startswith(task.skip_peers)}
     )
+
+
+def _in_turn(task: Task, contenders: Mapping[str, Contender]) -> Outcome:
+    num_runs = task.spec.runs_for(task.case.batch_size)
+    names = list(contenders)
+    found = time_those_that_run(
+        [
+            (
+                model,
+                dataclasses.replace(
+                    spec,
+                    batch_size=task.case.batch_size,
+                    max_warmup=2 * num_runs,
+                    num_runs=num_runs,
+                    num_bound_runs=num_runs,
+                ),
+            )
+            for model, spec in contenders.values()
+        ],
+        golden=_files(task).golden,
+        num_bursts=_NUM_BURSTS,
+        last_first=task.case.block % 2 == 1,
+        limit_s=task.start_limit_s,
+        all_started_s=task.all_started_s,
+        on_stage=lambda place: _stage(names[place]),
+    )
+    timed = tuple(map(_timed, names, found))
     failure = None
     if not any(one.device_ns for one in timed):
         failure = f"none of {len(timed)} could be timed; {timed[0].name}: {timed[0].failure}"
     return Outcome(case=task.case, timed=timed, failure=failure)
+
+
+def _timed(name: str, found: TimedSide | Exception) -> Timed:
+    if isinstance(found, Exception):
+        return Timed(name=name, failure=str(found))
+    return Timed(
+        name=name,
+        host_ns=tuple(itertools.chain(*found.bursts_ns)),
+        device_ns=tuple(itertools.chain(*found.bound_bursts_ns)),
+        rel_l2=found.side.rel_l2,
+        options=found.side.options,
+    )
 
 
 def _files(task: Task) -> Files:

@@ -31,17 +31,20 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.competitors import Competitor, Timed, TorchWay, time_competitors
 from resdeploy.bundle import Bundle, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write
-from resdeploy.paired import student_interval
+from resdeploy.paired import pooled_percentile, student_interval
+from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.codec import load_json, to_json
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
+from resdeploy.target.bench_in_turn import Contender, time_those_that_run
 from resdeploy.target.environment import read_environment
 
 OURS = ("tune, lossless", "tune, int8")
 NUM_IMAGES = 8
+NUM_BURSTS = 4
 
 
 def quantize_by_default(model: Path, out: Path, shape: Sequence[int]) -> Path:
@@ -89,27 +92,21 @@ def found_by_tune(
     runtimes: Sequence[str],
     threads: str | None,
     update: Callable[[int, int, str], None],
-) -> tuple[list[Competitor], list[dict[str, Any]]]:
-    """Return the best session of each kind of search as a competitor, and every search."""
+) -> tuple[dict[str, Contender], list[dict[str, Any]]]:
+    """Return the best session of each kind of search, and every search."""
     common = ["--runs", str(max(20, 60 // batch))]
     common += [] if threads is None else ["--threads", threads]
     budget = ("--variant", str(int8), "--max-drop", "100", "--data", f"npz:{data}")
     asked = {OURS[0]: (*common, "--lossless"), OURS[1]: (*common, *budget)}
-    competitors, searches = [], []
+    found: dict[str, Contender] = {}
+    searches = []
     for name, options in asked.items():
-        best: tuple[float, Competitor] | None = None
+        best_ns = math.inf
         for place, python in enumerate(runtimes):
             update(place, len(runtimes), f"batch {batch}: {name}")
             report, seconds = search(python, opened.path, batch, *options)
             winner = report.best
             model = int8 if winner.model == int8.name else opened.model
-            competitor = Competitor(
-                name=name,
-                kind="session",
-                model=str(model),
-                session=winner.session,
-                python=python,
-            )
             searches.append(
                 {
                     "search": name,
@@ -122,35 +119,28 @@ def found_by_tune(
                     "seconds": round(seconds, 1),
                 }
             )
-            if best is None or winner.time_ns < best[0]:
-                best = (winner.time_ns, competitor)
-        assert best is not None
-        competitors.append(best[1])
-    return competitors, searches
+            if winner.time_ns < best_ns:
+                best_ns, runner = winner.time_ns, RunnerSpec(python=python)
+                found[name] = model, BenchSpec(session=winner.session, runner=runner)
+    return found, searches
 
 
 def others(
     checkpoint: Path, model: Path, plain_int8: Path, openvino: str | None
-) -> list[Competitor]:
+) -> dict[str, Contender]:
     """Return what a user would have without resdeploy."""
-    ways: dict[str, TorchWay] = {
-        "torch eager": "eager",
-        "torch channels last": "channels last",
-        "torch.compile": "compile, default mode",
+
+    def by(runner: str, path: Path, python: str | None = None) -> Contender:
+        return path, BenchSpec(session=SessionSpec(), runner=RunnerSpec(name=runner, python=python))
+
+    found = {
+        "ORT float32": by("onnxruntime", model),
+        "ORT quantize_static": by("onnxruntime", plain_int8),
+        "torch eager": by("torch", checkpoint),
+        "torch channels last": by("torch-channels-last", checkpoint),
+        "torch.compile": by("torch-compile", checkpoint),
     }
-    found = [
-        Competitor(name="ORT float32", kind="default session", model=str(model)),
-        Competitor(name="ORT quantize_static", kind="default session", model=str(plain_int8)),
-        *(
-            Competitor(name=name, kind="torch", model=str(checkpoint), way=way)
-            for name, way in ways.items()
-        ),
-    ]
-    if openvino is not None:
-        found.append(
-            Competitor(name="OpenVINO", kind="openvino", model=str(model), python=openvino)
-        )
-    return found
+    return found if openvino is None else {**found, "OpenVINO": by("openvino", model, openvino)}
 
 
 def interval(logs: list[float]) -> dict[str, float]:
@@ -160,7 +150,7 @@ def interval(logs: list[float]) -> dict[str, float]:
 
 
 def compared(
-    competitors: Sequence[Competitor],
+    contenders: dict[str, Contender],
     golden: Path,
     batch: int,
     *,
@@ -169,37 +159,45 @@ def compared(
     on_block: Callable[[int], None],
 ) -> dict[str, Any]:
     """Return what was run, the median of each in every block, and the ratios."""
-    timed: tuple[Timed, ...] = ()
-    medians = []
+    num_runs = max(12, runs // batch)
+    sides = [
+        (
+            model,
+            dataclasses.replace(spec, batch_size=batch, num_runs=num_runs, max_warmup=2 * num_runs),
+        )
+        for model, spec in contenders.values()
+    ]
+    medians, timed = [], {}
     for number in range(blocks):
         on_block(number)
-        timed = time_competitors(
-            competitors,
-            golden=golden,
-            batch_size=batch,
-            num_runs=max(12, runs // batch),
-            memories=("host",),
-            last_first=number % 2 == 1,
+        found = time_those_that_run(
+            sides, golden=golden, num_bursts=NUM_BURSTS, last_first=number % 2 == 1
         )
-        if failed := [f"{one.name}: {one.failure}" for one in timed if one.failure]:
+        timed = dict(zip(contenders, found, strict=True))
+        if failed := [
+            f"{name}: {one}" for name, one in timed.items() if isinstance(one, Exception)
+        ]:
             raise click.ClickException("; ".join(failed))
-        medians.append({one.name: statistics.median(one.host_ns) for one in timed})
+        medians.append({name: pooled_percentile(one.bursts_ns, 50) for name, one in timed.items()})
     return {
         "competitors": [
             {
-                # No path of this machine.
-                **to_json(dataclasses.replace(one, model=Path(one.model).name, python=None)),
-                "rel_l2": seen.rel_l2,
-                "in_force": dict(seen.options),
+                "name": name,
+                "runner": one.side.spec.runner.name,
+                "model": one.side.model.path,
+                "session": to_json(one.side.spec.session),
+                "rel_l2": one.side.rel_l2,
+                "version": one.side.session.runtime_version,
+                "in_force": dict(one.side.options),
             }
-            for one, seen in zip(competitors, timed, strict=True)
+            for name, one in timed.items()
         ],
         "medians_ns": medians,
         "ratios": {
             ours: {
-                one.name: interval([math.log(m[ours] / m[one.name]) for m in medians])
-                for one in competitors
-                if one.name != ours
+                name: interval([math.log(m[ours] / m[name]) for m in medians])
+                for name in contenders
+                if name != ours
             }
             for ours in OURS
         },
@@ -246,7 +244,7 @@ def main(
         for batch in (size for size in map(int, batches.split(",")) if size not in done):
             ours, searches = found_by_tune(opened, int8, data, batch, runtimes, threads, update)
             figures = compared(
-                [*ours, *others(checkpoint, opened.model, plain_int8, openvino)],
+                ours | others(checkpoint, opened.model, plain_int8, openvino),
                 bundle / "golden.npz",
                 batch,
                 blocks=blocks,

@@ -17,17 +17,26 @@ from resdeploy.cli.bench_options import (
 )
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
+    SourceOptions,
     json_option,
     openvino_precision_option,
     session_was_given,
+    source_options,
     tf32_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.benchmarks import BenchComparison, BenchReport, BenchSpec, Scenario
+from resdeploy.schema.benchmarks import (
+    BenchComparison,
+    BenchReport,
+    BenchSpec,
+    RunnerSpec,
+    Scenario,
+)
 from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle import Bundle
+    from resdeploy.target.bench_in_turn import Contender
 
 
 @click.command(cls=DeviceCommand)
@@ -99,9 +108,10 @@ if TYPE_CHECKING:
 @click.option("--profile", is_flag=True, help="Time each layer too, beside what the CPU can do.")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
-    metavar="MODEL|RESULT.json",
-    help="Time this model in turn with MODEL; or take a saved --json, which is weaker evidence.",
+    metavar="MODEL|RUNNER:MODEL|RESULT.json",
+    help="Time this model in turn with MODEL, in such a session or by RUNNER: torch (a checkpoint, "
+    "or nothing with --model), torch-compile, openvino, onnxruntime (its defaults); or take a "
+    "saved --json, which is weaker evidence.",
 )
 @click.option(
     "--against-option",
@@ -126,6 +136,7 @@ if TYPE_CHECKING:
     help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
     "whole interval says so.",
 )
+@source_options
 @tf32_option
 @openvino_precision_option
 @device_options
@@ -148,10 +159,11 @@ def bench(
     min_duration: float | None,
     target_latency: float | None,
     profile: bool,
-    against: Path | None,
+    against: str | None,
     against_options: tuple[str, ...],
     blocks: int,
     max_slowdown: float | None,
+    source_of: SourceOptions,
     tf32: bool,
     precision_hint: PrecisionHint,
     devices: Devices,
@@ -172,6 +184,7 @@ def bench(
         resdeploy bench resnet50.onnx --profile --threads 1
         resdeploy bench new.onnx --against old.onnx --fail-if-slower 3%
         resdeploy bench resnet50.onnx --threads 2 --against-option threads=1
+        resdeploy bench resnet50.onnx --against torch-compile:resnet50.pth --arch resnet50
         resdeploy bench digits.zip --on pi@kitchen.local --runs 500
     """
     from resdeploy.cli.render import emit
@@ -181,10 +194,13 @@ def bench(
     _check_together(compared, max_slowdown, batch, threads, profile)
     if compared and driver is not None:
         raise click.UsageError("--loadgen is for one model: leave out --against.")
+    runner, other_model = _runner_of(against, source_of)
     if devices.given:
         from resdeploy.remote.jobs import bench_job
 
-        job = bench_job(model, devices.options, against=against, compared=compared)
+        if runner is not None:
+            raise click.UsageError(f"--against {runner.name}: is timed here: leave out --on.")
+        job = bench_job(model, devices.options, against=other_model, compared=compared)
         finish(devices.run(job), as_json=as_json)
     bundle = _bundle_in(model)
     model = model if bundle is None else bundle.model
@@ -217,21 +233,58 @@ def bench(
     if not compared:
         emit(_sweep(_ways(model, specs, bundle)), as_json=as_json)
         return
-    if against is not None and against.suffix == ".json":
+    if runner is None and other_model is not None and other_model.suffix == ".json":
         if against_options:
             raise click.UsageError("--against-option is not for a saved result, which has its own.")
-        comparison = _against_saved(model, specs[0], against, max_slowdown)
+        comparison = _against_saved(model, specs[0], other_model, max_slowdown)
     else:
         other = dataclasses.replace(
             specs[0], session=with_options(specs[0].session, against_options)
         )
-        comparison = _in_turn((model, specs[0]), (against or model, other), blocks, max_slowdown)
+        if runner is None:
+            other_model = other_model or model
+        else:
+            other = _by_runner(other, runner, against_options)
+        comparison = _in_turn((model, specs[0]), (other_model, other), blocks, max_slowdown)
     emit(comparison, as_json=as_json)
     if not comparison.passed:
         raise click.exceptions.Exit(EXIT_CHECK_FAILED)
 
 
 _PROFILE_RUNS = 50
+
+
+def _runner_of(
+    against: str | None, source_of: SourceOptions
+) -> tuple[RunnerSpec | None, Path | None]:
+    """Return the runner and the file that `--against` names; None for a session like this one."""
+    name, colon, rest = (against or "").partition(":")
+    if not colon or Path(against or "").exists():
+        if source_of.given:
+            raise click.UsageError(
+                "--arch, --model and --input are for --against torch:CHECKPOINT."
+            )
+        return None, None if against is None else Path(against)
+    from resdeploy.target.runners import find_runner
+
+    kind = find_runner(name)
+    source = source_of(None)
+    if kind.form is None and source_of.given:
+        raise click.UsageError(f"--arch, --model and --input are not for {name}:, which runs ONNX.")
+    if not rest and source.factory is None:
+        raise click.UsageError(f"--against {name}: needs a file after the colon.")
+    return RunnerSpec(name=name, source=source), Path(rest) if rest else None
+
+
+def _by_runner(spec: BenchSpec, runner: RunnerSpec, options: tuple[str, ...]) -> BenchSpec:
+    """Return what to time of another runner, which has no option of a session but its threads."""
+    if any(not option.startswith("threads=") for option in options):
+        raise click.UsageError(f"--against-option of {runner.name}: is threads=N.")
+    from resdeploy.target.providers import find_provider
+
+    device = "cpu" if find_provider(spec.session.provider).on_cpu else "cuda"
+    session = SessionSpec(provider=device, num_threads=spec.session.num_threads)
+    return dataclasses.replace(spec, session=session, runner=runner)
 
 
 def _bundle_in(path: Path) -> "Bundle | None":
@@ -294,7 +347,7 @@ def _sweep(ways: list[tuple[Path, BenchSpec]]) -> BenchReport:
 
 def _in_turn(
     candidate: tuple[Path, BenchSpec],
-    baseline: tuple[Path, BenchSpec],
+    baseline: "Contender",
     num_blocks: int,
     max_slowdown: float | None,
 ) -> BenchComparison:

@@ -192,8 +192,10 @@ def render_comparison(comparison: BenchComparison) -> None:
 
 
 def _side(side: BenchSide) -> str:
-    session = side.spec.session
-    parts = [f"{side.model.path} on {session.provider}"]
+    session, runner = side.spec.session, side.spec.runner
+    name = runner.source.factory if side.model is None else side.model.path
+    by = "" if runner.name == "session" else f" by {runner.name}"
+    parts = [f"{name}{by} on {session.provider}"]
     if session.num_threads is not None:
         parts.append(f"{session.num_threads} threads")
     if session.graph_level != "all":

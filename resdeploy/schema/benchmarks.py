@@ -1,11 +1,14 @@
 """Latencies, profiles and comparisons of speed."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.codec import record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
+from resdeploy.schema.sources import SourceSpec
 
 __all__ = [
     "BenchBlock",
@@ -20,6 +23,7 @@ __all__ = [
     "LoadgenResult",
     "LoadgenSpec",
     "Profile",
+    "RunnerSpec",
     "Scenario",
     "SpeedRatio",
 ]
@@ -40,11 +44,28 @@ class LoadgenSpec:
 
 
 @record
+class RunnerSpec:
+    """A runner of `resdeploy.target.runners`: the program that runs the model.
+
+    Attributes:
+        name: its name in the table there.
+        source: of torch, the network that the checkpoint belongs to; its path is the model's.
+        options: of a session, provider options in place of those that resdeploy chooses.
+        python: the interpreter that has the runtime; None for the running one. It is not recorded.
+    """
+
+    name: str = "session"
+    source: SourceSpec = SourceSpec()
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    python: str | None = None
+
+
+@record
 class BenchSpec:
     """What to time: `num_runs` runs of one session after its warm-up.
 
     Attributes:
-        session: on what, and how.
+        session: on what, and how; of a runner other than a session, its provider and threads.
         batch_size: samples of one run.
         num_warmup: runs of warm-up, at least; the first run is always one.
         max_warmup: runs of warm-up at most; up to there it goes on until the times have settled.
@@ -58,6 +79,7 @@ class BenchSpec:
         qps: in "server", how many runs are asked for in a second, on average.
         seed: of those random times.
         loadgen: let MLCommons LoadGen ask for the runs, and not `num_runs`; None without it.
+        runner: what runs the model.
     """
 
     session: SessionSpec
@@ -71,6 +93,7 @@ class BenchSpec:
     qps: float | None = None
     seed: int = 0
     loadgen: LoadgenSpec | None = None
+    runner: RunnerSpec = RunnerSpec()
 
 
 @record
@@ -241,21 +264,37 @@ class BenchReport:
 
 @record
 class BenchJob:
-    """What a worker process is told to do: time a model, all at once or in bursts on command."""
+    """What a worker process is told to do: time a model, all at once or in bursts on command.
 
-    model: str
+    `model` is None where the source's factory makes a trained module by itself; `golden` is a
+    golden file whose inputs are run, and its answers judged, in place of a drawn input.
+    """
+
+    model: str | None
     spec: BenchSpec
     in_bursts: bool = False
     prove_placement: bool = True
+    golden: str | None = None
 
 
 @record
 class BenchSide:
-    """One of two that are compared: a model in a session."""
+    """One of those that are compared: a model in a runner.
+
+    Attributes:
+        spec: what was asked for.
+        model: the file; None where a factory made the module.
+        session: what it ran on.
+        options: settings in force, in the runtime's own words.
+        rel_l2: relative distance of its outputs from the golden file's float64 reference; None
+            without one, or where an output is not finite.
+    """
 
     spec: BenchSpec
-    model: FileInfo
+    model: FileInfo | None
     session: SessionInfo
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rel_l2: float | None = None
 
 
 @record

@@ -1,5 +1,6 @@
 """The parent's end of a benchmark process: start it, hear it, and explain its death."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,8 +27,13 @@ _STOP_TIMEOUT_S = 5.0
 class BenchProcess:
     """A fresh interpreter that does one job, and is gone when the block ends."""
 
-    def __init__(self, job: BenchJob) -> None:
-        self._job = job
+    def __init__(self, job: BenchJob, *, limit_s: float | None = None) -> None:
+        """Take the job, and how many seconds an answer may take; None for any number."""
+        runner = job.spec.runner
+        self._python = runner.python or sys.executable
+        unnamed = dataclasses.replace(job.spec, runner=dataclasses.replace(runner, python=None))
+        self._job = dataclasses.replace(job, spec=unnamed)
+        self._limit_s = limit_s
 
     def __enter__(self) -> Self:
         package = str(Path(resdeploy.__file__).parent.parent)
@@ -35,7 +42,7 @@ class BenchProcess:
         self._printed = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             # -P: a numpy.py in the current folder is not what is meant.
-            [sys.executable, "-P", "-m", "resdeploy.target.bench_worker"],
+            [self._python, "-P", "-m", "resdeploy.target.bench_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,
@@ -92,27 +99,46 @@ class BenchProcess:
 
         Raises:
             ReportedError: what the process reported, as it was there.
-            EnvironmentLacksError: the process was killed.
+            EnvironmentLacksError: the process was killed, or did not answer in time.
             RuntimeError: it ended for a reason that only a bug explains.
         """
-        line = self._process.stdout.readline() if self._process.stdout is not None else ""
+        assert self._process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            self._process.kill()
+
+        timer = None if self._limit_s is None else threading.Timer(self._limit_s, end)
+        if timer is not None:
+            timer.start()
+        line = self._process.stdout.readline()
+        if timer is not None:
+            timer.cancel()
         if not line.endswith("\n"):
+            if is_late.is_set():
+                raise EnvironmentLacksError(
+                    f"The process gave no answer within {self._limit_s:.0f} s.", where=self._where
+                )
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if answer["kind"] == "failure":
             raise _as_it_was(answer)
         return answer
 
+    @property
+    def _where(self) -> str | None:
+        return self._job.model or self._job.spec.runner.source.factory
+
     def _death(self) -> Exception:
         code = self._process.wait()
         printed = self.printed.strip()
-        model = self._job.model
         if code < 0:
             name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
             why = _KILLED_BY.get(name, "")
             killed = EnvironmentLacksError(
                 f"The process that timed the model was killed by {name}{why}; nothing was timed.",
-                where=model,
+                where=self._where,
                 fix="try a smaller --batch, another --provider or another version of onnxruntime",
             )
             killed.add_note(printed)

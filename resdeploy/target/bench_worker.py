@@ -4,22 +4,30 @@
 
 The job is one line, a `BenchJob`. Each line of the answer is an object with a `kind`: "progress",
 "ready" and "burst" (of a job in bursts), at the end "result" or "failure". Of a job in bursts each
-further line of input is a number of runs to time; the end of the input ends it.
+further line of input is a number of runs to time, after the word "bound" where input and output
+stay in device memory; the end of the input ends it.
 """
 
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
 
 from resdeploy.errors import ReportedError
 from resdeploy.files import file_info
 from resdeploy.schema.benchmarks import BenchJob, BenchSide
 from resdeploy.schema.codec import from_json, to_json
 from resdeploy.target.machine import peak_ram_bytes
-from resdeploy.target.measure import check_spec, collector_off, measure, prove, set_up
+from resdeploy.target.measure import Stand, check_spec, collector_off, measure, set_up
+
+if TYPE_CHECKING:
+    from resdeploy.golden_file import Golden
 
 __all__ = ["main", "own_standard_output"]
 
@@ -68,27 +76,55 @@ def _measure(job: BenchJob, say: Any) -> None:
             last = now
             say("progress", done=num_done)
 
+    assert job.model is not None
     result = measure(Path(job.model), job.spec, on_run=on_run, prove_placement=job.prove_placement)
     say("result", result=to_json(result))
 
 
 def _serve(job: BenchJob, say: Any) -> None:
-    model = Path(job.model)
     check_spec(job.spec)
-    stand = set_up(model, job.spec)
+    model = None if job.model is None else Path(job.model)
+    golden = None if job.golden is None else _golden(Path(job.golden))
+    stand = set_up(model, job.spec, inputs=None if golden is None else golden.inputs)
     if job.prove_placement:
-        prove(stand)
+        stand.runner.prove(stand.values)
     with collector_off():
         stand.warm_up()
+        launches: dict[str, Callable[[], object]] = {"": stand.once}
+        if job.spec.num_bound_runs:
+            launches["bound"] = stand.bind()
+            stand.settle(launches["bound"])
+        file = stand.runner.file
         side = BenchSide(
             spec=job.spec,
-            model=file_info(model, relative_to=model.parent),
-            session=stand.session.info,
+            model=None if file is None else file_info(file, relative_to=file.parent),
+            session=stand.runner.info,
+            options=stand.runner.options,
+            rel_l2=None if golden is None else _rel_l2(stand, golden),
         )
         say("ready", side=to_json(side))
         for line in sys.stdin:
-            latencies_ns = [stand.run() for _ in range(int(line))]
+            where, _, number = line.rpartition(" ")
+            num_runs = int(number)
+            latencies_ns = [stand.run_bound(launches[where]) for _ in range(num_runs)]
             say("burst", latencies_ns=latencies_ns, ram_peak_bytes=peak_ram_bytes())
+
+
+def _golden(path: Path) -> "Golden":
+    from resdeploy.golden_file import load_golden  # noqa: PLC0415 - records that few jobs need
+
+    return load_golden(path)
+
+
+def _rel_l2(stand: Stand, golden: "Golden") -> float | None:
+    """Return how far the outputs are from the reference; None where one is not finite."""
+    from resdeploy.compare import tensor_diff  # noqa: PLC0415 - as above
+
+    num = min(len(stand.values), len(golden.inputs))
+    with stand.runner.errors():
+        outputs = [np.asarray(y).reshape(len(stand.values), -1) for y in stand.once()]
+    found = tensor_diff(np.concatenate(outputs, axis=1)[:num], golden.reference[:num]).rel_l2
+    return found if math.isfinite(found) else None
 
 
 if __name__ == "__main__":

@@ -1,34 +1,29 @@
-"""Time one session in this process: raw latencies, with the first runs kept apart."""
+"""Time one runner in this process: raw latencies, with the first runs kept apart."""
 
-import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.errors import ResdeployError
 from resdeploy.files import file_info
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenResult, LoadgenSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.machines import MachineState
-from resdeploy.schema.sessions import Placement
 from resdeploy.stats import is_settled, poisson_arrivals, summarise
-from resdeploy.target.diagnosis import run_errors
 from resdeploy.target.environment import read_environment
 from resdeploy.target.layer_times import check_profile, read_profile
 from resdeploy.target.loadgen import drive, require_loadgen
 from resdeploy.target.machine import peak_ram_bytes, read_machine_state
 from resdeploy.target.onnx_wire import count_subnormal_weights
-from resdeploy.target.placement import read_placement
-from resdeploy.target.runtime import onnxruntime
-from resdeploy.target.session import Session, input_specs, open_session
+from resdeploy.target.runners import Runner, activate
 from resdeploy.target.steadiness import machine_reasons, unstable_reasons
 
-__all__ = ["Stand", "bind", "check_spec", "collector_off", "measure", "prove", "set_up"]
+__all__ = ["Stand", "check_spec", "collector_off", "measure", "set_up"]
 
 # The time of a ResNet does not depend on its input, as long as the numbers are ordinary ones;
 # zeros and subnormals are not.
@@ -40,18 +35,16 @@ _AWAKE_NS = 500_000
 
 @dataclass(slots=True, kw_only=True)
 class Stand:
-    """A session set up to be timed, with all that one run needs.
+    """A runner set up to be timed, with all that one run needs.
 
     `once` runs it, from host memory to host memory.
     """
 
     spec: BenchSpec
-    model: Path
-    session: Session
-    input_name: str
+    runner: Runner
     values: np.ndarray
     load_ns: int
-    once: Callable[[], object]
+    once: Callable[[], Sequence[np.ndarray]]
     warmup_ns: list[int] = field(default_factory=list)
     on_run: Callable[[int], None] | None = None
     num_done: int = 0
@@ -68,18 +61,39 @@ class Stand:
             duration_ns = time.perf_counter_ns() - start_ns
         except Exception:
             # Only now: entering the block costs more than all else that is not timed.
-            with run_errors(self.session.info):
+            with self.runner.errors():
                 raise
         self._count()
         return duration_ns
 
     def warm_up(self) -> None:
         """Run until the times have settled, within the numbers of runs that the spec gives."""
+        self.warmup_ns += self.settle(self.once)
+
+    def bind(self) -> Callable[[], object]:
+        """Return a call that runs once with input and output in device memory; it has run once.
+
+        Raises:
+            ResdeployError: the runtime offers no such call.
+        """
+        if self.runner.bind is None:
+            raise ResdeployError(
+                f"{self.runner.info.runtime} is timed from host memory to host memory alone."
+            )
+        with self.runner.errors():
+            launch = self.runner.bind(self.values)
+        self.run_bound(launch)  # the first makes the output
+        return launch
+
+    def settle(self, launch: Callable[[], object]) -> list[int]:
+        """Run as `launch` does until the times have settled, and return them."""
+        times_ns: list[int] = []
         least = max(1, self.spec.num_warmup)
-        while len(self.warmup_ns) < least or (
-            len(self.warmup_ns) < self.spec.max_warmup and not is_settled(self.warmup_ns)
+        while len(times_ns) < least or (
+            len(times_ns) < self.spec.max_warmup and not is_settled(times_ns)
         ):
-            self.warmup_ns.append(self.run())
+            times_ns.append(self.run_bound(launch))
+        return times_ns
 
     def _count(self) -> None:
         self.num_done += 1
@@ -127,7 +141,7 @@ def measure(
         after = read_machine_state(gpus=on_gpu)
     ram_peak_bytes = peak_ram_bytes()
 
-    placement = prove(stand) if prove_placement else None
+    placement = stand.runner.prove(stand.values) if prove_placement else None
     summary = summarise(
         times.latencies_ns, batch_size=spec.batch_size, arrivals_ns=times.arrivals_ns
     )
@@ -137,14 +151,14 @@ def measure(
         profile = read_profile(
             model,
             spec.session,
-            {stand.input_name: stand.values},
+            {stand.runner.input.name: stand.values},
             num_runs=spec.num_profile_runs,
             num_threads=spec.session.num_threads or environment.num_cpus_allowed,
         )
     return BenchResult(
         spec=spec,
         model=file_info(model, relative_to=model.parent),
-        session=stand.session.info,
+        session=stand.runner.info,
         environment=environment,
         input_shape=stand.values.shape,
         load_ns=stand.load_ns,
@@ -174,56 +188,36 @@ def measure(
     )
 
 
-def set_up(model: Path, spec: BenchSpec, *, on_run: Callable[[int], None] | None = None) -> Stand:
-    """Open a session and draw its input; nothing is run yet.
+def set_up(
+    model: Path | None,
+    spec: BenchSpec,
+    *,
+    inputs: np.ndarray | None = None,
+    on_run: Callable[[int], None] | None = None,
+) -> Stand:
+    """Activate a runner and draw its input, or repeat `inputs` (N, ...) up to the batch.
+
+    Nothing is run yet.
 
     Raises:
         ResdeployError: the model cannot be read or cannot be timed with this batch size.
-        ProviderError: the provider did not start.
+        EnvironmentLacksError: the runner's package is missing, or its provider did not start.
     """
     start_ns = time.perf_counter_ns()
-    session = open_session(model, spec.session)
+    runner = activate(model, spec)
     load_ns = time.perf_counter_ns() - start_ns
-    tensor = _only_input(input_specs(session), where=str(model))
+    tensor = runner.input
     shape = _input_shape(tensor, spec.batch_size, where=str(model))
     rng = np.random.default_rng(_INPUT_SEED)
-    if tensor.dtype == "uint8":
+    if inputs is not None:
+        values = np.resize(inputs, (spec.batch_size, *inputs.shape[1:])).astype(tensor.dtype)
+    elif tensor.dtype == "uint8":
         values = rng.integers(0, 256, shape, dtype=np.uint8)
     else:
         values = rng.standard_normal(shape, dtype=np.float32).astype(tensor.dtype)
-    return Stand(
-        spec=spec,
-        model=model,
-        session=session,
-        input_name=tensor.name,
-        values=values,
-        load_ns=load_ns,
-        once=_once(session, {tensor.name: values}),
-        on_run=on_run,
-    )
-
-
-def _once(session: Session, feed: dict[str, np.ndarray]) -> Callable[[], object]:
-    if session.recorded is not None:
-        return functools.partial(session.recorded.run, feed)
-    return functools.partial(session.ort.run, None, feed)
-
-
-def prove(stand: Stand) -> Placement:
-    """Return where the kernels of one further run were.
-
-    Raises:
-        ProviderError: not where they were asked for.
-    """
-    placement = read_placement(stand.model, stand.session, stand.values)
-    if not placement.passed:
-        raise ProviderError(
-            f"The model did not run on {stand.spec.session.provider} alone: "
-            f"{'; '.join(placement.reasons)}.",
-            where=str(stand.model),
-            fix="simplify the model (resdeploy export), or use another provider",
-        )
-    return placement
+    with runner.errors():
+        once = runner.infer(values)
+    return Stand(spec=spec, runner=runner, values=values, load_ns=load_ns, once=once, on_run=on_run)
 
 
 # --- the scenarios -------------------------------------------------------------------------------
@@ -268,9 +262,7 @@ def _broken_rules(loadgen: LoadgenResult | None) -> tuple[str, ...]:
 def _one_after_the_other(stand: Stand) -> _Times:
     spec = stand.spec
     latencies_ns, bound_ns = [], []
-    launch = bind(stand) if spec.num_bound_runs else None
-    if launch is not None:
-        stand.run_bound(launch)  # the first makes the output
+    launch = stand.bind() if spec.num_bound_runs else None
     for number in range(max(spec.num_runs, spec.num_bound_runs)):
         # In turn, so that both see the same machine.
         if number < spec.num_runs:
@@ -294,25 +286,6 @@ def _wait_until(moment_ns: int) -> None:
     while (left_ns := moment_ns - time.perf_counter_ns()) > 0:
         if left_ns > _AWAKE_NS:
             time.sleep((left_ns - _AWAKE_NS) / 1e9)
-
-
-def bind(stand: Stand) -> Callable[[], object]:
-    """Return what runs once with its input lying where the provider computes, as its output will.
-
-    An I/O binding, or the recorded graph, which has one of its own.
-    """
-    ort, recorded = stand.session.ort, stand.session.recorded
-    if recorded is not None:
-        return functools.partial(
-            recorded.launch, recorded.recorded({stand.input_name: stand.values})
-        )
-    device = "cuda" if stand.spec.session.provider in ("cuda", "tensorrt") else "cpu"
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(stand.values, device, 0)
-    binding = ort.io_binding()
-    binding.bind_ortvalue_input(stand.input_name, value)
-    for output in ort.get_outputs():
-        binding.bind_output(output.name, device, 0)
-    return functools.partial(ort.run_with_iobinding, binding)
 
 
 # --- what is asked for, and what else is read ----------------------------------------------------
@@ -369,20 +342,6 @@ def _num_subnormal_weights(model: Path) -> int | None:
         return count_subnormal_weights(model.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
-    if len(inputs) != 1:
-        raise ResdeployError(
-            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
-        )
-    if inputs[0].dtype not in ("float16", "float32", "float64", "uint8"):
-        raise ResdeployError(
-            f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
-            "numbers or pixels can be timed.",
-            where=where,
-        )
-    return inputs[0]
 
 
 def _input_shape(tensor: TensorSpec, batch_size: int, *, where: str) -> tuple[int, ...]:

@@ -317,7 +317,7 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
         return read_profile(
             winner.variant.path,
             session,
-            {stand.input_name: stand.values},
+            {stand.runner.input.name: stand.values},
             num_runs=_PROFILE_RUNS,
             num_threads=session.num_threads or environment.num_cpus_allowed,
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.competitors import Competitor, Timed, replace_options, time_competitors
 from benchmarks.cuda.models import Files
 from benchmarks.cuda.plan import BATCHES, NETWORKS, cases_for, choose, peers_of, settings_of
 from benchmarks.cuda.records import (
@@ -24,16 +23,21 @@ from benchmarks.cuda.records import (
     NetworkWork,
     Outcome,
     RunSpec,
+    Timed,
 )
 from benchmarks.cuda.roofline import bound_of, work_of
 from benchmarks.cuda.run import Limits, Store, carry_out, run_case
 from benchmarks.cuda.table import page_of, ratios_of
 from resdeploy.host.build import load_source
+from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target import providers
+from resdeploy.target.bench_in_turn import time_those_that_run
 from resdeploy.target.environment import read_environment
+from resdeploy.target.runners import RUNNERS
+from resdeploy.target.session_runner import replace_options
 
 REPOSITORY = Path(__file__).parents[2]
 SPEC = RunSpec(provider="cpu", side=8, num_inputs=4, num_runs=8)
@@ -321,12 +325,13 @@ def test_only_takes_words_in_any_order():
 
 def test_the_settings_of_cuda_are_compared_with_what_the_table_chooses(monkeypatch):
     monkeypatch.setattr(providers, "PROVIDERS", providers.PROVIDERS)
-    chosen = settings_of("cuda", "float32", "m.onnx")
-    assert chosen[0].options == {}
+    chosen = settings_of("cuda", "float32", Path("m.onnx"))
+    assert next(iter(chosen)) == "as chosen"
+    assert chosen["as chosen"][1].runner.options == {}
     plain = SessionSpec(provider="cuda")
-    for one in chosen:
+    for _, spec in chosen.values():
         before = providers.find_provider("cuda").options(plain)
-        for name, value in one.options.items():
+        for name, value in spec.runner.options.items():
             assert before.get(name) != value, "an alternative that is the choice itself"
     replace_options("cuda", {"cudnn_conv_algo_search": "HEURISTIC"})
     options = providers.find_provider("cuda").options(plain)
@@ -335,71 +340,45 @@ def test_the_settings_of_cuda_are_compared_with_what_the_table_chooses(monkeypat
 
 
 def test_peers_are_torch_the_runtime_s_own_defaults_and_tensorrt():
-    models = {"float32": "a.onnx", "float16": "b.onnx", "int8": "c.onnx"}
-    peers = peers_of("cuda", "w.safetensors", models)
-    names = [one.name for one in peers]
-    assert len(set(names)) == len(names)
-    assert {one.session.provider for one in peers} == {"cuda", "tensorrt"}
-    assert sum(one.kind == "torch" for one in peers) == 7
-    assert sum(one.kind == "default session" for one in peers) == 2
+    models = {form: Path(f"{form}.onnx") for form in ("float32", "float16", "int8")}
+    peers = peers_of("cuda", Path("w.safetensors"), models)
+    specs = [spec for _, spec in peers.values()]
+    assert {spec.session.provider for spec in specs} == {"cuda", "tensorrt"}
+    assert sum(RUNNERS[spec.runner.name].form is not None for spec in specs) == 7
+    assert sum(spec.runner.name == "onnxruntime" for spec in specs) == 2
 
 
 @pytest.mark.slow
-def test_competitors_are_timed_and_one_that_cannot_start_is_left_out(whole):
+def test_runners_answer_the_golden_inputs_and_a_wrong_one_would_be_seen(whole):
     files = Files.of(whole[0] / "models", NETWORK, SPEC)
-    cpu = SessionSpec()
-    timed = time_competitors(
+
+    def side(model, runner):
+        return model, BenchSpec(
+            session=SessionSpec(),
+            runner=RunnerSpec(name=runner),
+            batch_size=3,
+            num_runs=6,
+            num_bound_runs=6,
+        )
+
+    names = ("torch", "torch-channels-last-half", "torch-compile-max", "torch-graph")
+    ours, defaults, torch_, half, compiled, graph = time_those_that_run(
         [
-            Competitor(name="ours", kind="session", model=str(files.model("float32"))),
-            Competitor(name="torch", kind="torch", model=str(files.checkpoint)),
-            Competitor(name="gone", kind="session", model="gone.onnx"),
-            Competitor(name="graph", kind="torch", model=str(files.checkpoint), way="CUDA graph"),
-            Competitor(
-                name="half",
-                kind="torch",
-                model=str(files.checkpoint),
-                way="channels last, AMP float16",
-                session=cpu,
-            ),
+            side(files.model("float32"), "session"),
+            side(files.model("float32"), "onnxruntime"),
+            *(side(files.checkpoint, name) for name in names),
         ],
         golden=files.golden,
-        batch_size=3,
-        num_runs=6,
         num_bursts=2,
         last_first=True,
     )
-    ours, peer, gone, graph, half = timed
-    for one in (ours, peer, half):
-        assert one.failure is None, one.failure
-        assert len(one.host_ns) == len(one.device_ns) == 6
-    assert max(ours.rel_l2, peer.rel_l2) < 1e-5 < half.rel_l2 < 1e-2
-    assert "no such model file" in gone.failure
-    assert "needs a CUDA device" in graph.failure
-    assert not gone.host_ns
-
-
-@pytest.mark.slow
-def test_a_competitor_that_does_not_answer_is_ended(whole):
-    files = Files.of(whole[0] / "models", NETWORK, SPEC)
-    one = Competitor(name="ours", kind="session", model=str(files.model("float32")))
-    options = {"golden": files.golden, "batch_size": 1, "num_runs": 2}
-    (late,) = time_competitors([one], start_limit_s=0.01, **options)
-    assert late.failure == "no answer within 0 s"
-    (never,) = time_competitors([one], all_started_s=0.0, **options)
-    assert never.failure == "no time to start it"
-
-
-@pytest.mark.slow
-def test_a_compiled_network_is_a_competitor(whole):
-    files = Files.of(whole[0] / "models", NETWORK, SPEC)
-    (timed,) = time_competitors(
-        [Competitor(name="c", kind="torch", model=str(files.checkpoint), way="compile")],
-        golden=files.golden,
-        batch_size=1,
-        num_runs=4,
-    )
-    assert timed.failure is None
-    assert timed.rel_l2 < 1e-5
+    for one in (ours, defaults, torch_, half, compiled):
+        assert not isinstance(one, Exception), one
+        assert [len(burst) for burst in one.bursts_ns] == [3, 3]
+        assert [len(burst) for burst in one.bound_bursts_ns] == [3, 3]
+    exact = (ours, defaults, torch_, compiled)
+    assert max(one.side.rel_l2 for one in exact) < 1e-5 < half.side.rel_l2 < 1e-2
+    assert "needs a CUDA device" in str(graph)
 
 
 @pytest.mark.slow

@@ -90,21 +90,14 @@ def test_a_provider_that_does_not_start_is_exit_3_and_no_number(model, no_cuda):
 
 
 def test_kernels_elsewhere_are_an_error_and_no_number(model, monkeypatch):
-    from resdeploy.target import measure
+    from resdeploy.target import measure, session_runner
 
-    placement = measure.read_placement(model, *_session_and_values(model))
-    stray = dataclasses.replace(placement, reasons=("Relu ran on the CPU",))
-    monkeypatch.setattr(measure, "read_placement", lambda *_: stray)
+    stand = measure.set_up(model, SPEC)
+    stray = dataclasses.replace(stand.runner.prove(stand.values), reasons=("Relu ran on the CPU",))
+    monkeypatch.setattr(session_runner, "read_placement", lambda *_: stray)
     with pytest.raises(ProviderError, match="Relu ran on the CPU"):
         measure.measure(model, SPEC)
     assert measure.measure(model, SPEC, prove_placement=False).placement is None
-
-
-def _session_and_values(model):
-    from resdeploy.target.measure import set_up
-
-    stand = set_up(model, SPEC)
-    return stand.session, stand.values
 
 
 @pytest.mark.parametrize(

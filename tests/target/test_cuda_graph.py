@@ -9,7 +9,7 @@ from onnx import parser
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target import measure as measure_module
+from resdeploy.target import session_runner
 from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.measure import measure
 from resdeploy.target.providers import find_provider
@@ -97,7 +97,7 @@ def test_they_reach_the_provider():
 
 
 def test_a_benchmark_times_recorded_runs_with_and_without_the_copies(model, session, monkeypatch):
-    monkeypatch.setattr(measure_module, "open_session", lambda *_: session)
+    monkeypatch.setattr(session_runner, "open_session", lambda *_: session)
     counted = {"run": 0, "launch": 0}
     for name in counted:
         method = getattr(RecordedRuns, name)

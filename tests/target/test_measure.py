@@ -11,7 +11,7 @@ from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target import measure as measure_module
+from resdeploy.target import session_runner
 from resdeploy.target.measure import measure
 
 SPEC = BenchSpec(session=SessionSpec(num_threads=1), num_warmup=3, max_warmup=3, num_runs=7)
@@ -83,7 +83,7 @@ class Recorder:
 def recorder(monkeypatch):
     """Return a function that makes `measure` use a Recorder, and the list of those it made."""
     made = []
-    open_session = measure_module.open_session
+    open_session = session_runner.open_session
 
     def install(**options):
         def open_recorded(model, spec):
@@ -91,7 +91,7 @@ def recorder(monkeypatch):
             made.append(Recorder(session.ort, **options))
             return type(session)(made[-1], session.info)
 
-        monkeypatch.setattr(measure_module, "open_session", open_recorded)
+        monkeypatch.setattr(session_runner, "open_session", open_recorded)
         return made
 
     return install
@@ -105,13 +105,13 @@ def test_the_clock_runs_around_the_run_and_not_around_the_callback(model, record
 
 
 def test_the_model_is_loaded_off_the_clock_of_the_runs(model, monkeypatch):
-    open_session = measure_module.open_session
+    open_session = session_runner.open_session
 
     def open_slowly(*arguments):
         time.sleep(0.05)
         return open_session(*arguments)
 
-    monkeypatch.setattr(measure_module, "open_session", open_slowly)
+    monkeypatch.setattr(session_runner, "open_session", open_slowly)
     result = measure(model, SPEC)
     assert result.load_ns >= 50_000_000
     assert min(result.warmup_ns) < 50_000_000
