@@ -16,6 +16,7 @@ from resdeploy.stats import percentile
 __all__ = [
     "CONFIDENCE",
     "block_log_ratios",
+    "mean_ratio",
     "min_runs_for",
     "pooled_percentile",
     "speed_ratio",
@@ -39,7 +40,15 @@ def speed_ratio(
     Raises:
         ValueError: there are fewer than two blocks, which have no interval.
     """
-    logs = block_log_ratios(blocks, q)
+    return mean_ratio(block_log_ratios(blocks, q), confidence=confidence)
+
+
+def mean_ratio(logs: Sequence[float], *, confidence: float = CONFIDENCE) -> SpeedRatio:
+    """Return the ratio that independent logarithms average to, with Student's interval.
+
+    Raises:
+        ValueError: there are fewer than two of them.
+    """
     low, high = student_interval(logs, confidence=confidence)
     ratio = math.exp(float(np.mean(logs)))
     return SpeedRatio(ratio=ratio, low=math.exp(low), high=math.exp(high))

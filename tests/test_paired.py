@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from resdeploy.paired import block_log_ratios, min_runs_for, speed_ratio, student_interval
+from resdeploy.paired import (
+    block_log_ratios,
+    mean_ratio,
+    min_runs_for,
+    speed_ratio,
+    student_interval,
+)
 from resdeploy.paired import student_quantile as quantile
 from resdeploy.schema.benchmarks import BenchBlock, SpeedRatio
 
@@ -141,3 +147,11 @@ def test_a_percentile_needs_its_runs(q, runs):
 )
 def test_a_verdict_needs_the_whole_interval(low, high, verdict):
     assert SpeedRatio(ratio=1.0, low=low, high=high).verdict == verdict
+
+
+def test_a_ratio_is_the_geometric_mean_in_its_interval():
+    found = mean_ratio([math.log(0.5), math.log(2.0), math.log(1.0)])
+    assert found.ratio == pytest.approx(1.0)
+    # Student's t of two degrees of freedom, 4.303, times log(2) / sqrt(3).
+    assert found.high == pytest.approx(math.exp(4.3027 * math.log(2) / math.sqrt(3)), rel=1e-4)
+    assert found.low == pytest.approx(1 / found.high)

@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from resdeploy.cli.progress import show_steps
-from resdeploy.paired import student_interval
+from resdeploy.paired import mean_ratio
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenSpec
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
@@ -87,11 +87,9 @@ def loadgen_median(result: BenchResult) -> float:
     return float(found[1])
 
 
-def ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
+def ratio_of(pairs: list[tuple[float, float]]) -> dict:
     """Return the mean ratio of the pairs and its interval."""
-    logs = [math.log(ours / theirs) for ours, theirs in pairs]
-    low, high = student_interval(logs)
-    return {"ratio": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
+    return to_json(mean_ratio([math.log(ours / theirs) for ours, theirs in pairs]))
 
 
 @click.command()
@@ -139,9 +137,9 @@ def main(model: Path, pairs: int, runs: int, json_path: Path | None) -> None:
     figures = {
         "question": "median of bench's bound runs / of a plain loop; of LoadGen's log / of bench's "
         "runs; import of the worker / of onnxruntime; what a run takes beyond its clock",
-        "latency": ratio(medians),
-        "loadgen": ratio(loadgens),
-        "import": ratio(imports),
+        "latency": ratio_of(medians),
+        "loadgen": ratio_of(loadgens),
+        "import": ratio_of(imports),
         "overhead_per_run_us": overhead_ns / 1e3,
         "model": model.name,
         "num_pairs": pairs,

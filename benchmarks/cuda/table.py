@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.cuda.records import Case, Ceilings, GpuReport, NetworkWork, Outcome, Timed
 from benchmarks.cuda.roofline import Bound, bound_of
-from resdeploy.paired import student_interval
+from resdeploy.paired import mean_ratio
 from resdeploy.schema.benchmarks import BenchResult, SpeedRatio
 
 __all__ = ["page_of", "ratios_of"]
@@ -180,9 +180,9 @@ def ratios_of(blocks: Sequence[Sequence[Timed]], baseline: str) -> dict[str, Spe
 
 
 def _ratio(logs: Sequence[float]) -> SpeedRatio:
-    low, high = student_interval(logs) if len(logs) > 1 else (-math.inf, math.inf)
-    ratio = math.exp(statistics.fmean(logs))
-    return SpeedRatio(ratio=ratio, low=math.exp(low), high=math.exp(high))
+    if len(logs) > 1:
+        return mean_ratio(logs)
+    return SpeedRatio(ratio=math.exp(logs[0]), low=0.0, high=math.inf)
 
 
 def _turns(report: GpuReport, kind: str, title: str, baseline: str | None) -> Iterator[str]:

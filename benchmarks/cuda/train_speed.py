@@ -31,7 +31,7 @@ import numpy as np
 
 from resdeploy.errors import EnvironmentLacksError, ReportedError
 from resdeploy.files import atomic_write
-from resdeploy.paired import student_interval
+from resdeploy.paired import mean_ratio
 from resdeploy.schema.codec import record, to_json
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.recipes import DataSpec, ModelSpec, Preprocess, Recipe, TrainSpec
@@ -350,8 +350,8 @@ def _ratios(speeds: list[WaySpeed]) -> dict[str, tuple[float, ...]]:
             continue
         pairs = zip(ours.epochs_s, theirs.epochs_s, strict=True)
         logs = [math.log(mine / other) for mine, other in pairs]
-        low, high = student_interval(logs)
-        found[way.title] = tuple(map(math.exp, (statistics.fmean(logs), low, high)))
+        ratio = mean_ratio(logs)
+        found[way.title] = (ratio.ratio, ratio.low, ratio.high)
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from resdeploy.files import atomic_write
-from resdeploy.paired import student_interval
+from resdeploy.paired import mean_ratio
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_macs_per_s
@@ -32,19 +32,18 @@ def main(blocks: int, json_path: Path) -> None:
         for integer in (False, True) if number % 2 == 0 else (True, False):
             rates[integer].append(peak_macs_per_s(spec, integer=integer))
     logs = [math.log(fast / slow) for slow, fast in zip(rates[False], rates[True], strict=True)]
-    ratio = math.exp(sum(logs) / blocks)
-    low, high = (math.exp(end) for end in student_interval(logs))
+    found = mean_ratio(logs)
     report = {
         "question": "rate of a large product of uint8 by int8 over that of one of float32",
-        "ratio": ratio,
-        "interval": [low, high],
+        "ratio": found.ratio,
+        "interval": [found.low, found.high],
         "float32_macs_per_s": rates[False],
         "int8_macs_per_s": rates[True],
         "environment": to_json(read_environment()),
     }
     with atomic_write(json_path, force=True) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
-    click.echo(f"int8 over float32: {ratio:.2f} ({low:.2f} to {high:.2f})")
+    click.echo(f"int8 over float32: {found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import numpy as np
 from resdeploy.bundle import Bundle, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write
-from resdeploy.paired import pooled_percentile, student_interval
+from resdeploy.paired import mean_ratio, pooled_percentile
 from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.codec import load_json, to_json
 from resdeploy.schema.sessions import SessionSpec
@@ -143,12 +143,6 @@ def others(
     return found if openvino is None else {**found, "OpenVINO": by("openvino", model, openvino)}
 
 
-def interval(logs: list[float]) -> dict[str, float]:
-    """Return the ratio that these logarithms average to, with its 95 % interval."""
-    low, high = student_interval(logs)
-    return {"ratio": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
-
-
 def compared(
     contenders: dict[str, Contender],
     golden: Path,
@@ -195,7 +189,7 @@ def compared(
         "medians_ns": medians,
         "ratios": {
             ours: {
-                name: interval([math.log(m[ours] / m[name]) for m in medians])
+                name: to_json(mean_ratio([math.log(m[ours] / m[name]) for m in medians]))
                 for name in contenders
                 if name != ours
             }

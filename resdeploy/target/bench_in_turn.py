@@ -6,7 +6,9 @@ cancels within each four. The next block is another pair, begun by the other one
 processes differ by where their memory happens to lie.
 """
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -138,13 +140,17 @@ def time_in_turn(
             was killed.
     """
 
-    def stop(_place: int, error: Exception) -> None:
+    def stop(_: int, error: Exception) -> None:
         raise error
 
-    with ExitStack() as stack:
-        turns = _Turns(stack, sides, stop)
-        turns.start(range(len(sides)), prove_placement=prove_placement)
-        return list(turns.time(range(len(sides)), num_bursts).values())
+    timed = _time(
+        sides,
+        range(len(sides)),
+        num_bursts,
+        prove_placement=prove_placement,
+        on_failure=stop,
+    )
+    return [timed[place] for place in range(len(sides))]
 
 
 def time_those_that_run(
@@ -170,48 +176,55 @@ def time_those_that_run(
     """
     failed: dict[int, Exception] = {}
     order = range(len(sides))[:: -1 if last_first else 1]
-    with ExitStack() as stack:
-        turns = _Turns(stack, sides, failed.__setitem__, limit_s=limit_s, on_stage=on_stage)
-        turns.start(order, golden=golden, all_started_s=all_started_s)
-        timed = turns.time(order, num_bursts)
+    timed = _time(
+        sides,
+        order,
+        num_bursts,
+        golden=golden,
+        on_failure=failed.__setitem__,
+        limit_s=limit_s,
+        all_started_s=all_started_s,
+        on_stage=on_stage,
+    )
     return [failed[place] if place in failed else timed[place] for place in range(len(sides))]
 
 
-class _Turns:
-    """Processes that are started one after the other, and then told in turn to run."""
+def _time(
+    sides: Sequence[Contender],
+    order: Sequence[int],
+    num_bursts: int,
+    *,
+    prove_placement: bool = False,
+    golden: Path | None = None,
+    on_failure: Callable[[int, Exception], None],
+    limit_s: float = math.inf,
+    all_started_s: float = math.inf,
+    on_stage: Callable[[int], None] = lambda _: None,
+) -> dict[int, TimedSide]:
+    """Return what each side that does not fail came to, by its place."""
+    alive: dict[int, BenchProcess] = {}
+    opened: dict[int, BenchSide] = {}
+    bursts: dict[tuple[int, str], list[tuple[int, ...]]] = defaultdict(list)
+    peaks: dict[int, int | None] = {}
 
-    def __init__(
-        self,
-        stack: ExitStack,
-        sides: Sequence[Contender],
-        on_failure: Callable[[int, Exception], None],
-        *,
-        limit_s: float | None = None,
-        on_stage: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self._stack, self._sides, self._on_failure = stack, sides, on_failure
-        self._limit_s, self._on_stage = limit_s, on_stage
-        self._alive: dict[int, BenchProcess] = {}
-        self._opened: dict[int, BenchSide] = {}
+    def answer(place: int) -> dict[str, Any] | None:
+        on_stage(place)
+        try:
+            return alive[place].receive()
+        except (ReportedError, RuntimeError) as error:
+            del alive[place]
+            on_failure(place, error)
+            return None
 
-    def start(
-        self,
-        order: Sequence[int],
-        *,
-        prove_placement: bool = False,
-        golden: Path | None = None,
-        all_started_s: float | None = None,
-    ) -> None:
-        """Start each and wait until it is warm, so that none warms up beside another's start."""
-        end_s = None if all_started_s is None else time.monotonic() + all_started_s
+    end_s = time.monotonic() + all_started_s
+    with ExitStack() as stack:
+        # One after the other, so that none warms up beside another's start.
         for place in order:
-            model, spec = self._sides[place]
-            limit_s = self._limit_s
-            if end_s is not None and limit_s is not None:
-                limit_s = min(limit_s, end_s - time.monotonic())
-                if limit_s <= 0:
-                    self._on_failure(place, EnvironmentLacksError("There was no time to start it."))
-                    continue
+            model, spec = sides[place]
+            left_s = min(limit_s, end_s - time.monotonic())
+            if left_s <= 0:
+                on_failure(place, EnvironmentLacksError("There was no time to start it."))
+                continue
             job = BenchJob(
                 model=None if model is None else str(model),
                 spec=spec,
@@ -219,45 +232,28 @@ class _Turns:
                 prove_placement=prove_placement,
                 golden=None if golden is None else str(golden),
             )
-            self._alive[place] = self._stack.enter_context(BenchProcess(job, limit_s=limit_s))
-            if (answer := self._answer(place)) is not None:
-                side = from_json(BenchSide, answer["side"], where="the benchmark process")
-                self._opened[place] = side
-
-    def time(self, order: Sequence[int], num_bursts: int) -> dict[int, TimedSide]:
-        """Return what each that does not fail came to, by its place."""
-        bursts: dict[tuple[int, str], list[tuple[int, ...]]] = {}
-        peaks: dict[int, int | None] = {}
+            alive[place] = stack.enter_context(BenchProcess(job, limit_s=left_s))
+            if (found := answer(place)) is not None:
+                opened[place] = from_json(BenchSide, found["side"], where="the benchmark process")
         for number in range(num_bursts):
             for place in order if number % 2 == 0 else order[::-1]:
-                spec = self._sides[place][1]
-                for words, num_runs in (("", spec.num_runs), ("bound ", spec.num_bound_runs)):
-                    if place not in self._alive or not num_runs:
+                spec = sides[place][1]
+                for word, num_runs in (("", spec.num_runs), ("bound ", spec.num_bound_runs)):
+                    if place not in alive or not num_runs:
                         continue
-                    share = _share(num_runs, number, num_bursts)
-                    self._alive[place].send(f"{words}{share}")
-                    if (answer := self._answer(place)) is not None:
-                        bursts.setdefault((place, words), []).append(tuple(answer["latencies_ns"]))
-                        peaks[place] = answer["ram_peak_bytes"]
-        return {
-            place: TimedSide(
-                side=self._opened[place],
-                bursts_ns=tuple(bursts[place, ""]),
-                ram_peak_bytes=peaks[place],
-                bound_bursts_ns=tuple(bursts.get((place, "bound "), ())),
-            )
-            for place in sorted(self._alive)
-        }
-
-    def _answer(self, place: int) -> dict[str, Any] | None:
-        """Return the next answer of a process; None where it failed, and is out."""
-        self._on_stage(place)
-        try:
-            return self._alive[place].receive()
-        except (ReportedError, RuntimeError) as error:
-            del self._alive[place]
-            self._on_failure(place, error)
-            return None
+                    alive[place].send(f"{word}{_share(num_runs, number, num_bursts)}")
+                    if (found := answer(place)) is not None:
+                        bursts[place, word].append(tuple(found["latencies_ns"]))
+                        peaks[place] = found["ram_peak_bytes"]
+    return {
+        place: TimedSide(
+            side=opened[place],
+            bursts_ns=tuple(bursts[place, ""]),
+            ram_peak_bytes=peaks[place],
+            bound_bursts_ns=tuple(bursts[place, "bound "]),
+        )
+        for place in alive
+    }
 
 
 def _block(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,8 +29,8 @@ _STOP_TIMEOUT_S = 5.0
 class BenchProcess:
     """A fresh interpreter that does one job, and is gone when the block ends."""
 
-    def __init__(self, job: BenchJob, *, limit_s: float | None = None) -> None:
-        """Take the job, and how many seconds an answer may take; None for any number."""
+    def __init__(self, job: BenchJob, *, limit_s: float = math.inf) -> None:
+        """Take the job, and how many seconds an answer may take."""
         runner = job.spec.runner
         self._python = runner.python or sys.executable
         unnamed = dataclasses.replace(job.spec, runner=dataclasses.replace(runner, python=None))
@@ -109,12 +111,12 @@ class BenchProcess:
             is_late.set()
             self._process.kill()
 
-        timer = None if self._limit_s is None else threading.Timer(self._limit_s, end)
-        if timer is not None:
-            timer.start()
-        line = self._process.stdout.readline()
-        if timer is not None:
-            timer.cancel()
+        with ExitStack() as stack:
+            if math.isfinite(self._limit_s):
+                timer = threading.Timer(self._limit_s, end)
+                timer.start()
+                stack.callback(timer.cancel)
+            line = self._process.stdout.readline()
         if not line.endswith("\n"):
             if is_late.is_set():
                 raise EnvironmentLacksError(

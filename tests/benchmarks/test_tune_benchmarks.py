@@ -1,7 +1,6 @@
 """The scripts of benchmarks/tune: what they count, and each of them whole on a tiny network."""
 
 import json
-import math
 
 import numpy as np
 import onnx
@@ -49,14 +48,6 @@ def write_noise(path, num):
 
 
 # --- what is counted -----------------------------------------------------------------------------
-
-
-def test_a_ratio_is_the_geometric_mean_in_its_interval():
-    found = compare.interval([math.log(0.5), math.log(2.0), math.log(1.0)])
-    assert found["ratio"] == pytest.approx(1.0)
-    # Student's t of two degrees of freedom, 4.303, times log(2) / sqrt(3).
-    assert found["high"] == pytest.approx(math.exp(4.3027 * math.log(2) / math.sqrt(3)), rel=1e-4)
-    assert found["low"] == pytest.approx(1 / found["high"])
 
 
 def test_the_fastest_is_so_over_all_blocks():
