@@ -2,6 +2,7 @@
 # make test   set up .venv, then run the tests, one process on each core
 # make lint   set up .venv, then check format, style and types
 # make slow   the tests that take minutes, one after another
+# make figures   what of the pages' figures is stale; measure again those that take minutes
 # make gpu-check ARGS="--minutes 9"   set up .venv, then prove and time the networks on an NVIDIA GPU
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),gpu,cpu)
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint slow gpu-check clean
+.PHONY: demo test lint slow figures gpu-check clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -33,6 +34,9 @@ lint: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+figures: $(STAMP)
+	$(BIN)/python -m benchmarks.figures
 
 gpu-check: $(STAMP)
 	$(BIN)/python -m benchmarks.cuda $(ARGS)
