@@ -1,10 +1,10 @@
 """What embedding the preprocessing costs, and in which form it costs least.
 
-A ResNet-20 on pixels, uint8 NHWC, in four forms, run in turn in a new order each round; the claim
-is the median of the ratios to the first, round by round, on one core. Beside it stands how far the
+A ResNet-20 on pixels, uint8 NHWC, in four forms timed in turn; the claim is the ratio to the first,
+with its interval over blocks of fresh processes, each on one core. Beside it stands how far the
 outputs are from the first's, for what the form does to rounding.
 
-    outside    NumPy makes the inputs, the model takes them
+    outside    NumPy makes the inputs, which takes its time, and the model takes them
     embed      Transpose, Cast, Sub(centre), scale in the first layer: what resdeploy writes
     all        Transpose, Cast, Mul, Sub: nothing folded
     map        Transpose, Cast, scale in the first layer, and behind it an Add of what the centre
@@ -13,17 +13,16 @@ outputs are from the first's, for what the form does to rounding.
     python benchmarks/export/embed.py --json benchmarks/export/embed.json
 """
 
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 import onnx
 import onnxruntime
+from forms import NUM_RUNS, command, medians_of, ratios_to
 from onnx import helper, numpy_helper
 
 from resdeploy.graph.float64 import evaluate_float64
@@ -33,10 +32,8 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.networks import build_network
 from resdeploy.preprocess import centre_and_scale, preprocess_batch
 from resdeploy.recipe import load_recipe
-from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, Preprocess
-from resdeploy.target.environment import read_environment
 
 
 def with_map(model: onnx.ModelProto, size: int) -> onnx.ModelProto:
@@ -94,20 +91,24 @@ def with_all(model: onnx.ModelProto, spec: Preprocess) -> onnx.ModelProto:
     return model
 
 
-def opened(model: onnx.ModelProto) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what runs a model on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return lambda x: session.run(None, {"input": x})[0]
+    return session.run(None, {"input": x})[0]
 
 
-@click.command()
-@click.option("--seconds", default=20.0, show_default=True, help="Of each comparison.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
-def main(seconds: float, json_path: Path | None) -> None:
+def preparing_ns(pixels: np.ndarray, spec: Preprocess) -> float:
+    """Return the median time of NumPy's preparing."""
+    times = []
+    for _ in range(NUM_RUNS):
+        start = time.perf_counter_ns()
+        preprocess_batch(pixels, spec)
+        times.append(time.perf_counter_ns() - start)
+    return statistics.median(times)
+
+
+def measure(blocks: int) -> dict[str, Any]:
     """Time the forms in turn."""
     recipe = load_recipe("cifar10-resnet20")
     preprocess = recipe.preprocess
@@ -122,44 +123,30 @@ def main(seconds: float, json_path: Path | None) -> None:
         export_onnx(source, ExportSpec(), paths["plain"])
         export_onnx(embed_preprocess(source), ExportSpec(), paths["embedded"])
         plain, embedded = (onnx.load(path) for path in paths.values())
-    run_plain = opened(plain)
-    forms: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "outside": lambda x: run_plain(preprocess_batch(x, preprocess)),
-        "embed": opened(embedded),
-        "all": opened(with_all(plain, preprocess)),
-        "map": opened(with_map(embedded, preprocess.input_shape[1])),
+    forms = {
+        "embed": embedded,
+        "all": with_all(plain, preprocess),
+        "map": with_map(embedded, preprocess.input_shape[1]),
     }
-    result: dict[str, object] = {"environment": to_json(read_environment())}
+    result = {}
     rng = np.random.default_rng(0)
     for batch in (1, 8):
         pixels = rng.integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
-        expected = forms["outside"](pixels)
-        times: dict[str, list[int]] = {name: [] for name in forms}
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in rng.permutation(list(forms)):
-                start = time.perf_counter_ns()
-                forms[name](pixels)
-                times[name].append(time.perf_counter_ns() - start)
-        kept = {name: values[len(values) // 10 :] for name, values in times.items()}
+        expected = run(plain, preprocess_batch(pixels, preprocess))
+        medians = medians_of({"outside": plain, **forms}, batch_size=batch, blocks=blocks)
+        for one in medians:
+            one["outside"] += preparing_ns(pixels, preprocess)
         result[f"batch {batch}"] = {
-            "rounds": len(kept["outside"]),
-            "median_us": statistics.median(kept["outside"]) / 1e3,
-            "ratios": {
-                name: round(
-                    statistics.median(a / b for a, b in zip(v, kept["outside"], strict=True)), 4
-                )
-                for name, v in kept.items()
-            },
+            **ratios_to("outside", medians),
             "relative_difference": {
-                name: float(np.abs(run(pixels) - expected).max() / np.abs(expected).max())
-                for name, run in forms.items()
+                name: float(np.abs(run(model, pixels) - expected).max() / np.abs(expected).max())
+                for name, model in forms.items()
             },
         }
-    click.echo(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=2))
-    if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
 
+
+main = command(measure)
 
 if __name__ == "__main__":
     main()

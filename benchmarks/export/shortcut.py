@@ -1,7 +1,7 @@
 """What the graph passes are worth: option A's shortcut in three forms, the mean in two.
 
-Sessions of one model in several forms are run in turn, in a new order each round; the claim is the
-median of the ratios to the form that torch exports, round by round, on one core.
+One model in several forms is timed in turn; the claim is the ratio to the form that torch exports,
+with its interval over blocks of fresh processes, each on one core.
 
     slice           Slice, Pad: as torch exports it
     maxpool         MaxPool of one pixel, Pad
@@ -14,21 +14,22 @@ kind are left of the ResNet-20 in int8, by ONNX Runtime's own quantiser.
     python benchmarks/export/shortcut.py --json benchmarks/export/shortcut.json
 """
 
-import json
-import statistics
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 import onnx
 import onnxruntime
+from forms import command, medians_of, ratios_to
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.schema.codec import to_json
-from resdeploy.target.environment import read_environment
+from resdeploy.host.build import SourceModel
+from resdeploy.host.export import export_onnx
+from resdeploy.host.networks import build_network
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
 
 END = np.iinfo(np.int64).max
 # (channels, height and width) of the shortcut's input.
@@ -111,34 +112,6 @@ def block(channels: int, size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def ratios(models: dict[str, onnx.ModelProto], x: np.ndarray, seconds: float) -> dict[str, object]:
-    """Return the median time of each form over that of the first, and the first's own."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    sessions = {
-        name: onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        for name, model in models.items()
-    }
-    times: dict[str, list[int]] = {name: [] for name in models}
-    rng = np.random.default_rng(0)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for name in rng.permutation(list(models)):
-            start = time.perf_counter_ns()
-            sessions[name].run(None, {"input": x})
-            times[name].append(time.perf_counter_ns() - start)
-    kept = {name: values[len(values) // 10 :] for name, values in times.items()}
-    first = next(iter(kept.values()))
-    found = {
-        name: round(statistics.median(a / b for a, b in zip(values, first, strict=True)), 4)
-        for name, values in kept.items()
-    }
-    return {"rounds": len(first), "median_us": statistics.median(first) / 1e3, "ratios": found}
-
-
 def int8_operators(model: onnx.ModelProto, folder: Path) -> dict[str, int]:
     """Return the operators that ONNX Runtime runs of the model, quantised."""
     from onnxruntime import quantization as quant
@@ -170,17 +143,8 @@ def int8_operators(model: onnx.ModelProto, folder: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in nodes).items()))
 
 
-@click.command()
-@click.option("--seconds", default=20.0, show_default=True, help="Of each comparison.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
-def main(seconds: float, json_path: Path | None) -> None:
+def measure(blocks: int) -> dict[str, Any]:
     """Time the forms in turn and count the operators of int8."""
-    from resdeploy.host.build import SourceModel
-    from resdeploy.host.export import export_onnx
-    from resdeploy.host.networks import build_network
-    from resdeploy.schema.exports import ExportSpec
-    from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
-
     spec = ModelSpec(arch="cifar_resnet20", num_classes=10)
     source = SourceModel(
         module=build_network(spec).eval(),
@@ -189,26 +153,26 @@ def main(seconds: float, json_path: Path | None) -> None:
         info=CheckpointInfo(model=spec),
     )
     forms = ("slice-mean", "slice", "maxpool", "conv-mean", "conv")
-    result: dict[str, object] = {"environment": to_json(read_environment())}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(source, ExportSpec(), path)
         models = {form: rewritten(onnx.load(path), form) for form in forms}
         for batch in (1, 8):
-            x = np.random.default_rng(1).normal(size=(batch, 3, 32, 32)).astype(np.float32)
-            result[f"resnet20, batch {batch}"] = ratios(models, x, seconds)
+            medians = medians_of(models, batch_size=batch, blocks=blocks)
+            result[f"resnet20, batch {batch}"] = ratios_to(forms[0], medians)
         result["int8 operators"] = {
             form: int8_operators(models[form], Path(folder)) for form in ("slice-mean", "conv")
         }
     for channels, size in BLOCKS:
-        x = np.random.default_rng(1).normal(size=(1, channels, size, size)).astype(np.float32)
         model = block(channels, size)
         models = {form: rewritten(model, form) for form in ("slice", "maxpool", "conv")}
-        result[f"block, {channels} channels of {size}x{size}"] = ratios(models, x, seconds / 4)
-    click.echo(json.dumps({k: v for k, v in result.items() if k != "environment"}, indent=2))
-    if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        medians = medians_of(models, batch_size=1, blocks=blocks)
+        result[f"block, {channels} channels of {size}x{size}"] = ratios_to("slice", medians)
+    return result
 
+
+main = command(measure)
 
 if __name__ == "__main__":
     main()
