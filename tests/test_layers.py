@@ -107,6 +107,11 @@ def test_torch_is_imported_in_host_alone():
     assert offenders == []
 
 
+def test_no_benchmark_imports_the_runtime_before_its_telemetry_is_off():
+    scripts = (PACKAGE.parent / "benchmarks").rglob("*.py")
+    assert not [path for path in scripts if "\nimport onnxruntime" in path.read_text("utf-8")]
+
+
 def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():
     """Each takes a millisecond to make; with all of them the worker's import doubles."""
     script = "import sys, resdeploy.target.bench_worker; print(*sys.modules)"

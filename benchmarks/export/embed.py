@@ -23,7 +23,6 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from resdeploy.graph.float64 import evaluate_float64
@@ -37,6 +36,7 @@ from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, Preprocess
 from resdeploy.target.environment import read_environment
+from resdeploy.target.runtime import onnxruntime
 
 
 def with_map(model: onnx.ModelProto, size: int) -> onnx.ModelProto:

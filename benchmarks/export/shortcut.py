@@ -24,11 +24,11 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.schema.codec import to_json
 from resdeploy.target.environment import read_environment
+from resdeploy.target.runtime import onnxruntime
 
 END = np.iinfo(np.int64).max
 # (channels, height and width) of the shortcut's input.

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -546,6 +547,22 @@ def import_session(*lines):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+@pytest.mark.parametrize("first", ["target.runtime", "quant.qdq", "quant.runtime"])
+def test_a_session_leaves_no_file_of_telemetry(model, tmp_path, first):
+    """ONNX Runtime 1.31 keeps a device's number and a store of events in HOME and TMPDIR."""
+    script = f"""
+import resdeploy.{first}, onnxruntime, subprocess, sys
+onnxruntime.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
+child = "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+assert subprocess.check_output([sys.executable, "-c", child], text=True) == "1\\n"
+"""
+    home = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    environment = {**os.environ, **home, "ORT_DISABLE_TELEMETRY": "0"}
+    before = set(tmp_path.rglob("*"))
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_missing_runtime_names_the_extra_that_brings_it():
