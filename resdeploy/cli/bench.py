@@ -12,11 +12,12 @@ from resdeploy.cli.bench_options import (
     SESSION_OPTIONS,
     loadgen_spec,
     numbers,
-    percent,
     with_options,
 )
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
+    Number,
+    Percent,
     json_option,
     openvino_precision_option,
     session_was_given,
@@ -77,8 +78,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="One run after the other; all at once; or at random times.",
 )
-@click.option("--qps", type=float, help="Runs asked for in a second, of --scenario server.")
-@click.option("--seed", default=0, show_default=True, help="Of those random times.")
+@click.option(
+    "--qps",
+    type=Number(min=0, min_open=True),
+    help="Runs asked for in a second, of --scenario server.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of those random times.",
+)
 @click.option(
     "--loadgen",
     is_flag=True,
@@ -86,13 +97,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--min-duration",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="Of --loadgen: for how long at least; MLPerf asks for 600.  [default: 60]",
 )
 @click.option(
     "--target-latency",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="MS",
     help="Of --loadgen --scenario server: what 99 % of the runs may take.  [default: 15]",
 )
@@ -122,7 +133,7 @@ if TYPE_CHECKING:
     "--fail-if-slower",
     "max_slowdown",
     metavar="PERCENT",
-    callback=percent,
+    type=Percent(min=0, max=1000),
     help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
     "whole interval says so.",
 )

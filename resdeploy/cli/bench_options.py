@@ -8,7 +8,7 @@ import click
 from resdeploy.schema.benchmarks import LoadgenSpec
 from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
 
-__all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "percent", "with_options"]
+__all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "with_options"]
 
 SESSION_OPTIONS = (
     *("provider", "threads", "graph-level", "tf32", "openvino-precision", "spinning"),
@@ -33,24 +33,9 @@ def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[i
         found = ()
     if not found or min(found) < 1:
         raise click.BadParameter(
-            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=_flag(option)
+            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=option.opts[0]
         )
     return found
-
-
-def percent(_context: Any, option: click.Parameter, text: str | None) -> float | None:
-    """Return a percentage such as 3% as a fraction."""
-    if text is None:
-        return None
-    try:
-        found = float(text.removesuffix("%"))
-    except ValueError:
-        found = -1.0
-    if not (text.endswith("%") and 0 <= found < 1000):
-        raise click.BadParameter(
-            f"{text!r} is not a percentage such as 3%", param_hint=_flag(option)
-        )
-    return found / 100
 
 
 def loadgen_spec(
@@ -91,7 +76,3 @@ def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
                 param_hint="--against-option",
             )
     return dataclasses.replace(session, **changes)
-
-
-def _flag(option: click.Parameter) -> str:
-    return option.opts[0]

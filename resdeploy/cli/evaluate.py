@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.options import (
+    Number,
     json_option,
     one_provider_option,
     openvino_precision_option,
@@ -27,7 +28,7 @@ from resdeploy.schema.sessions import PrecisionHint
 @click.option(
     "--max-drop",
     "max_drop_points",
-    type=click.FloatRange(min=0),
+    type=Number(min=0, max=100),
     metavar="POINTS",
     help="Exit with 1 unless MODEL is shown to be at most so many points below OTHER.",
 )

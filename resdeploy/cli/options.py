@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from click.core import ParameterSource
 from resdeploy.schema.recipes import SourceSpec
 
 __all__ = [
+    "Number",
+    "Percent",
     "SourceOptions",
     "force_option",
     "json_option",
@@ -28,6 +31,28 @@ __all__ = [
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number of at least `min`; click's own range holds NaN, and infinity if open."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or refuse the text."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+class Percent(Number):
+    """A percentage such as 3%, as a fraction; the range is that of the percentage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the fraction, or refuse the text."""
+        if not str(value).endswith("%"):
+            self.fail(f"{value!r} is not a percentage such as 3%.", param, ctx)
+        return super().convert(str(value).removesuffix("%"), param, ctx) / 100
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resdeploy.cli.options import Command, force_option, json_option, output_option, target_option
+from resdeploy.cli.options import (
+    Command,
+    Number,
+    force_option,
+    json_option,
+    output_option,
+    target_option,
+)
 from resdeploy.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
@@ -62,12 +69,12 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 @_choice("--bias-correction", "Take the weights' mean error out of the biases.")
 @click.option(
     "--max-flips",
-    type=click.FloatRange(0, 1),
+    type=Number(min=0, max=1),
     default=0.01,
     show_default=True,
     help="Which fraction of held-out predictions may change.",
 )
-@click.option("--max-error", type=float, help="Which relative error the outputs may have.")
+@click.option("--max-error", type=Number(min=0), help="Which relative error the outputs may have.")
 @click.option(
     "--keep-io/--lower-io",
     default=True,

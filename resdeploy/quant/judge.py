@@ -34,7 +34,7 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
 def why_not(quality: QuantQuality, *, max_flips: float, max_error: float | None) -> tuple[str, ...]:
     """Return what of a budget does not hold; empty if it holds."""
     reasons = []
-    if quality.num_flips > max_flips * quality.num_inputs:
+    if not quality.num_flips <= max_flips * quality.num_inputs:  # NaN is no budget
         reasons.append(
             f"{quality.num_flips} of {quality.num_inputs} predictions changed; "
             f"at most {max_flips:.2%} may"

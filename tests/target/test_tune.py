@@ -888,6 +888,8 @@ def test_a_lossless_way_that_is_not_lossless_fails_the_check(tuned, rounded, tmp
         ({}, None),
         ({"error": 0.6}, None),
         ({"error": 0.4}, "largest error is"),
+        ({"error": np.inf}, "largest error is"),
+        ({"error": np.nan}, "largest error is"),
         ({"num_same_class": 1}, "they were"),
     ],
 )
