@@ -1,10 +1,12 @@
-"""What a benchmark needs to know of an ONNX file, read from its bytes: names, and weights.
+"""What the target needs to know of an ONNX file, read from its bytes: names, and weights.
 
 An ONNX file is one protocol-buffer message. Its wire format is simple and frozen (a field is a key,
-number * 8 + type, and a value), and only five messages of it are looked at here; the target has no
+number * 8 + type, and a value), and only some messages of it are looked at here; the target has no
 package for it. Field numbers are those of onnx.proto3.
 """
 
+import mmap
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from resdeploy.schema.sessions import PrecisionName
 __all__ = [
     "OnnxNode",
     "count_subnormal_weights",
+    "external_weights",
     "read_nodes",
     "read_weight_shapes",
     "stored_precision",
@@ -28,7 +31,24 @@ _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME = 1, 2, 4, 8
-_TENSOR_RAW, _TENSOR_LOCATION = 9, 14
+_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 9, 13, 14
+# Where tensors are in a model, in whatever graph: by message, the fields that lead to one.
+_WAYS_TO_TENSORS = {
+    "model": {_MODEL_GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        10: "tensor",
+        6: "graph",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
 _FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
 _PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -89,6 +109,40 @@ def count_subnormal_weights(model: bytes) -> int | None:
             if (_TENSOR_TYPE, code) in fields:
                 count += sum(_num_subnormal(*field, dtype) for field in fields)
     return count
+
+
+def external_weights(model: bytes | mmap.mmap) -> Iterator[tuple[str, str]]:
+    """Yield the name and the file of each tensor with one, in whatever graph of a model.
+
+    The file is "" where the model names none. A tensor is counted in if any of its fields says so,
+    as a message that comes in two pieces is one message to ONNX Runtime.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model.
+    """
+    waiting = [("model", memoryview(model))]
+    while waiting:
+        kind, message = waiting.pop()
+        if kind == "tensor":
+            for location in _locations(message):
+                yield _text(message, _TENSOR_NAME), location
+            continue
+        ways = _WAYS_TO_TENSORS[kind]
+        for number, value in _fields(message):
+            if number in ways and isinstance(value, memoryview):
+                waiting.append((ways[number], value))
+
+
+def _locations(tensor: memoryview) -> list[str]:
+    entries = list(_values(tensor, _TENSOR_EXTERNAL))
+    found = [_text(entry, 2) for entry in entries if _text(entry, 1) == "location"]
+    is_outside = any(number == _TENSOR_LOCATION and value for number, value in _fields(tensor))
+    return found or [""] * is_outside
+
+
+def _text(message: memoryview, wanted: int) -> str:
+    """Return the last text of a field, as protocol buffers do; a file's name keeps its bytes."""
+    return os.fsdecode(([b""] + [bytes(value) for value in _values(message, wanted)])[-1])
 
 
 def stored_precision(path: Path) -> PrecisionName:

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
 from resdeploy.evidence.placement import Kernel, count_by_provider
+from resdeploy.files import refuse_outside_weight
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionInfo, SessionSpec
 from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.diagnosis import (
     model_error,
+    not_onnx_error,
     not_started_error,
     operator_error,
     plain_text,
@@ -29,6 +31,7 @@ from resdeploy.target.diagnosis import (
     run_errors,
     stray_nodes_error,
 )
+from resdeploy.target.onnx_wire import external_weights
 from resdeploy.target.plugins import comes_as_plugin, plugin_device, require_plugin
 from resdeploy.target.providers import Provider, find_provider
 from resdeploy.target.runtime import (
@@ -128,7 +131,9 @@ def open_session(
             where=runtime_title(runtime),
             fix=reinstall(provider, runtime),
         )
-    disabled = _optimizers_to_disable(model)
+    content = _content(model)
+    _check_weights(model, content, where=where)
+    disabled = _optimizers_to_disable(content)
     failure: Exception | None = None
     with captured_output() as captured:
         try:
@@ -185,27 +190,43 @@ def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
 _WRONG_OPTIMIZERS = {"MatMul_BatchNormalization_Fusion": ((1, 16), b"BatchNormalization")}
 
 
-def _optimizers_to_disable(model: Path | bytes) -> tuple[str, ...]:
-    """Return the optimisations of this runtime that could make `model` another one."""
+def _optimizers_to_disable(content: bytes | mmap.mmap) -> tuple[str, ...]:
+    """Return the optimisations of this runtime that could make a model another one."""
     version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
     return tuple(
         name
         for name, (since, operator) in _WRONG_OPTIMIZERS.items()
-        if version >= since and _mentions(model, operator)
+        # An operator's name stands in an ONNX file as it is.
+        if version >= since and content.find(operator) >= 0
     )
 
 
-def _mentions(model: Path | bytes, operator: bytes) -> bool:
-    """Whether an operator's name stands anywhere in a model, which is how an ONNX file holds it."""
+def _content(model: Path | bytes) -> bytes | mmap.mmap:
+    """Return the bytes of a model, mapped where it is a file."""
     if isinstance(model, bytes):
-        return operator in model
-    if model.stat().st_size == 0:  # which cannot be mapped, and is no model
-        return False
-    with (
-        model.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return content.find(operator) >= 0
+        return model
+    with model.open("rb") as file:
+        if model.stat().st_size == 0:  # which cannot be mapped, and is no model
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _check_weights(model: Path | bytes, content: bytes | mmap.mmap, *, where: str) -> None:
+    """Raise ResdeployError for weights in files outside the folder of a model, or not ONNX.
+
+    Old runtimes, 1.18 among them, read whatever file the model names.
+    """
+    path = model if isinstance(model, Path) else None
+    # Its own format, told apart as it does, holds all of its weights.
+    if path.suffix == ".ort" if path else content[4:8] == b"ORTM":
+        return
+    try:
+        for name, location in external_weights(content):
+            refuse_outside_weight(name, location, model=path)
+    except ValueError as error:
+        explained = not_onnx_error()
+        explained.where = where
+        raise explained from error
 
 
 def _create(
