@@ -36,7 +36,14 @@ from resdeploy.errors import UnsupportedModelError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["AFFINE_OPERATORS", "AffineLayer", "read_layer", "read_node", "window_attributes"]
+__all__ = [
+    "AFFINE_OPERATORS",
+    "AffineLayer",
+    "is_affine",
+    "read_layer",
+    "read_node",
+    "window_attributes",
+]
 
 Array = NDArray[Any]
 
@@ -159,8 +166,13 @@ def read_layer(
         ) from error
 
 
+def is_affine(node: "onnx.NodeProto", *operators: str) -> bool:
+    """Whether a node is one of `AFFINE_OPERATORS`, or of those named, of ONNX itself."""
+    return node.op_type in (operators or AFFINE_OPERATORS) and node.domain in ("", "ai.onnx")
+
+
 def read_node(node: "onnx.NodeProto", weight_shape: Sequence[int]) -> AffineLayer:
-    """Return the layer of a node of `AFFINE_OPERATORS`.
+    """Return the layer of a node that `is_affine`.
 
     Raises:
         UnsupportedModelError: see the module's list.
