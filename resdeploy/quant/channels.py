@@ -14,7 +14,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.onnx_graph import Constants, attribute, channels_first_shapes, layers
+from resdeploy.quant.onnx_graph import (
+    Constants,
+    attribute,
+    channels_first_shapes,
+    layers,
+    read_layer,
+)
 
 __all__ = ["Channels", "find_channels"]
 
@@ -62,11 +68,8 @@ def find_channels(model: onnx.ModelProto) -> Channels:
 
 def _takes_scales(node: onnx.NodeProto, constants: Constants) -> bool:
     """Whether a layer's weights are its own, so that scales can go into them."""
-    plain = node.op_type == "Conv" or (
-        attribute(node, "alpha", 1.0) == 1.0
-        and attribute(node, "beta", 1.0) == 1.0
-        and attribute(node, "transA", 0) == 0
-    )
+    layer = read_layer(node, constants)
+    plain = layer.alpha == layer.beta == 1.0 and not layer.reads_columns
     own = [name in constants and not constants.is_shared(name) for name in node.input[1:]]
     return plain and len(own) == 2 and all(own)
 

@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.quant.channels import Channels, find_channels
-from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, layers
+from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["equalize"]
@@ -92,16 +92,19 @@ def _rescaled(
     del scaled.graph.value_info[:]
     constants = Constants(scaled)
     for node in layers(scaled, constants):
-        weight = constants[node.input[1]]
-        exact = weight.astype(np.float64)  # rounded once, at the end
+        layer, weight = read_layer(node, constants), constants[node.input[1]]
+        exact_GOIK = layer.by_group(weight.astype(np.float64))  # rounded once, at the end
         written = _factors_of(node.output[0], channels, factors)
         read = _factors_of(node.input[0], channels, factors)
-        for rows, columns, weight_OIK in _groups(node, exact):
-            weight_OIK /= 1.0 if written is None else written[rows, np.newaxis, np.newaxis]
-            weight_OIK *= 1.0 if read is None else read[np.newaxis, columns, np.newaxis]
-        if np.array_equal(exact, weight):
+        along = (1,) * len(layer.kernel)
+        if written is not None:
+            exact_GOIK = exact_GOIK / written.reshape(layer.groups, -1, 1, *along)
+        if read is not None:
+            exact_GOIK = exact_GOIK * read.reshape(layer.groups, 1, -1, *along)
+        scaled_weight = layer.as_stored(exact_GOIK)
+        if np.array_equal(scaled_weight, weight):
             continue
-        constants[node.input[1]] = exact.astype(weight.dtype)
+        constants[node.input[1]] = scaled_weight.astype(weight.dtype)
         if written is not None:
             bias = constants[node.input[2]]
             constants[node.input[2]] = (bias.astype(np.float64) / written).astype(bias.dtype)
@@ -113,20 +116,3 @@ def _factors_of(
 ) -> NDArray[np.float64] | None:
     classes = channels.class_of.get(tensor)
     return None if classes is None else factors[classes]
-
-
-def _groups(
-    node: onnx.NodeProto, weight: NDArray[np.floating]
-) -> list[tuple[slice, slice, NDArray[np.floating]]]:
-    """Return each group's output channels, input channels and a view (O, I, K) of its weights."""
-    if node.op_type == "Gemm":
-        by_row = weight if attribute(node, "transB", 0) else weight.T
-        return [(slice(None), slice(None), by_row[:, :, np.newaxis])]
-    num_groups = attribute(node, "group", 1)
-    num_out, num_in = weight.shape[0] // num_groups, weight.shape[1]
-    flat = weight.reshape(weight.shape[0], num_in, -1)
-    return [
-        (rows, slice(g * num_in, (g + 1) * num_in), flat[rows])
-        for g in range(num_groups)
-        for rows in [slice(g * num_out, (g + 1) * num_out)]
-    ]

@@ -120,5 +120,8 @@ def test_there_is_no_grid_without_8_bit_images_or_with_two_readers():
     assert "preprocessed" in (why_no_grid(model, None) or "")
     vectors = Preprocess(input_shape=(40,), mean=(0.0,), std=(1.0,), divisor=1.0, color="none")
     assert "8-bit" in (why_no_grid(model, vectors) or "")
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("group", 3))
+    Constants(model)["stem.weight"] = Constants(model)["stem.weight"][:6, :1]
+    assert "groups" in (why_no_grid(model, PREPROCESS) or "")
     model.graph.node.append(onnx.helper.make_node("Relu", ["input"], ["other"]))
     assert "one Conv alone" in (why_no_grid(model, PREPROCESS) or "")

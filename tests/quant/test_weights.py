@@ -6,7 +6,7 @@ from small_networks import inputs, prepared_resnet
 
 from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.onnx_graph import Constants
+from resdeploy.quant.onnx_graph import Constants, copy_of
 from resdeploy.quant.qdq import insert_qdq
 from resdeploy.quant.ranges import find_range
 from resdeploy.quant.rounding import round_to_cancel, round_weights
@@ -94,6 +94,31 @@ def test_bias_correction_takes_out_a_mean_error_of_the_weights():
 
     assert mean_error(corrected) < 0.3 * mean_error(shifted)
     assert Constants(corrected)["stem.bias_quantized"].dtype == np.int32
+
+
+def test_how_a_layer_states_its_layout_makes_no_difference():
+    """Once a Conv that leaves its kernel_shape to its weight was rounded to the nearest."""
+    model, x = prepared_resnet(), inputs(16)
+    other = copy_of(model)
+    constants = Constants(other)
+    constants["fc.weight"] = constants["fc.weight"].T
+    for node in other.graph.node:
+        kept = [a for a in node.attribute if a.name not in ("transB", "kernel_shape")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    integers = []
+    for which in (model, other):
+        plain = quantised(which, x)
+        rounded = round_weights(which, plain, x, limit=127)
+        biases = Constants(correct_biases(which, plain, x))
+        found = {name: biases[f"{name}.bias_quantized"] for name in ("stem", "fc")}
+        integers.append({**rounded, **found})
+    first, second = integers
+    second["fc.weight_quantized"] = second["fc.weight_quantized"].T
+    assert first.keys() == second.keys()
+    assert len(first) == 8
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
 
 
 def test_where_every_layer_stays_in_float_there_is_no_bias_to_correct():
