@@ -1,4 +1,4 @@
-"""Take the mean error of rounded weights out of the biases.
+"""Bias correction: the mean error of rounded weights, taken out of the biases.
 
 A layer computes q * scale instead of w: on the inputs x that it has in the quantised model, its
 output is off by (q * scale - w)^T E[x] in the mean. That, and what the bias itself lost when it was

@@ -1,14 +1,14 @@
-"""Round the weights of a layer so that the errors cancel on the inputs it has.
+"""GPTQ: round a layer's weights one by one, each taking over the errors of those before.
 
 To the nearest integer, each weight is as near as can be, and their errors add up as chance has it.
 What counts is the layer's output: the squared error of a row of weights w, over inputs x, is
 
     (q - w)^T H (q - w),    H = sum over patches of x x^T
 
-Weights are rounded one after the other, those with the strongest inputs first; the error of each is
-taken over by those that are still to be rounded, as far as their inputs are alike (Frantar et al.
-2022, arXiv 2210.17323, after Hassibi and Stork 1993). Scales stay as they are, and so does the
-graph.
+Weights are rounded in the order of their inputs' strength; the error of each is taken over by those
+still to be rounded, as far as their inputs are alike (GPTQ, Frantar et al. 2022, arXiv 2210.17323,
+after Hassibi and Stork's Optimal Brain Surgeon, 1993). Scales and graph stay as they are. AdaRound
+(Nagel et al. 2020, arXiv 2004.10568) minimises an error of this form by gradient descent.
 
 Shapes: O rows of a group, K values of a patch.
 """
@@ -24,7 +24,7 @@ from resdeploy.quant.patches import can_unfold, unfold
 from resdeploy.quant.qdq import layer_names
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
-__all__ = ["round_to_cancel", "round_weights"]
+__all__ = ["gptq", "gptq_weights"]
 
 # Added to the diagonal of H, over its mean: what has no inputs must not be free.
 _DAMPING = 1e-3
@@ -36,7 +36,7 @@ _HESSIAN_BYTES = 256 * 2**20
 _BLOCK = 64
 
 
-def round_weights(
+def gptq_weights(
     model: onnx.ModelProto,
     quantized: onnx.ModelProto,
     inputs: NDArray[np.float32],
@@ -62,12 +62,12 @@ def round_weights(
             weight_GOK = weight_OIK.reshape(layer.groups, -1, layer.num_products)
             scale_O = np.broadcast_to(integers[names.weight_scale].reshape(-1), layer.num_outputs)
             groups = zip(weight_GOK, scale_O.reshape(layer.groups, -1), hessians_GKK, strict=True)
-            rows = [round_to_cancel(*group, limit=limit) for group in groups]
+            rows = [gptq(*group, limit=limit) for group in groups]
             rounded[names.weight] = layer.as_stored(np.concatenate(rows))
     return rounded
 
 
-def round_to_cancel(
+def gptq(
     weight_OK: NDArray[np.floating],
     scale_O: NDArray[np.floating],
     hessian_KK: NDArray[np.float64],
