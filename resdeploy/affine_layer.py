@@ -182,12 +182,7 @@ def read_node(node: "onnx.NodeProto", weight_shape: Sequence[int]) -> AffineLaye
 
 
 def window_attributes(attributes: Mapping[str, Any], kernel: Sequence[int]) -> dict[str, Any]:
-    """Return the attributes of a convolution or a pooling, all that has a default stated.
-
-    Args:
-        attributes: those that the node states.
-        kernel: taps along each axis of the image.
-    """
+    """Return the attributes of a convolution or a pooling, all that has a default stated."""
     dims = len(kernel)
     full = {
         "strides": [1] * dims,
@@ -224,16 +219,14 @@ def _read(op: str, attributes: Mapping[str, Any], weight_shape: tuple[int, ...])
     groups, stated = full["group"], tuple(attributes.get("kernel_shape", kernel))
     strides, dilations, pads = (tuple(full[name]) for name in ("strides", "dilations", "pads"))
     dims = len(kernel)
-    for is_right, what in (  # 2
-        (auto_pad in (*_EXPLICIT, *_SAME), f"unknown auto_pad {auto_pad!r}"),
-        (auto_pad == "NOTSET" or not any(pads), f"pads {pads} beside auto_pad {auto_pad}"),
-        (groups > 0 and weight_shape[0] % groups == 0, f"group {groups} of {weight_shape[0]}"),
-        (stated == kernel, f"kernel_shape {stated} of a weight of shape {weight_shape}"),
-        (len(strides) == dims and min(strides) > 0, f"strides {strides}"),
-        (len(dilations) == dims and min(dilations) > 0, f"dilations {dilations}"),
-        (len(pads) == 2 * dims and min(pads) >= 0, f"pads {pads}"),
-    ):
-        _check(is_right, what)
+    # 2
+    _check(auto_pad in (*_EXPLICIT, *_SAME), f"unknown auto_pad {auto_pad!r}")
+    _check(auto_pad == "NOTSET" or not any(pads), f"pads {pads} beside auto_pad {auto_pad}")
+    _check(groups > 0 and weight_shape[0] % groups == 0, f"group {groups} of {weight_shape[0]}")
+    _check(stated == kernel, f"kernel_shape {stated} of a weight of shape {weight_shape}")
+    _check(len(strides) == dims and min(strides) > 0, f"strides {strides}")
+    _check(len(dilations) == dims and min(dilations) > 0, f"dilations {dilations}")
+    _check(len(pads) == 2 * dims and min(pads) >= 0, f"pads {pads}")
     return AffineLayer(
         op=op,
         weight_shape=weight_shape,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
 from resdeploy.quant.patches import can_unfold, mean_patch
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, with_outputs
 
 __all__ = ["correct_biases"]
@@ -35,7 +35,7 @@ def correct_biases(
         node
         for node in layers(model, constants)
         if can_unfold(read_layer(node, constants))
-        and layer_names(node).bias in integers
+        and LayerNames(node).bias in integers
         and not constants.is_shared(node.input[1])
         and not constants.is_shared(node.input[2])
     ]
@@ -50,7 +50,7 @@ def correct_biases(
             found = mean_patch(read_layer(node, constants), tensors[running[node.name]])
             means[node.name] = means.get(node.name, 0.0) + share * found
     for node in nodes:
-        names = layer_names(node)
+        names = LayerNames(node)
         layer, bias = read_layer(node, constants), constants[node.input[2]]
         scale = integers[names.weight_scale].astype(np.float64).reshape(-1, 1)
         weight, whole = constants[node.input[1]], integers[names.weight].astype(np.float64)

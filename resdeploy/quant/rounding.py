@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.patches import can_unfold, unfold
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["gptq", "gptq_weights"]
@@ -56,7 +56,7 @@ def gptq_weights(
     rounded: dict[str, NDArray[np.int8]] = {}
     for some in _by_memory(nodes, constants):
         for node, hessians_GKK in zip(some, _hessians(model, some, inputs), strict=True):
-            names = layer_names(node)
+            names = LayerNames(node)
             layer = read_layer(node, constants)
             weight_OIK = layer.by_output(constants[node.input[1]])
             weight_GOK = weight_OIK.reshape(layer.groups, -1, layer.num_products)
@@ -100,7 +100,7 @@ def gptq(
 def _can_round(node: onnx.NodeProto, constants: Constants, integers: Constants) -> bool:
     own = not constants.is_shared(node.input[1])
     can = can_unfold(read_layer(node, constants))
-    return can and own and layer_names(node).weight in integers
+    return can and own and LayerNames(node).weight in integers
 
 
 def _by_memory(

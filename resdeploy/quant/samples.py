@@ -1,7 +1,7 @@
 """Calibration samples, read again on every pass: as many as there are, few in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -64,7 +64,7 @@ class SampleSplit:
     calibrate: tuple[int, ...]
     explored: NDArray[np.float32]
     held_out: NDArray[np.float32]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, samples: Samples) -> "SampleSplit":
@@ -86,15 +86,9 @@ class SampleSplit:
             calibrate=tuple(calibrate),
             explored=np.stack(list(_checked(samples, explored))),
             held_out=np.stack(list(_checked(samples, judged))),
-            warnings=(),
         )
-        return cls(
-            samples=samples,
-            calibrate=split.calibrate,
-            explored=split.explored,
-            held_out=split.held_out,
-            warnings=tuple(_oddities(split, has_held_out=bool(held_out))),
-        )
+        warnings = tuple(_oddities(split, has_held_out=bool(held_out)))
+        return replace(split, warnings=warnings)
 
     def read_calibration(self) -> Iterator[NDArray[np.float32]]:
         """Yield the samples that ranges come from.

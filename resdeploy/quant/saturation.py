@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from resdeploy.quant.onnx_graph import Constants, layers, read_layer
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.qdq import LayerNames
 
 __all__ = ["lacks_vnni", "saturating_layers"]
 
@@ -35,7 +35,7 @@ def saturating_layers(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tup
     constants, integers = Constants(model), Constants(quantized)
     found = []
     for node in layers(model, constants):
-        name = layer_names(node).weight
+        name = LayerNames(node).weight
         if name not in integers:
             continue
         weight = integers[name].astype(np.int64)
