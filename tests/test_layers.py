@@ -22,6 +22,7 @@ ALLOWED = {
     "files": set(),
     "__main__": set(),
     "cli": {"rich"},
+    "affine_layer": {"numpy"},
     "affine_map": {"numpy"},
     "algebra": {"numpy"},
     "compare": {"numpy"},

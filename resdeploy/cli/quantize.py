@@ -62,10 +62,10 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
     default=None,
     help="Weights of 7 bits.  [default: on x86 without VNNI]",
 )
-@_choice("--equalize", "Give the channels between layers like ranges.")
+@_choice("--equalize", "Give the channels between layers like ranges (SmoothQuant).")
 @_choice("--pixel-grid", "Let the input's integers be the pixels.")
 @_choice("--refine", "Choose each tensor's range by the outputs.")
-@_choice("--rounding", "Round weights so that errors cancel.")
+@_choice("--rounding", "Round weights so that errors cancel (GPTQ).")
 @_choice("--bias-correction", "Take the weights' mean error out of the biases.")
 @click.option(
     "--max-flips",

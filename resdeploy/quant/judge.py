@@ -1,4 +1,7 @@
-"""How far a lowered model's outputs are from the model's."""
+"""Quality of a quantised model: the relative error of its outputs, and predictions that changed.
+
+The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) decibels.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

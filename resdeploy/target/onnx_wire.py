@@ -1,4 +1,4 @@
-"""What the target needs to know of an ONNX file, read from its bytes: names, and weights.
+"""ONNX files read from their bytes, without a package: nodes with their attributes, and weights.
 
 An ONNX file is one protocol-buffer message. Its wire format is simple and frozen (a field is a key,
 number * 8 + type, and a value), and only some messages of it are looked at here; the target has no
@@ -7,9 +7,10 @@ package for it. Field numbers are those of onnx.proto3.
 
 import mmap
 import os
+import struct
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ __all__ = [
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT = 1, 2, 3
+_ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 4, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME = 1, 2, 4, 8
 _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 9, 13, 14
 # Where tensors are in a model, in whatever graph: by message, the fields that lead to one.
@@ -60,12 +63,16 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class OnnxNode:
-    """A node of the graph: its name, its operator, and the names of its values."""
+    """A node of the graph: its name, its operator, the names of its values, its attributes.
+
+    Of the attributes, those that are a number, text or integers.
+    """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_nodes(model: bytes) -> tuple[OnnxNode, ...]:
@@ -88,7 +95,7 @@ def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
         ValueError: the bytes are not an ONNX model.
     """
     return {
-        bytes(name).decode(errors="replace"): _dims(tensor)
+        bytes(name).decode(errors="replace"): _ints(tensor, _TENSOR_DIMS)
         for tensor in _weights(model)
         for name in _values(tensor, _TENSOR_NAME)
     }
@@ -190,23 +197,44 @@ def _node(message: memoryview) -> OnnxNode:
         op="".join(texts.get(_NODE_OP, ())),
         inputs=tuple(texts.get(_NODE_INPUT, ())),
         outputs=tuple(texts.get(_NODE_OUTPUT, ())),
+        attributes=dict(map(_attribute, _values(message, _NODE_ATTRIBUTE))),
     )
 
 
-def _dims(tensor: memoryview) -> tuple[int, ...]:
-    """Return a tensor's shape: numbers one by one, or packed into one field."""
-    dims: list[int] = []
-    for number, value in _fields(tensor):
-        if number != _TENSOR_DIMS:
+def _attribute(message: memoryview) -> tuple[str, Any]:
+    """Return an attribute's name and its value, None if it is of another kind."""
+    name = ""
+    found: Any = None
+    for number, value in _fields(message):
+        if number == _ATTRIBUTE_NAME and isinstance(value, memoryview):
+            name = bytes(value).decode(errors="replace")
+        elif number == _ATTRIBUTE_FLOAT and isinstance(value, memoryview):
+            (found,) = struct.unpack("<f", value)
+        elif number == _ATTRIBUTE_INT and isinstance(value, int):
+            found = _signed(value)
+        elif number == _ATTRIBUTE_TEXT and isinstance(value, memoryview):
+            found = bytes(value).decode(errors="replace")
+    return name, _ints(message, _ATTRIBUTE_INTS) or found
+
+
+def _ints(message: memoryview, wanted: int) -> tuple[int, ...]:
+    """Return the integers of a field, which stand one by one, or packed into one."""
+    ints: list[int] = []
+    for number, value in _fields(message):
+        if number != wanted:
             continue
         if isinstance(value, int):
-            dims.append(value)
+            ints.append(value)
             continue
         position = 0
         while position < len(value):
-            dim, position = _varint(value, position)
-            dims.append(dim)
-    return tuple(dims)
+            one, position = _varint(value, position)
+            ints.append(one)
+    return tuple(_signed(value) for value in ints)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _values(message: memoryview, wanted: int) -> Iterator[memoryview]:
