@@ -9,7 +9,7 @@ off, and afterwards the session is asked what it runs on, node by node where it 
 import dataclasses
 import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,11 @@ class Session:
 
 
 def open_session(
-    model: Path | bytes, spec: SessionSpec, *, profile_prefix: Path | None = None
+    model: Path | bytes,
+    spec: SessionSpec,
+    *,
+    profile_prefix: Path | None = None,
+    configure: Callable[[Any], None] | None = None,
 ) -> Session:
     """Open `model` on the provider of `spec`, and on no other.
 
@@ -100,6 +104,7 @@ def open_session(
         spec: what to open it on, and how.
         profile_prefix: write a profile of every run to a file whose path begins with this. Times
             are then not those of an ordinary session.
+        configure: sets further options on ONNX Runtime's `SessionOptions`.
 
     Raises:
         ResdeployError: the model is missing, or is not one that this runtime can read, or the
@@ -134,6 +139,7 @@ def open_session(
                 disabled,
                 allow_cpu_nodes=False,
                 profile_prefix=profile_prefix,
+                configure=configure,
             )
         except ORT_ERRORS as error:
             failure = error
@@ -227,6 +233,7 @@ def _create(
     *,
     allow_cpu_nodes: bool,
     profile_prefix: Path | None = None,
+    configure: Callable[[Any], None] | None = None,
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about optimisations that did not apply
@@ -243,6 +250,8 @@ def _create(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
+    if configure is not None:
+        configure(options)
     providers: list[tuple[str, dict[str, str]]] | None = [
         (provider.ort_name, {**provider.built_in_options, **provider.options(spec)})
     ]
