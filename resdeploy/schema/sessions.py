@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from resdeploy.schema.codec import record
 
@@ -23,8 +23,7 @@ PrecisionHint = Literal["default", "f32", "bf16"]
 PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unknown"]
 
 
-@record
-class SessionOption:
+class SessionOption(NamedTuple):
     """A field of `SessionSpec` on the command line and in tables.
 
     Attributes:
@@ -47,79 +46,57 @@ class SessionOption:
     default: Any = None
 
 
+_PROVIDER = SessionOption("--provider", "Where to run", changes_answers=True)
+_THREADS = SessionOption("--threads", "Threads of ONNX Runtime.  [default: its choice]")
+_LEVEL = SessionOption(
+    "--graph-level", "Graph optimisations of ONNX Runtime.", shown="graph level {}"
+)
+_TF32 = SessionOption(
+    "--tf32",
+    "On CUDA, let convolutions round their inputs to 10 bits.",
+    shown="TF32",
+    changes_answers=True,
+)
+_HINT = SessionOption(
+    "--openvino-precision",
+    "Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
+    changes_answers=True,
+)
+# Awake they answer sooner, and burn power.
+_SPINNING = SessionOption(
+    "--spinning", "Let idle threads of the CPU wait awake.", shown="no spinning"
+)
+_NHWC = SessionOption(
+    "--nhwc", "On CUDA, prefer kernels with the channels last.", shown="NHWC", must_apply=True
+)
+_CUDA_GRAPH = SessionOption(
+    "--cuda-graph", "On CUDA, record a run and replay it.", shown="CUDA graph", must_apply=True
+)
+
+
 @record
 class SessionSpec:
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
-    Runtime's own choice. Each field is an option of the command line and a choice of `tune` by
-    what stands here and in the table of providers.
+    Runtime's own choice. What a field is on the command line stands beside its type.
     """
 
-    provider: Annotated[
-        str, SessionOption(flag="--provider", help="Where to run", changes_answers=True)
-    ] = "cpu"
-    num_threads: Annotated[
-        int | None,
-        SessionOption(flag="--threads", help="Threads of ONNX Runtime.  [default: its choice]"),
-    ] = None
-    graph_level: Annotated[
-        GraphLevel,
-        SessionOption(
-            flag="--graph-level",
-            help="Graph optimisations of ONNX Runtime.",
-            shown="graph level {}",
-        ),
-    ] = "all"
-    use_tf32: Annotated[
-        bool,
-        SessionOption(
-            flag="--tf32",
-            help="On CUDA, let convolutions round their inputs to 10 bits.",
-            shown="TF32",
-            changes_answers=True,
-        ),
-    ] = False
-    precision_hint: Annotated[
-        PrecisionHint,
-        SessionOption(
-            flag="--openvino-precision",
-            help="Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
-            changes_answers=True,
-        ),
-    ] = "default"
-    # Answers sooner, and burns power.
-    spinning: Annotated[
-        bool,
-        SessionOption(
-            flag="--spinning", help="Let idle threads of the CPU wait awake.", shown="no spinning"
-        ),
-    ] = True
-    prefer_nhwc: Annotated[
-        bool,
-        SessionOption(
-            flag="--nhwc",
-            help="On CUDA, prefer kernels with the channels last.",
-            shown="NHWC",
-            must_apply=True,
-        ),
-    ] = False
-    cuda_graph: Annotated[
-        bool,
-        SessionOption(
-            flag="--cuda-graph",
-            help="On CUDA, record a run and replay it.",
-            shown="CUDA graph",
-            must_apply=True,
-        ),
-    ] = False
+    provider: Annotated[str, _PROVIDER] = "cpu"
+    num_threads: Annotated[int | None, _THREADS] = None
+    graph_level: Annotated[GraphLevel, _LEVEL] = "all"
+    use_tf32: Annotated[bool, _TF32] = False
+    precision_hint: Annotated[PrecisionHint, _HINT] = "default"
+    spinning: Annotated[bool, _SPINNING] = True
+    prefer_nhwc: Annotated[bool, _NHWC] = False
+    cuda_graph: Annotated[bool, _CUDA_GRAPH] = False
 
 
 def _session_options() -> dict[str, SessionOption]:
     options = {}
     for field in dataclasses.fields(SessionSpec):
         kind, option = get_args(field.type)
-        options[field.name] = dataclasses.replace(option, kind=kind, default=field.default)
+        options[field.name] = option._replace(kind=kind, default=field.default)
     return options
 
 
