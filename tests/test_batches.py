@@ -24,6 +24,6 @@ def test_every_sample_is_answered_once_and_in_its_place(num, fixed, size):
 
 
 def test_what_fills_a_batch_up_is_its_last_sample():
-    x = np.array([[1.0], [2.0], [np.inf]])
-    *_, (batch, count) = padded_batches(x, fixed=2)
-    assert (batch.tolist(), count) == ([[np.inf], [np.inf]], 1)
+    x = np.array([[1.0], [2.0], [3.0], [4.0], [np.inf]])
+    *_, (batch, count) = padded_batches(x, fixed=3)
+    assert (batch.tolist(), count) == ([[4.0], [np.inf], [np.inf]], 2)

@@ -141,7 +141,7 @@ def probe(files, *, machine="x86_64", features=(), starts=()):
         ({"machine": "aarch64", "features": ("neon",)}, "s8s8", False),
         ({"machine": "aarch64", "starts": ("cuda",)}, "s8s8", False),
         (
-            {"machine": "aarch64", "starts": ("tensorrt", "NewExecutionProvider")},
+            {"machine": "aarch64", "starts": ("NewExecutionProvider", "tensorrt")},
             "s8s8-symmetric",
             False,
         ),
