@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from resdeploy.cli.bench_options import (
-    SESSION_OPTIONS,
+    SESSION_FIELDS,
     loadgen_spec,
     numbers,
     with_options,
@@ -19,13 +19,12 @@ from resdeploy.cli.options import (
     Number,
     Percent,
     json_option,
-    openvino_precision_option,
+    session_options,
     session_was_given,
-    tf32_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport, BenchSpec, Scenario
-from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle import Bundle
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 @click.command(cls=DeviceCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
-)
 @click.option(
     "--batch",
     default="1",
@@ -46,25 +42,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
+    "num_threads",
     metavar="N[,N...]",
     callback=numbers,
     help="Threads of ONNX Runtime; several likewise.  [default: its choice]",
 )
-@click.option(
-    "--graph-level",
-    type=click.Choice(get_args(GraphLevel)),
-    default="all",
-    show_default=True,
-    help="Graph optimisations of ONNX Runtime.",
-)
-@click.option(
-    "--spinning/--no-spinning",
-    default=True,
-    show_default=True,
-    help="Let idle threads of the CPU wait awake.",
-)
-@click.option("--nhwc", is_flag=True, help="On CUDA, prefer kernels with the channels last.")
-@click.option("--cuda-graph", is_flag=True, help="On CUDA, record a run and replay it.")
+@session_options([name for name in SESSION_OPTIONS if name != "num_threads"])
 @click.option(
     "--warmup",
     type=click.IntRange(min=1),
@@ -119,7 +102,7 @@ if TYPE_CHECKING:
     "against_options",
     multiple=True,
     metavar="NAME=VALUE",
-    help=f"The other's own option, one of {', '.join(SESSION_OPTIONS)}; the same MODEL if no "
+    help=f"The other's own option, one of {', '.join(SESSION_FIELDS)}; the same MODEL if no "
     "--against is given.",
 )
 @click.option(
@@ -137,19 +120,13 @@ if TYPE_CHECKING:
     help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
     "whole interval says so.",
 )
-@tf32_option
-@openvino_precision_option
 @device_options
 @json_option
 def bench(
     model: Path,
-    provider: str,
+    session: SessionSpec,
     batch: tuple[int, ...],
-    threads: tuple[int, ...],
-    graph_level: GraphLevel,
-    spinning: bool,
-    nhwc: bool,
-    cuda_graph: bool,
+    num_threads: tuple[int, ...],
     warmup: int | None,
     runs: int,
     scenario: Scenario,
@@ -163,8 +140,6 @@ def bench(
     against_options: tuple[str, ...],
     blocks: int,
     max_slowdown: float | None,
-    tf32: bool,
-    precision_hint: PrecisionHint,
     devices: Devices,
     as_json: bool,
 ) -> None:
@@ -189,7 +164,7 @@ def bench(
 
     compared = against is not None or bool(against_options)
     driver = loadgen_spec(loadgen, min_duration, target_latency)
-    _check_together(compared, max_slowdown, batch, threads, profile)
+    _check_together(compared, max_slowdown, batch, num_threads, profile)
     if compared and driver is not None:
         raise click.UsageError("--loadgen is for one model: leave out --against.")
     if devices.given:
@@ -199,15 +174,6 @@ def bench(
         finish(devices.run(job), as_json=as_json)
     bundle = _bundle_in(model)
     model = model if bundle is None else bundle.model
-    session = SessionSpec(
-        provider=provider,
-        graph_level=graph_level,
-        use_tf32=tf32,
-        precision_hint=precision_hint,
-        spinning=spinning,
-        prefer_nhwc=nhwc,
-        cuda_graph=cuda_graph,
-    )
     spec = BenchSpec(
         session=session,
         num_runs=runs,
@@ -223,7 +189,7 @@ def bench(
         dataclasses.replace(
             spec, batch_size=size, session=dataclasses.replace(session, num_threads=number)
         )
-        for size, number in itertools.product(batch, threads or (None,))
+        for size, number in itertools.product(batch, num_threads or (None,))
     ]
     if not compared:
         emit(_sweep(_ways(model, specs, bundle)), as_json=as_json)

@@ -15,6 +15,7 @@ from resdeploy.cli.options import (
     target_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.target.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import Choice, IntegerTypes, QuantizedPrecision
@@ -24,6 +25,11 @@ PRECISIONS: dict[str, "QuantizedPrecision"] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
+_INSISTED = "".join(
+    f", {provider.integer_types} for {provider.name}"
+    for provider in PROVIDERS.values()
+    if provider.integer_types
+)
 _CHOICES = click.Choice(["auto", "on", "off"])
 
 
@@ -53,8 +59,7 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 @click.option(
     "--types",
     type=click.Choice(["u8s8", "s8s8", "s8s8-symmetric"]),
-    help="Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM, s8s8-symmetric for "
-    "TensorRT]",
+    help=f"Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM{_INSISTED}]",
 )
 @target_option
 @click.option(

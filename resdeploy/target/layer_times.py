@@ -17,6 +17,7 @@ from resdeploy.schema.benchmarks import LayerTime, Profile
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
 from resdeploy.target.onnx_wire import OnnxNode, read_nodes, read_weight_shapes
+from resdeploy.target.providers import PROVIDERS
 from resdeploy.target.session import open_session
 
 __all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
@@ -41,11 +42,12 @@ _FLOAT_OPS = {
 
 def check_profile(spec: SessionSpec) -> None:
     """Raise ResdeployError for a provider whose profile does not say how long layers take."""
-    if spec.provider != "cpu":
+    able = [provider.name for provider in PROVIDERS.values() if provider.has_layer_times]
+    if spec.provider not in able:
         raise ResdeployError(
             f"The layers cannot be timed on {spec.provider}: the runtime's profile holds the times "
             "at which kernels are started there, or one time for all of them.",
-            fix="profile on --provider cpu, or use the tools of the device's vendor",
+            fix=f"profile on {', '.join(able)}, or use the tools of the device's vendor",
         )
 
 

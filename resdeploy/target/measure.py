@@ -24,6 +24,7 @@ from resdeploy.target.loadgen import drive, require_loadgen
 from resdeploy.target.machine import peak_ram_bytes, read_machine_state
 from resdeploy.target.onnx_wire import count_subnormal_weights
 from resdeploy.target.placement import read_placement
+from resdeploy.target.providers import find_provider
 from resdeploy.target.runtime import onnxruntime
 from resdeploy.target.session import Session, input_specs, open_session
 from resdeploy.target.steadiness import machine_reasons, unstable_reasons
@@ -114,7 +115,7 @@ def measure(
     """
     check_spec(spec)
     environment = read_environment()  # before this process adds to the load
-    on_gpu = spec.session.provider == "cuda"
+    on_gpu = find_provider(spec.session.provider).on_nvidia
     at_rest = read_machine_state(gpus=on_gpu)
     ram_base_bytes = peak_ram_bytes()
     stand = set_up(model, spec, on_run=on_run)
@@ -306,7 +307,7 @@ def bind(stand: Stand) -> Callable[[], object]:
         return functools.partial(
             recorded.launch, recorded.recorded({stand.input_name: stand.values})
         )
-    device = "cuda" if stand.spec.session.provider in ("cuda", "tensorrt") else "cpu"
+    device = find_provider(stand.spec.session.provider).memory
     value = onnxruntime.OrtValue.ortvalue_from_numpy(stand.values, device, 0)
     binding = ort.io_binding()
     binding.bind_ortvalue_input(stand.input_name, value)
