@@ -109,6 +109,25 @@ class LayerShape:
     groups: int = 1
     transposed: bool = False
 
+    def by_output(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a weight as (O, I/G, K), a view where that is possible."""
+        if not self.transposed:
+            return weight.reshape(weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1, -1)
+        inputs_per_group = weight.shape[0] // self.groups
+        by_group = weight.reshape(self.groups, inputs_per_group, weight.shape[1], -1)
+        num_taps = by_group.shape[-1]
+        return by_group.swapaxes(1, 2).reshape(-1, inputs_per_group, num_taps)
+
+    def from_output(
+        self, weight_OIK: npt.NDArray[Any], original: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Undo `by_output` of a weight of the shape `original`."""
+        if not self.transposed:
+            return weight_OIK.reshape(original)
+        _, inputs_per_group, num_taps = weight_OIK.shape
+        by_group = weight_OIK.reshape(self.groups, original[1], inputs_per_group, num_taps)
+        return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(original)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AffineEdit:
@@ -183,7 +202,7 @@ def map_before(
     Every tap of a kernel must see the map's shift: no zero padding, unless shift is 0.
     """
     already_I = np.ones_like(scale_I) if edit.in_scale is None else edit.in_scale
-    weight_OIK = _by_output(weight, shape)
+    weight_OIK = shape.by_output(weight)
     moved_O = np.zeros_like(edit.bias)
     inputs_GI = (already_I * shift_I).astype(np.float64).reshape(shape.groups, -1)
     outputs_per_group = len(moved_O) // shape.groups
@@ -211,7 +230,7 @@ def apply_edit(
     """
     if dtype not in _FORMATS:
         raise ValueError(f"cannot store folded weights as {dtype}")
-    weight_OIK = _by_output(weight, shape)
+    weight_OIK = shape.by_output(weight)
     num_outputs, inputs_per_group, _ = weight_OIK.shape
     exact_type: type[np.floating[Any]] = np.longdouble if dtype == "float64" else np.float64
     scale_O: FloatArray = edit.out_scale.astype(exact_type)
@@ -231,7 +250,7 @@ def apply_edit(
         max_ulp, num_flushed = max(max_ulp, ulp), num_flushed + flushed
     bias, bias_ulp, bias_flushed = _store(edit.bias, dtype)
     return FoldedAffine(
-        weight=_from_output(stored_OIK, weight.shape, shape),
+        weight=shape.from_output(stored_OIK, weight.shape),
         bias=bias,
         max_ulp=max(max_ulp, bias_ulp),
         num_flushed=num_flushed + bias_flushed,
@@ -299,27 +318,6 @@ def ulp(exact: FloatArray, dtype: str) -> Float64Array:
     bits = np.ascontiguousarray(exact, np.float64).view(np.uint64)
     power_of_two = (bits & _EXPONENT_BITS).view(np.float64)
     return np.maximum(power_of_two, smallest) * 2.0 ** (1 - precision)
-
-
-def _by_output(weight: FloatArray, shape: LayerShape) -> FloatArray:
-    """Return a weight as (O, I/G, K), a view where that is possible."""
-    if not shape.transposed:
-        return weight.reshape(weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1, -1)
-    inputs_per_group = weight.shape[0] // shape.groups
-    by_group = weight.reshape(shape.groups, inputs_per_group, weight.shape[1], -1)
-    num_taps = by_group.shape[-1]
-    return by_group.swapaxes(1, 2).reshape(-1, inputs_per_group, num_taps)
-
-
-def _from_output(
-    weight_OIK: FloatArray, original: tuple[int, ...], shape: LayerShape
-) -> FloatArray:
-    """Undo `_by_output`."""
-    if not shape.transposed:
-        return weight_OIK.reshape(original)
-    _, inputs_per_group, num_taps = weight_OIK.shape
-    by_group = weight_OIK.reshape(shape.groups, original[1], inputs_per_group, num_taps)
-    return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(original)
 
 
 def _refuse_underflow(exact: FloatArray, dtype: str, *, first_channel: int) -> None:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.files import FileInfo
@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "file_info",
     "refuse_existing_directory",
+    "refuse_outside_weight",
     "sha256_file",
 ]
 
@@ -47,6 +48,41 @@ def file_info(path: Path, *, relative_to: Path) -> FileInfo:
         sha256=sha256_file(path),
         size_bytes=path.stat().st_size,
     )
+
+
+def refuse_outside_weight(name: str, location: str, *, model: Path | None) -> None:
+    """Raise unless a weight's file is one below the folder of its model: a model is not trusted.
+
+    Args:
+        name: the weight.
+        location: its file, as the model names it.
+        model: the model's file; None for one in memory, which has no folder.
+
+    Raises:
+        ResdeployError: the file is elsewhere, or a link leads there.
+    """
+    windows = PureWindowsPath(location)  # which also splits at `/`
+    escapes = (
+        not location
+        or "\0" in location
+        or location.startswith("*/")  # ONNX Runtime's mark of an address in memory
+        or PurePosixPath(location).is_absolute()
+        or bool(windows.anchor)
+        or ".." in windows.parts
+        or model is None
+        # A link may lead anywhere.
+        or not _real(model.parent / location).is_relative_to(_real(model.parent))
+    )
+    if escapes:
+        raise ResdeployError(
+            f"The weight {name!r} lies outside the folder of the model: {location!r}.",
+            where="a model in memory" if model is None else str(model),
+            fix="use a model whose files lie beside it",
+        )
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # which, unlike resolve(), takes links that go in circles
 
 
 @contextmanager

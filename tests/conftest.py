@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import resdeploy  # noqa: F401 - before ONNX Runtime, whose telemetry it turns off
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 

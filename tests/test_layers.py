@@ -1,5 +1,6 @@
 """Who may import what, each module in a fresh interpreter."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -22,8 +23,10 @@ ALLOWED = {
     "files": set(),
     "__main__": set(),
     "cli": {"rich"},
+    "affine_layer": {"numpy"},
     "affine_map": {"numpy"},
     "algebra": {"numpy"},
+    "batches": {"numpy"},
     "compare": {"numpy"},
     "evidence": {"numpy"},
     "stats": {"numpy"},
@@ -105,6 +108,39 @@ def test_torch_is_imported_in_host_alone():
         )
     ]
     assert offenders == []
+
+
+def test_no_benchmark_imports_the_runtime_before_its_telemetry_is_off():
+    scripts = (PACKAGE.parent / "benchmarks").rglob("*.py")
+    assert not [path for path in scripts if "\nimport onnxruntime" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("room", "known"), [("graph", set()), ("target", set()), ("quant", {"target"})]
+)
+def test_a_room_knows_the_root_and_only_these_rooms(room, known):
+    """Of the rooms below `host`, quantisation opens sessions, as everybody does."""
+    found = {
+        node.module.split(".")[1]
+        for path in (PACKAGE / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resdeploy.")
+    }
+    assert found & {"graph", "target", "quant", "host", "remote", "cli"} == {room} | known
+
+
+def test_sessions_are_opened_by_one_door():
+    """It turns off the fallback to the CPU, and optimisations that are known to be wrong.
+
+    `probe` asks providers that the table does not have whether they start, and runs no model. The
+    runner `onnxruntime` is the runtime without all that, for `bench` to hold ours against.
+    """
+    doors = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "InferenceSession(" in path.read_text(encoding="utf-8")
+    }
+    assert doors == {"target/session.py", "target/probe.py", "target/session_runner.py"}
 
 
 def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():

@@ -11,6 +11,7 @@ import click
 from benchmarks.cuda.plan import BATCHES, NETWORKS, cases_for, choose
 from benchmarks.cuda.records import RunSpec
 from benchmarks.cuda.run import Limits, Store, carry_out
+from resdeploy.cli.options import Number
 from resdeploy.errors import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_PASSED, ReportedError
 
 
@@ -39,8 +40,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--inputs", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(min=4))
 @click.option("--blocks", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--minutes", type=float, help="Begin nothing after this long, and end by then.")
-@click.option("--limit", default=600.0, show_default=True, help="Seconds that one case may take.")
+@click.option(
+    "--minutes",
+    type=Number(min=0, min_open=True),
+    help="Begin nothing after this long, and end by then.",
+)
+@click.option(
+    "--limit",
+    default=600.0,
+    show_default=True,
+    type=Number(min=0, min_open=True),
+    help="Seconds that one case may take.",
+)
 @click.option(
     "--only",
     multiple=True,

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from forms import NUM_RUNS, command, medians_of, ratios_to
 from onnx import helper, numpy_helper
 
@@ -34,6 +33,7 @@ from resdeploy.preprocess import centre_and_scale, preprocess_batch
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, Preprocess
+from resdeploy.target.runtime import onnxruntime
 
 
 def with_map(model: onnx.ModelProto, size: int) -> onnx.ModelProto:

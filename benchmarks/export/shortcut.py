@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from forms import command, medians_of, ratios_to
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,6 +29,7 @@ from resdeploy.host.export import export_onnx
 from resdeploy.host.networks import build_network
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
+from resdeploy.target.runtime import onnxruntime
 
 END = np.iinfo(np.int64).max
 # (channels, height and width) of the shortcut's input.

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from resdeploy.cli.bench_options import (
-    SESSION_OPTIONS,
+    SESSION_FIELDS,
     loadgen_spec,
     numbers,
-    percent,
     with_options,
 )
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
+    Number,
+    Percent,
     SourceOptions,
     json_option,
-    openvino_precision_option,
+    session_options,
     session_was_given,
     source_options,
-    tf32_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.benchmarks import (
@@ -32,7 +32,7 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
-from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle import Bundle
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 @click.command(cls=DeviceCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
-)
 @click.option(
     "--batch",
     default="1",
@@ -54,25 +51,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
+    "num_threads",
     metavar="N[,N...]",
     callback=numbers,
     help="Threads of ONNX Runtime; several likewise.  [default: its choice]",
 )
-@click.option(
-    "--graph-level",
-    type=click.Choice(get_args(GraphLevel)),
-    default="all",
-    show_default=True,
-    help="Graph optimisations of ONNX Runtime.",
-)
-@click.option(
-    "--spinning/--no-spinning",
-    default=True,
-    show_default=True,
-    help="Let idle threads of the CPU wait awake.",
-)
-@click.option("--nhwc", is_flag=True, help="On CUDA, prefer kernels with the channels last.")
-@click.option("--cuda-graph", is_flag=True, help="On CUDA, record a run and replay it.")
+@session_options([name for name in SESSION_OPTIONS if name != "num_threads"])
 @click.option(
     "--warmup",
     type=click.IntRange(min=1),
@@ -86,8 +70,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="One run after the other; all at once; or at random times.",
 )
-@click.option("--qps", type=float, help="Runs asked for in a second, of --scenario server.")
-@click.option("--seed", default=0, show_default=True, help="Of those random times.")
+@click.option(
+    "--qps",
+    type=Number(min=0, min_open=True),
+    help="Runs asked for in a second, of --scenario server.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of those random times.",
+)
 @click.option(
     "--loadgen",
     is_flag=True,
@@ -95,13 +89,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--min-duration",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="Of --loadgen: for how long at least; MLPerf asks for 600.  [default: 60]",
 )
 @click.option(
     "--target-latency",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="MS",
     help="Of --loadgen --scenario server: what 99 % of the runs may take.  [default: 15]",
 )
@@ -118,7 +112,7 @@ if TYPE_CHECKING:
     "against_options",
     multiple=True,
     metavar="NAME=VALUE",
-    help=f"The other's own option, one of {', '.join(SESSION_OPTIONS)}; the same MODEL if no "
+    help=f"The other's own option, one of {', '.join(SESSION_FIELDS)}; the same MODEL if no "
     "--against is given.",
 )
 @click.option(
@@ -132,24 +126,18 @@ if TYPE_CHECKING:
     "--fail-if-slower",
     "max_slowdown",
     metavar="PERCENT",
-    callback=percent,
+    type=Percent(min=0, max=1000),
     help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
     "whole interval says so.",
 )
 @source_options
-@tf32_option
-@openvino_precision_option
 @device_options
 @json_option
 def bench(
     model: Path,
-    provider: str,
+    session: SessionSpec,
     batch: tuple[int, ...],
-    threads: tuple[int, ...],
-    graph_level: GraphLevel,
-    spinning: bool,
-    nhwc: bool,
-    cuda_graph: bool,
+    num_threads: tuple[int, ...],
     warmup: int | None,
     runs: int,
     scenario: Scenario,
@@ -164,8 +152,6 @@ def bench(
     blocks: int,
     max_slowdown: float | None,
     source_of: SourceOptions,
-    tf32: bool,
-    precision_hint: PrecisionHint,
     devices: Devices,
     as_json: bool,
 ) -> None:
@@ -191,7 +177,7 @@ def bench(
 
     compared = against is not None or bool(against_options)
     driver = loadgen_spec(loadgen, min_duration, target_latency)
-    _check_together(compared, max_slowdown, batch, threads, profile)
+    _check_together(compared, max_slowdown, batch, num_threads, profile)
     if compared and driver is not None:
         raise click.UsageError("--loadgen is for one model: leave out --against.")
     runner, other_model = _runner_of(against, source_of)
@@ -204,15 +190,6 @@ def bench(
         finish(devices.run(job), as_json=as_json)
     bundle = _bundle_in(model)
     model = model if bundle is None else bundle.model
-    session = SessionSpec(
-        provider=provider,
-        graph_level=graph_level,
-        use_tf32=tf32,
-        precision_hint=precision_hint,
-        spinning=spinning,
-        prefer_nhwc=nhwc,
-        cuda_graph=cuda_graph,
-    )
     spec = BenchSpec(
         session=session,
         num_runs=runs,
@@ -228,7 +205,7 @@ def bench(
         dataclasses.replace(
             spec, batch_size=size, session=dataclasses.replace(session, num_threads=number)
         )
-        for size, number in itertools.product(batch, threads or (None,))
+        for size, number in itertools.product(batch, num_threads or (None,))
     ]
     if not compared:
         emit(_sweep(_ways(model, specs, bundle)), as_json=as_json)
@@ -282,7 +259,7 @@ def _by_runner(spec: BenchSpec, runner: RunnerSpec, options: tuple[str, ...]) ->
         raise click.UsageError(f"--against-option of {runner.name}: is threads=N.")
     from resdeploy.target.providers import find_provider
 
-    device = "cpu" if find_provider(spec.session.provider).on_cpu else "cuda"
+    device = find_provider(spec.session.provider).memory
     session = SessionSpec(provider=device, num_threads=spec.session.num_threads)
     return dataclasses.replace(spec, session=session, runner=runner)
 

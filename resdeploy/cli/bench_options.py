@@ -1,26 +1,17 @@
 """How the options of `resdeploy bench` are read."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from resdeploy.schema.benchmarks import LoadgenSpec
-from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
-__all__ = ["SESSION_OPTIONS", "loadgen_spec", "numbers", "percent", "with_options"]
+__all__ = ["SESSION_FIELDS", "loadgen_spec", "numbers", "with_options"]
 
-SESSION_OPTIONS = (
-    *("provider", "threads", "graph-level", "tf32", "openvino-precision", "spinning"),
-    *("nhwc", "cuda-graph"),
-)
-
-_SWITCHES = {
-    "tf32": "use_tf32",
-    "spinning": "spinning",
-    "nhwc": "prefer_nhwc",
-    "cuda-graph": "cuda_graph",
-}
+# By what --against-option calls it: the field of a `SessionSpec`.
+SESSION_FIELDS = {option.flag[2:]: name for name, option in SESSION_OPTIONS.items()}
 
 
 def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -33,24 +24,9 @@ def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[i
         found = ()
     if not found or min(found) < 1:
         raise click.BadParameter(
-            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=_flag(option)
+            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=option.opts[0]
         )
     return found
-
-
-def percent(_context: Any, option: click.Parameter, text: str | None) -> float | None:
-    """Return a percentage such as 3% as a fraction."""
-    if text is None:
-        return None
-    try:
-        found = float(text.removesuffix("%"))
-    except ValueError:
-        found = -1.0
-    if not (text.endswith("%") and 0 <= found < 1000):
-        raise click.BadParameter(
-            f"{text!r} is not a percentage such as 3%", param_hint=_flag(option)
-        )
-    return found / 100
 
 
 def loadgen_spec(
@@ -71,27 +47,33 @@ def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
     """Return the session with NAME=VALUE options, named as those of the command."""
     changes: dict[str, Any] = {}
     for text in options:
-        name, _, value = text.partition("=")
-        if name == "provider" and value:
-            changes["provider"] = value
-        elif name == "threads" and value.isdecimal():
-            changes["num_threads"] = int(value)
-        elif name == "graph-level" and value in get_args(GraphLevel):
-            changes["graph_level"] = value
-        elif name in _SWITCHES and value in ("on", "off"):
-            changes[_SWITCHES[name]] = value == "on"
-        elif name == "openvino-precision" and value in get_args(PrecisionHint):
-            changes["precision_hint"] = value
-        else:
+        name, _, written = text.partition("=")
+        field = SESSION_FIELDS.get(name, "")
+        value = _value(SESSION_OPTIONS[field].kind, written) if field else None
+        if value is None:
+            forms = (f"{n}={_form(SESSION_OPTIONS[f].kind)}" for n, f in SESSION_FIELDS.items())
             raise click.BadParameter(
-                f"{text!r} is not one of provider=NAME, threads=N, "
-                f"graph-level={'|'.join(get_args(GraphLevel))}, tf32=on|off, "
-                f"openvino-precision={'|'.join(get_args(PrecisionHint))}, spinning=on|off, "
-                "nhwc=on|off, cuda-graph=on|off",
-                param_hint="--against-option",
+                f"{text!r} is not one of {', '.join(forms)}", param_hint="--against-option"
             )
+        changes[field] = value
     return dataclasses.replace(session, **changes)
 
 
-def _flag(option: click.Parameter) -> str:
-    return option.opts[0]
+def _value(kind: Any, text: str) -> Any:
+    """Return the value of a field's type that a text means; None if it means none."""
+    if kind is bool:
+        return {"on": True, "off": False}.get(text)
+    if get_origin(kind) is Literal:
+        return text if text in get_args(kind) else None
+    if kind is str:
+        return text or None
+    return int(text) if text.isdecimal() else None
+
+
+def _form(kind: Any) -> str:
+    """Return what a field's type is written as."""
+    if kind is bool:
+        return "on|off"
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return "NAME" if kind is str else "N"

@@ -5,31 +5,19 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import (
-    json_option,
-    openvino_precision_option,
-    provider_option,
-    tf32_option,
-    threads_option,
-)
+from resdeploy.cli.options import json_option, sessions_options
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command(cls=DeviceCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@provider_option
-@threads_option
-@tf32_option
-@openvino_precision_option
+@sessions_options
 @device_options
 @json_option
 def check(
     bundle: Path,
-    providers: tuple[str, ...],
-    threads: int | None,
-    tf32: bool,
-    precision_hint: PrecisionHint,
+    sessions: list[SessionSpec],
     devices: Devices,
     as_json: bool,
 ) -> None:
@@ -52,16 +40,9 @@ def check(
         finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
 
     from resdeploy.cli.render import emit
-    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.check import check_bundle
 
-    specs = [
-        SessionSpec(
-            provider=name, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
-        )
-        for name in providers
-    ]
-    report = check_bundle(bundle, specs)
+    report = check_bundle(bundle, sessions)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)

@@ -2,12 +2,12 @@
 
 import click
 
-from resdeploy.cli.options import json_option, provider_option
+from resdeploy.cli.options import json_option, providers_option
 from resdeploy.errors import EnvironmentLacksError
 
 
 @click.command()
-@provider_option
+@providers_option()
 @json_option
 def doctor(providers: tuple[str, ...], as_json: bool) -> None:
     """Look this installation over, and say of each fault what helps. Changes nothing.

@@ -4,15 +4,9 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import (
-    json_option,
-    one_provider_option,
-    openvino_precision_option,
-    tf32_option,
-    threads_option,
-)
+from resdeploy.cli.options import Number, json_option, session_options
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command()
@@ -27,24 +21,18 @@ from resdeploy.schema.sessions import PrecisionHint
 @click.option(
     "--max-drop",
     "max_drop_points",
-    type=click.FloatRange(min=0),
+    type=Number(min=0, max=100),
     metavar="POINTS",
     help="Exit with 1 unless MODEL is shown to be at most so many points below OTHER.",
 )
-@one_provider_option
-@threads_option
-@tf32_option
-@openvino_precision_option
+@session_options()
 @json_option
 def evaluate(
     model: Path,
     data: str,
     against: Path | None,
     max_drop_points: float | None,
-    provider: str,
-    threads: int | None,
-    tf32: bool,
-    precision_hint: PrecisionHint,
+    session: SessionSpec,
     as_json: bool,
 ) -> None:
     """Say how often MODEL is right on held-out samples, and how sure that is. Needs no torch.
@@ -67,18 +55,14 @@ def evaluate(
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
     from resdeploy.host.data import load_labelled, parse_data
-    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.evaluate import evaluate as evaluate_models
 
     chosen = parse_data(data)
-    spec = SessionSpec(
-        provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
-    )
     with show_steps("evaluate") as on_progress:
         report = evaluate_models(
             model,
             lambda preprocess: load_labelled(chosen, preprocess),
-            spec,
+            session,
             against=against,
             max_drop=None if max_drop_points is None else max_drop_points / 100,
             on_progress=on_progress,

@@ -2,51 +2,61 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
 from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
+from resdeploy.target.providers import PROVIDERS
 
 __all__ = [
+    "Number",
+    "Percent",
     "SourceOptions",
     "force_option",
     "json_option",
-    "one_provider_option",
-    "openvino_precision_option",
     "output_option",
     "preprocess_option",
-    "provider_option",
+    "providers_option",
+    "session_options",
     "session_was_given",
+    "sessions_options",
     "source_options",
     "target_option",
-    "tf32_option",
     "threads_option",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class Number(click.FloatRange):
+    """A finite number of at least `min`; click's own range holds NaN, and infinity if open."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or refuse the text."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+class Percent(Number):
+    """A percentage such as 3%, as a fraction; the range is that of the percentage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the fraction, or refuse the text."""
+        if not str(value).endswith("%"):
+            self.fail(f"{value!r} is not a percentage such as 3%.", param, ctx)
+        return super().convert(str(value).removesuffix("%"), param, ctx) / 100
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [default: its choice]"
-)
-provider_option = click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    default=("cpu",),
-    show_default=True,
-    help="Where to run: cpu, cuda, openvino. May be given several times.",
-)
-
-one_provider_option = click.option(
-    "--provider", default="cpu", show_default=True, help="Where to run: cpu, cuda, openvino."
-)
-
 target_option = click.option(
     "--for",
     "target",
@@ -55,26 +65,88 @@ target_option = click.option(
     help="What `resdeploy probe -o` wrote on the target.",
 )
 
-tf32_option = click.option(
-    "--tf32", is_flag=True, help="On CUDA, let convolutions round their inputs to 10 bits."
+# Of every command that runs a model to judge it, or for what it says.
+_ANSWERING = tuple(
+    name
+    for name, option in SESSION_OPTIONS.items()
+    if option.changes_answers or name == "num_threads"
 )
 
 
-openvino_precision_option = click.option(
-    "--openvino-precision",
-    "precision_hint",
-    type=click.Choice(["default", "f32", "bf16"]),
-    default="default",
-    show_default=True,
-    help="Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
-)
+def _click_option(name: str) -> Callable[[Command], Command]:
+    """Return the option of the command line for a field of `SessionSpec`."""
+    option = SESSION_OPTIONS[name]
+    if name == "provider":
+        help_text = f"{option.help}: {', '.join(PROVIDERS)}."
+        return click.option(option.flag, default=option.default, show_default=True, help=help_text)
+    if option.kind is bool:
+        off = f"/--no-{option.flag[2:]}" if option.default else ""
+        return click.option(
+            f"{option.flag}{off}",
+            name,
+            is_flag=True,
+            default=option.default,
+            show_default=option.default,
+            help=option.help,
+        )
+    choices = get_args(option.kind) if get_origin(option.kind) is Literal else None
+    return click.option(
+        option.flag,
+        name,
+        type=click.IntRange(min=1) if choices is None else click.Choice(choices),
+        default=option.default,
+        show_default=choices is not None,
+        help=option.help,
+    )
 
 
-# By parameter, the options that say how a session is opened.
-_SESSION_PARAMETERS = (
-    *("provider", "threads", "graph_level", "spinning", "tf32", "precision_hint"),
-    *("nhwc", "cuda_graph"),
-)
+def providers_option(
+    *, default: tuple[str, ...] = ("cpu",), remark: str = ""
+) -> Callable[[Command], Command]:
+    """Return `--provider` of a command that asks several, in turn; it gets them as `providers`."""
+    option = SESSION_OPTIONS["provider"]
+    return click.option(
+        option.flag,
+        "providers",
+        multiple=True,
+        default=default,
+        show_default=bool(default),
+        help=f"{option.help}: {', '.join(PROVIDERS)}. May be given several times.{remark}",
+    )
+
+
+threads_option = _click_option("num_threads")
+
+
+def session_options(
+    names: Sequence[str] = _ANSWERING,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add these fields of a `SessionSpec` as options; the command gets it as `session`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_session(**values: Any) -> Any:
+            session = SessionSpec(**{name: values.pop(name) for name in names})
+            return command(session=session, **values)
+
+        decorated: Callable[..., Any] = with_session
+        for name in reversed(names):
+            decorated = _click_option(name)(decorated)
+        return decorated
+
+    return decorate
+
+
+def sessions_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of one session on each of several providers; the command gets `sessions`."""
+
+    @functools.wraps(command)
+    def with_sessions(*, providers: tuple[str, ...], session: SessionSpec, **others: Any) -> Any:
+        sessions = [dataclasses.replace(session, provider=name) for name in providers]
+        return command(sessions=sessions, **others)
+
+    others = [name for name in _ANSWERING if name != "provider"]
+    return providers_option()(session_options(others)(with_sessions))
 
 
 def session_was_given() -> bool:
@@ -82,7 +154,7 @@ def session_was_given() -> bool:
     context = click.get_current_context()
     return any(
         context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        for name in _SESSION_PARAMETERS
+        for name in SESSION_OPTIONS
     )
 
 

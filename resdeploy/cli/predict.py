@@ -4,15 +4,8 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import (
-    json_option,
-    one_provider_option,
-    openvino_precision_option,
-    session_was_given,
-    tf32_option,
-    threads_option,
-)
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.cli.options import json_option, session_options, session_was_given
+from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command()
@@ -20,7 +13,7 @@ from resdeploy.schema.sessions import PrecisionHint
 @click.argument(
     "inputs", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@one_provider_option
+@session_options()
 @click.option(
     "--top",
     "num_classes",
@@ -29,18 +22,12 @@ from resdeploy.schema.sessions import PrecisionHint
     type=click.IntRange(min=1),
     help="How many classes to name.",
 )
-@threads_option
-@tf32_option
-@openvino_precision_option
 @json_option
 def predict(
     bundle: Path,
     inputs: tuple[Path, ...],
-    provider: str,
+    session: SessionSpec,
     num_classes: int,
-    threads: int | None,
-    tf32: bool,
-    precision_hint: PrecisionHint,
     as_json: bool,
 ) -> None:
     """Name the likeliest classes of each IMAGE with the model of BUNDLE. Needs no torch.
@@ -57,11 +44,7 @@ def predict(
         resdeploy predict resnet50.zip photos --top 3 --provider cuda --json
     """
     from resdeploy.cli.render import emit
-    from resdeploy.schema.sessions import SessionSpec
     from resdeploy.target.predict import predict as predict_classes
 
-    spec = SessionSpec(
-        provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
-    )
-    wanted = spec if session_was_given() else None
+    wanted = session if session_was_given() else None
     emit(predict_classes(bundle, inputs, wanted, num_classes=num_classes), as_json=as_json)

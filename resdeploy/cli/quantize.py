@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resdeploy.cli.options import Command, force_option, json_option, output_option, target_option
+from resdeploy.cli.options import (
+    Command,
+    Number,
+    force_option,
+    json_option,
+    output_option,
+    target_option,
+)
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.target.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import Choice, IntegerTypes, QuantizedPrecision
@@ -17,6 +25,11 @@ PRECISIONS: dict[str, "QuantizedPrecision"] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
+_INSISTED = "".join(
+    f", {provider.integer_types} for {provider.name}"
+    for provider in PROVIDERS.values()
+    if provider.integer_types
+)
 _CHOICES = click.Choice(["auto", "on", "off"])
 
 
@@ -46,8 +59,7 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 @click.option(
     "--types",
     type=click.Choice(["u8s8", "s8s8", "s8s8-symmetric"]),
-    help="Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM, s8s8-symmetric for "
-    "TensorRT]",
+    help=f"Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM{_INSISTED}]",
 )
 @target_option
 @click.option(
@@ -55,19 +67,19 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
     default=None,
     help="Weights of 7 bits.  [default: on x86 without VNNI]",
 )
-@_choice("--equalize", "Give the channels between layers like ranges.")
+@_choice("--equalize", "Give the channels between layers like ranges (SmoothQuant).")
 @_choice("--pixel-grid", "Let the input's integers be the pixels.")
 @_choice("--refine", "Choose each tensor's range by the outputs.")
-@_choice("--rounding", "Round weights so that errors cancel.")
+@_choice("--rounding", "Round weights so that errors cancel (GPTQ).")
 @_choice("--bias-correction", "Take the weights' mean error out of the biases.")
 @click.option(
     "--max-flips",
-    type=click.FloatRange(0, 1),
+    type=Number(min=0, max=1),
     default=0.01,
     show_default=True,
     help="Which fraction of held-out predictions may change.",
 )
-@click.option("--max-error", type=float, help="Which relative error the outputs may have.")
+@click.option("--max-error", type=Number(min=0), help="Which relative error the outputs may have.")
 @click.option(
     "--keep-io/--lower-io",
     default=True,

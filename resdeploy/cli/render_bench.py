@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from resdeploy.cli.tables import milliseconds, print_table
+from resdeploy.cli.tables import milliseconds, print_table, session_text
 from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchReport,
@@ -192,15 +192,10 @@ def render_comparison(comparison: BenchComparison) -> None:
 
 
 def _side(side: BenchSide) -> str:
-    session, runner = side.spec.session, side.spec.runner
+    runner = side.spec.runner
     name = runner.source.factory if side.model is None else side.model.path
     by = "" if runner.name == "session" else f" by {runner.name}"
-    parts = [f"{name}{by} on {session.provider}"]
-    if session.num_threads is not None:
-        parts.append(f"{session.num_threads} threads")
-    if session.graph_level != "all":
-        parts.append(f"graph level {session.graph_level}")
-    return ", ".join(parts)
+    return f"{name}{by} on {session_text(side.spec.session)}"
 
 
 def _ratio(ratio: SpeedRatio) -> tuple[str, str, str]:

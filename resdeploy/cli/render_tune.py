@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import click
 
-from resdeploy.cli.tables import milliseconds, print_table
+from resdeploy.cli.tables import milliseconds, print_table, session_text
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
-from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport, TuneTrial
+from resdeploy.target.providers import find_provider
 
 __all__ = ["render_tune", "render_tuned", "tuned_line"]
 
@@ -56,7 +56,7 @@ def tuned_line(report: TuneReport) -> str:
 
 def _way(report: TuneReport) -> str:
     best = report.best
-    return f"{best.model}, {_session(best.session)}, batch {best.batch_size}"
+    return f"{best.model}, {session_text(best.session)}, batch {best.batch_size}"
 
 
 def render_tuned(check: TunedCheck) -> Iterator[str]:
@@ -67,7 +67,7 @@ def render_tuned(check: TunedCheck) -> Iterator[str]:
     )
     yield (
         f"tuned for {settings.objective}: {'PASS' if check.passed else 'FAIL'}  {settings.model}, "
-        f"{_session(settings.session)}, batch {settings.batch_size} ({promise}: "
+        f"{session_text(settings.session)}, batch {settings.batch_size} ({promise}: "
         f"{settings.evidence})"
     )
     yield (
@@ -95,7 +95,7 @@ def _row(report: TuneReport, place: int) -> tuple[str, ...]:
     memory = "" if trial.ram_peak_bytes is None else f"{trial.ram_peak_bytes / 1e6:.0f} MB"
     return (
         trial.model,
-        _session(trial.session),
+        session_text(trial.session),
         str(trial.batch_size),
         milliseconds(trial.time_ns) if trial.times_ns else "-",
         memory,
@@ -103,25 +103,6 @@ def _row(report: TuneReport, place: int) -> tuple[str, ...]:
         trial.evidence,
         remark,
     )
-
-
-def _session(session: SessionSpec) -> str:
-    parts = [session.provider]
-    if session.num_threads is not None:
-        parts.append(f"{session.num_threads} thread{'s' * (session.num_threads > 1)}")
-    if not session.spinning:
-        parts.append("no spinning")
-    if session.graph_level != "all":
-        parts.append(session.graph_level)
-    if session.use_tf32:
-        parts.append("TF32")
-    if session.prefer_nhwc:
-        parts.append("NHWC")
-    if session.cuda_graph:
-        parts.append("CUDA graph")
-    if session.precision_hint != "default":
-        parts.append(session.precision_hint)
-    return ", ".join(parts)
 
 
 def _gain(report: TuneReport) -> str:
@@ -142,17 +123,18 @@ def _ratio(ratio: SpeedRatio) -> str:
 
 def _limit(profile: Profile, best: TuneTrial) -> str | None:
     """Return what the winner spends its time on, and how near that is to the machine's ceiling."""
+    is_its_own = find_provider(best.session.provider).has_layer_times
     total_ns = max(1, sum(layer.p50_ns for layer in profile.layers))
     products = [layer for layer in profile.layers if layer.num_macs]
     products_ns = sum(layer.p50_ns for layer in products)
     if not products_ns:
-        if best.session.provider != "cpu":
+        if not is_its_own:
             return None
         return f"its time: {_by_operator(profile, total_ns)}"
     # How long they would take at the rate of a large product of their own kind.
     ideal_ns = 1e9 * sum(layer.num_macs / profile.peak_of(layer) for layer in products)
     kinds = " and ".join(sorted({"int8" if x.is_integer else "float32" for x in products}))
-    if best.session.provider != "cpu":
+    if not is_its_own:
         # Its own layers are not known: the whole run, all that is no product included.
         return (
             f"it runs at {ideal_ns / best.time_ns:.0%} of the rate of a large matrix product in "

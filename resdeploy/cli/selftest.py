@@ -24,7 +24,7 @@ def selftest(
     source: Path | None,
     source_of: SourceOptions,
     num_inputs: int,
-    threads: int | None,
+    num_threads: int | None,
     as_json: bool,
 ) -> None:
     """Plant faults into SOURCE, a model of yours, and show what verification makes of each.
@@ -46,7 +46,7 @@ def selftest(
         report = run_selftest(
             load_source(source_of(source)),
             num_inputs=num_inputs,
-            num_threads=threads,
+            num_threads=num_threads,
             on_stage=on_stage,
         )
     emit(report, as_json=as_json)

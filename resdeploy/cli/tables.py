@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["milliseconds", "print_table"]
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
+
+__all__ = ["milliseconds", "print_table", "session_text"]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -27,6 +29,18 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def milliseconds(duration_ns: float) -> str:
     """Return a duration in milliseconds."""
     return f"{duration_ns / 1e6:.3f} ms"
+
+
+def session_text(session: SessionSpec) -> str:
+    """Return a session in words: its provider, and what is not as by default."""
+    parts = [session.provider]
+    if session.num_threads is not None:
+        parts.append(f"{session.num_threads} thread{'s' * (session.num_threads > 1)}")
+    for name, option in SESSION_OPTIONS.items():
+        value = getattr(session, name)
+        if name not in ("provider", "num_threads") and value != option.default:
+            parts.append(option.shown.format(value))
+    return ", ".join(parts)
 
 
 def _console() -> Console:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import force_option, json_option
+from resdeploy.cli.options import json_option
 from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
 _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -39,7 +39,7 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
     help="Let torch.compile make the kernels.  [default: the recipe's]",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
-@force_option
+@click.option("--force", is_flag=True, help="Replace an existing run, once the new one is whole.")
 @json_option
 def train(
     recipe: str,
@@ -66,7 +66,6 @@ def train(
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
     from resdeploy.host.data import parse_data
-    from resdeploy.host.train import clear_run_directory
     from resdeploy.host.train import train as run_training
     from resdeploy.recipe import adjust_recipe, load_recipe
 
@@ -80,8 +79,6 @@ def train(
         compiled=compiled,
     )
     directory = output or Path("runs") / chosen.name
-    if force:
-        clear_run_directory(directory)
     with show_steps(f"train {chosen.name}") as update:
         accuracy = ""
 
@@ -93,6 +90,12 @@ def train(
             accuracy = f" test {metrics.test_accuracy:.2%}"
 
         report = run_training(
-            chosen, directory, resume=resume, device=device, on_batch=on_batch, on_epoch=on_epoch
+            chosen,
+            directory,
+            resume=resume,
+            force=force,
+            device=device,
+            on_batch=on_batch,
+            on_epoch=on_epoch,
         )
     emit(report, as_json=as_json)

@@ -8,7 +8,7 @@ import click
 
 from resdeploy.cli.bench_options import numbers
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import force_option, json_option
+from resdeploy.cli.options import Number, force_option, json_option, providers_option
 from resdeploy.cli.quantize import PRECISIONS
 from resdeploy.schema.tunings import Objective, TuneSpec
 
@@ -42,7 +42,7 @@ def _precisions(
 @click.option(
     "--max-drop",
     "max_drop_points",
-    type=click.FloatRange(min=0),
+    type=Number(min=0, max=100),
     metavar="POINTS",
     help="Accuracy may be so many points lower, shown on --data.",
 )
@@ -70,13 +70,7 @@ def _precisions(
 @click.option(
     "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
 )
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    help="Where to run: cpu, cuda, openvino. May be given several times.  [default: all that start "
-    "here]",
-)
+@providers_option(default=(), remark="  [default: all that start here]")
 @click.option(
     "--batch",
     default="1",

@@ -9,14 +9,10 @@ import click
 from resdeploy.cli.options import (
     SourceOptions,
     json_option,
-    openvino_precision_option,
-    provider_option,
+    sessions_options,
     source_options,
-    tf32_option,
-    threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import PrecisionHint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     help="A golden.npz in its place; needs no torch.",
 )
 @source_options
-@provider_option
+@sessions_options
 @click.option("--data", help="Verify on held-out samples of this data: NAME, NAME:PATH, x.npz.")
 @click.option(
     "--inputs",
@@ -64,9 +60,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="The arithmetic MODEL is said to compute in; it is judged by that one's noise.",
 )
-@threads_option
-@tf32_option
-@openvino_precision_option
 @click.option(
     "--conformance/--no-conformance",
     default=True,
@@ -79,15 +72,12 @@ def verify(
     reference: Path | None,
     golden_file: Path | None,
     source_of: SourceOptions,
-    providers: tuple[str, ...],
+    sessions: "list[SessionSpec]",
     data: str | None,
     inputs_path: Path | None,
     num_inputs: int | None,
     artifacts: Path | None,
     precision: "PrecisionName",
-    threads: int | None,
-    tf32: bool,
-    precision_hint: PrecisionHint,
     conformance: bool,
     as_json: bool,
 ) -> None:
@@ -123,13 +113,7 @@ def verify(
     with show_stages("verify") as on_stage:
         on_stage("open sessions")
         # Before the reference, which takes longer: a provider that does not start ends it here.
-        specs = [
-            SessionSpec(
-                provider=name, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
-            )
-            for name in providers
-        ]
-        sessions = open_sessions(model_file, specs)
+        opened = open_sessions(model_file, sessions)
         on_stage("float64 reference")
         if golden_file is not None:
             from resdeploy.golden_file import load_golden
@@ -140,7 +124,7 @@ def verify(
             from resdeploy.target.run import run_session
             from resdeploy.target.session import open_session
 
-            as_it_stands = SessionSpec(graph_level="disabled", num_threads=threads)
+            as_it_stands = SessionSpec(graph_level="disabled", num_threads=sessions[0].num_threads)
             golden, original = load_reference(
                 reference,
                 num_inputs=num_inputs or 32,
@@ -158,7 +142,7 @@ def verify(
             from resdeploy.target.session import takes_pixels
 
             source = load_source(source_of(reference))
-            if takes_pixels(sessions[0]):
+            if takes_pixels(opened[0]):
                 source = embed_preprocess(source)
             chosen = None if data is None else parse_data(data)
             preprocess = source.info.preprocess if source.info is not None else None
@@ -171,7 +155,7 @@ def verify(
             original = _or_reason(lambda: reference_graph(source, golden))
         on_stage("run")
         report = verify_sessions(
-            model_file, golden, sessions, precision=precision, conformance=conformance
+            model_file, golden, opened, precision=precision, conformance=conformance
         )
         if golden_file is None:
             on_stage("certify weights and nodes")

@@ -50,12 +50,14 @@ class Facts:
     """What is known of a session beside its numbers.
 
     Attributes:
-        provider: its short name, "" where there is no session.
-        use_tf32: whether it was allowed TF32.
+        fast: the arithmetic that its options let stand in for float32; None where there is none.
+        advice: what to do about that one.
+        widens_float16: whether its provider computes float16 models in float32.
     """
 
-    provider: str = ""
-    use_tf32: bool = False
+    fast: PrecisionName | None = None
+    advice: str = ""
+    widens_float16: bool = False
 
 
 def title(precision: PrecisionName) -> str:
@@ -104,18 +106,14 @@ def find_precision(
     if nearest is None or distances[nearest] > math.log(PRECISION_FACTOR):
         return "unknown"
     if nearest in ("tf32", "float16"):
-        return "tf32" if facts.use_tf32 and facts.provider == "cuda" else "float16"
+        return "tf32" if facts.fast == "tf32" else "float16"
     return nearest
 
 
 def advice(claimed: PrecisionName, found: PrecisionName, facts: Facts) -> str:
     """Return what to do about an error of another precision than was claimed, "" if nothing."""
-    if found == "tf32" and facts.use_tf32:
-        return "TF32 is on: set use_tf32=0"
-    if found == "float16" and facts.provider == "cpu" and claimed == "float32":
-        return "the CPU provider computes in float32: with float16 weights"
-    if found == "bfloat16" and facts.provider == "openvino":
-        return (
-            "bfloat16 is OpenVINO's default on CPUs that have it: set INFERENCE_PRECISION_HINT=f32"
-        )
+    if found == facts.fast:
+        return facts.advice
+    if found == "float16" and facts.widens_float16 and claimed == "float32":
+        return "this provider computes in float32: with float16 weights"
     return ""

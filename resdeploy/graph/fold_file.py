@@ -12,7 +12,7 @@ memory where it is too large for that.
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.evidence.end_to_end import judge_end_to_end
-from resdeploy.files import atomic_write
+from resdeploy.files import atomic_write, refuse_outside_weight
 from resdeploy.golden_file import Golden
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
@@ -133,7 +133,8 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
         raise _not_onnx(path)
     external = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     for tensor in external:
-        _check_location(tensor, path)
+        locations = {entry.key: entry.value for entry in tensor.external_data}
+        refuse_outside_weight(tensor.name, locations.get("location", ""), model=path)
     try:
         for tensor in external:
             onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
@@ -152,27 +153,6 @@ def _not_onnx(path: Path) -> ResdeployError:
     return ResdeployError(
         "This is not an ONNX model.", where=str(path), fix="give a .onnx file, whole and unchanged"
     )
-
-
-def _check_location(tensor: onnx.TensorProto, path: Path) -> None:
-    """Raise unless a tensor's file is one below the folder of the model: a model is not trusted."""
-    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-    windows = PureWindowsPath(location)  # which also splits at `/`
-    folder = path.parent.resolve()
-    escapes = (
-        not location
-        or PurePosixPath(location).is_absolute()
-        or bool(windows.anchor)
-        or ".." in windows.parts
-        # A link may lead anywhere.
-        or not (folder / location).resolve().is_relative_to(folder)
-    )
-    if escapes:
-        raise ResdeployError(
-            f"The weight {tensor.name!r} lies outside the folder of the model: {location!r}.",
-            where=str(path),
-            fix="use a model whose files lie beside it",
-        )
 
 
 def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:

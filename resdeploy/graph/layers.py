@@ -22,20 +22,18 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from resdeploy import algebra
+from resdeploy.affine_layer import AFFINE_OPERATORS, AffineLayer, read_layer
+from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.editor import (
     GraphEditor,
     chosen_by_caller,
     constant_array,
     constant_tensor,
     describe,
-    float_attribute,
-    int_attribute,
-    ints_attribute,
     is_op,
     node_name,
     optional_input,
     remove_if_unread,
-    string_attribute,
     why_it_varies,
 )
 
@@ -71,6 +69,17 @@ class Layer:
     bias: ir.Value | None
     name: str
 
+    @cached_property
+    def affine(self) -> AffineLayer:
+        """Its layout, factors and window.
+
+        Raises:
+            UnsupportedModelError: it is outside the specification.
+        """
+        attributes = {name: found.value for name, found in self.node.attributes.items()}
+        shape = constant_tensor(self.weight).shape.numpy()
+        return read_layer(self.node.op_type, attributes, shape, where=self.name)
+
     @property
     def is_linear(self) -> bool:
         """Whether its features are the last axis rather than axis 1."""
@@ -80,7 +89,7 @@ class Layer:
         """Return the axis of its input, of that rank, along which its features lie."""
         if not self.is_linear:
             return 1
-        return 0 if int_attribute(self.node, "transA", 0) else rank - 1
+        return 0 if self.affine.reads_columns else rank - 1
 
     @cached_property
     def refusal(self) -> str | None:
@@ -94,57 +103,42 @@ class Layer:
                 return f"the {what} of {describe(self.node)} {reason}"
         if self.is_linear and len(constant_tensor(self.weight).shape) != 2:
             return f"the weight of {describe(self.node)} is no matrix"
+        try:
+            _ = self.affine
+        except UnsupportedModelError as error:
+            return f"{describe(self.node)} is not to be read: {error.what}"
         return None
 
     @property
     def shape(self) -> algebra.LayerShape:
         """How its weight is laid out."""
-        if is_op(self.node, "MatMul"):
-            return algebra.LayerShape(transposed=True)
-        if is_op(self.node, "Gemm"):
-            return algebra.LayerShape(transposed=not int_attribute(self.node, "transB", 0))
-        return algebra.LayerShape(
-            groups=int_attribute(self.node, "group", 1),
-            transposed=is_op(self.node, "ConvTranspose"),
-        )
+        return self.affine.shape
 
     @property
     def num_outputs(self) -> int:
         """The number of features it computes."""
-        first, second = constant_tensor(self.weight).shape.numpy()[:2]
-        return second * self.shape.groups if self.shape.transposed else first
+        return self.affine.num_outputs
 
     @property
     def num_inputs(self) -> int:
         """The number of features it reads."""
-        first, second = constant_tensor(self.weight).shape.numpy()[:2]
-        return first if self.shape.transposed else second * self.shape.groups
+        return self.affine.num_inputs
 
     @property
     def pads_with_zeros(self) -> bool:
         """Whether some of its outputs see zeros from outside its input."""
-        if self.is_linear:
-            return False
-        if is_op(self.node, "ConvTranspose"):
-            return True  # at a border fewer taps meet an input, which has the same effect
-        if any(ints_attribute(self.node, "pads") or ()):
-            return True
-        kernel = constant_tensor(self.weight).shape.numpy()[2:]
-        same = string_attribute(self.node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
-        return same and any(size != 1 for size in kernel)
+        return self.affine.pads_with_zeros
 
     @property
     def product_factor(self) -> float:
         """What its product is multiplied by, outside its weight: the alpha of a Gemm."""
-        return float_attribute(self.node, "alpha", 1.0) if is_op(self.node, "Gemm") else 1.0
+        return self.affine.alpha
 
     def own_bias(self) -> FloatArray | None:
         """Return the bias as it is added, (..., O): times the beta of a Gemm."""
         if self.bias is None:
             return None
-        bias = constant_array(self.bias).astype(np.longdouble)
-        if is_op(self.node, "Gemm"):
-            bias = bias * np.longdouble(float_attribute(self.node, "beta", 1.0))
+        bias = constant_array(self.bias).astype(np.longdouble) * np.longdouble(self.affine.beta)
         return np.broadcast_to(bias, (*bias.shape[:-1], self.num_outputs))
 
     def apply(self, edit: algebra.AffineEdit) -> algebra.FoldedAffine:
@@ -233,7 +227,7 @@ class Layers:
 
 
 def _as_layer(node: ir.Node) -> Layer | None:
-    if not is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if not is_op(node, *AFFINE_OPERATORS):
         return None
     weight = node.inputs[1]
     assert weight is not None

@@ -4,13 +4,14 @@ The yardstick of float32's noise is then the runtime itself, on that file, with 
 off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from resdeploy import batches
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference
@@ -25,7 +26,6 @@ __all__ = ["load_reference"]
 # Runs a serialised model on inputs (N, ...), whatever its batch size; returns outputs (N, K).
 RunRows = Callable[[bytes, Array], Array]
 
-_BATCH_SIZE = 8
 _SEED = 0
 
 
@@ -67,11 +67,11 @@ def load_reference(
             )
     doubled = to_float64(model)
     evaluate = float64_evaluator(doubled)
-    exact = [
-        _side_by_side(evaluate({name: batch}))[:count]
-        for batch, count in _batches(inputs, fixed_batch)
-    ]
-    reference_NK = np.concatenate(exact)
+    reference_NK = batches.run_rows(
+        lambda batch: (y.astype(np.float64) for y in evaluate({name: batch}).values()),
+        inputs,
+        fixed=fixed_batch,
+    )
     own_NK = run_rows(bytes(model.SerializeToString()), inputs)
     golden = Golden(
         inputs=inputs,
@@ -110,17 +110,3 @@ def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, li
             fix="export it with fixed sizes but for the batch, or verify against the checkpoint",
         )
     return inputs[0].name, sizes[0], shape, takes_pixels
-
-
-def _batches(inputs: Array, fixed: int | None) -> Iterator[tuple[Array, int]]:
-    """Yield batches of the size that the model takes, each with how many of it are inputs."""
-    size = fixed or _BATCH_SIZE
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        missing = size - len(batch) if fixed else 0
-        yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]), len(batch)
-
-
-def _side_by_side(outputs: dict[str, Array]) -> Array:
-    columns = [y.reshape(len(y), -1).astype(np.float64) for y in outputs.values()]
-    return np.concatenate(columns, axis=1)

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from resdeploy import algebra
+from resdeploy.affine_layer import is_affine, read_node, window_attributes
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.evidence.structure import Affine, Skeleton, SkeletonNode
 from resdeploy.graph.float64 import to_float64
@@ -203,24 +204,19 @@ class _Reducer:
             return self._from_batchnorm(node)
         if node.op_type == "Sub" and constants and constants[0] is not None:
             return self._from_difference(node, constants[0])
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not constants:
+        if not is_affine(node) or not constants:
             return None
         weight = np.asarray(constants[0], np.float64)
+        if node.op_type == "MatMul" and weight.ndim != 2:
+            return None
         bias = None if len(constants) < 2 or constants[1] is None else constants[1]
-        attributes = self._attributes(node)
-        if node.op_type in ("Gemm", "MatMul"):
-            if weight.ndim != 2 or attributes.get("transA", 0):
-                return None
-            weight = weight * attributes.get("alpha", 1.0)
-            weight = weight if attributes.get("transB", 0) else weight.T
-            num_outputs, num_products = weight.shape
-            bias = None if bias is None else np.asarray(bias, np.float64) * attributes["beta"]
-        elif node.op_type == "Conv":
-            num_outputs, num_products = weight.shape[0], weight[0].size
-        else:
-            groups = attributes.get("group", 1)
-            num_outputs = weight.shape[1] * groups
-            num_products = weight.shape[0] // groups * weight[0, 0].size
+        layer = read_node(node, weight.shape)
+        if layer.reads_columns:
+            return None
+        if layer.is_linear:
+            weight = layer.by_output(weight * layer.alpha)
+        bias = None if bias is None else np.asarray(bias, np.float64) * layer.beta
+        num_outputs = layer.num_outputs
         if bias is not None and np.asarray(bias).size not in (1, num_outputs):
             return None  # a bias that differs by row
         full = np.zeros(num_outputs) if bias is None else np.asarray(bias, np.float64).reshape(-1)
@@ -229,7 +225,7 @@ class _Reducer:
             weight=weight,
             bias=full,
             dtype=self._dtypes.get(node.input[1], "float32"),
-            num_products=num_products,
+            num_products=layer.num_products,
             bias_magnitude=self._magnitude(node.input[1], full),
         )
 
@@ -294,18 +290,17 @@ class _Reducer:
 
     def _take_padded_shortcut(self, node: onnx.NodeProto) -> bool:
         """Whether `node` is a convolution that only moves; if so, take the movements instead."""
-        weight = self._constants.get(node.input[1]) if node.op_type == "Conv" else None
+        weight = self._constants.get(node.input[1]) if is_affine(node, "Conv") else None
         if weight is None or weight.ndim != 4 or node.input[0] not in self._places:
             return False
         bias = self._constants.get(node.input[2]) if len(node.input) > 2 else np.zeros(1)
-        num_outputs, num_inputs = weight.shape[:2]
-        window = _window(self._attributes(node), weight.shape[2:])
-        strides = window["strides"]
-        before = int(weight[:, 0].argmax()) if weight.shape[2:] == (1, 1) else 0
+        layer = read_node(node, weight.shape)
+        num_outputs, num_inputs, strides = layer.num_outputs, layer.num_inputs, layer.strides
+        before = int(weight[:, 0].argmax()) if layer.kernel == (1, 1) else 0
         if (
-            weight.shape[2:] != (1, 1)
-            or window["group"] != 1
-            or any(window["pads"])
+            layer.kernel != (1, 1)
+            or layer.groups != 1
+            or any(layer.pads)
             or bias is None
             or np.any(bias)
             or num_outputs <= num_inputs
@@ -348,8 +343,9 @@ class _Reducer:
         if _is_global_average(node, self._axes(node, attributes)):
             return ()
         if node.op_type in _WINDOWS:
-            shape = self._constants[node.input[1]].shape[2:] if affine is not None else ()
-            attributes = _window(attributes, shape or tuple(attributes.get("kernel_shape", ())))
+            stated = attributes.get("kernel_shape", ())
+            kernel = stated if affine is None else affine.weight.shape[2:]
+            attributes = window_attributes(attributes, kernel)
         if node.op_type == "Slice" and all(name in self._constants for name in node.input[1:]):
             return _cuts([self._constants[name] for name in node.input[1:]])
         if node.op_type == "Pad" and (zeros := self._zero_padding(node, attributes)) is not None:
@@ -398,23 +394,6 @@ def _is_global_average(node: onnx.NodeProto, axes: tuple[int, ...]) -> bool:
     if node.op_type == "GlobalAveragePool":
         return True
     return node.op_type == "ReduceMean" and set(axes) in ({2, 3}, {-1, -2}, {2, -1}, {-2, 3})
-
-
-def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, Any]:
-    """Return the attributes of a convolution or pooling, all that has a default stated."""
-    dims = len(kernel)
-    full = {
-        "strides": [1] * dims,
-        "dilations": [1] * dims,
-        "pads": [0] * 2 * dims,
-        "group": 1,
-        **attributes,
-        "kernel_shape": list(kernel),
-    }
-    if full.get("auto_pad") in (b"VALID", "VALID", b"NOTSET", "NOTSET"):
-        full.pop("auto_pad")
-    full.pop("storage_order", None)  # of the indices, which no network here reads
-    return full
 
 
 def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,6 @@ lower precisions, and what rounded weights do to the mean.
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from resdeploy.host.build import SourceModel
 from resdeploy.host.data import load_evaluation
 from resdeploy.host.embedded import EmbeddedNetwork, input_roundings
 from resdeploy.host.precision_noise import simulated_noise, weight_noise
+from resdeploy.host.run_module import run_module
 from resdeploy.host.variance import fold_copy, propagated_sigma
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema.recipes import DataSpec
@@ -29,10 +29,6 @@ from resdeploy.schema.verdicts import GoldenInfo
 __all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs", "synthetic_pixels"]
 
 _NUM_SYNTHETIC = 32
-
-# Large enough to keep the cores busy, small enough for float64 activations of a ResNet-152.
-_BATCH_SIZE = 8
-
 
 # Sigma is found for as many inputs as four images of ImageNet's size have values: for all of them
 # where they are small. It costs two passes or more, and R and T judge every input.
@@ -195,20 +191,6 @@ def _check_inputs(inputs: np.ndarray, source: SourceModel, *, where: str) -> Non
         )
 
 
-def run_module(module: nn.Module, inputs: np.ndarray, *, dtype: torch.dtype) -> np.ndarray:
-    """Return the module's outputs for (N, ...) inputs as (N, K), computed in `dtype`.
-
-    Several outputs are laid side by side in K.
-    """
-    rows = []
-    with torch.no_grad():
-        for batch in _batches(inputs):
-            outputs = module(batch.to(dtype))
-            outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-            rows.append(torch.cat([output.flatten(1) for output in outputs], dim=1))
-    return torch.cat(rows).numpy()
-
-
 def synthetic_inputs(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
     """Return (num_inputs, *shape) float32 normal values, which normalised data resembles."""
     rng = np.random.default_rng(seed)
@@ -219,11 +201,6 @@ def synthetic_pixels(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) 
     """Return (num_inputs, *shape) uint8 values, each as likely as any other."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
-
-
-def _batches(inputs: np.ndarray) -> Iterator[torch.Tensor]:
-    for start in range(0, len(inputs), _BATCH_SIZE):
-        yield torch.from_numpy(inputs[start : start + _BATCH_SIZE])
 
 
 def _title(data: DataSpec) -> str:

@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from resdeploy.host.interpret import GraphWalker
 from resdeploy.host.layers import as_layer
+from resdeploy.host.run_module import run_module
 from resdeploy.schema.verdicts import PrecisionNoise
 
 __all__ = ["simulated_noise", "weight_noise"]
@@ -33,7 +34,6 @@ _FEWEST_SIMULATED, _MOST_SIMULATED = 2, 8
 
 _NUM_DRAWS = 4
 _NUM_WEIGHT_INPUTS = 32
-_BATCH_SIZE = 8
 
 # Not one that weights are initialised from: draws that follow the weights do not average out.
 _SEED = 0x5EED_0F_0D47
@@ -111,13 +111,7 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
 
 
 def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(inputs), _BATCH_SIZE):
-            outputs = module(torch.from_numpy(inputs[start : start + _BATCH_SIZE]))
-            outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-            rows.append(torch.cat([output.flatten(1) for output in outputs], dim=1))
-    return torch.cat(rows).double().numpy()
+    return run_module(module, inputs, dtype=torch.float32).astype(np.float64)
 
 
 def _simulated(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import onnx
@@ -23,8 +23,9 @@ from resdeploy.schema.exports import PREPROCESS_KEY
 from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.target.cpu_features import read_cpu_features
+from resdeploy.target.providers import PROVIDERS
 
-__all__ = ["quantize_file", "spec_for"]
+__all__ = ["quantize_file", "spec_for", "types_for"]
 
 _ARM = ("aarch64", "arm64")
 
@@ -43,16 +44,12 @@ def spec_for(
     Raises:
         ResdeployError: the record is missing or is none.
     """
-    machine, features, has_tensorrt = platform.machine(), read_cpu_features(), False
+    machine, features, wanted = platform.machine(), read_cpu_features(), None
     if target is not None:
         probe = read_target(target)
         machine, features = probe.environment.machine, probe.cpu_features
-        has_tensorrt = any(
-            p.starts and p.ort_name == "TensorrtExecutionProvider" for p in probe.providers
-        )
-    if types is None:
-        is_arm = machine.lower() in _ARM
-        types = "s8s8-symmetric" if has_tensorrt else "s8s8" if is_arm else "u8s8"
+        wanted = types_for([found.provider for found in probe.providers if found.starts])
+    types = types or wanted or ("s8s8" if machine.lower() in _ARM else "u8s8")
     saturates = types == "u8s8" and lacks_vnni(features)
     warnings = []
     if saturates and reduce_range is not False:
@@ -63,6 +60,13 @@ def spec_for(
         spec, types=types, reduce_range=saturates if reduce_range is None else reduce_range
     )
     return chosen, tuple(warnings)
+
+
+def types_for(providers: Iterable[str]) -> IntegerTypes | None:
+    """Return the integers that one of these providers insists on; None where none does."""
+    # A probe also names providers that are not in the table.
+    known = (PROVIDERS[name].integer_types for name in providers if name in PROVIDERS)
+    return next(filter(None, known), None)
 
 
 def quantize_file(

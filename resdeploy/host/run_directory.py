@@ -6,9 +6,10 @@ A run directory holds
     metrics.jsonl            one EpochMetrics a line
     checkpoint.safetensors   the weights after the last whole epoch, with their record
     resume.safetensors       those weights again, with the momentum: what `resume` needs
+    .replacement/            all of that, of a run that is to replace this one and is not whole yet
+    .whole/                  that run once it is whole, while its files take their places
 """
 
-import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,49 +30,86 @@ from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.recipes import CheckpointInfo, EpochMetrics, Recipe
 
 __all__ = [
-    "check_run_directory",
-    "clear_run_directory",
+    "begin_run",
+    "replace_run",
     "restore_state",
     "save_state",
-    "write_recipe",
+    "working_directory",
 ]
 
 RECIPE_NAME = "recipe.json"
 METRICS_NAME = "metrics.jsonl"
 RESUME_NAME = "resume.safetensors"
+_REPLACEMENT, _WHOLE = ".replacement", ".whole"
 
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
 
-def clear_run_directory(run_directory: str | Path) -> None:
-    """Delete the files of an earlier run, and the directory if nothing else is in it.
+def working_directory(directory: Path, recipe: Recipe, *, resume: bool, force: bool) -> Path:
+    """Return the folder that a run writes to until it is whole: `directory`, or one inside it.
 
-    Nothing happens where there is no run; files that `train` did not write are never touched.
+    A run that replaces another has a folder of its own there, which `resume` goes on with. Nothing
+    is written but the rest of a replacement that was stopped between two files.
 
     Raises:
-        ResdeployError: the directory holds no run but other files, or cannot be emptied.
+        ResdeployError: the directory is in use and `force` is not given, or holds no run; or
+            has no run of this recipe to resume.
     """
-    directory = Path(run_directory)
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return
+    if resume and force:
+        raise ResdeployError(
+            "A run is resumed or replaced, not both.", fix="leave out --resume, or --force"
+        )
+    _finish_replacement(directory)
+    replacement = directory / _REPLACEMENT
+    if resume:
+        place = replacement if (replacement / RECIPE_NAME).is_file() else directory
+        _check_resumable(place, recipe)
+        return place
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return directory
+    if not force:
+        raise ResdeployError(
+            "The run directory is in use.",
+            where=str(directory),
+            fix="resume the run in it, replace it with --force, or give another directory",
+        )
     if not (directory / RECIPE_NAME).is_file():
         raise ResdeployError(
             f"The directory holds files and no run (no {RECIPE_NAME}): it is not replaced.",
             where=str(directory),
             fix="give another directory, or empty this one yourself",
         )
+    return replacement
+
+
+def replace_run(directory: Path) -> None:
+    """Put the whole new run inside `directory` in the place of the old one.
+
+    Files that `train` did not write are never touched.
+
+    Raises:
+        ResdeployError: a file cannot be replaced; the next run here goes on with it.
+    """
+    # From this rename on, the new run is the one that is there: killed, the next start goes on.
+    (directory / _REPLACEMENT).rename(directory / _WHOLE)
+    _finish_replacement(directory)
+
+
+def _finish_replacement(directory: Path) -> None:
+    whole = directory / _WHOLE
+    if not whole.is_dir():
+        return
     try:
-        # The recipe last, so that what a failure leaves is still known as a run.
         for name in (RESUME_NAME, CHECKPOINT_NAME, METRICS_NAME, RECIPE_NAME):
             for unfinished in directory.glob(f".{name}.*"):  # left by a killed process
                 shutil.rmtree(unfinished)
-            (directory / name).unlink(missing_ok=True)
+            if (whole / name).is_file():
+                (whole / name).replace(directory / name)
+        shutil.rmtree(whole)
     except OSError as error:
         raise ResdeployError(
-            f"The earlier run cannot be removed: {error.strerror}.", where=str(directory)
+            f"The earlier run cannot be replaced: {error.strerror}.", where=str(directory)
         ) from error
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 def save_state(
@@ -109,13 +147,17 @@ def save_state(
     write_tensors(directory / RESUME_NAME, tensors, {"epoch": str(last.epoch)})
 
 
-def write_recipe(directory: Path, recipe: Recipe) -> None:
+def begin_run(directory: Path, recipe: Recipe) -> None:
     """Make the directory, and write down what is trained in it.
+
+    A replacement that came to nothing, or is given up for this one, makes room.
 
     Raises:
         ResdeployError: it cannot be written.
     """
     try:
+        if directory.name == _REPLACEMENT and directory.is_dir():
+            shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / RECIPE_NAME).write_text(dump_json(recipe), encoding="utf-8")
     except OSError as error:
@@ -166,21 +208,8 @@ def restore_state(
     return metrics
 
 
-def check_run_directory(directory: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Check that a run may start here, or with `resume` go on here; nothing is written.
-
-    Raises:
-        ResdeployError: the directory is in use, or has no run of this recipe to resume.
-    """
-    in_use = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if not resume:
-        if in_use:
-            raise ResdeployError(
-                "The run directory is in use.",
-                where=str(directory),
-                fix="resume the run in it, or give another directory",
-            )
-        return
+def _check_resumable(directory: Path, recipe: Recipe) -> None:
+    """Raise unless the directory has a run of this recipe."""
     path = directory / RECIPE_NAME
     if not path.is_file():
         raise ResdeployError(f"There is no run to resume: no {RECIPE_NAME}.", where=str(directory))

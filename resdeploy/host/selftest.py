@@ -21,7 +21,7 @@ from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.evidence.fixed_tolerance import FIXED_TOLERANCES
 from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference, certify_file, certify_run
-from resdeploy.graph.faults import CONTROLS, FAULTS, Fault, FoldedLayer, Workpiece
+from resdeploy.graph.faults import CONTROLS, FAULTS, Fault, UnfoldedLayer, Workpiece
 from resdeploy.graph.fold_file import load_onnx
 from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
@@ -149,7 +149,7 @@ class _Judge:
 
 def _folded_layers(
     module: nn.Module, report: FoldReport, model: onnx.ModelProto
-) -> tuple[FoldedLayer, ...]:
+) -> tuple[UnfoldedLayer, ...]:
     """Return the layers into which one BatchNorm each was folded, as they were before."""
     nodes = {node.input[1]: node.name for node in model.graph.node if len(node.input) > 2}
     producers = [site.producer for site in report.folded]
@@ -168,7 +168,7 @@ def _folded_layers(
 
 def _before_the_fold(
     node: str, layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm
-) -> FoldedLayer | None:
+) -> UnfoldedLayer | None:
     def array(value: Any) -> np.ndarray | None:
         return None if value is None else value.detach().numpy()
 
@@ -178,4 +178,4 @@ def _before_the_fold(
     bn = algebra.BatchNormParams(
         gamma=array(norm.weight), beta=array(norm.bias), mean=mean, var=var, eps=norm.eps
     )
-    return FoldedLayer(node=node, weight=weight, bias=array(layer.bias), bn=bn)
+    return UnfoldedLayer(node=node, weight=weight, bias=array(layer.bias), bn=bn)

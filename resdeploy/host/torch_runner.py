@@ -31,7 +31,7 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
     """
     form = find_runner(spec.runner.name).form
     assert form is not None
-    device = torch.device("cpu" if find_provider(spec.session.provider).on_cpu else "cuda")
+    device = torch.device(find_provider(spec.session.provider).memory)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvironmentLacksError("torch finds no CUDA device.", fix="use --provider cpu")
     if form.cuda_graph and device.type != "cuda":

@@ -27,16 +27,16 @@ from resdeploy.host.checkpoint import CHECKPOINT_NAME
 from resdeploy.host.data import Dataset, epoch_order, load_dataset
 from resdeploy.host.networks import build_network, input_shape
 from resdeploy.host.run_directory import (
-    check_run_directory,
-    clear_run_directory,
+    begin_run,
+    replace_run,
     restore_state,
     save_state,
-    write_recipe,
+    working_directory,
 )
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainReport, TrainSpec
 
-__all__ = ["clear_run_directory", "evaluate_network", "learning_rate_at", "train"]
+__all__ = ["evaluate_network", "learning_rate_at", "train"]
 
 _EVALUATION_BATCH = 256
 _SMALL_SAMPLE = 1024
@@ -67,6 +67,7 @@ def train(
     run_directory: str | Path,
     *,
     resume: bool = False,
+    force: bool = False,
     device: str = "cpu",
     num_threads: int | None = None,
     on_epoch: OnEpoch | None = None,
@@ -74,13 +75,16 @@ def train(
 ) -> TrainReport:
     """Train a recipe into a run directory and return the last epoch's metrics.
 
-    Interrupted at any moment, the directory holds the state after the last whole epoch.
+    Interrupted at any moment, the directory holds the state after the last whole epoch. A run that
+    it held before is there until the new one is whole.
 
     Args:
         recipe: what to train.
         run_directory: a folder that does not exist yet or is empty; with `resume`, one that an
-            earlier run of the same recipe left.
-        resume: go on after the last whole epoch.
+            earlier run of the same recipe left; with `force`, one that holds any run.
+        resume: go on after the last whole epoch, of the run that was to replace another if there
+            is one.
+        force: replace an earlier run, once the last epoch is trained.
         device: a torch device.
         num_threads: threads of torch's CPU operators during this call; None is one where samples
             have fewer than 1024 values, and torch's own choice otherwise.
@@ -97,22 +101,24 @@ def train(
     directory = Path(run_directory)
     _check_recipe(recipe)
     target = _open_device(device)
-    check_run_directory(directory, recipe, resume=resume)
+    place = working_directory(directory, recipe, resume=resume, force=force)
     dataset = load_dataset(recipe.data, recipe.preprocess)
     _check_dataset(dataset, recipe)
     with (
         _threads(num_threads or _default_threads(recipe)),
         torch.random.fork_rng(devices=_cuda_indices(target)),
     ):
-        run = _start(recipe, directory, dataset, target)
-        metrics = restore_state(directory, run.network, run.optimizer) if resume else []
+        run = _start(recipe, place, dataset, target)
+        metrics = restore_state(place, run.network, run.optimizer) if resume else []
         if not metrics:
-            write_recipe(directory, recipe)
+            begin_run(place, recipe)
         for epoch in range(len(metrics) + 1, recipe.train.epochs + 1):
             metrics.append(_train_epoch(run, epoch, on_batch))
-            save_state(directory, run.network, run.optimizer, recipe=recipe, metrics=metrics)
+            save_state(place, run.network, run.optimizer, recipe=recipe, metrics=metrics)
             if on_epoch is not None:
                 on_epoch(metrics[-1])
+    if place != directory:
+        replace_run(directory)
     return TrainReport(
         recipe=recipe,
         run_directory=str(directory),

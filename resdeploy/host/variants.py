@@ -11,24 +11,24 @@ from resdeploy.bundle import Bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.host.calibration import load_calibration
-from resdeploy.host.quantize import quantize_file, spec_for
+from resdeploy.host.quantize import quantize_file, spec_for, types_for
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.tunings import TuneSpec
+from resdeploy.target.providers import find_provider
 from resdeploy.target.tune_space import Variant
 
 __all__ = ["make_variants", "precisions_for"]
 
 _SHORT_NAMES = {"int8": "int8", "float16": "fp16", "bfloat16": "bf16"}
 
-# The others widen float16 to float32 first: nothing is gained there.
-_COMPUTE_FLOAT16 = {"cuda", "tensorrt", "coreml"}
-
 
 def precisions_for(providers: Sequence[str]) -> tuple[QuantizedPrecision, ...]:
     """Return the lower precisions that are worth making for a search on these providers."""
-    return ("int8", "float16") if _COMPUTE_FLOAT16 & set(providers) else ("int8",)
+    # Others may widen float16 to float32 first: nothing is gained there.
+    computed = any(find_provider(name).computes_float16 for name in providers)
+    return ("int8", "float16") if computed else ("int8",)
 
 
 def make_variants(
@@ -72,7 +72,7 @@ def _made(
     max_flips = max(QuantSpec().max_flips, spec.max_drop or 0)
     asked, warnings = spec_for(
         QuantSpec(precision=precision, max_flips=max_flips),
-        types="s8s8-symmetric" if "tensorrt" in spec.providers else None,
+        types=types_for(spec.providers),
         reduce_range=None,
         target=None,
     )

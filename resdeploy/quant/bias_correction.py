@@ -1,4 +1,4 @@
-"""Take the mean error of rounded weights out of the biases.
+"""Bias correction: the mean error of rounded weights, taken out of the biases.
 
 A layer computes q * scale instead of w: on the inputs x that it has in the quantised model, its
 output is off by (q * scale - w)^T E[x] in the mean. That, and what the bias itself lost when it was
@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, layers
-from resdeploy.quant.patches import mean_patch, supports
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
+from resdeploy.quant.patches import can_unfold, mean_patch
+from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, with_outputs
 
 __all__ = ["correct_biases"]
@@ -34,8 +34,8 @@ def correct_biases(
     nodes = [
         node
         for node in layers(model, constants)
-        if supports(node)
-        and layer_names(node).bias in integers
+        if can_unfold(read_layer(node, constants))
+        and LayerNames(node).bias in integers
         and not constants.is_shared(node.input[1])
         and not constants.is_shared(node.input[2])
     ]
@@ -47,20 +47,17 @@ def correct_biases(
     for batch, tensors in runner.run_batches(inputs):
         for node in nodes:
             share = len(batch) / len(inputs)
-            found = mean_patch(node, tensors[running[node.name]])
+            found = mean_patch(read_layer(node, constants), tensors[running[node.name]])
             means[node.name] = means.get(node.name, 0.0) + share * found
     for node in nodes:
-        names = layer_names(node)
-        weight, bias = constants[node.input[1]], constants[node.input[2]]
-        scale = integers[names.weight_scale].astype(np.float64).reshape(-1)
-        by_row = node.op_type == "Conv" or attribute(node, "transB", 0)
-        shape = (-1,) + (1,) * (weight.ndim - 1) if by_row else (1, -1)
-        lost = integers[names.weight].astype(np.float64) * scale.reshape(shape) - weight
-        rows_OK = (lost if by_row else lost.T).reshape(len(bias), -1)
-        mean_GK = means[node.name]
-        size = len(bias) // len(mean_GK)
+        names = LayerNames(node)
+        layer, bias = read_layer(node, constants), constants[node.input[2]]
+        scale = integers[names.weight_scale].astype(np.float64).reshape(-1, 1)
+        weight, whole = constants[node.input[1]], integers[names.weight].astype(np.float64)
+        rows_OK = [layer.by_output(array).reshape(len(bias), -1) for array in (whole, weight)]
+        lost_GOK = (rows_OK[0] * scale - rows_OK[1]).reshape(layer.groups, -1, layer.num_products)
         mean_error = np.concatenate(
-            [rows_OK[g * size : (g + 1) * size] @ mean_K for g, mean_K in enumerate(mean_GK)]
+            [lost_OK @ mean_K for lost_OK, mean_K in zip(lost_GOK, means[node.name], strict=True)]
         )
         step = integers[names.bias_scale].astype(np.float64).reshape(-1)
         integers[names.bias] = np.rint((bias - mean_error) / step).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Watch every tensor of a model on calibration samples: one pass, memory for one batch.
+"""Calibration: a histogram of every tensor over samples, in one pass with memory for one batch.
 
 onnxruntime's own calibrators keep the tensors of all batches until the last one; here each batch is
 counted and dropped.

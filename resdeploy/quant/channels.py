@@ -1,11 +1,11 @@
-"""Which channels of which tensors must be scaled together, for the network to stay the same.
+"""Channel groups: the channels that must be scaled together for the network to stay the same.
 
 ReLU, pooling, padding with zeros, slices of the image and sums commute with a positive scale per
-channel. So all channels that these operators connect form one class: a residual stream is one class
+channel. So all channels that these operators connect form one group: a residual stream is one group
 per channel, however many blocks read and write it, and so is what lies between two layers of a
-block. A class may be scaled if every layer around it can take the scale into its weights.
+block. A group may be scaled if every layer around it can take the scale into its weights.
 
-Channels are joined one by one, as a shortcut that pads channels moves them.
+They are joined one by one, by union-find, as a shortcut that pads channels moves them.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.onnx_graph import Constants, attribute, channels_first_shapes, layers
+from resdeploy.quant.onnx_graph import (
+    Constants,
+    attribute,
+    channels_first_shapes,
+    layers,
+    read_layer,
+)
 
-__all__ = ["Channels", "find_channels"]
+__all__ = ["ChannelGroups", "find_channel_groups"]
 
 _COMMUTING = frozenset(
     {
@@ -27,28 +33,28 @@ _COMMUTING = frozenset(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Channels:
-    """The classes of a model's channels.
+class ChannelGroups:
+    """The channel groups of a model.
 
     Attributes:
-        class_of: by tensor, the class of each of its channels.
-        num_classes: classes are numbered from 0.
-        is_free: (num_classes,) whether a class may be scaled.
+        group_of: by tensor, the group of each of its channels.
+        num_groups: groups are numbered from 0.
+        is_free: (num_groups,) whether a group may be scaled.
     """
 
-    class_of: dict[str, NDArray[np.int64]]
-    num_classes: int
+    group_of: dict[str, NDArray[np.int64]]
+    num_groups: int
     is_free: NDArray[np.bool_]
 
 
-def find_channels(model: onnx.ModelProto) -> Channels:
-    """Return the classes of the channels (axis 1) of every tensor that nodes compute."""
+def find_channel_groups(model: onnx.ModelProto) -> ChannelGroups:
+    """Return the groups of the channels (axis 1) of every tensor that nodes compute."""
     constants = Constants(model)
     known = channels_first_shapes(model)
     computed = [value.name for value in model.graph.input if value.name not in constants]
     computed += [name for node in model.graph.node for name in node.output]
     shapes = {n: known[n] for n in computed if len(known.get(n, ())) >= 2 and known[n][1]}
-    joiner = _Joiner(shapes)
+    joiner = _UnionFind(shapes)
     weighted = {node.output[0] for node in layers(model, constants)}
     for value in (*model.graph.input, *model.graph.output):
         joiner.pin(value.name)
@@ -62,16 +68,13 @@ def find_channels(model: onnx.ModelProto) -> Channels:
 
 def _takes_scales(node: onnx.NodeProto, constants: Constants) -> bool:
     """Whether a layer's weights are its own, so that scales can go into them."""
-    plain = node.op_type == "Conv" or (
-        attribute(node, "alpha", 1.0) == 1.0
-        and attribute(node, "beta", 1.0) == 1.0
-        and attribute(node, "transA", 0) == 0
-    )
+    layer = read_layer(node, constants)
+    plain = layer.alpha == layer.beta == 1.0 and not layer.reads_columns
     own = [name in constants and not constants.is_shared(name) for name in node.input[1:]]
     return plain and len(own) == 2 and all(own)
 
 
-def _join(node: onnx.NodeProto, joiner: "_Joiner", constants: Constants) -> bool:
+def _join(node: onnx.NodeProto, joiner: "_UnionFind", constants: Constants) -> bool:
     """Join the channels that a node connects; False if it may do anything with them."""
     shapes = joiner.shapes
     output = node.output[0]
@@ -107,7 +110,7 @@ def _keeps_pixels(node: onnx.NodeProto, shapes: dict[str, tuple[int | None, ...]
     return all(size == 1 for size in (*before[2:], *after[2:]))
 
 
-def _join_padded(node: onnx.NodeProto, joiner: "_Joiner", constants: Constants) -> bool:
+def _join_padded(node: onnx.NodeProto, joiner: "_UnionFind", constants: Constants) -> bool:
     source, output = node.input[0], node.output[0]
     is_zero = len(node.input) < 3 or not node.input[2]
     if not is_zero:
@@ -123,8 +126,8 @@ def _join_padded(node: onnx.NodeProto, joiner: "_Joiner", constants: Constants) 
     return True
 
 
-class _Joiner:
-    """Union of channels, each a place in one row."""
+class _UnionFind:
+    """Union-find over channels, each a place in one row, with path halving."""
 
     def __init__(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
         self.shapes = shapes
@@ -148,16 +151,16 @@ class _Joiner:
             start = self._start[name]
             self._pinned.update(range(start, start + (self.shapes[name][1] or 0)))
 
-    def result(self) -> Channels:
+    def result(self) -> ChannelGroups:
         roots = np.array([self._root(place) for place in range(len(self._parent))], np.int64)
         unique, numbers = np.unique(roots, return_inverse=True)
         is_free = np.ones(len(unique), bool)
         is_free[numbers[sorted(self._pinned)]] = False
-        class_of = {
+        group_of = {
             name: numbers[start : start + (self.shapes[name][1] or 0)]
             for name, start in self._start.items()
         }
-        return Channels(class_of, len(unique), is_free)
+        return ChannelGroups(group_of, len(unique), is_free)
 
     def _root(self, place: int) -> int:
         while self._parent[place] != place:

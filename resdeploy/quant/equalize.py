@@ -1,4 +1,4 @@
-"""Give the channels of a tensor like ranges, at no change to what the network computes.
+"""SmoothQuant's migration: like ranges for the channels of a tensor, at no change to the function.
 
 An activation tensor has one scale for all its channels: a channel that stays small keeps few of the
 256 levels. A positive factor s per channel moves from the layers that write the channel to those
@@ -8,10 +8,11 @@ that read it:
     W'[:, c] = W[:, c] * s[c]                           where it is read
 
 s[c] is the range of the channel over the largest of its tensor, so that all get the same; of
-several tensors that share their channels, the largest counts. Xiao et al. 2022 (arXiv 2211.10438),
-with all of the difficulty given to the weights: they have a scale for each row, and can be rounded
-so that their errors cancel; activations cannot. (Nagel et al. 2019, arXiv 1906.04721, equalise the
-weights of two layers across the channels between them, for weights that share a scale.)
+several tensors that share their channels, the largest counts. This is SmoothQuant (Xiao et al.
+2022, arXiv 2211.10438) with all of the difficulty migrated to the weights, alpha = 1: they have a
+scale for each row, and can be rounded so that their errors cancel; activations cannot. Cross-layer
+equalisation (Nagel et al. 2019, arXiv 1906.04721) evens out the weights of two layers instead, for
+weights that share a scale.
 
 A channel's range is what one of 10,000 values exceeds. The largest value of all may be that of a
 single odd image.
@@ -21,11 +22,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.channels import Channels, find_channels
-from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, layers
+from resdeploy.quant.channels import ChannelGroups, find_channel_groups
+from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
-__all__ = ["equalize"]
+__all__ = ["smooth_channels"]
 
 # A channel that is almost always zero must not blow up the weights, nor lose what it has.
 _LARGEST_FACTOR = 64.0
@@ -34,37 +35,39 @@ _LEAST_OF_LARGEST = 0.05
 _BEYOND = 1e-4
 
 
-def equalize(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> tuple[onnx.ModelProto, int]:
+def smooth_channels(
+    model: onnx.ModelProto, inputs: NDArray[np.float32]
+) -> tuple[onnx.ModelProto, int]:
     """Return a copy that computes the same over other channel ranges, and how many it scaled.
 
     Args:
         model: prepared, in float32.
         inputs: (N, ...) what ranges are looked at with.
     """
-    channels = find_channels(model)
-    ranges = _class_ranges(model, channels, inputs)
+    channels = find_channel_groups(model)
+    ranges = _group_ranges(model, channels, inputs)
     scaled = channels.is_free & (ranges > 0)
     factors = np.where(scaled, np.clip(ranges, 1 / _LARGEST_FACTOR, 1.0), 1.0)
     return _rescaled(model, channels, factors), int(scaled.sum())
 
 
-def _class_ranges(
-    model: onnx.ModelProto, channels: Channels, inputs: NDArray[np.float32]
+def _group_ranges(
+    model: onnx.ModelProto, channels: ChannelGroups, inputs: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return each class's range over the largest of its tensor."""
+    """Return each group's range over the largest of its tensor."""
     left_out = {input_of(model).name, *_read_by_relu_alone(model)}
-    names = [name for name in channels.class_of if name not in left_out]
+    names = [name for name in channels.group_of if name not in left_out]
     highest: dict[str, NDArray[np.float32]] = {}
     for batch, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
         for name, values in tensors.items():
             size_CP = np.abs(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
             num_beyond = int(_BEYOND * size_CP.shape[1] / len(batch) * len(inputs))
             highest[name] = _highest(highest.get(name, size_CP[:, :0]), size_CP, num_beyond + 1)
-    ranges = np.zeros(channels.num_classes)
+    ranges = np.zeros(channels.num_groups)
     for name, highest_CK in highest.items():
         range_C = np.maximum(highest_CK.min(axis=1), _LEAST_OF_LARGEST * highest_CK.max(axis=1))
         if range_C.max() > 0:
-            np.maximum.at(ranges, channels.class_of[name], range_C / range_C.max())
+            np.maximum.at(ranges, channels.group_of[name], range_C / range_C.max())
     return ranges
 
 
@@ -86,22 +89,25 @@ def _highest(
 
 
 def _rescaled(
-    model: onnx.ModelProto, channels: Channels, factors: NDArray[np.float64]
+    model: onnx.ModelProto, channels: ChannelGroups, factors: NDArray[np.float64]
 ) -> onnx.ModelProto:
     scaled = copy_of(model)
     del scaled.graph.value_info[:]
     constants = Constants(scaled)
     for node in layers(scaled, constants):
-        weight = constants[node.input[1]]
-        exact = weight.astype(np.float64)  # rounded once, at the end
+        layer, weight = read_layer(node, constants), constants[node.input[1]]
+        exact_GOIK = layer.by_group(weight.astype(np.float64))  # rounded once, at the end
         written = _factors_of(node.output[0], channels, factors)
         read = _factors_of(node.input[0], channels, factors)
-        for rows, columns, weight_OIK in _groups(node, exact):
-            weight_OIK /= 1.0 if written is None else written[rows, np.newaxis, np.newaxis]
-            weight_OIK *= 1.0 if read is None else read[np.newaxis, columns, np.newaxis]
-        if np.array_equal(exact, weight):
+        along = (1,) * len(layer.kernel)
+        if written is not None:
+            exact_GOIK = exact_GOIK / written.reshape(layer.groups, -1, 1, *along)
+        if read is not None:
+            exact_GOIK = exact_GOIK * read.reshape(layer.groups, 1, -1, *along)
+        scaled_weight = layer.as_stored(exact_GOIK)
+        if np.array_equal(scaled_weight, weight):
             continue
-        constants[node.input[1]] = exact.astype(weight.dtype)
+        constants[node.input[1]] = scaled_weight.astype(weight.dtype)
         if written is not None:
             bias = constants[node.input[2]]
             constants[node.input[2]] = (bias.astype(np.float64) / written).astype(bias.dtype)
@@ -109,24 +115,7 @@ def _rescaled(
 
 
 def _factors_of(
-    tensor: str, channels: Channels, factors: NDArray[np.float64]
+    tensor: str, channels: ChannelGroups, factors: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    classes = channels.class_of.get(tensor)
-    return None if classes is None else factors[classes]
-
-
-def _groups(
-    node: onnx.NodeProto, weight: NDArray[np.floating]
-) -> list[tuple[slice, slice, NDArray[np.floating]]]:
-    """Return each group's output channels, input channels and a view (O, I, K) of its weights."""
-    if node.op_type == "Gemm":
-        by_row = weight if attribute(node, "transB", 0) else weight.T
-        return [(slice(None), slice(None), by_row[:, :, np.newaxis])]
-    num_groups = attribute(node, "group", 1)
-    num_out, num_in = weight.shape[0] // num_groups, weight.shape[1]
-    flat = weight.reshape(weight.shape[0], num_in, -1)
-    return [
-        (rows, slice(g * num_in, (g + 1) * num_in), flat[rows])
-        for g in range(num_groups)
-        for rows in [slice(g * num_out, (g + 1) * num_out)]
-    ]
+    groups = channels.group_of.get(tensor)
+    return None if groups is None else factors[groups]

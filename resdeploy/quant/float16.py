@@ -24,7 +24,7 @@ from resdeploy.quant.judge import judge, why_not
 from resdeploy.quant.onnx_graph import copy_of
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner, input_of
-from resdeploy.quant.samples import Parts, Samples
+from resdeploy.quant.samples import Samples, SampleSplit
 from resdeploy.quant.sensitive import keep_sensitive
 from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
 
@@ -73,12 +73,12 @@ def quantize_float16(
     """
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")
-    parts = Parts.of(samples)
-    reference = Runner(prepared, optimize=True).run_rows(parts.held_out)
-    num = len(parts.calibrate)
+    split = SampleSplit.of(samples)
+    reference = Runner(prepared, optimize=True).run_rows(split.held_out)
+    num = len(split.calibrate)
     histograms = calibrate(
         prepared,
-        parts.read_calibration(),
+        split.read_calibration(),
         on_sample=lambda done: on_stage(f"calibrate: {done} of {num} samples"),
     )
     largest = {name: max(-h.low, h.high) for name, h in histograms.items()}
@@ -88,7 +88,7 @@ def quantize_float16(
     def judged(names: tuple[str, ...], is_quick: bool) -> QuantQuality:
         which = slice(0, _NUM_RANKED_WITH) if is_quick else slice(None)
         rounded = Runner(simulate(prepared, spec.precision, names), optimize=False)
-        return judge(reference[which], rounded.run_rows(parts.held_out[which]))
+        return judge(reference[which], rounded.run_rows(split.held_out[which]))
 
     def reasons(quality: QuantQuality) -> tuple[str, ...]:
         return why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
@@ -119,7 +119,7 @@ def quantize_float16(
         judged_on=f"simulated rounding to {spec.precision}; the CPU computes float32 in its place",
         trials=tuple(trials),
         kept_float=(*kept, *sensitive),
-        warnings=parts.warnings,
+        warnings=split.warnings,
         reasons=reasons(quality),
     )
 

@@ -2,9 +2,9 @@
 
 In this order, each measured beside the model without it:
 
-1. weights are rounded so that errors cancel (`rounding`)
+1. GPTQ rounds the weights so that errors cancel (`rounding`)
 2. the input's levels are its pixels (`pixel_grid`)
-3. channels get like ranges (`equalize`)
+3. SmoothQuant's migration gives channels like ranges (`equalize`)
 4. ranges from all calibration samples, by each method (`ranges`)
 5. each tensor's range by what it does to the outputs (`refine`)
 6. the mean error of the weights goes into the biases (`bias_correction`)
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.equalize import equalize
+from resdeploy.quant.equalize import smooth_channels
 from resdeploy.quant.histogram import StreamHistogram
 from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.judge import judge, why_not
@@ -36,9 +36,9 @@ from resdeploy.quant.prepare import prepare
 from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
 from resdeploy.quant.ranges import METHODS, Range, find_range, widest_range
 from resdeploy.quant.refine import refine_ranges
-from resdeploy.quant.rounding import round_weights
+from resdeploy.quant.rounding import gptq_weights
 from resdeploy.quant.runtime import Runner, runtime_name
-from resdeploy.quant.samples import Parts, Samples, memory_limit, spread
+from resdeploy.quant.samples import Samples, SampleSplit, memory_limit, spread
 from resdeploy.quant.saturation import saturating_layers
 from resdeploy.quant.sensitive import keep_sensitive
 from resdeploy.schema.quants import (
@@ -107,14 +107,14 @@ def quantize_int8(
     """
     prepared = prepare(model)
     on_stage("read samples")
-    work = _Work(prepared, Parts.of(samples), spec, on_stage)
-    candidate = work.choose(preprocess)
-    kept = work.keep_sensitive_float(candidate)
+    search = _Int8Search(prepared, SampleSplit.of(samples), spec, on_stage)
+    candidate = search.choose(preprocess)
+    kept = search.keep_sensitive_float(candidate)
     names = tuple(layer.node for layer in kept)
-    quantized = work.build(candidate, names)
+    quantized = search.build(candidate, names)
     on_stage("open the runtime's graph")
     proof = prove_integer(quantized, types=spec.types, kept_float=names)
-    quality = work.judge(quantized)
+    quality = search.judge(quantized)
     reasons = why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
     if not proof.passed:
         reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
@@ -123,36 +123,36 @@ def quantize_int8(
         spec=spec,
         output=None,
         calibration=samples.description,
-        num_calibration=len(work.parts.calibrate),
+        num_calibration=len(search.split.calibrate),
         quality=quality,
         judged_on=runtime_name(),
-        trials=tuple(work.trials),
+        trials=tuple(search.trials),
         kept_float=kept,
         proof=proof,
         saturating=saturating_layers(candidate.model, quantized),
-        warnings=(*warnings, *work.parts.warnings),
+        warnings=(*warnings, *search.split.warnings),
         reasons=reasons,
     )
 
 
-class _Work:
-    """The samples, the reference, and what was tried so far."""
+class _Int8Search:
+    """The search for the best int8 model: its samples, its reference, and the trials so far."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
-        parts: Parts,
+        split: SampleSplit,
         spec: QuantSpec,
         on_stage: Callable[[str], None],
     ) -> None:
-        self.parts = parts
+        self.split = split
         self.trials: list[QuantTrial] = []
         self._model = model
         self._spec = spec
         self._on_stage = on_stage
         self._signed = spec.types != "u8s8"
         self._rounds = False
-        self._reference = Runner(model, optimize=True).run_rows(parts.held_out)
+        self._reference = Runner(model, optimize=True).run_rows(split.held_out)
 
     def choose(self, preprocess: Preprocess | None) -> _Candidate:
         """Return the candidate with everything that helps."""
@@ -204,14 +204,14 @@ class _Work:
             if name in integers:  # not of a layer that stays in float
                 integers[name] = weight
         if candidate.corrects_biases:
-            few = self.parts.explored[:_NUM_ROUNDED_WITH]
+            few = self.split.explored[:_NUM_ROUNDED_WITH]
             quantized = correct_biases(candidate.model, quantized, few)
         return quantized
 
     def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
         """Return how a quantised model does on the held-out samples."""
         runner = Runner(quantized, optimize=True, signed=self._signed)
-        found = runner.run_rows(self.parts.held_out[which])
+        found = runner.run_rows(self.split.held_out[which])
         return judge(self._reference[which], found)
 
     def _why_not(self, quality: QuantQuality) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ class _Work:
     def _explore(self, model: onnx.ModelProto, grid: str | None) -> _Candidate:
         """Return a float model with ranges from the samples in memory."""
         method = _EXPLORING_METHOD if self._spec.method == "auto" else self._spec.method
-        histograms = calibrate(model, iter(self.parts.explored))
+        histograms = calibrate(model, iter(self.split.explored))
         candidate = _Candidate(model, _ranges(histograms, method, grid), grid)
         return self._rounded(candidate) if self._rounds else candidate
 
@@ -253,17 +253,17 @@ class _Work:
         return self._explore(*use_pixel_grid(candidate.model, preprocess))
 
     def _equalized(self, candidate: _Candidate) -> _Candidate:
-        model, _ = equalize(candidate.model, self.parts.explored)
+        model, _ = smooth_channels(candidate.model, self.split.explored)
         return self._explore(model, candidate.grid)
 
     def _calibrated(
         self, candidate: _Candidate
     ) -> tuple[_Candidate, QuantQuality, Mapping[str, StreamHistogram]]:
         """Return the candidate with ranges from all samples, by the method that errs least."""
-        num = len(self.parts.calibrate)
+        num = len(self.split.calibrate)
         histograms = calibrate(
             candidate.model,
-            self.parts.read_calibration(),
+            self.split.read_calibration(),
             on_sample=lambda done: self._on_stage(f"calibrate: {done} of {num} samples"),
         )
         asked = self._spec.method
@@ -287,7 +287,7 @@ class _Work:
 
         The samples in memory decide, so that the held-out ones can judge.
         """
-        explored = self.parts.explored
+        explored = self.split.explored
         num = memory_limit(explored[0], _REFINED_BYTES, _NUM_REFINED_WITH)
         names = _quantized_tensors(candidate, self.build(candidate))
         ranges = refine_ranges(
@@ -302,10 +302,10 @@ class _Work:
         return dataclasses.replace(candidate, ranges=ranges)
 
     def _rounded(self, candidate: _Candidate) -> _Candidate:
-        weights = round_weights(
+        weights = gptq_weights(
             candidate.model,
             self.build(candidate),
-            self.parts.explored[:_NUM_ROUNDED_WITH],
+            self.split.explored[:_NUM_ROUNDED_WITH],
             limit=weight_limit(reduce_range=self._spec.reduce_range),
         )
         return dataclasses.replace(candidate, weights=weights)

@@ -1,4 +1,7 @@
-"""How far a lowered model's outputs are from the model's."""
+"""Quality of a quantised model: the relative error of its outputs, and predictions that changed.
+
+The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) decibels.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +37,7 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
 def why_not(quality: QuantQuality, *, max_flips: float, max_error: float | None) -> tuple[str, ...]:
     """Return what of a budget does not hold; empty if it holds."""
     reasons = []
-    if quality.num_flips > max_flips * quality.num_inputs:
+    if not quality.num_flips <= max_flips * quality.num_inputs:  # NaN is no budget
         reasons.append(
             f"{quality.num_flips} of {quality.num_inputs} predictions changed; "
             f"at most {max_flips:.2%} may"

@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from resdeploy.affine_layer import AffineLayer, is_affine, read_node
+
 __all__ = [
     "Constants",
     "attribute",
@@ -17,11 +19,12 @@ __all__ = [
     "is_layer_or_sum",
     "layers",
     "new_name",
+    "read_layer",
 ]
 
 Array = NDArray[Any]
 
-_LAYERS = ("Conv", "Gemm")
+_LAYERS = ("Conv", "Gemm")  # those with an integer kernel
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,6 +79,10 @@ class Constants:
         self._model.graph.initializer.append(tensor)
         self._tensors[name] = self._model.graph.initializer[-1]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a constant."""
+        return tuple(self._tensors[name].dims)
+
     def is_shared(self, name: str) -> bool:
         """Whether several nodes read a constant."""
         return self._num_readers[name] > 1
@@ -85,14 +92,23 @@ def is_layer_or_sum(node: onnx.NodeProto, constants: Constants) -> bool:
     """Whether a node is a layer with constant weights, or adds two computed tensors."""
     if node.op_type == "Add":
         return not any(name in constants for name in node.input)
-    return node.op_type in _LAYERS and node.input[1] in constants
+    return is_affine(node, *_LAYERS) and node.input[1] in constants
 
 
 def layers(model: onnx.ModelProto, constants: Constants) -> Iterable[onnx.NodeProto]:
     """Yield every Conv and Gemm whose weights are constant."""
     for node in model.graph.node:
-        if node.op_type in _LAYERS and node.input[1] in constants:
+        if is_affine(node, *_LAYERS) and node.input[1] in constants:
             yield node
+
+
+def read_layer(node: onnx.NodeProto, constants: Constants) -> AffineLayer:
+    """Return the layer of a node that `layers` yields.
+
+    Raises:
+        UnsupportedModelError: it is outside the specification.
+    """
+    return read_node(node, constants.shape(node.input[1]))
 
 
 def channels_first_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:

@@ -25,7 +25,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from resdeploy.quant.onnx_graph import Constants, attribute, copy_of, new_name
+from resdeploy.affine_layer import is_affine
+from resdeploy.quant.onnx_graph import Constants, copy_of, new_name, read_layer
 from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess
 
@@ -47,11 +48,13 @@ def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | 
         return "its inputs are not made from 8-bit images"
     name = input_of(model).name
     readers = [node for node in model.graph.node if name in node.input]
-    if len(readers) != 1 or readers[0].op_type != "Conv" or attribute(readers[0], "group", 1) != 1:
+    if len(readers) != 1 or not is_affine(readers[0], "Conv"):
         return "its input is not read by one Conv alone"
     constants = Constants(model)
     if readers[0].input[1] not in constants or constants.is_shared(readers[0].input[1]):
         return "the weights of its first Conv are not its own"
+    if read_layer(readers[0], constants).groups != 1:
+        return "its first Conv has groups"
     return None
 
 

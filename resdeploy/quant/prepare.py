@@ -7,7 +7,7 @@
 Refuses when
 1. the model is quantised already;
 2. a BatchNormalization is left: its statistics would be quantised apart from the layer before;
-3. nothing in it can be quantised.
+3. nothing in it can be quantised, or a layer is outside ONNX's specification (`affine_layer`).
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from resdeploy.quant.onnx_graph import (
     copy_of,
     layers,
     new_name,
+    read_layer,
 )
 
 __all__ = ["prepare"]
@@ -65,7 +66,9 @@ def _refuse(model: onnx.ModelProto) -> None:
             where=node.name or node.output[0],
             fix="resdeploy fold-bn model.onnx -o folded.onnx",
         )
-    if next(iter(layers(model, Constants(model))), None) is None:
+    constants = Constants(model)
+    found = [read_layer(node, constants) for node in layers(model, constants)]
+    if not found:
         raise UnsupportedModelError("The model has no Conv or Gemm with constant weights.")
 
 
@@ -110,10 +113,8 @@ def _add_biases(model: onnx.ModelProto) -> None:
     for node in layers(model, constants):
         if len(node.input) > 2 and node.input[2]:
             continue
-        weight = constants[node.input[1]]
-        transposed = node.op_type == "Gemm" and not attribute(node, "transB", 0)
-        num_outputs = weight.shape[1] if transposed else weight.shape[0]
         name = new_name(model, f"{node.input[1]}.bias")
-        constants[name] = np.zeros(num_outputs, weight.dtype)
+        num_outputs = read_layer(node, constants).num_outputs
+        constants[name] = np.zeros(num_outputs, constants[node.input[1]].dtype)
         del node.input[2:]
         node.input.append(name)

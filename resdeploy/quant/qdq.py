@@ -12,7 +12,7 @@ from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
 from resdeploy.quant.ranges import Range
 from resdeploy.schema.quants import IntegerTypes
 
-__all__ = ["LayerNames", "insert_qdq", "layer_names", "scale_name", "weight_limit"]
+__all__ = ["LayerNames", "insert_qdq", "scale_name", "weight_limit"]
 
 # What has an integer kernel, or passes integers on. Softmax and the like stay in float.
 _OPERATORS = (
@@ -31,11 +31,6 @@ class LayerNames:
         self.weight_scale = f"{node.input[1]}{_SCALE}"
         self.bias = f"{node.input[2]}{_QUANTIZED}"
         self.bias_scale = f"{node.input[2]}{_QUANTIZED}{_SCALE}"
-
-
-def layer_names(node: onnx.NodeProto) -> LayerNames:
-    """Return where to find a layer's integers."""
-    return LayerNames(node)
 
 
 def scale_name(tensor: str) -> str:

@@ -1,4 +1,4 @@
-"""Give each tensor the range that the network's outputs are best with.
+"""Range refinement: for each tensor, the range that the network's outputs are best with.
 
 A method that looks at a tensor alone does not know what reads it: before the sum of a residual
 block the lowest values may be clipped, as the ReLU after it drops them anyway, and one rare image

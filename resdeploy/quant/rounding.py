@@ -1,14 +1,14 @@
-"""Round the weights of a layer so that the errors cancel on the inputs it has.
+"""GPTQ: round a layer's weights one by one, each taking over the errors of those before.
 
 To the nearest integer, each weight is as near as can be, and their errors add up as chance has it.
 What counts is the layer's output: the squared error of a row of weights w, over inputs x, is
 
     (q - w)^T H (q - w),    H = sum over patches of x x^T
 
-Weights are rounded one after the other, those with the strongest inputs first; the error of each is
-taken over by those that are still to be rounded, as far as their inputs are alike (Frantar et al.
-2022, arXiv 2210.17323, after Hassibi and Stork 1993). Scales stay as they are, and so does the
-graph.
+Weights are rounded in the order of their inputs' strength; the error of each is taken over by those
+still to be rounded, as far as their inputs are alike (GPTQ, Frantar et al. 2022, arXiv 2210.17323,
+after Hassibi and Stork's Optimal Brain Surgeon, 1993). Scales and graph stay as they are. AdaRound
+(Nagel et al. 2020, arXiv 2004.10568) minimises an error of this form by gradient descent.
 
 Shapes: O rows of a group, K values of a patch.
 """
@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.onnx_graph import Constants, attribute, layers
-from resdeploy.quant.patches import sample_patches, supports
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
+from resdeploy.quant.patches import can_unfold, unfold
+from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
-__all__ = ["round_to_cancel", "round_weights"]
+__all__ = ["gptq", "gptq_weights"]
 
 # Added to the diagonal of H, over its mean: what has no inputs must not be free.
 _DAMPING = 1e-3
@@ -36,7 +36,7 @@ _HESSIAN_BYTES = 256 * 2**20
 _BLOCK = 64
 
 
-def round_weights(
+def gptq_weights(
     model: onnx.ModelProto,
     quantized: onnx.ModelProto,
     inputs: NDArray[np.float32],
@@ -54,28 +54,20 @@ def round_weights(
     constants, integers = Constants(model), Constants(quantized)
     nodes = [node for node in layers(model, constants) if _can_round(node, constants, integers)]
     rounded: dict[str, NDArray[np.int8]] = {}
-    for group in _by_memory(nodes, constants):
-        for node, hessians_GKK in zip(group, _hessians(model, group, inputs), strict=True):
-            names = layer_names(node)
-            weight_OK = _as_rows(node, constants[node.input[1]])
-            scale_O = np.broadcast_to(integers[names.weight_scale].reshape(-1), len(weight_OK))
-            size = len(weight_OK) // len(hessians_GKK)
-            rows = [
-                round_to_cancel(
-                    weight_OK[g * size : (g + 1) * size],
-                    scale_O[g * size : (g + 1) * size],
-                    hessian_KK,
-                    limit=limit,
-                )
-                for g, hessian_KK in enumerate(hessians_GKK)
-            ]
-            rounded[names.weight] = _as_weight(
-                node, np.concatenate(rows), integers[names.weight].shape
-            )
+    for some in _by_memory(nodes, constants):
+        for node, hessians_GKK in zip(some, _hessians(model, some, inputs), strict=True):
+            names = LayerNames(node)
+            layer = read_layer(node, constants)
+            weight_OIK = layer.by_output(constants[node.input[1]])
+            weight_GOK = weight_OIK.reshape(layer.groups, -1, layer.num_products)
+            scale_O = np.broadcast_to(integers[names.weight_scale].reshape(-1), layer.num_outputs)
+            groups = zip(weight_GOK, scale_O.reshape(layer.groups, -1), hessians_GKK, strict=True)
+            rows = [gptq(*group, limit=limit) for group in groups]
+            rounded[names.weight] = layer.as_stored(np.concatenate(rows))
     return rounded
 
 
-def round_to_cancel(
+def gptq(
     weight_OK: NDArray[np.floating],
     scale_O: NDArray[np.floating],
     hessian_KK: NDArray[np.float64],
@@ -107,7 +99,8 @@ def round_to_cancel(
 
 def _can_round(node: onnx.NodeProto, constants: Constants, integers: Constants) -> bool:
     own = not constants.is_shared(node.input[1])
-    return supports(node) and own and layer_names(node).weight in integers
+    can = can_unfold(read_layer(node, constants))
+    return can and own and LayerNames(node).weight in integers
 
 
 def _by_memory(
@@ -116,8 +109,8 @@ def _by_memory(
     group: list[onnx.NodeProto] = []
     taken = 0
     for node in nodes:
-        num_groups, size = _hessian_shape(node, constants)
-        num_bytes = num_groups * size * size * np.dtype(np.float64).itemsize
+        layer = read_layer(node, constants)
+        num_bytes = layer.groups * layer.num_products**2 * np.dtype(np.float64).itemsize
         if group and taken + num_bytes > _HESSIAN_BYTES:
             yield group
             group, taken = [], 0
@@ -127,11 +120,6 @@ def _by_memory(
         yield group
 
 
-def _hessian_shape(node: onnx.NodeProto, constants: Constants) -> tuple[int, int]:
-    weight_OK = _as_rows(node, constants[node.input[1]])
-    return attribute(node, "group", 1) if node.op_type == "Conv" else 1, weight_OK.shape[1]
-
-
 def _hessians(
     model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], inputs: NDArray[np.float32]
 ) -> list[NDArray[np.float64]]:
@@ -139,30 +127,14 @@ def _hessians(
     constants = Constants(model)
     given = input_of(model).name
     read = sorted({node.input[0] for node in nodes} - {given})
-    hessians = []
-    for node in nodes:
-        num_groups, size = _hessian_shape(node, constants)
-        hessians.append(np.zeros((num_groups, size, size)))
+    read_layers = [read_layer(node, constants) for node in nodes]
+    hessians = [np.zeros((one.groups, one.num_products, one.num_products)) for one in read_layers]
     random = np.random.default_rng(0)
     runner = Runner(with_outputs(model, read or [model.graph.output[0].name]), optimize=False)
     for batch, tensors in runner.run_batches(inputs):
-        for node, hessian_GKK in zip(nodes, hessians, strict=True):
+        for node, layer, hessian_GKK in zip(nodes, read_layers, hessians, strict=True):
             values = batch if node.input[0] == given else tensors[node.input[0]]
-            patches_GPK = sample_patches(node, values, random, num=_PATCHES_PER_SAMPLE)
+            patches_GPK = unfold(layer, values, random, num=_PATCHES_PER_SAMPLE)
             for patches_PK, sum_KK in zip(patches_GPK, hessian_GKK, strict=True):
                 sum_KK += patches_PK.T @ patches_PK
     return hessians
-
-
-def _as_rows(node: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArray[np.floating]:
-    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
-        weight = weight.T
-    return weight.reshape(len(weight), -1)
-
-
-def _as_weight(
-    node: onnx.NodeProto, rows_OK: NDArray[np.int8], shape: tuple[int, ...]
-) -> NDArray[np.int8]:
-    if node.op_type == "Gemm" and not attribute(node, "transB", 0):
-        rows_OK = rows_OK.T
-    return np.ascontiguousarray(rows_OK).reshape(shape)

@@ -4,34 +4,35 @@ N samples.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
+from resdeploy.batches import BATCH_SIZE, padded_batches, run_rows
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target.providers import find_provider
+from resdeploy.target.runtime import runtime_title
+from resdeploy.target.session import input_specs, open_session
 
-__all__ = ["BATCH_SIZE", "Runner", "input_of", "optimized_graph", "runtime_name", "with_outputs"]
+__all__ = ["Runner", "input_of", "optimized_graph", "runtime_name", "with_outputs"]
 
 Array = NDArray[Any]
 
 # What a model takes besides its one input, the same for every batch.
 _NOTHING: Mapping[str, Array] = MappingProxyType({})
-# Enough to keep the kernels busy; every intermediate tensor of a batch is in memory at once.
-BATCH_SIZE = 8
-_LEVEL = onnxruntime.GraphOptimizationLevel
 # Lets x86 fuse int8 activations, as ARM does by itself.
 _FUSE_SIGNED = "session.qdqisint8allowed"
 
 
 def runtime_name() -> str:
     """Return the runtime that the numbers come from."""
-    return f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider"
+    return f"{runtime_title('onnxruntime')}, {find_provider(SessionSpec().provider).ort_name}"
 
 
 class Runner:
@@ -46,47 +47,44 @@ class Runner:
                 float32 what it stands for.
             signed: fuse int8 activations too.
         """
-        options = _options(optimize=optimize, signed=signed)
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        self._session = open_session(
+            model.SerializeToString(),
+            SessionSpec(graph_level="all" if optimize else "disabled"),
+            configure=_configure(signed=signed),
         )
-        self._input = self._session.get_inputs()[0]
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        first = input_specs(self._session)[0]
+        self._input = first.name
+        self._fixed = first.shape[0] if isinstance(first.shape[0], int) else None
 
     def run(self, inputs: Array, also: Mapping[str, Array] = _NOTHING) -> dict[str, Array]:
-        """Return the outputs for one batch of at most `BATCH_SIZE` inputs, by name."""
-        fixed = self._input.shape[0]
-        missing = fixed - len(inputs) if isinstance(fixed, int) else 0
-        if missing > 0:
-            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)])
-        found = self._session.run(None, {self._input.name: inputs, **also})
-        kept = len(inputs) - max(0, missing)
-        return {
-            name: value[:kept] if value.ndim else value
-            for name, value in zip(self.outputs, found, strict=True)
-        }
+        """Return the outputs for one batch of at most `batch_size` inputs, by name."""
+        ((_, found),) = self.run_batches(inputs, also)
+        return found
 
     @property
     def batch_size(self) -> int:
         """How many inputs to give at a time."""
-        fixed = self._input.shape[0]
-        return fixed if isinstance(fixed, int) else BATCH_SIZE
+        return self._fixed or BATCH_SIZE
 
     def run_batches(
         self, inputs: Array, also: Mapping[str, Array] = _NOTHING
     ) -> Iterator[tuple[Array, dict[str, Array]]]:
         """Yield each batch of inputs (N, ...) with its outputs by name."""
-        for start in range(0, len(inputs), self.batch_size):
-            batch = inputs[start : start + self.batch_size]
-            yield batch, self.run(batch, also)
+        for batch, count in padded_batches(inputs, fixed=self._fixed):
+            found = self._session.run({self._input: batch, **also})
+            yield (
+                batch[:count],
+                {name: value[:count] if value.ndim else value for name, value in found.items()},
+            )
 
     def run_rows(self, inputs: Array, also: Mapping[str, Array] = _NOTHING) -> NDArray[np.float64]:
         """Return all outputs side by side, (N, K)."""
-        rows = [
-            np.concatenate([found[name].reshape(len(batch), -1) for name in self.outputs], axis=1)
-            for batch, found in self.run_batches(inputs, also)
-        ]
-        return np.concatenate(rows).astype(np.float64)
+        rows_NK = run_rows(
+            lambda batch: self._session.run({self._input: batch, **also}).values(),
+            inputs,
+            fixed=self._fixed,
+        )
+        return rows_NK.astype(np.float64)
 
 
 def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -119,23 +117,21 @@ def optimized_graph(model: onnx.ModelProto, *, signed: bool) -> onnx.GraphProto:
     """Return the graph that the runtime makes of a model: what it will run."""
     with tempfile.TemporaryDirectory(prefix="resdeploy-quant-") as folder:
         path = Path(folder) / "optimized.onnx"
-        options = _options(optimize=True, signed=signed)
         # Integer kernels are chosen at this level; the next renames float nodes for their layout.
-        options.graph_optimization_level = _LEVEL.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        spec = SessionSpec(graph_level="extended")
+        open_session(model.SerializeToString(), spec, configure=_configure(signed=signed, out=path))
         return onnx.load_model(path).graph
 
 
-def _options(*, optimize: bool, signed: bool) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    level = _LEVEL.ORT_ENABLE_ALL if optimize else _LEVEL.ORT_DISABLE_ALL
-    options.graph_optimization_level = level
-    # Otherwise the session keeps the largest batch's tensors for good.
-    options.enable_cpu_mem_arena = False
-    if signed:
-        options.add_session_config_entry(_FUSE_SIGNED, "1")
-    return options
+def _configure(*, signed: bool, out: Path | None = None) -> Callable[[Any], None]:
+    """Return what sets the options that quantisation alone has; `out` gets the runtime's graph."""
+
+    def configure(options: Any) -> None:
+        # Otherwise the session keeps the largest batch's tensors for good.
+        options.enable_cpu_mem_arena = False
+        if signed:
+            options.add_session_config_entry(_FUSE_SIGNED, "1")
+        if out is not None:
+            options.optimized_model_filepath = str(out)
+
+    return configure

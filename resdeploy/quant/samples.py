@@ -1,7 +1,7 @@
 """Calibration samples, read again on every pass: as many as there are, few in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
 
-__all__ = ["Parts", "Samples", "batches", "memory_limit", "spread"]
+__all__ = ["SampleSplit", "Samples", "batches", "memory_limit", "spread"]
 
 Array = NDArray[Any]
 
@@ -49,8 +49,8 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Parts:
-    """Calibration samples, parted.
+class SampleSplit:
+    """Calibration samples, split into those to calibrate with and those to judge by.
 
     Attributes:
         samples: all of them.
@@ -64,11 +64,11 @@ class Parts:
     calibrate: tuple[int, ...]
     explored: NDArray[np.float32]
     held_out: NDArray[np.float32]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, samples: Samples) -> "Parts":
-        """Part samples, evenly over their order; look at them first.
+    def of(cls, samples: Samples) -> "SampleSplit":
+        """Split samples, evenly over their order; look at them first.
 
         Raises:
             ResdeployError: there are none, or one of those in memory is not finite.
@@ -81,20 +81,14 @@ class Parts:
         first = next(_checked(samples, [0]))
         judged = spread(held_out or calibrate, memory_limit(first, _HELD_OUT_BYTES, _MOST_HELD_OUT))
         explored = spread(calibrate, memory_limit(first, _EXPLORED_BYTES, _MOST_EXPLORED))
-        parts = cls(
+        split = cls(
             samples=samples,
             calibrate=tuple(calibrate),
             explored=np.stack(list(_checked(samples, explored))),
             held_out=np.stack(list(_checked(samples, judged))),
-            warnings=(),
         )
-        return cls(
-            samples=samples,
-            calibrate=parts.calibrate,
-            explored=parts.explored,
-            held_out=parts.held_out,
-            warnings=tuple(_oddities(parts, has_held_out=bool(held_out))),
-        )
+        warnings = tuple(_oddities(split, has_held_out=bool(held_out)))
+        return replace(split, warnings=warnings)
 
     def read_calibration(self) -> Iterator[NDArray[np.float32]]:
         """Yield the samples that ranges come from.
@@ -141,17 +135,17 @@ def _checked(samples: Samples, indices: Sequence[int]) -> Iterator[NDArray[np.fl
         yield sample
 
 
-def _oddities(parts: Parts, *, has_held_out: bool) -> Iterator[str]:
-    num = parts.samples.num
+def _oddities(split: SampleSplit, *, has_held_out: bool) -> Iterator[str]:
+    num = split.samples.num
     if not has_held_out:
         yield (
             f"only {num} calibration {'sample' if num == 1 else 'samples'}: too few to hold any "
             "out, so the result is judged on what it was calibrated with"
         )
-    elif len(parts.held_out) < 100:
-        few = len(parts.held_out)
+    elif len(split.held_out) < 100:
+        few = len(split.held_out)
         yield f"only {few} samples to judge by: one flip is {1 / few:.1%} of them"
-    seen = np.concatenate([parts.explored, parts.held_out])
+    seen = np.concatenate([split.explored, split.held_out])
     if len(seen) > 1 and (seen == seen[0]).all():
         yield f"the {len(seen)} calibration samples looked at are all the same: ranges fit one only"
     if (seen == seen.reshape(-1)[0]).all():

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from resdeploy.quant.onnx_graph import Constants, attribute, layers
-from resdeploy.quant.qdq import layer_names
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
+from resdeploy.quant.qdq import LayerNames
 
 __all__ = ["lacks_vnni", "saturating_layers"]
 
@@ -35,14 +35,12 @@ def saturating_layers(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tup
     constants, integers = Constants(model), Constants(quantized)
     found = []
     for node in layers(model, constants):
-        name = layer_names(node).weight
+        name = LayerNames(node).weight
         if name not in integers:
             continue
         weight = integers[name].astype(np.int64)
-        if node.op_type == "Gemm":
-            rows = weight if attribute(node, "transB", 0) else weight.T
-        else:
-            rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+        weight_OIK = read_layer(node, constants).by_output(weight)
+        rows = np.moveaxis(weight_OIK, 1, -1).reshape(len(weight_OIK), -1)
         even = rows[:, : rows.shape[1] // 2 * 2]
         sums = np.abs(even[:, 0::2] + even[:, 1::2]).max(initial=0)
         # Of opposite signs, either product may be alone: it is never too large by itself.

@@ -1,4 +1,4 @@
-"""Find the layers whose lower precision costs most; leave them in float32 until a budget holds."""
+"""Mixed precision: the layers that cost most error stay in float32 until a budget holds."""
 
 from collections.abc import Callable, Sequence
 

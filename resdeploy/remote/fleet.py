@@ -18,6 +18,7 @@ A fleet file is TOML: a table `[[device]]` for each device, with the fields of `
 Files of this machine (`identity`, `wheelhouse`) are relative to the fleet file.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -133,8 +134,12 @@ def _check(spec: DeviceSpec, *, where: str) -> None:
         wrong = f"The port {spec.port} is not between 1 and 65535."
     elif not _EXTRA.fullmatch(spec.extra):
         wrong = f"The extra {spec.extra!r} is not a name such as cpu."
-    elif spec.connect_timeout_s <= 0 or (spec.timeout_s is not None and spec.timeout_s <= 0):
-        wrong = "A timeout is not above 0 seconds."
+    elif not all(
+        0 < seconds < math.inf
+        for seconds in (spec.connect_timeout_s, spec.timeout_s)
+        if seconds is not None
+    ):
+        wrong = "A timeout is not a number above 0 seconds."
     elif not spec.python or spec.python.startswith("-"):
         wrong = f"The interpreter {spec.python!r} is not a command."
     if wrong is not None:

@@ -11,6 +11,7 @@ from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS
 from resdeploy.schema.tunings import TuneReport
 
 __all__ = ["Options", "bench_job", "check_job", "fetched_model", "probe_job", "tune_job"]
@@ -20,7 +21,8 @@ Options = tuple[tuple[str, ...], ...]
 
 _MODEL = "model.onnx"
 _TUNED = "tuned"
-_OF_THE_SESSION = ("--provider", "--tf32", "--openvino-precision")
+# What the check before a benchmark is told too.
+_ANSWERING = [option.flag for option in SESSION_OPTIONS.values() if option.changes_answers]
 
 
 def check_job(bundle: Path, options: Options) -> Job:
@@ -50,7 +52,7 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
     calls: tuple[Call, ...] = ()
     if model.is_dir() or is_archive(model):
         files, argument = _bundle_files(model)
-        session = tuple(option for option in options if option[0] in _OF_THE_SESSION)
+        session = tuple(option for option in options if option[0] in _ANSWERING)
         calls = (Call(command="check", record=CheckReport, arguments=(argument,), options=session),)
     else:
         files, argument = _model_files(model, "model")

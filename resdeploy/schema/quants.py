@@ -34,10 +34,10 @@ class QuantSpec:
         types: of activations and weights, in int8; "u8s8" on x86, "s8s8" on ARM, and
             "s8s8-symmetric" (zero points of 0) for TensorRT.
         reduce_range: weights of 7 bits, for CPUs that add products in 16 bits.
-        equalize: give the channels between two layers like ranges.
+        equalize: give the channels between two layers like ranges (SmoothQuant).
         pixel_grid: let the input's integers be the 256 values of its pixels.
         refine: give each tensor the range that the outputs are best with.
-        rounding: round weights so that their errors cancel on calibration data.
+        rounding: round weights so that their errors cancel on calibration data (GPTQ).
         bias_correction: take the mean error of the weights out of the biases.
         max_flips: which fraction of held-out predictions may change.
         max_error: which relative error the outputs may have, None for any.

@@ -1,16 +1,20 @@
 """Sessions on a provider, and where their nodes ran."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from resdeploy.schema.codec import record
 
 __all__ = [
+    "SESSION_OPTIONS",
     "GraphLevel",
     "Placement",
     "PrecisionHint",
     "PrecisionName",
     "SessionInfo",
+    "SessionOption",
     "SessionSpec",
 ]
 
@@ -19,25 +23,85 @@ PrecisionHint = Literal["default", "f32", "bf16"]
 PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unknown"]
 
 
+class SessionOption(NamedTuple):
+    """A field of `SessionSpec` on the command line and in tables.
+
+    Attributes:
+        flag: the option, such as "--tf32".
+        help: the option's help; of `provider`, the names follow.
+        shown: a value other than the default in a table, "{}" in the place of the value.
+        changes_answers: whether it chooses an arithmetic, so that every command that opens sessions
+            has it; the others, which change the speed alone, are options of `bench`.
+        must_apply: whether it is refused on a provider whose own options it does not change.
+        kind: the field's type.
+        default: the field's default.
+    """
+
+    flag: str
+    help: str
+    shown: str = "{}"
+    changes_answers: bool = False
+    must_apply: bool = False
+    kind: Any = None
+    default: Any = None
+
+
+_PROVIDER = SessionOption("--provider", "Where to run", changes_answers=True)
+_THREADS = SessionOption("--threads", "Threads of ONNX Runtime.  [default: its choice]")
+_LEVEL = SessionOption(
+    "--graph-level", "Graph optimisations of ONNX Runtime.", shown="graph level {}"
+)
+_TF32 = SessionOption(
+    "--tf32",
+    "On CUDA, let convolutions round their inputs to 10 bits.",
+    shown="TF32",
+    changes_answers=True,
+)
+_HINT = SessionOption(
+    "--openvino-precision",
+    "Arithmetic of openvino; its own choice is bfloat16 on CPUs that have it.",
+    changes_answers=True,
+)
+# Awake they answer sooner, and burn power.
+_SPINNING = SessionOption(
+    "--spinning", "Let idle threads of the CPU wait awake.", shown="no spinning"
+)
+_NHWC = SessionOption(
+    "--nhwc", "On CUDA, prefer kernels with the channels last.", shown="NHWC", must_apply=True
+)
+_CUDA_GRAPH = SessionOption(
+    "--cuda-graph", "On CUDA, record a run and replay it.", shown="CUDA graph", must_apply=True
+)
+
+
 @record
 class SessionSpec:
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
-    Runtime's own choice; `use_tf32` concerns CUDA only, and `precision_hint`, the arithmetic that
-    may stand in for float32, OpenVINO only. `spinning` lets idle threads of the CPU wait awake,
-    which answers sooner and burns power. On CUDA `prefer_nhwc` asks for kernels with the channels
-    last, and `cuda_graph` records the launches of a run and replays them.
+    Runtime's own choice. What a field is on the command line stands beside its type.
     """
 
-    provider: str = "cpu"
-    num_threads: int | None = None
-    graph_level: GraphLevel = "all"
-    use_tf32: bool = False
-    precision_hint: PrecisionHint = "default"
-    spinning: bool = True
-    prefer_nhwc: bool = False
-    cuda_graph: bool = False
+    provider: Annotated[str, _PROVIDER] = "cpu"
+    num_threads: Annotated[int | None, _THREADS] = None
+    graph_level: Annotated[GraphLevel, _LEVEL] = "all"
+    use_tf32: Annotated[bool, _TF32] = False
+    precision_hint: Annotated[PrecisionHint, _HINT] = "default"
+    spinning: Annotated[bool, _SPINNING] = True
+    prefer_nhwc: Annotated[bool, _NHWC] = False
+    cuda_graph: Annotated[bool, _CUDA_GRAPH] = False
+
+
+def _session_options() -> dict[str, SessionOption]:
+    options = {}
+    for field in dataclasses.fields(SessionSpec):
+        kind, option = get_args(field.type)
+        options[field.name] = option._replace(kind=kind, default=field.default)
+    return options
+
+
+# By the name of the field, in its order.
+SESSION_OPTIONS: Mapping[str, SessionOption] = MappingProxyType(_session_options())
 
 
 @record

@@ -26,7 +26,12 @@ __all__ = ["attribute_error", "facts"]
 
 def facts(spec: SessionSpec) -> Facts:
     """Return what is known of a session before its numbers are."""
-    return Facts(provider=spec.provider, use_tf32=spec.use_tf32)
+    provider = find_provider(spec.provider)
+    widens = provider.computes_float16 is False
+    switch = provider.arithmetics
+    if switch is None or dataclasses.replace(spec, **switch.exact) == spec:
+        return Facts(widens_float16=widens)
+    return Facts(fast=switch.precision, advice=switch.advice, widens_float16=widens)
 
 
 def attribute_error(

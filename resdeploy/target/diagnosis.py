@@ -65,13 +65,18 @@ def run_errors(info: SessionInfo) -> Iterator[None]:
         ) from error
 
 
+def not_onnx_error() -> ResdeployError:
+    """Return the error for bytes that are no model."""
+    return ResdeployError(
+        "This is not an ONNX model.", fix="give a .onnx file, whole and unchanged"
+    )
+
+
 def model_error(error: Exception, runtime: str) -> ResdeployError | None:
     """Return what is wrong with the model; None if the error is not about the model."""
     text = str(error)
     if isinstance(error, ort_state.InvalidProtobuf | ort_state.NoModel) or "No graph was" in text:
-        return ResdeployError(
-            "This is not an ONNX model.", fix="give a .onnx file, whole and unchanged"
-        )
+        return not_onnx_error()
     if match := re.search(r"IR version: (\d+), max supported IR version: (\d+)", text):
         return ResdeployError(
             f"The model has ONNX IR version {match[1]}; this runtime reads up to {match[2]}.",

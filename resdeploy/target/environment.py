@@ -10,7 +10,7 @@ import sys
 from resdeploy import __version__
 from resdeploy.schema.machines import Environment
 from resdeploy.target.cpu_features import common_flags
-from resdeploy.target.system import nvidia_smi, read_text
+from resdeploy.target.system import load_average, nvidia_smi, read_text
 
 __all__ = ["read_environment"]
 
@@ -35,7 +35,7 @@ def read_environment() -> Environment:
         num_cpus=os.cpu_count() or 1,
         num_cpus_allowed=_num_cpus_allowed(),
         ram_bytes=_ram_bytes(),
-        load_average_1min=_load_average(),
+        load_average_1min=load_average(),
         cpu_governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         gpu_names=_gpu_names(),
         versions=_versions(),
@@ -94,13 +94,6 @@ def _ram_limit_bytes() -> int | None:
 def _ram_bytes() -> int | None:
     match = re.search(r"^MemTotal:\s*(\d+) kB", read_text("/proc/meminfo"), re.M)
     return int(match[1]) * 1024 if match else None
-
-
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # AttributeError: Windows has none
-        return None
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from resdeploy.affine_layer import AFFINE_OPERATORS, AffineLayer, read_layer
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import LayerTime, Profile
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
 from resdeploy.target.onnx_wire import OnnxNode, read_nodes, read_weight_shapes
+from resdeploy.target.providers import PROVIDERS
 from resdeploy.target.session import open_session
 
 __all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
@@ -40,11 +42,12 @@ _FLOAT_OPS = {
 
 def check_profile(spec: SessionSpec) -> None:
     """Raise ResdeployError for a provider whose profile does not say how long layers take."""
-    if spec.provider != "cpu":
+    able = [provider.name for provider in PROVIDERS.values() if provider.has_layer_times]
+    if spec.provider not in able:
         raise ResdeployError(
             f"The layers cannot be timed on {spec.provider}: the runtime's profile holds the times "
             "at which kernels are started there, or one time for all of them.",
-            fix="profile on --provider cpu, or use the tools of the device's vendor",
+            fix=f"profile on {', '.join(able)}, or use the tools of the device's vendor",
         )
 
 
@@ -59,7 +62,8 @@ def read_profile(
     """Return the median time of each layer over `num_runs` runs, and the machine's ceilings.
 
     Raises:
-        ResdeployError: the provider's profile holds no times of layers.
+        ResdeployError: the provider's profile holds no times of layers, or a layer is outside
+            ONNX's specification.
         ProviderError: the profile cannot be read.
     """
     check_profile(spec)
@@ -130,7 +134,9 @@ def layer_times(
     for index, kernel in enumerate(runs[0]):
         args = kernel["args"]
         node = _node_of(kernel, by_name, maker)
-        weight = None if node is None else _weight_shape(node, maker, weight_shapes)
+        layer = None
+        if node is not None and node.op == _model_op(kernel):
+            layer = _affine(node, maker, weight_shapes)
         name = _runtime_name(kernel) if node is None else node.name or node.outputs[0]
         layers.append(
             LayerTime(
@@ -138,35 +144,35 @@ def layer_times(
                 op=args["op_name"],
                 # The profile counts in whole microseconds.
                 p50_ns=round(1e3 * statistics.median(run[index]["dur"] for run in runs)),
-                num_macs=num_macs(args, weight),
-                num_bytes=_num_bytes(args, weight),
+                num_macs=num_macs(args, layer),
+                num_bytes=_num_bytes(args, layer),
             )
         )
     return tuple(layers)
 
 
-def num_macs(args: Mapping[str, Any], weight: Sequence[int] | None = None) -> int:
-    """Return the multiplications with addition that a kernel's shapes mean; 0 if it is no product.
+def num_macs(args: Mapping[str, Any], layer: AffineLayer | None = None) -> int:
+    """Return the multiplications with addition that a kernel does; 0 if it is no product.
 
-    A convolution does one for each output element and each weight of one filter,
-    C / groups * K * K, which are the weight's shape after its first dimension. The profile leaves
-    out a weight that was packed, as all are that a kernel of integers reads: a convolution's must
-    then be given as `weight`, and a product's follows from the columns of its first input.
+    Where the model's layer is not known, they follow from the shapes in the profile. It leaves out
+    a weight that was packed, as all are that a kernel of integers reads; of a product, the columns
+    of its first input say as much, and of a convolution nothing does.
 
     Args:
         args: what the profile says of the kernel.
-        weight: the shape of the layer's weight in the model, where it is known.
+        layer: the model's, where it is known.
     """
     shapes = [next(iter(shape.values())) for shape in args["input_type_shape"]]
     outputs = math.prod(next(iter(args["output_type_shape"][0].values())))
-    match args["op_name"].removeprefix("Fused"):
-        case "Conv" | "NhwcConv":
-            return int(outputs * math.prod(shapes[1][1:]))
-        case "QLinearConv" | "ConvInteger":
-            return 0 if weight is None else int(outputs * math.prod(weight[1:]))
-        case "ConvTranspose":
-            # Each input element goes to each weight of one filter.
-            return int(math.prod(shapes[0]) * math.prod(shapes[1][1:]))
+    op = args["op_name"].removeprefix("Fused").removeprefix("Nhwc")
+    if layer is None and op in ("Conv", "ConvTranspose") and len(shapes[1]) > 2:
+        layer = read_layer(op, {}, shapes[1])
+    if layer is not None and layer.op == "ConvTranspose":
+        # Each input element goes to each weight of one filter.
+        return int(math.prod(shapes[0]) * math.prod(layer.weight_shape[1:]))
+    if layer is not None:
+        return int(outputs * layer.num_products)
+    match op:
         case "Gemm" if len(shapes) > 1 and len(shapes[1]) == 2:
             # M K * K N / (M N), whichever of them is transposed.
             return int(outputs * math.isqrt(math.prod(shapes[0] + shapes[1]) // outputs))
@@ -192,36 +198,43 @@ def _node_of(
     named = by_name.get(name) or by_name.get(_INTEGER_SUFFIX.sub("", name))
     if named is not None:
         return named
-    op = kernel["args"]["op_name"].removeprefix("Fused")
-    op = _FLOAT_OPS.get(op, op)
+    op = _model_op(kernel)
     at = maker.get(_LAYOUT_SUFFIX.sub("", name))
     while at is not None and at.op != op:
         at = maker.get(at.inputs[0]) if at.inputs else None
     return at
 
 
+def _model_op(kernel: Mapping[str, Any]) -> str:
+    op = str(kernel["args"]["op_name"]).removeprefix("Fused").removeprefix("Nhwc")
+    return _FLOAT_OPS.get(op, op)
+
+
 def _runtime_name(kernel: Mapping[str, Any]) -> str:
     return str(kernel["name"].removesuffix("_kernel_time"))
 
 
-def _weight_shape(
+def _affine(
     node: OnnxNode, maker: Mapping[str, OnnxNode], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...] | None:
-    """Return the shape of a layer's weight, seen through what makes floats of its integers."""
-    if len(node.inputs) < 2:
+) -> AffineLayer | None:
+    """Return a node as a layer, its weight seen through what makes floats of its integers."""
+    if node.op not in AFFINE_OPERATORS:
         return None
     value = node.inputs[1]
     made_by = maker.get(value)
     if made_by is not None and made_by.op == "DequantizeLinear":
         value = made_by.inputs[0]
-    return shapes.get(value)
+    shape = shapes.get(value)
+    if shape is None or (node.op == "MatMul" and len(shape) != 2):
+        return None
+    return read_layer(node.op, node.attributes, shape, where=node.name)
 
 
-def _num_bytes(args: Mapping[str, Any], weight: Sequence[int] | None) -> int:
+def _num_bytes(args: Mapping[str, Any], layer: AffineLayer | None) -> int:
     total = sum(int(args.get(x, 0)) for x in ("activation_size", "parameter_size", "output_size"))
     op = args["op_name"].removeprefix("Fused")
-    if op in _FLOAT_OPS and weight is not None:
-        return total + math.prod(weight)  # packed, and left out; a byte each
+    if op in _FLOAT_OPS and layer is not None:
+        return total + math.prod(layer.weight_shape)  # packed, and left out; a byte each
     if op == "Gemm":
         shapes = [next(iter(shape.items())) for shape in args["input_type_shape"]]
         dtype, left = shapes[0]

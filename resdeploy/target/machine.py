@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from resdeploy.schema.machines import GpuState, MachineState
-from resdeploy.target.system import nvidia_smi, read_text
+from resdeploy.target.system import load_average, nvidia_smi, read_text
 
 __all__ = ["peak_ram_bytes", "read_machine_state"]
 
@@ -22,7 +22,7 @@ def read_machine_state(*, gpus: bool = False) -> MachineState:
     busy_s, stolen_s = _cpu_times()
     return MachineState(
         time_s=time.monotonic(),
-        load_average_1min=_load_average(),
+        load_average_1min=load_average(),
         cpu_frequency_mhz=_cpu_frequency(),
         temperature_c=_temperature(),
         num_throttles=_num_throttles(),
@@ -56,13 +56,6 @@ def _cpu_times() -> tuple[float | None, float | None]:
             ticks = os.sysconf("SC_CLK_TCK")
             return sum(used) / ticks, int(stolen) / ticks
     return None, None
-
-
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # AttributeError: Windows has none
-        return None
 
 
 def _cpu_frequency() -> float | None:

@@ -20,6 +20,7 @@ from resdeploy.target.layer_times import check_profile, read_profile
 from resdeploy.target.loadgen import drive, require_loadgen
 from resdeploy.target.machine import peak_ram_bytes, read_machine_state
 from resdeploy.target.onnx_wire import count_subnormal_weights
+from resdeploy.target.providers import find_provider
 from resdeploy.target.runners import Runner, activate
 from resdeploy.target.steadiness import machine_reasons, unstable_reasons
 
@@ -128,7 +129,7 @@ def measure(
     """
     check_spec(spec)
     environment = read_environment()  # before this process adds to the load
-    on_gpu = spec.session.provider == "cuda"
+    on_gpu = find_provider(spec.session.provider).on_nvidia
     at_rest = read_machine_state(gpus=on_gpu)
     ram_base_bytes = peak_ram_bytes()
     stand = set_up(model, spec, on_run=on_run)

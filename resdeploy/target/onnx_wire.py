@@ -1,13 +1,16 @@
-"""What a benchmark needs to know of an ONNX file, read from its bytes: names, and weights.
+"""ONNX files read from their bytes, without a package: nodes with their attributes, and weights.
 
 An ONNX file is one protocol-buffer message. Its wire format is simple and frozen (a field is a key,
-number * 8 + type, and a value), and only five messages of it are looked at here; the target has no
+number * 8 + type, and a value), and only some messages of it are looked at here; the target has no
 package for it. Field numbers are those of onnx.proto3.
 """
 
+import mmap
+import os
+import struct
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from resdeploy.schema.sessions import PrecisionName
 __all__ = [
     "OnnxNode",
     "count_subnormal_weights",
+    "external_weights",
     "read_nodes",
     "read_weight_shapes",
     "stored_precision",
@@ -26,9 +30,28 @@ __all__ = [
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP = 1, 2, 3, 4
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT = 1, 2, 3
+_ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 4, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME = 1, 2, 4, 8
-_TENSOR_RAW, _TENSOR_LOCATION = 9, 14
+_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 9, 13, 14
+# Where tensors are in a model, in whatever graph: by message, the fields that lead to one.
+_WAYS_TO_TENSORS = {
+    "model": {_MODEL_GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        10: "tensor",
+        6: "graph",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
 _FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
 _PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -40,12 +63,16 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class OnnxNode:
-    """A node of the graph: its name, its operator, and the names of its values."""
+    """A node of the graph: its name, its operator, the names of its values, its attributes.
+
+    Of the attributes, those that are a number, text or integers.
+    """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_nodes(model: bytes) -> tuple[OnnxNode, ...]:
@@ -68,7 +95,7 @@ def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
         ValueError: the bytes are not an ONNX model.
     """
     return {
-        bytes(name).decode(errors="replace"): _dims(tensor)
+        bytes(name).decode(errors="replace"): _ints(tensor, _TENSOR_DIMS)
         for tensor in _weights(model)
         for name in _values(tensor, _TENSOR_NAME)
     }
@@ -89,6 +116,40 @@ def count_subnormal_weights(model: bytes) -> int | None:
             if (_TENSOR_TYPE, code) in fields:
                 count += sum(_num_subnormal(*field, dtype) for field in fields)
     return count
+
+
+def external_weights(model: bytes | mmap.mmap) -> Iterator[tuple[str, str]]:
+    """Yield the name and the file of each tensor with one, in whatever graph of a model.
+
+    The file is "" where the model names none. A tensor is counted in if any of its fields says so,
+    as a message that comes in two pieces is one message to ONNX Runtime.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model.
+    """
+    waiting = [("model", memoryview(model))]
+    while waiting:
+        kind, message = waiting.pop()
+        if kind == "tensor":
+            for location in _locations(message):
+                yield _text(message, _TENSOR_NAME), location
+            continue
+        ways = _WAYS_TO_TENSORS[kind]
+        for number, value in _fields(message):
+            if number in ways and isinstance(value, memoryview):
+                waiting.append((ways[number], value))
+
+
+def _locations(tensor: memoryview) -> list[str]:
+    entries = list(_values(tensor, _TENSOR_EXTERNAL))
+    found = [_text(entry, 2) for entry in entries if _text(entry, 1) == "location"]
+    is_outside = any(number == _TENSOR_LOCATION and value for number, value in _fields(tensor))
+    return found or [""] * is_outside
+
+
+def _text(message: memoryview, wanted: int) -> str:
+    """Return the last text of a field, as protocol buffers do; a file's name keeps its bytes."""
+    return os.fsdecode(([b""] + [bytes(value) for value in _values(message, wanted)])[-1])
 
 
 def stored_precision(path: Path) -> PrecisionName:
@@ -136,23 +197,44 @@ def _node(message: memoryview) -> OnnxNode:
         op="".join(texts.get(_NODE_OP, ())),
         inputs=tuple(texts.get(_NODE_INPUT, ())),
         outputs=tuple(texts.get(_NODE_OUTPUT, ())),
+        attributes=dict(map(_attribute, _values(message, _NODE_ATTRIBUTE))),
     )
 
 
-def _dims(tensor: memoryview) -> tuple[int, ...]:
-    """Return a tensor's shape: numbers one by one, or packed into one field."""
-    dims: list[int] = []
-    for number, value in _fields(tensor):
-        if number != _TENSOR_DIMS:
+def _attribute(message: memoryview) -> tuple[str, Any]:
+    """Return an attribute's name and its value, None if it is of another kind."""
+    name = ""
+    found: Any = None
+    for number, value in _fields(message):
+        if number == _ATTRIBUTE_NAME and isinstance(value, memoryview):
+            name = bytes(value).decode(errors="replace")
+        elif number == _ATTRIBUTE_FLOAT and isinstance(value, memoryview):
+            (found,) = struct.unpack("<f", value)
+        elif number == _ATTRIBUTE_INT and isinstance(value, int):
+            found = _signed(value)
+        elif number == _ATTRIBUTE_TEXT and isinstance(value, memoryview):
+            found = bytes(value).decode(errors="replace")
+    return name, _ints(message, _ATTRIBUTE_INTS) or found
+
+
+def _ints(message: memoryview, wanted: int) -> tuple[int, ...]:
+    """Return the integers of a field, which stand one by one, or packed into one."""
+    ints: list[int] = []
+    for number, value in _fields(message):
+        if number != wanted:
             continue
         if isinstance(value, int):
-            dims.append(value)
+            ints.append(value)
             continue
         position = 0
         while position < len(value):
-            dim, position = _varint(value, position)
-            dims.append(dim)
-    return tuple(dims)
+            one, position = _varint(value, position)
+            ints.append(one)
+    return tuple(_signed(value) for value in ints)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _values(message: memoryview, wanted: int) -> Iterator[memoryview]:

@@ -6,6 +6,7 @@ run once, so that a missing library, driver or device shows, by name.
 
 import base64
 import importlib.metadata
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,11 +31,24 @@ TINY_MODEL = base64.b64decode(
 
 _INPUT = np.arange(-8, 8, dtype=np.float32).reshape(1, 1, 4, 4)
 
+
+def _names(is_meant: Callable[[Provider], object]) -> str:
+    return ", ".join(provider.name for provider in PROVIDERS.values() if is_meant(provider))
+
+
 # What an older runtime lacks, and from which version on it is there.
 _NEEDED = (
     ("get_provider_graph_assignment_info", "1.24", "the record of which node is on which provider"),
-    ("register_execution_provider_library", "1.23", "providers that are plugins (openvino)"),
-    ("preload_dlls", "1.21", "loading CUDA's libraries from Python packages (cuda)"),
+    (
+        "register_execution_provider_library",
+        "1.23",
+        f"providers that are plugins ({_names(lambda one: one.plugin)})",
+    ),
+    (
+        "preload_dlls",
+        "1.21",
+        f"loading CUDA's libraries from Python packages ({_names(lambda one: one.preload)})",
+    ),
 )
 
 

@@ -7,20 +7,32 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+
+if TYPE_CHECKING:
+    from resdeploy.schema.quants import IntegerTypes
 
 __all__ = ["PROVIDERS", "ArithmeticSwitch", "Provider", "find_provider"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArithmeticSwitch:
-    """What of a `SessionSpec` makes a provider compute in float32, and what in something faster."""
+    """A provider's arithmetic beside float32, and the fields of a `SessionSpec` that choose.
 
+    Attributes:
+        precision: the faster arithmetic.
+        exact: the fields for float32.
+        fast: the fields for the faster one.
+        advice: what a report says of a session that computed in the faster one.
+    """
+
+    precision: PrecisionName
     exact: Mapping[str, Any]
     fast: Mapping[str, Any]
+    advice: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +59,15 @@ class Provider:
         device_kind: what of the machine that is, as ONNX Runtime names it: CPU, GPU or NPU.
         arithmetics: its switch between float32 and what may stand in for it; None where it has
             float32 only.
-        on_cpu: whether it computes on the CPU.
+        on_cpu: whether it computes on the CPU, so that the number of threads is a choice.
+        is_fallback: whether it is the runtime's own, which runs what no other takes.
+        memory: where its tensors lie, as ONNX Runtime names the device.
+        has_layer_times: whether the runtime's profile holds how long each layer takes on it.
+        computes_float16: whether it computes a float16 model in float16; False where it widens
+            the model to float32 first, None where that is the device's affair.
+        integer_types: those that an int8 model for it must have; None where the CPU's suit it.
+        choices: fields of a `SessionSpec`, each with the values that `tune` tries in every
+            combination.
     """
 
     name: str
@@ -65,6 +85,17 @@ class Provider:
     device_kind: str = "CPU"
     arithmetics: ArithmeticSwitch | None = None
     on_cpu: bool = False
+    is_fallback: bool = False
+    memory: Literal["cpu", "cuda"] = "cpu"
+    has_layer_times: bool = False
+    computes_float16: bool | None = None
+    integer_types: "IntegerTypes | None" = None
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def on_nvidia(self) -> bool:
+        """Whether it computes on a GPU whose clocks and throttling `nvidia-smi` tells."""
+        return self.memory == "cuda"
 
 
 def _cpu_options(_: SessionSpec) -> dict[str, str]:
@@ -156,6 +187,15 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 options=_cpu_options,
                 install='pip install "resdeploy[cpu]"',
                 on_cpu=True,
+                is_fallback=True,
+                has_layer_times=True,
+                computes_float16=False,
+                choices={
+                    "spinning": (True, False),
+                    # "extended" leaves out the layouts of the CPU, whose conversions can cost more
+                    # than they gain where layers are small.
+                    "graph_level": ("all", "extended"),
+                },
             ),
             Provider(
                 name="cuda",
@@ -168,7 +208,15 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 drivers=_NVIDIA_DRIVERS,
                 driver_name="NVIDIA driver",
                 preload=True,
-                arithmetics=ArithmeticSwitch(exact={"use_tf32": False}, fast={"use_tf32": True}),
+                arithmetics=ArithmeticSwitch(
+                    precision="tf32",
+                    exact={"use_tf32": False},
+                    fast={"use_tf32": True},
+                    advice="TF32 is on: set use_tf32=0",
+                ),
+                memory="cuda",
+                computes_float16=True,
+                choices={"prefer_nhwc": (False, True), "cuda_graph": (False, True)},
             ),
             Provider(
                 name="openvino",
@@ -181,7 +229,11 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 built_in_options={"device_type": "CPU"},
                 devices="Intel CPUs",
                 arithmetics=ArithmeticSwitch(
-                    exact={"precision_hint": "f32"}, fast={"precision_hint": "default"}
+                    precision="bfloat16",
+                    exact={"precision_hint": "f32"},
+                    fast={"precision_hint": "default"},
+                    advice="bfloat16 is OpenVINO's default on CPUs that have it: set "
+                    "INFERENCE_PRECISION_HINT=f32",
                 ),
                 on_cpu=True,
             ),
@@ -195,12 +247,17 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 drivers=_NVIDIA_DRIVERS,
                 driver_name="NVIDIA driver",
                 preload=True,
+                memory="cuda",
+                computes_float16=True,
+                integer_types="s8s8-symmetric",
+                choices={"cuda_graph": (False, True)},
             ),
             Provider(
                 name="coreml",
                 ort_name="CoreMLExecutionProvider",
                 options=_coreml_options,
                 install='pip install "resdeploy[cpu]" on a Mac',
+                computes_float16=True,
             ),
             Provider(
                 name="qnn",

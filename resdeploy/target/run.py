@@ -2,17 +2,16 @@
 
 import numpy as np
 
+from resdeploy.batches import BATCH_SIZE, run_rows
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.files import TensorSpec
 from resdeploy.target.session import Session, input_specs
 
 __all__ = ["fixed_batch", "run_session"]
 
-_BATCH_SIZE = 8
-
 
 def run_session(
-    session: Session, inputs: np.ndarray, *, batch_size: int = _BATCH_SIZE
+    session: Session, inputs: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> np.ndarray:
     """Return the session's outputs for (N, ...) inputs as (N, K), whatever its batch size.
 
@@ -29,19 +28,14 @@ def run_session(
     spec = _only_input(input_specs(session))
     _check_shape(spec, inputs)
     _check_type(spec, inputs)
-    fixed = fixed_batch(session)
-    size = batch_size if fixed is None else fixed
-    rows = []
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        missing = 0 if fixed is None else size - len(batch)
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        if spec.dtype == "float16":  # a model of lower precision through and through
-            padded = padded.astype(np.float16)
-        outputs = session.run({spec.name: padded}).values()
-        row = np.concatenate([output.reshape(len(padded), -1) for output in outputs], axis=1)
-        rows.append(row[: len(batch)])
-    return np.concatenate(rows)
+    if spec.dtype == "float16":  # a model of lower precision through and through
+        inputs = inputs.astype(np.float16)
+    return run_rows(
+        lambda batch: session.run({spec.name: batch}).values(),
+        inputs,
+        fixed=fixed_batch(session),
+        size=batch_size,
+    )
 
 
 def fixed_batch(session: Session) -> int | None:

@@ -6,9 +6,10 @@ Here the provider list holds the provider asked for and nothing else, both kinds
 off, and afterwards the session is asked what it runs on, node by node where it can tell.
 """
 
+import dataclasses
 import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
 from resdeploy.evidence.placement import Kernel, count_by_provider
+from resdeploy.files import refuse_outside_weight
 from resdeploy.schema.files import TensorSpec
-from resdeploy.schema.sessions import SessionInfo, SessionSpec
+from resdeploy.schema.sessions import SESSION_OPTIONS, SessionInfo, SessionSpec
 from resdeploy.target.cuda_graph import RecordedRuns
 from resdeploy.target.diagnosis import (
     model_error,
+    not_onnx_error,
     not_started_error,
     operator_error,
     plain_text,
@@ -29,8 +32,9 @@ from resdeploy.target.diagnosis import (
     run_errors,
     stray_nodes_error,
 )
+from resdeploy.target.onnx_wire import external_weights
 from resdeploy.target.plugins import comes_as_plugin, plugin_device, require_plugin
-from resdeploy.target.providers import Provider, find_provider
+from resdeploy.target.providers import PROVIDERS, Provider, find_provider
 from resdeploy.target.runtime import (
     ORT_ERRORS,
     captured_output,
@@ -86,7 +90,11 @@ class Session:
 
 
 def open_session(
-    model: Path | bytes, spec: SessionSpec, *, profile_prefix: Path | None = None
+    model: Path | bytes,
+    spec: SessionSpec,
+    *,
+    profile_prefix: Path | None = None,
+    configure: Callable[[Any], None] | None = None,
 ) -> Session:
     """Open `model` on the provider of `spec`, and on no other.
 
@@ -99,6 +107,7 @@ def open_session(
         spec: what to open it on, and how.
         profile_prefix: write a profile of every run to a file whose path begins with this. Times
             are then not those of an ordinary session.
+        configure: sets further options on ONNX Runtime's `SessionOptions`.
 
     Raises:
         ResdeployError: the model is missing, or is not one that this runtime can read, or the
@@ -107,15 +116,7 @@ def open_session(
             run.
     """
     provider = find_provider(spec.provider)
-    if spec.num_threads is not None and spec.num_threads < 1:
-        raise ResdeployError(
-            f"The number of threads is {spec.num_threads}.", fix="ask for at least 1"
-        )
-    if (spec.cuda_graph or spec.prefer_nhwc) and provider.name not in ("cuda", "tensorrt"):
-        raise ResdeployError(
-            f"CUDA graphs and channels last are settings of CUDA, not of {provider.name}.",
-            fix="leave them out, or use --provider cuda",
-        )
+    _check_spec(spec, provider)
     where = str(model) if isinstance(model, Path) else "a model in memory"
     if isinstance(model, Path) and not model.is_file():
         raise ResdeployError("There is no such model file.", where=where)
@@ -128,7 +129,9 @@ def open_session(
             where=runtime_title(runtime),
             fix=reinstall(provider, runtime),
         )
-    disabled = _optimizers_to_disable(model)
+    content = _content(model)
+    _check_weights(model, content, where=where)
+    disabled = _optimizers_to_disable(content)
     failure: Exception | None = None
     with captured_output() as captured:
         try:
@@ -141,6 +144,7 @@ def open_session(
                 disabled,
                 allow_cpu_nodes=False,
                 profile_prefix=profile_prefix,
+                configure=configure,
             )
         except ORT_ERRORS as error:
             failure = error
@@ -151,7 +155,7 @@ def open_session(
         explained.add_note(f"{failure}\n{captured.text}".strip())
         raise explained from failure
     info = _proven_info(session, provider, spec, disabled, runtime)
-    recorded = RecordedRuns(session, "cuda") if spec.cuda_graph else None
+    recorded = RecordedRuns(session, provider.memory) if spec.cuda_graph else None
     return Session(session, info, recorded)
 
 
@@ -185,27 +189,61 @@ def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
 _WRONG_OPTIMIZERS = {"MatMul_BatchNormalization_Fusion": ((1, 16), b"BatchNormalization")}
 
 
-def _optimizers_to_disable(model: Path | bytes) -> tuple[str, ...]:
-    """Return the optimisations of this runtime that could make `model` another one."""
+def _optimizers_to_disable(content: bytes | mmap.mmap) -> tuple[str, ...]:
+    """Return the optimisations of this runtime that could make a model another one."""
     version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
     return tuple(
         name
         for name, (since, operator) in _WRONG_OPTIMIZERS.items()
-        if version >= since and _mentions(model, operator)
+        # An operator's name stands in an ONNX file as it is.
+        if version >= since and content.find(operator) >= 0
     )
 
 
-def _mentions(model: Path | bytes, operator: bytes) -> bool:
-    """Whether an operator's name stands anywhere in a model, which is how an ONNX file holds it."""
+def _content(model: Path | bytes) -> bytes | mmap.mmap:
+    """Return the bytes of a model, mapped where it is a file."""
     if isinstance(model, bytes):
-        return operator in model
-    if model.stat().st_size == 0:  # which cannot be mapped, and is no model
-        return False
-    with (
-        model.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return content.find(operator) >= 0
+        return model
+    with model.open("rb") as file:
+        if model.stat().st_size == 0:  # which cannot be mapped, and is no model
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _check_weights(model: Path | bytes, content: bytes | mmap.mmap, *, where: str) -> None:
+    """Raise ResdeployError for weights in files outside the folder of a model, or not ONNX.
+
+    Old runtimes, 1.18 among them, read whatever file the model names.
+    """
+    path = model if isinstance(model, Path) else None
+    # Its own format, told apart as it does, holds all of its weights.
+    if path.suffix == ".ort" if path else content[4:8] == b"ORTM":
+        return
+    try:
+        for name, location in external_weights(content):
+            refuse_outside_weight(name, location, model=path)
+    except ValueError as error:
+        explained = not_onnx_error()
+        explained.where = where
+        raise explained from error
+
+
+def _check_spec(spec: SessionSpec, provider: Provider) -> None:
+    """Raise ResdeployError if a number is out of range, or an option does nothing here."""
+    if spec.num_threads is not None and spec.num_threads < 1:
+        raise ResdeployError(
+            f"The number of threads is {spec.num_threads}.", fix="ask for at least 1"
+        )
+    for name, option in SESSION_OPTIONS.items():
+        without = dataclasses.replace(spec, **{name: option.default})
+        if not option.must_apply or without == spec:
+            continue
+        takers = [p.name for p in PROVIDERS.values() if p.options(spec) != p.options(without)]
+        if provider.name not in takers:
+            raise ResdeployError(
+                f"{option.flag} does nothing on {provider.name}.",
+                fix=f"leave it out, or use --provider {' or '.join(takers)}",
+            )
 
 
 def _create(
@@ -216,6 +254,7 @@ def _create(
     *,
     allow_cpu_nodes: bool,
     profile_prefix: Path | None = None,
+    configure: Callable[[Any], None] | None = None,
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about optimisations that did not apply
@@ -226,12 +265,14 @@ def _create(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _records_placement():
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if provider.name != "cpu" and not allow_cpu_nodes:
+    if not (provider.is_fallback or allow_cpu_nodes):
         # The only switch that also catches a provider whose libraries are missing.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
+    if configure is not None:
+        configure(options)
     providers: list[tuple[str, dict[str, str]]] | None = [
         (provider.ort_name, {**provider.built_in_options, **provider.options(spec)})
     ]
@@ -334,7 +375,7 @@ def _explain(
         return about_model
     if (about_operator := operator_error(error, provider, runtime)) is not None:
         return about_operator
-    if provider.name == "cpu":
+    if provider.is_fallback:
         return ResdeployError(f"ONNX Runtime cannot run this model: {plain_text(error)}")
     if "explicitly disabled by the user" in str(error):
         # Either the provider did not start, or it cannot run every node. Only a session that may

@@ -117,7 +117,7 @@ def _bind(session: Session, name: str, values: NDArray[Any]) -> Callable[[], obj
     ort, recorded = session.ort, session.recorded
     if recorded is not None:
         return functools.partial(recorded.launch, recorded.recorded({name: values}))
-    device = "cuda" if session.info.spec.provider in ("cuda", "tensorrt") else "cpu"
+    device = providers.find_provider(session.info.spec.provider).memory
     value = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
     binding = ort.io_binding()
     binding.bind_ortvalue_input(name, value)

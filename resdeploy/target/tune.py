@@ -307,9 +307,10 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
     profile of the same model on ONNX Runtime's own. None where neither can be had.
     """
     session = winner.session
-    if not find_provider(session.provider).on_cpu:
+    provider = find_provider(session.provider)
+    if not provider.on_cpu:
         return None
-    if session.provider != "cpu":
+    if not provider.has_layer_times:
         session = SessionSpec(num_threads=session.num_threads)
     seen = dataclasses.replace(winner, session=session)
     try:

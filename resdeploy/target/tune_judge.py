@@ -10,6 +10,7 @@ from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.evaluate import Answers, LoadSamples, answer, compare_answers
+from resdeploy.target.providers import find_provider
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_space import Candidate, Variant
 from resdeploy.target.verify import verify_sessions
@@ -51,8 +52,9 @@ class Judge:
     def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
         if variant.refused is not None:
             return Judgement(out=variant.refused)
-        if variant.precision in ("float16", "bfloat16") and session.provider == "cpu":
-            return Judgement(out=f"the CPU provider computes {variant.precision} in float32")
+        provider = find_provider(session.provider)
+        if variant.precision in ("float16", "bfloat16") and provider.computes_float16 is False:
+            return Judgement(out=f"{provider.ort_name} computes {variant.precision} in float32")
         try:
             if self._spec.max_drop is None:
                 return self._lossless(variant, session)

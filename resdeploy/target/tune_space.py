@@ -9,14 +9,12 @@ from pathlib import Path
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.quants import QuantReport
-from resdeploy.schema.sessions import GraphLevel, PrecisionName, SessionSpec
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.onnx_wire import stored_precision
 from resdeploy.target.providers import find_provider
 
 __all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_for"]
-
-_CPU_LEVELS: tuple[GraphLevel, ...] = ("all", "extended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,25 +90,11 @@ def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
 
 def _ways_to_open(base: SessionSpec, spec: TuneSpec) -> Iterator[SessionSpec]:
     """Yield what there is to choose on the provider of `base` besides its arithmetic."""
-    match base.provider:
-        case "cpu":
-            for threads in spec.threads:
-                # One thread has nobody to wait for.
-                for spinning in (True,) if threads == 1 else (True, False):
-                    # "extended" leaves out the layouts of the CPU, whose conversions can cost more
-                    # than they gain where layers are small.
-                    for level in _CPU_LEVELS:
-                        yield dataclasses.replace(
-                            base, num_threads=threads, spinning=spinning, graph_level=level
-                        )
-        case "openvino" | "xnnpack":
-            for threads in spec.threads:
-                yield dataclasses.replace(base, num_threads=threads)
-        case "cuda":
-            for nhwc, graph in itertools.product((False, True), repeat=2):
-                yield dataclasses.replace(base, prefer_nhwc=nhwc, cuda_graph=graph)
-        case "tensorrt":
-            for graph in (False, True):
-                yield dataclasses.replace(base, cuda_graph=graph)
-        case _:
-            yield base
+    provider = find_provider(base.provider)
+    threads = spec.threads if provider.on_cpu else (None,)
+    for number, *values in itertools.product(threads, *provider.choices.values()):
+        changes = dict(zip(provider.choices, values, strict=True))
+        way = dataclasses.replace(base, num_threads=number, **changes)
+        # One thread has nobody to wait for.
+        if way.spinning or number != 1:
+            yield way

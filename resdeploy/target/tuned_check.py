@@ -70,7 +70,7 @@ def _worse(found: GoldenAnswers, then: GoldenAnswers) -> tuple[str, ...]:
             f"{found.num_same_class} of {found.num_inputs} predictions are the reference's; they "
             f"were {then.num_same_class}"
         )
-    if not found.error <= _CLEARLY_WORSE * then.error:
+    if not found.error <= _CLEARLY_WORSE * then.error < np.inf:
         reasons.append(
             f"its largest error is {found.error:.2g} of the largest output; it was {then.error:.2g}"
         )

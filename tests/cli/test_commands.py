@@ -248,7 +248,7 @@ def test_bench_against_its_own_other_setting_and_a_limit(run, exported):
         (("--against-option", "threads=none"), "is not one of"),
         (("--scenario", "server"), "needs a rate"),
         (("--qps", "5"), "needs a rate"),
-        (("--scenario", "server", "--qps", "0"), "rate of queries is 0"),
+        (("--scenario", "server", "--qps", "0"), "not in the range x>0"),
         (("--profile", "--provider", "cuda"), "cannot be timed on cuda"),
     ],
 )

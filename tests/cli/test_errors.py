@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from resdeploy.cli import cli
+from resdeploy.cli.options import Number, Percent
 
 ARCH = ("--arch", "resnet8_tiny", "--arch-option", "in_channels=1")
 
@@ -198,3 +200,27 @@ def test_python_cli_py_is_the_same_program():
     ]
     assert outputs[0] == outputs[1]
     assert outputs[0].startswith("Usage: resdeploy")
+
+
+NUMBERS = [
+    (name, option.opts[0], "1%" if isinstance(option.type, Percent) else "1")
+    for name, command in cli.commands.items()
+    for option in command.params
+    if isinstance(option.type, click.types.FloatParamType | Number)
+]
+
+
+@pytest.mark.parametrize(("command", "flag", "taken"), NUMBERS)
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1"])
+def test_a_number_that_is_no_budget_is_a_usage_error(run, command, flag, taken, text):
+    """No count of flips is more than NaN: `quantize --max-flips nan` had no budget."""
+    text += "%" * taken.count("%")
+    refused, heeded = (run(command, flag, value, "none") for value in (text, taken))
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{flag}'" in refused.stderr
+    assert f"Invalid value for '{flag}'" not in heeded.stderr
+
+
+def test_every_number_of_a_command_is_a_finite_one():
+    flags = {flag for _, flag, _ in NUMBERS}
+    assert {"--max-flips", "--max-error", "--max-drop", "--fail-if-slower", "--qps"} <= flags

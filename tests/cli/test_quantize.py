@@ -139,7 +139,12 @@ def probe(files, *, machine="x86_64", features=(), starts=()):
         ({"features": ("avx2", "avx512_vnni")}, "u8s8", False),
         ({"features": ("avx2",)}, "u8s8", True),
         ({"machine": "aarch64", "features": ("neon",)}, "s8s8", False),
-        ({"machine": "aarch64", "starts": ("TensorrtExecutionProvider",)}, "s8s8-symmetric", False),
+        ({"machine": "aarch64", "starts": ("cuda",)}, "s8s8", False),
+        (
+            {"machine": "aarch64", "starts": ("NewExecutionProvider", "tensorrt")},
+            "s8s8-symmetric",
+            False,
+        ),
     ],
 )
 def test_the_target_decides_the_integers(files, target, types, reduce_range):

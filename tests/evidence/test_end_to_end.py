@@ -265,8 +265,8 @@ def test_the_reason_names_the_arithmetic_and_what_was_claimed(full):
         "the error is 1.2e+04 times the noise of float32 arithmetic (at most 4)",
         "the error is that of bfloat16 arithmetic (R = 1.2e+04), not of float32",
     )
-    openvino = judge_end_to_end(outputs, full, facts=Facts(provider="openvino"))
-    assert openvino.reasons[1].endswith("set INFERENCE_PRECISION_HINT=f32")
+    advised = judge_end_to_end(outputs, full, facts=Facts(fast="bfloat16", advice="set HINT=f32"))
+    assert advised.reasons[1].endswith("set HINT=f32")
 
 
 def test_a_claim_of_lower_precision_has_its_own_limit(full):

@@ -6,7 +6,9 @@ from resdeploy.evidence.precision import Facts, advice, find_precision, precisio
 from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise
 
 LEVELS = {"float32": 1.0, "tf32": 1.4e3, "float16": 1.7e3, "bfloat16": 1.2e4, "int8": 5e4}
-TF32 = Facts(provider="cuda", use_tf32=True)
+TF32 = Facts(fast="tf32", advice="TF32 is on: set use_tf32=0")
+BFLOAT16 = Facts(fast="bfloat16", advice="set INFERENCE_PRECISION_HINT=f32")
+WIDENS = Facts(widens_float16=True)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +18,7 @@ TF32 = Facts(provider="cuda", use_tf32=True)
         (4.1, Facts(), "unknown"),
         (300.0, Facts(), "unknown"),
         (500.0, Facts(), "float16"),
-        (1.4e3, Facts(provider="cpu", use_tf32=True), "float16"),
+        (1.4e3, BFLOAT16, "float16"),
         (1.4e3, TF32, "tf32"),
         (1.7e3, TF32, "tf32"),
         (1.3e4, TF32, "bfloat16"),
@@ -51,10 +53,10 @@ def test_without_levels_those_of_a_resnet_18_stand_in(float32):
     ("found", "facts", "text"),
     [
         ("tf32", TF32, "TF32 is on: set use_tf32=0"),
-        ("tf32", Facts(provider="cuda"), ""),
-        ("bfloat16", Facts(provider="openvino"), "INFERENCE_PRECISION_HINT=f32"),
-        ("bfloat16", Facts(provider="cpu"), ""),
-        ("float16", Facts(provider="cpu"), "computes in float32: with float16 weights"),
+        ("tf32", Facts(), ""),
+        ("bfloat16", BFLOAT16, "INFERENCE_PRECISION_HINT=f32"),
+        ("bfloat16", WIDENS, ""),
+        ("float16", WIDENS, "computes in float32: with float16 weights"),
         ("unknown", TF32, ""),
     ],
 )

@@ -509,6 +509,12 @@ def test_refuses_a_layer_whose_attributes_the_caller_chooses():
     assert reason in report.refused[0].reason
 
 
+def test_refuses_a_layer_outside_the_specification():
+    _, report = fold(in_function('y = Conv <auto_pad = "SAME"> (a, w)', "1"))
+    assert "`y` (Conv) is not to be read" in report.refused[0].reason
+    assert "unknown auto_pad 'SAME'" in report.refused[0].reason
+
+
 def test_refuses_to_cross_what_the_caller_chooses():
     _, report = fold(in_function("u = Conv (a, w) y = Cast <to: int = @e> (u)", "1"))
     reason = "to of `y` (Cast) is chosen by whoever calls the function"

@@ -233,3 +233,10 @@ def test_the_model_is_not_changed():
     before.CopyFrom(proto)
     skeleton_of(proto)
     assert proto == before
+
+
+def test_a_conv_of_another_domain_is_no_layer():
+    proto = model("y = Conv(x, w)")
+    proto.graph.node[0].domain = "com.example"
+    (node,) = skeleton_of(proto).nodes
+    assert (node.op, node.affine) == ("com.example.Conv", None)

@@ -1,8 +1,11 @@
 """Training: a run is a function of its recipe, whether or not it was interrupted."""
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from resdeploy.host import train as train_module
 from resdeploy.host.checkpoint import load_checkpoint, load_foreign_state_dict, load_into
 from resdeploy.host.data import load_evaluation
 from resdeploy.host.networks import build_network
-from resdeploy.host.train import clear_run_directory, evaluate_network, learning_rate_at, train
+from resdeploy.host.train import evaluate_network, learning_rate_at, train
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.recipes import (
@@ -422,21 +425,92 @@ def test_the_number_of_threads_is_one_for_small_samples_and_put_back(recipe, tmp
     assert torch.get_num_threads() == before
 
 
-def test_clearing_removes_a_run_and_nothing_else(recipe, tmp_path):
+def files_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def out_of_space(metrics):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [{"on_epoch": stop_at(2)}, {"on_batch": stop_at_step(2)}, {"on_epoch": out_of_space}],
+    ids=["between epochs", "in the first epoch", "with a full disk"],
+)
+@pytest.mark.parametrize("again", ["resume", "force"])
+def test_a_run_is_replaced_by_a_whole_one_alone(recipe, tmp_path, end, again):
+    """`train --force` deleted the old run first; killed in the next minutes, both were gone."""
+    whole, new = tmp_path / "whole", change(recipe, seed=1)
+    train(new, whole)
     train(change(recipe, epochs=2), tmp_path / "run")
-    left = tmp_path / "run" / ".metrics.jsonl.x7"
-    left.mkdir()
-    (left / "metrics.jsonl").write_text("left by a killed process")
-    clear_run_directory(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    clear_run_directory(tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    with pytest.raises((Stop, KeyboardInterrupt, OSError)):
+        train(new, tmp_path / "run", force=True, **end)
+    assert files_of(tmp_path / "run") == before
+    report = train(new, tmp_path / "run", **{again: True})
+    assert report.checkpoint == str(tmp_path / "run" / "checkpoint.safetensors")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == EVERY_FILE
+    assert_same_bits(weights(tmp_path / "run"), weights(whole))
+    assert read_metrics(tmp_path / "run") == read_metrics(whole)
+
+
+@pytest.mark.parametrize("num_moved", range(4))
+def test_a_replacement_that_died_between_two_files_is_finished(
+    recipe, tmp_path, monkeypatch, num_moved
+):
     train(change(recipe, epochs=2), tmp_path / "run")
+    moved = []
+
+    def die(path, target):
+        if path.parent.name == ".whole":
+            if len(moved) == num_moved:
+                raise Stop
+            moved.append(path)
+        os.replace(path, target)
+
+    new = change(recipe, epochs=2, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(Stop):
+            train(new, tmp_path / "run", force=True)
+    with pytest.raises(ResdeployError, match="in use"):
+        train(new, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == EVERY_FILE
+    train(new, tmp_path / "whole")
+    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    train(new, tmp_path / "run", resume=True)
+
+
+def test_a_replacement_is_resumed_with_its_own_recipe_alone(recipe, tmp_path):
+    train(change(recipe, epochs=2), tmp_path / "run")
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "run", force=True, on_epoch=stop_at(1))
+    with pytest.raises(ResdeployError, match="another recipe") as raised:
+        train(change(recipe, epochs=2), tmp_path / "run", resume=True)
+    assert ".replacement" in raised.value.where
+    with pytest.raises(ResdeployError, match="not both"):
+        train(recipe, tmp_path / "run", resume=True, force=True)
+    # Given up for another one, it leaves nothing that this one could be resumed from.
+    other = change(recipe, epochs=2, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, tmp_path / "run", force=True, on_batch=stop_at_step(2))
+    train(other, tmp_path / "run", resume=True)
+    train(other, tmp_path / "whole")
+    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_replacement_touches_nothing_that_is_not_of_a_run(recipe, tmp_path):
+    short = change(recipe, epochs=2)
+    train(short, tmp_path / "run", force=True)
+    (tmp_path / "run" / ".metrics.jsonl.x7").mkdir()  # left by a killed process
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    clear_run_directory(tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    train(short, tmp_path / "run", force=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == EVERY_FILE | {"notes.txt"}
+    (tmp_path / "run" / "recipe.json").unlink()
     with pytest.raises(ResdeployError, match="no run"):
-        clear_run_directory(tmp_path / "run")
-    assert (tmp_path / "run" / "notes.txt").exists()
+        train(short, tmp_path / "run", force=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_every_line_of_the_metrics_is_json_by_itself(recipe, tmp_path):

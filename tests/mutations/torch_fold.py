@@ -210,7 +210,7 @@ ALGEBRA = mutations(
     ),
     (
         "a transposed weight has its groups on the inputs",
-        "by_group = weight.reshape(shape.groups, inputs_per_group, weight.shape[1], -1)",
+        "by_group = weight.reshape(self.groups, inputs_per_group, weight.shape[1], -1)",
         "by_group = weight.reshape(1, weight.shape[0], weight.shape[1], -1)",
         suite("conv_transpose_grouped"),
     ),

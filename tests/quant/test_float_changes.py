@@ -5,8 +5,8 @@ import onnx
 import pytest
 from small_networks import PREPROCESS, inputs, prepared_resnet
 
-from resdeploy.quant.channels import find_channels
-from resdeploy.quant.equalize import equalize
+from resdeploy.quant.channels import find_channel_groups
+from resdeploy.quant.equalize import smooth_channels
 from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.pixel_grid import use_pixel_grid, why_no_grid
 from resdeploy.quant.runtime import Runner, with_outputs
@@ -18,39 +18,39 @@ def run(model, x):
 
 
 def test_channels_of_a_residual_stream_are_one_class_however_often_it_is_read():
-    channels = find_channels(prepared_resnet())
-    stem, block1 = channels.class_of["stem.relu"], channels.class_of["block1.relu"]
+    channels = find_channel_groups(prepared_resnet())
+    stem, block1 = channels.group_of["stem.relu"], channels.group_of["block1.relu"]
     assert np.array_equal(stem, block1)
-    assert np.array_equal(stem, channels.class_of["block1.conv2"])
-    assert len(set(stem) & set(channels.class_of["block1.conv1.relu"])) == 0
+    assert np.array_equal(stem, channels.group_of["block1.conv2"])
+    assert len(set(stem) & set(channels.group_of["block1.conv1.relu"])) == 0
 
 
 def test_a_padded_shortcut_moves_channels_to_where_it_puts_them():
-    channels = find_channels(prepared_resnet())
-    assert np.array_equal(channels.class_of["block2"][2:10], channels.class_of["block1.relu"])
+    channels = find_channel_groups(prepared_resnet())
+    assert np.array_equal(channels.group_of["block2"][2:10], channels.group_of["block1.relu"])
 
 
 def test_the_input_and_the_outputs_may_not_be_scaled_and_what_lies_between_layers_may():
-    channels = find_channels(prepared_resnet())
+    channels = find_channel_groups(prepared_resnet())
     for name, is_free in (("input", False), ("logits", False), ("stem", True), ("mean", True)):
-        assert channels.is_free[channels.class_of[name]].all() == is_free, name
+        assert channels.is_free[channels.group_of[name]].all() == is_free, name
 
 
 @pytest.mark.parametrize("operator", ["Sigmoid", "Tanh"])
 def test_what_does_not_commute_with_a_scale_is_not_scaled(operator):
     model = prepared_resnet()
     next(n for n in model.graph.node if n.name == "block1.conv1/Relu").op_type = operator
-    channels = find_channels(model)
-    assert not channels.is_free[channels.class_of["block1.conv1"]].any()
-    assert channels.is_free[channels.class_of["stem"]].all()
+    channels = find_channel_groups(model)
+    assert not channels.is_free[channels.group_of["block1.conv1"]].any()
+    assert channels.is_free[channels.group_of["stem"]].all()
 
 
 def test_layers_that_share_weights_are_not_scaled():
     model = prepared_resnet()
     nodes = {node.name: node for node in model.graph.node}
     nodes["block1.conv2/Conv"].input[1] = "block1.conv1.weight"
-    channels = find_channels(model)
-    assert not channels.is_free[channels.class_of["stem"]].any()
+    channels = find_channel_groups(model)
+    assert not channels.is_free[channels.group_of["stem"]].any()
 
 
 def test_equalising_changes_the_weights_and_not_the_outputs():
@@ -61,7 +61,7 @@ def test_equalising_changes_the_weights_and_not_the_outputs():
         weak = constants[name].copy()
         weak[3] *= 0.01
         constants[name] = weak
-    equalised, num = equalize(model, x)
+    equalised, num = smooth_channels(model, x)
     assert num > 20
     assert np.allclose(run(equalised, x), run(model, x), rtol=1e-4, atol=1e-5)
 
@@ -78,7 +78,7 @@ def test_equalised_channels_have_the_same_range_but_for_a_few_odd_values(monkeyp
     monkeypatch.setattr("resdeploy.quant.equalize._BEYOND", 0.01)
     model, x = prepared_resnet(), inputs(200)
     x[7, :, 0, 0] *= 10  # one pixel, which a few values of each channel see
-    equalised, _ = equalize(model, x)
+    equalised, _ = smooth_channels(model, x)
     name = "block1.conv1.relu"
     values = [
         tensors[name]
@@ -98,7 +98,7 @@ def test_equalising_scales_the_groups_of_a_grouped_convolution_apart():
     node.attribute.append(onnx.helper.make_attribute("group", 4))
     constants = Constants(model)
     constants["block1.conv1.weight"] = np.ascontiguousarray(constants["block1.conv1.weight"][:, :2])
-    equalised, _ = equalize(model, x)
+    equalised, _ = smooth_channels(model, x)
     assert np.allclose(run(equalised, x), run(model, x), rtol=1e-4, atol=1e-5)
 
 
@@ -120,5 +120,8 @@ def test_there_is_no_grid_without_8_bit_images_or_with_two_readers():
     assert "preprocessed" in (why_no_grid(model, None) or "")
     vectors = Preprocess(input_shape=(40,), mean=(0.0,), std=(1.0,), divisor=1.0, color="none")
     assert "8-bit" in (why_no_grid(model, vectors) or "")
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("group", 3))
+    Constants(model)["stem.weight"] = Constants(model)["stem.weight"][:6, :1]
+    assert "groups" in (why_no_grid(model, PREPROCESS) or "")
     model.graph.node.append(onnx.helper.make_node("Relu", ["input"], ["other"]))
     assert "one Conv alone" in (why_no_grid(model, PREPROCESS) or "")

@@ -50,6 +50,14 @@ def test_refuses_a_batchnorm_and_says_how_to_fold_it():
     assert "fold-bn" in (error.value.fix or "")
 
 
+def test_refuses_a_layer_outside_the_specification():
+    model = small_resnet()
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("groups", 2))
+    with pytest.raises(UnsupportedModelError, match=r"unknown attributes \['groups'\]") as error:
+        prepare(model)
+    assert error.value.where == "stem/Conv"
+
+
 def test_refuses_a_model_that_is_quantised_already():
     model = parser.parse_model(
         HEAD + "<float s = {0.1}, uint8 z = {3}> { q = QuantizeLinear (x, s, z)"

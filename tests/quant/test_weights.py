@@ -6,10 +6,10 @@ from small_networks import inputs, prepared_resnet
 
 from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.onnx_graph import Constants
+from resdeploy.quant.onnx_graph import Constants, copy_of
 from resdeploy.quant.qdq import insert_qdq
 from resdeploy.quant.ranges import find_range
-from resdeploy.quant.rounding import round_to_cancel, round_weights
+from resdeploy.quant.rounding import gptq, gptq_weights
 from resdeploy.quant.runtime import Runner
 from resdeploy.quant.saturation import lacks_vnni, saturating_layers
 
@@ -28,7 +28,7 @@ def test_rounding_that_cancels_loses_less_of_the_output_than_rounding_to_the_nea
     weight_OK = random.normal(size=(6, 24))
     scale_O = np.abs(weight_OK).max(axis=1) / 15
     nearest = np.clip(np.rint(weight_OK / scale_O[:, None]), -15, 15)
-    found = round_to_cancel(weight_OK, scale_O, x_PK.T @ x_PK, limit=15)
+    found = gptq(weight_OK, scale_O, x_PK.T @ x_PK, limit=15)
     assert found.dtype == np.int8
     assert np.abs(found).max() <= 15
 
@@ -41,7 +41,7 @@ def test_rounding_that_cancels_loses_less_of_the_output_than_rounding_to_the_nea
 def test_rounding_that_cancels_gives_the_nearest_where_inputs_have_nothing_in_common():
     weight_OK = np.random.default_rng(1).normal(size=(4, 8))
     scale_O = np.full(4, 0.1)
-    found = round_to_cancel(weight_OK, scale_O, np.eye(8) * 3, limit=127)
+    found = gptq(weight_OK, scale_O, np.eye(8) * 3, limit=127)
     assert np.array_equal(found, np.rint(weight_OK / 0.1))
 
 
@@ -50,21 +50,21 @@ def test_errors_are_taken_over_beyond_the_block_they_are_made_in(monkeypatch):
     x_PK = random.normal(size=(900, 10)) @ random.normal(size=(10, 150))
     x_PK += 0.1 * random.normal(size=x_PK.shape)
     weight_OK, scale_O = random.normal(size=(3, 150)), np.full(3, 0.2)
-    in_blocks = round_to_cancel(weight_OK, scale_O, x_PK.T @ x_PK, limit=127)
+    in_blocks = gptq(weight_OK, scale_O, x_PK.T @ x_PK, limit=127)
     monkeypatch.setattr("resdeploy.quant.rounding._BLOCK", 1000)
-    assert np.array_equal(in_blocks, round_to_cancel(weight_OK, scale_O, x_PK.T @ x_PK, limit=127))
+    assert np.array_equal(in_blocks, gptq(weight_OK, scale_O, x_PK.T @ x_PK, limit=127))
 
 
 def test_weights_of_inputs_that_are_always_zero_do_no_harm():
     weight_OK = np.random.default_rng(1).normal(size=(4, 8))
-    found = round_to_cancel(weight_OK, np.full(4, 0.1), np.zeros((8, 8)), limit=127)
+    found = gptq(weight_OK, np.full(4, 0.1), np.zeros((8, 8)), limit=127)
     assert np.array_equal(found, np.rint(weight_OK / 0.1))
 
 
 def test_every_layer_is_rounded_within_the_limit_and_the_outputs_get_nearer():
     model, x = prepared_resnet(), inputs(64)
     plain = quantised(model, x, reduce_range=True)
-    rounded = round_weights(model, plain, x, limit=64)
+    rounded = gptq_weights(model, plain, x, limit=64)
     assert len(rounded) == 6
     better = quantised(model, x, reduce_range=True)
     integers = Constants(better)
@@ -94,6 +94,31 @@ def test_bias_correction_takes_out_a_mean_error_of_the_weights():
 
     assert mean_error(corrected) < 0.3 * mean_error(shifted)
     assert Constants(corrected)["stem.bias_quantized"].dtype == np.int32
+
+
+def test_how_a_layer_states_its_layout_makes_no_difference():
+    """Once a Conv that leaves its kernel_shape to its weight was rounded to the nearest."""
+    model, x = prepared_resnet(), inputs(16)
+    other = copy_of(model)
+    constants = Constants(other)
+    constants["fc.weight"] = constants["fc.weight"].T
+    for node in other.graph.node:
+        kept = [a for a in node.attribute if a.name not in ("transB", "kernel_shape")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    integers = []
+    for which in (model, other):
+        plain = quantised(which, x)
+        rounded = gptq_weights(which, plain, x, limit=127)
+        biases = Constants(correct_biases(which, plain, x))
+        found = {name: biases[f"{name}.bias_quantized"] for name in ("stem", "fc")}
+        integers.append({**rounded, **found})
+    first, second = integers
+    second["fc.weight_quantized"] = second["fc.weight_quantized"].T
+    assert first.keys() == second.keys()
+    assert len(first) == 8
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
 
 
 def test_where_every_layer_stays_in_float_there_is_no_bias_to_correct():

@@ -84,7 +84,9 @@ def test_a_fleet_file_has_defaults_and_files_beside_it(write, tmp_path):
         ('[[device]]\nhost = "a b"', "is not a name or an address"),
         ('[[device]]\nhost = "-a"', "is not a name or an address"),
         ('[[device]]\nhost = "a"\nextra = "cpu];x"', "is not a name such as cpu"),
-        ('[[device]]\nhost = "a"\ntimeout_s = 0', "not above 0"),
+        ('[[device]]\nhost = "a"\ntimeout_s = 0', "above 0"),
+        ('[[device]]\nhost = "a"\ntimeout_s = inf', "above 0"),
+        ('[[device]]\nhost = "a"\nconnect_timeout_s = nan', "above 0"),
         ('[[device]]\nhost = "a"\npython = "-c"', "is not a command"),
     ],
 )

@@ -18,7 +18,7 @@ from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise, ProviderVerdict, VerifyReport
 from resdeploy.target import verify
-from resdeploy.target.attribution import attribute_error
+from resdeploy.target.attribution import attribute_error, facts
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session
 from resdeploy.target.verify import verify_sessions
@@ -164,3 +164,20 @@ def test_cuda_has_tf32_attributed(save, golden):
     found = attribute_error(save(), golden, session, run_session(session, golden.inputs))
     assert found.exact.found == "float32"
     assert found.fast.options == "use_tf32=1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fast", "widens"),
+    [
+        (SessionSpec(use_tf32=True), None, True),
+        (SessionSpec(provider="cuda"), None, False),
+        (SessionSpec(provider="cuda", use_tf32=True), "tf32", False),
+        (SessionSpec(provider="tensorrt", use_tf32=True), None, False),
+        (SessionSpec(provider="openvino"), "bfloat16", False),
+        (SessionSpec(provider="openvino", precision_hint="f32"), None, False),
+    ],
+)
+def test_what_is_known_of_a_session_is_what_its_provider_makes_of_its_options(spec, fast, widens):
+    found = facts(spec)
+    assert (found.fast, found.widens_float16) == (fast, widens)
+    assert bool(found.advice) is (fast is not None)

@@ -82,10 +82,18 @@ def test_outputs_of_unknown_shape_are_refused(tmp_path):
         RecordedRuns(opened.ort, "cpu").run({"x": inputs(2)})
 
 
-@pytest.mark.parametrize("changes", [{"cuda_graph": True}, {"prefer_nhwc": True}])
-def test_settings_of_cuda_are_refused_elsewhere(model, changes):
-    with pytest.raises(ResdeployError, match="settings of CUDA, not of cpu"):
-        open_session(model, SessionSpec(**changes))
+@pytest.mark.parametrize(
+    ("provider", "changes", "takers"),
+    [
+        ("cpu", {"cuda_graph": True}, "cuda or tensorrt"),
+        ("cpu", {"prefer_nhwc": True}, "cuda"),
+        ("tensorrt", {"prefer_nhwc": True}, "cuda"),
+    ],
+)
+def test_settings_of_cuda_are_refused_elsewhere(model, provider, changes, takers):
+    with pytest.raises(ResdeployError, match=f"does nothing on {provider}") as caught:
+        open_session(model, SessionSpec(provider=provider, **changes))
+    assert caught.value.fix.endswith(f"--provider {takers}")
 
 
 def test_they_reach_the_provider():

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
+from resdeploy.affine_layer import read_layer
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.ceilings import peak_bytes_per_s, peak_macs_per_s
@@ -133,6 +134,24 @@ def test_the_products_of_a_kernel_follow_from_its_shapes(op, inputs, output, exp
     assert num_macs(args) == expected
 
 
+@pytest.mark.parametrize(
+    ("op", "layer", "inputs", "output", "expected"),
+    [
+        # Packed: what the profile shows second is the bias, and the first is transposed.
+        ("Gemm", ("Gemm", {"transA": 1}, (5, 7)), [[5, 3], [7]], [3, 7], 105),
+        ("Gemm", ("Gemm", {"transB": 1}, (7, 5)), [[3, 5], [7]], [3, 7], 105),
+        ("QLinearConv", ("Conv", {"group": 4}, (8, 2, 3, 3)), [[1, 4, 4, 8]], [1, 4, 4, 8], 2304),
+    ],
+)
+def test_a_packed_weight_is_known_from_the_model(op, layer, inputs, output, expected):
+    args = {
+        "op_name": op,
+        "input_type_shape": [{"float": shape} for shape in inputs],
+        "output_type_shape": [{"float": output}],
+    }
+    assert num_macs(args, read_layer(*layer)) == expected
+
+
 class Ones(CalibrationDataReader):
     def __init__(self):
         self._left = [np.ones((1, 16, 8, 8), np.float32)]
@@ -197,6 +216,12 @@ def test_nodes_are_read_from_the_bytes():
     ]
     assert nodes[1].inputs == ("c", "x")
     assert nodes[1].outputs == ("s",)
+    assert nodes[0].attributes == {"pads": (1, 1, 1, 1)}
+    assert nodes[-1].attributes == {"transB": 1}
+    extra = helper.make_node("Odd", [], ["o"], alpha=0.5, text="some", axes=[-1, 2], axis=-1)
+    model = helper.make_model(helper.make_graph([extra], "g", [], []))
+    found = read_nodes(model.SerializeToString())[0].attributes
+    assert found == {"alpha": 0.5, "text": "some", "axes": (-1, 2), "axis": -1}
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -1,5 +1,6 @@
 """One session timed in this process: what is timed, what is kept, what cannot be timed."""
 
+import dataclasses
 import gc
 import time
 
@@ -10,9 +11,13 @@ from onnx import parser
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
 from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.machines import GpuState
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target import measure as measure_module
 from resdeploy.target import session_runner
+from resdeploy.target.machine import read_machine_state
 from resdeploy.target.measure import measure
+from resdeploy.target.session import open_session
 
 SPEC = BenchSpec(session=SessionSpec(num_threads=1), num_warmup=3, max_warmup=3, num_runs=7)
 
@@ -214,3 +219,25 @@ def test_a_provider_that_does_not_start_is_never_timed(model, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ProviderError):
         measure(model, replace(SPEC, session=SessionSpec(provider="cuda")), on_run=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("provider", "on_gpu"),
+    [("cpu", False), ("cuda", True), ("tensorrt", True), ("openvino", False)],
+)
+def test_a_slowed_gpu_is_seen_whichever_provider_computes_on_it(
+    model, monkeypatch, provider, on_gpu
+):
+    """A benchmark on TensorRT on a throttled GPU was called stable: only CUDA's was looked at."""
+    slowed = GpuState(clock_mhz=300, temperature_c=90, used_bytes=0, slowed_by=0x40)
+
+    def state(*, gpus):
+        return dataclasses.replace(read_machine_state(), gpus=(slowed,) if gpus else ())
+
+    cpu = open_session(model, SPEC.session)
+    monkeypatch.setattr(measure_module, "read_machine_state", state)
+    monkeypatch.setattr(session_runner, "open_session", lambda *_: cpu)
+    result = measure(
+        model, replace(SPEC, session=SessionSpec(provider=provider)), prove_placement=False
+    )
+    assert any("GPU 0 was slowed" in reason for reason in result.unstable_reasons) is on_gpu

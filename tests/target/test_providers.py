@@ -1,10 +1,13 @@
 """The table of providers."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import resdeploy
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.providers import PROVIDERS, find_provider
@@ -50,3 +53,34 @@ def test_the_table_can_be_read_without_a_runtime():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == list(PROVIDERS)
+
+
+# Words that name something else than a provider: torch's devices, the first of /proc/stat; and what
+# the demo shows.
+_OTHER_WORDS = {
+    ("cuda", "host/train.py"),
+    ("cuda", "host/demo.py"),
+    ("cpu", "target/machine.py"),
+}
+
+
+def provider_words(tree):
+    """Yield the strings of a module that are names of providers; "cpu" where it decides."""
+    names = {*PROVIDERS, *(provider.ort_name for provider in PROVIDERS.values())}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in names - {"cpu"}:
+            yield node.value
+        if isinstance(node, ast.Compare | ast.Match):
+            inner = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+            yield from inner & {"cpu"}
+
+
+def test_what_depends_on_the_provider_stands_in_the_table_and_nowhere_else():
+    package = Path(resdeploy.__file__).parent
+    found = {
+        (word, path.relative_to(package).as_posix())
+        for path in package.rglob("*.py")
+        for word in provider_words(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    elsewhere = {where for where in found if where[1] != "target/providers.py"}
+    assert elsewhere == _OTHER_WORDS

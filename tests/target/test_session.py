@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -228,6 +229,124 @@ def test_missing_external_weights_are_named(tmp_path):
     (tmp_path / "w.bin").unlink()
     with pytest.raises(ResdeployError, match=r"'w\.bin' with the model's weights is missing"):
         open_session(path, SessionSpec())
+
+
+def outside(location="../secret.bin", name="w"):
+    """A tensor of one number, in a file of its own."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def in_an_initializer(model, tensor):
+    model.graph.initializer.append(tensor)
+
+
+def in_an_attribute(model, tensor):
+    model.graph.node[0].attribute.add(name="value").t.CopyFrom(tensor)
+
+
+def in_a_list(model, tensor):
+    model.graph.node[0].attribute.add(name="values").tensors.append(tensor)
+
+
+def in_a_subgraph_of_a_subgraph(model, tensor):
+    branch = model.graph.node[0].attribute.add(name="then_branch").g
+    branch.node.add().attribute.add(name="body").graphs.add().initializer.append(tensor)
+
+
+def in_a_sparse_initializer(model, tensor):
+    model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+
+
+def in_a_sparse_attribute(model, tensor):
+    attribute = model.graph.node[0].attribute.add(name="value")
+    attribute.sparse_tensor.values.name = "v"
+    attribute.sparse_tensor.indices.CopyFrom(tensor)
+
+
+def in_a_list_of_sparse_tensors(model, tensor):
+    attribute = model.graph.node[0].attribute.add(name="values")
+    attribute.sparse_tensors.add().values.CopyFrom(tensor)
+
+
+def in_a_function(model, tensor):
+    model.functions.add(name="f").node.add().attribute.add(name="value").t.CopyFrom(tensor)
+
+
+def in_a_default_of_a_function(model, tensor):
+    model.functions.add(name="f").attribute_proto.add(name="value").t.CopyFrom(tensor)
+
+
+def in_what_trains_it(model, tensor):
+    model.training_info.add().initialization.initializer.append(tensor)
+
+
+def in_a_step_of_training(model, tensor):
+    model.training_info.add().algorithm.initializer.append(tensor)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(in_an_initializer, in_an_attribute, in_a_list, in_a_subgraph_of_a_subgraph),
+        *(in_a_sparse_initializer, in_a_sparse_attribute, in_a_list_of_sparse_tensors),
+        *(in_a_function, in_a_default_of_a_function, in_what_trains_it, in_a_step_of_training),
+    ],
+)
+def test_weights_outside_the_folder_are_refused_wherever_they_are(tmp_path, monkeypatch, place):
+    """ONNX Runtime 1.18 opened `../outside.bin`: a bundle computed with a file not in it."""
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)  # it is not to get that far
+    proto = model_proto()
+    place(proto, outside())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    for model in (path, proto.SerializeToString()):
+        with pytest.raises(ResdeployError, match="'w' lies outside the folder of the model"):
+            open_session(model, SessionSpec())
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("/etc/passwd", "sub/../../secret.bin", "C:\\secret.bin", "..\\secret.bin", ""),
+        *("link.bin", "*/_ORT_MEM_ADDR_/*", "a\0b", "XX.bin"),
+    ],
+)
+def test_no_way_leads_out_of_the_folder(tmp_path, location):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for link in ("link.bin", os.fsdecode(b"\xff\xfe.bin")):
+        (inside / link).symlink_to(tmp_path / "secret.bin")
+    proto = model_proto()
+    proto.graph.initializer.append(outside(location))
+    # A name of bytes that are no text is one that the protobuf package does not write.
+    raw = proto.SerializeToString().replace(b"XX.bin", b"\xff\xfe.bin")
+    (inside / "model.onnx").write_bytes(raw)
+    with pytest.raises(ResdeployError, match="lies outside the folder of the model"):
+        open_session(inside / "model.onnx", SessionSpec())
+
+
+def test_a_link_that_goes_in_circles_is_an_error_of_the_model(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    proto = model_proto("y = Add(x, w)")
+    proto.graph.initializer.append(outside("circle"))
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ResdeployError):
+        open_session(tmp_path / "model.onnx", SessionSpec())
+
+
+def test_a_weight_whose_message_comes_in_two_pieces_is_seen(tmp_path):
+    """Protocol buffers join them; and skip a group, which stands for nothing in ONNX."""
+    one, other = model_proto(), model_proto()
+    one.graph.node[0].attribute.add(name="value").t.data_location = 1
+    (tmp_path / "pieces.onnx").write_bytes(one.SerializeToString() + other.SerializeToString())
+    with pytest.raises(ResdeployError, match="lies outside"):
+        open_session(tmp_path / "pieces.onnx", SessionSpec())
+    other.graph.initializer.append(outside())
+    (tmp_path / "group.onnx").write_bytes(b"\xa3\x06\xa4\x06" + other.SerializeToString())
+    with pytest.raises(ResdeployError, match="not an ONNX model"):
+        open_session(tmp_path / "group.onnx", SessionSpec())
 
 
 @pytest.mark.parametrize(
@@ -546,6 +665,22 @@ def import_session(*lines):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+@pytest.mark.parametrize("first", ["target.runtime", "quant.qdq", "quant.runtime"])
+def test_a_session_leaves_no_file_of_telemetry(model, tmp_path, first):
+    """ONNX Runtime 1.31 keeps a device's number and a store of events in HOME and TMPDIR."""
+    script = f"""
+import resdeploy.{first}, onnxruntime, subprocess, sys
+onnxruntime.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
+child = "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+assert subprocess.check_output([sys.executable, "-c", child], text=True) == "1\\n"
+"""
+    home = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    environment = {**os.environ, **home, "ORT_DISABLE_TELEMETRY": "0"}
+    before = set(tmp_path.rglob("*"))
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_missing_runtime_names_the_extra_that_brings_it():

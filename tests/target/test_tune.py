@@ -287,7 +287,7 @@ def test_float16_is_not_judged_where_it_is_computed_in_float32(folder, tmp_path,
     clock["time"] = lambda name, spec: 1000
     report = tune(read_bundle(folder), SPEC, [Variant(path=half, precision="float16")])
     outs = {trial.out for trial in report.trials if trial.model == "half.onnx"}
-    assert outs == {"the CPU provider computes float16 in float32"}
+    assert outs == {"CPUExecutionProvider computes float16 in float32"}
 
 
 def test_a_provider_that_does_not_start_is_out_with_its_reason(folder, clock, no_cuda):
@@ -888,6 +888,8 @@ def test_a_lossless_way_that_is_not_lossless_fails_the_check(tuned, rounded, tmp
         ({}, None),
         ({"error": 0.6}, None),
         ({"error": 0.4}, "largest error is"),
+        ({"error": np.inf}, "largest error is"),
+        ({"error": np.nan}, "largest error is"),
         ({"num_same_class": 1}, "they were"),
     ],
 )

@@ -5,9 +5,9 @@ the kind.
 """
 
 from resdeploy.graph.faults import of_folds, of_graphs, of_weights
-from resdeploy.graph.faults.workpiece import Fault, FoldedLayer, Workpiece
+from resdeploy.graph.faults.workpiece import Fault, UnfoldedLayer, Workpiece
 
-__all__ = ["CONTROLS", "FAULTS", "Fault", "FoldedLayer", "Workpiece"]
+__all__ = ["CONTROLS", "FAULTS", "Fault", "UnfoldedLayer", "Workpiece"]
 
 FAULTS: tuple[Fault, ...] = (*of_folds.FAULTS, *of_weights.FAULTS, *of_graphs.FAULTS)
 

@@ -16,7 +16,7 @@ from resdeploy.graph.faults.workpiece import (
     Array,
     Edit,
     Fault,
-    FoldedLayer,
+    UnfoldedLayer,
     Workpiece,
     in_one_layer,
 )
@@ -24,7 +24,7 @@ from resdeploy.graph.faults.workpiece import (
 __all__ = ["FAULTS", "fold_in_float32"]
 
 
-def _fold(layer: FoldedLayer, bn: algebra.BatchNormParams) -> tuple[Array, Array]:
+def _fold(layer: UnfoldedLayer, bn: algebra.BatchNormParams) -> tuple[Array, Array]:
     folded = algebra.fold_batchnorm(layer.weight, layer.bias, bn, dtype="float32")
     return folded.weight, folded.bias
 
@@ -89,11 +89,11 @@ def _channels_swapped(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
     return replace(bn, gamma=gamma, beta=beta, mean=bn.mean[order], var=bn.var[order])
 
 
-def _folded_twice(weight: Array, bias: Array, layer: FoldedLayer) -> tuple[Array, Array]:
+def _folded_twice(weight: Array, bias: Array, layer: UnfoldedLayer) -> tuple[Array, Array]:
     return _fold(replace(layer, weight=weight, bias=bias), layer.bn)
 
 
-def _not_folded(weight: Array, bias: Array, layer: FoldedLayer) -> tuple[Array, Array]:
+def _not_folded(weight: Array, bias: Array, layer: UnfoldedLayer) -> tuple[Array, Array]:
     return layer.weight, np.zeros_like(bias) if layer.bias is None else layer.bias
 
 

@@ -139,9 +139,7 @@ def _classes_swapped(work: Workpiece) -> onnx.ModelProto | None:
     bias = edit.array(last.input[2])
     order = np.arange(len(bias))
     order[[0, 1]] = order[[1, 0]]
-    weight = edit.array(last.input[1])
-    by_row = any(a.name == "transB" and a.i for a in last.attribute)
-    edit.set(last.input[1], weight[order] if by_row else weight[:, order])
+    edit.set_weight(last, edit.weight(last)[order])
     edit.set(last.input[2], bias[order])
     return edit.model
 

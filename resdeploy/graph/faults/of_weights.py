@@ -11,7 +11,7 @@ from resdeploy.graph.faults.workpiece import (
     Array,
     Edit,
     Fault,
-    FoldedLayer,
+    UnfoldedLayer,
     Workpiece,
     in_one_layer,
 )
@@ -19,18 +19,18 @@ from resdeploy.graph.faults.workpiece import (
 __all__ = ["FAULTS"]
 
 
-def _channel_scaled(by: float, weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _channel_scaled(by: float, weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     weight[0] *= 1 + by
     bias[0] *= 1 + by
     return weight, bias
 
 
-def _outputs_swapped(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _outputs_swapped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     weight[[0, -1]], bias[[0, -1]] = weight[[-1, 0]], bias[[-1, 0]]
     return weight, bias
 
 
-def _bit_flipped(power: int, weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _bit_flipped(power: int, weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     """Flip the bit that is 2^power of the largest weight, or next to it."""
     flat = weight.reshape(-1)
     place = int(np.abs(flat).argmax())
@@ -38,39 +38,39 @@ def _bit_flipped(power: int, weight: Array, bias: Array, _: FoldedLayer) -> tupl
     return weight, bias
 
 
-def _sign_flipped(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _sign_flipped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     flat = weight.reshape(-1)
     flat[int(np.abs(flat).argmax())] *= -1
     return weight, bias
 
 
-def _kernel_transposed(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _kernel_transposed(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     is_square = weight.ndim == 4 and weight.shape[2] == weight.shape[3]
     return (weight.swapaxes(2, 3) if is_square else weight), bias
 
 
-def _inputs_swapped(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _inputs_swapped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     if weight.shape[1] > 1:
         weight[:, [0, -1]] = weight[:, [-1, 0]]
     return weight, bias
 
 
-def _bias_off_by_ulps(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _bias_off_by_ulps(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     place = int(np.abs(bias).argmax())
     bias[place] += 64 * np.spacing(bias[place])
     return weight, bias
 
 
-def _no_bias(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _no_bias(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     return weight, np.zeros_like(bias)
 
 
-def _no_bias_in_one_channel(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _no_bias_in_one_channel(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     bias[int(np.abs(bias).argmax())] = 0
     return weight, bias
 
 
-def _not_a_number(weight: Array, bias: Array, _: FoldedLayer) -> tuple[Array, Array]:
+def _not_a_number(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
     weight.reshape(-1)[0] = np.nan
     return weight, bias
 
@@ -97,8 +97,8 @@ def _weights_as(
     """Store every weight in fewer bits; pass what layers read through the type `activations`."""
     edit = Edit(work.model)
     nodes = list(edit.affine_nodes())
-    for name in {node.input[1] for node in nodes}:
-        edit.set(name, change(edit.array(name)))
+    for node in {node.input[1]: node for node in nodes}.values():
+        edit.set_weight(node, change(edit.weight(node)))
     if activations is None:
         return edit.model
     for k, node in enumerate(nodes):

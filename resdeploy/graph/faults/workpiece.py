@@ -1,6 +1,6 @@
 """A correct model to plant faults in, and a copy of it under change.
 
-Arrays: O output channels come first, as in the weights of a convolution or a Gemm with transB.
+Weights are (O, I/G, *K), as those of a convolution, however a layer stores them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from resdeploy import algebra
+from resdeploy.affine_layer import is_affine, read_node
 
-__all__ = ["Array", "Edit", "Fault", "FoldedLayer", "Workpiece", "in_one_layer"]
+__all__ = ["Array", "Edit", "Fault", "UnfoldedLayer", "Workpiece", "in_one_layer"]
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FoldedLayer:
+class UnfoldedLayer:
     """A layer of the model as it was before its BatchNorm was folded into it.
 
     Attributes:
         node: its name in the exported graph.
-        weight: (O, ...), before the fold.
+        weight: (O, I/G, *K), before the fold.
         bias: (O,), or None.
         bn: the BatchNorm.
     """
@@ -47,10 +48,10 @@ class Workpiece:
     """
 
     model: onnx.ModelProto
-    layers: tuple[FoldedLayer, ...]
+    layers: tuple[UnfoldedLayer, ...]
 
     @property
-    def target(self) -> FoldedLayer | None:
+    def target(self) -> UnfoldedLayer | None:
         """The layer that faults of a single layer go into: the one in the middle."""
         return self.layers[len(self.layers) // 2] if self.layers else None
 
@@ -80,12 +81,23 @@ class Edit:
             tensor = numpy_helper.from_array(np.ascontiguousarray(array, dtype), name)
         self._initializers[name].CopyFrom(tensor)
 
+    def weight(self, node: onnx.NodeProto) -> Array:
+        """Return a copy of a layer's weight, (O, I/G, *K)."""
+        stored = self.array(node.input[1])
+        return read_node(node, stored.shape).by_output(stored).copy()
+
+    def set_weight(self, node: onnx.NodeProto, weight: Array) -> None:
+        """Give a layer, and all that share its weight, another."""
+        layer = read_node(node, self.array(node.input[1]).shape)
+        self.set(node.input[1], layer.as_stored(weight))
+
     def set_layer(self, name: str, weight: Array, bias: Array) -> None:
         """Give a layer other weights and biases."""
         node = self.node(name)
-        for at, array in ((1, weight), (2, bias)):
-            self._part(node, at)
-            self.set(node.input[at], array)
+        self._part(node, 1)
+        self._part(node, 2)
+        self.set_weight(node, weight)
+        self.set(node.input[2], bias)
 
     def _part(self, node: onnx.NodeProto, at: int) -> None:
         """Give a node an initializer of its own: equal biases of layers are stored once."""
@@ -101,8 +113,7 @@ class Edit:
     def affine_nodes(self) -> Iterator[onnx.NodeProto]:
         """Yield the layers whose weights are initializers."""
         for node in self.graph.node:
-            is_layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            if is_layer and node.input[1] in self._initializers:
+            if is_affine(node) and node.input[1] in self._initializers:
                 yield node
 
     def insert_before(self, reader: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> None:
@@ -118,7 +129,7 @@ class Edit:
 
 
 def _change_target(
-    change: Callable[[Array, Array, FoldedLayer], tuple[Array, Array]], work: Workpiece
+    change: Callable[[Array, Array, UnfoldedLayer], tuple[Array, Array]], work: Workpiece
 ) -> onnx.ModelProto | None:
     """Change the folded weight and bias of the target."""
     target = work.target
@@ -126,7 +137,7 @@ def _change_target(
         return None
     edit = Edit(work.model)
     node = edit.node(target.node)
-    weight, bias = edit.array(node.input[1]), edit.array(node.input[2])
+    weight, bias = edit.weight(node), edit.array(node.input[2])
     new_weight, new_bias = change(weight.copy(), bias.copy(), target)
     if np.array_equal(new_weight, weight) and np.array_equal(new_bias, bias):
         return None  # in this network it makes no difference
@@ -154,7 +165,7 @@ def _as_exported(work: Workpiece) -> onnx.ModelProto:
 
 
 def in_one_layer(
-    name: str, change: Callable[[Array, Array, FoldedLayer], tuple[Array, Array]]
+    name: str, change: Callable[[Array, Array, UnfoldedLayer], tuple[Array, Array]]
 ) -> Fault:
     """Return the fault that changes the target's folded weight and bias."""
     return Fault(name=name, plant=partial(_change_target, change), single_layer=True)
