@@ -1,4 +1,4 @@
-"""What every test shares: two threads, strict numpy, and where the real data lies."""
+"""What every test shares: one thread, strict numpy, and where the real data lies."""
 
 import functools
 import importlib.util
@@ -21,7 +21,8 @@ def pytest_configure() -> None:
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        torch.set_num_threads(2)
+        # Each core has a process of its own; threads of two would spin, waiting for each other.
+        torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

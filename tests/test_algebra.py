@@ -262,7 +262,7 @@ def test_an_unknown_storage_type_is_refused():
         round_once(np.ones(1), "int8")
 
 
-# --- what a broken algebra once passed unnoticed (tests/mutations) ---
+# --- what a broken algebra once passed unnoticed ---
 
 
 def test_a_weight_of_several_blocks_is_folded_as_one():

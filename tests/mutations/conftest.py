@@ -1,6 +1,0 @@
-"""Lets the runner import the lists beside it."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
