@@ -37,7 +37,8 @@ from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.affine_flow import Target, targets_above, targets_below
 from resdeploy.host.layers import Layer, describe, node_shape
 from resdeploy.host.program import CLONE_MARK, ProgramEditor
-from resdeploy.host.trace import module_class, module_path, trace
+from resdeploy.host.trace import module_class, trace
+from resdeploy.host.trace_refusals import module_path
 from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["FoldedModel", "fold_batchnorm", "fold_program"]

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from resdeploy.algebra import LayerShape
-from resdeploy.host.trace import module_path
+from resdeploy.host.trace_refusals import module_path
 
 __all__ = ["Layer", "as_layer", "describe", "is_addition", "node_shape"]
 

@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.host.trace_refusals import module_path, refuse_what_onnx_would_drop
 
-__all__ = ["BATCH_DIMENSION", "module_class", "module_path", "trace"]
+__all__ = ["BATCH_DIMENSION", "module_class", "trace"]
 
 BATCH_DIMENSION = "batch"
 
@@ -32,7 +33,8 @@ def trace(
         dynamic_batch: trace for any batch size.
 
     Raises:
-        UnsupportedModelError: the module cannot be traced, or bakes its batch size in.
+        UnsupportedModelError: the module cannot be traced, bakes its batch size in, or does
+            what its ONNX graph would not (`trace_refusals`).
     """
     dynamic_shapes = _dynamic_shapes(module, example_inputs) if dynamic_batch else None
     try:
@@ -42,7 +44,10 @@ def trace(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
             _drop_metadata_checks(program)
-            return _functionalise(program)
+            program = _functionalise(program)
+            refuse_what_onnx_would_drop(program)
+            _unify_norms(program)
+            return program
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export has no common base for what it raises
@@ -66,15 +71,6 @@ def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -
     }
 
 
-def module_path(node: fx.Node) -> str:
-    """Return the dotted name of the innermost module a node came from, "" for the root."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
-    return str(path)
-
-
 def module_class(node: fx.Node) -> str:
     """Return the class name of the innermost module a node came from, "" for none."""
     stack = node.meta.get("nn_module_stack")
@@ -89,6 +85,20 @@ def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _unify_norms(program: torch.export.ExportedProgram) -> None:
+    """Call an InstanceNorm with running statistics what it is at inference: a BatchNorm.
+
+    Both take the same arguments. Its translation to ONNX repeats every parameter for each sample.
+    """
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target is aten.instance_norm.default and node.args[3] is not None:
+            uses_input_statistics = node.args[5]
+            if not uses_input_statistics:
+                node.target = aten.batch_norm.default
     program.graph_module.recompile()
 
 

@@ -17,7 +17,6 @@ from torch import fx
 from torch.nn import functional as F
 
 from resdeploy.host import pointwise_variance as pointwise
-from resdeploy.host.interpret import operator_name
 from resdeploy.host.layers import Layer, as_layer
 from resdeploy.host.noisy import (
     Noisy,
@@ -29,6 +28,7 @@ from resdeploy.host.noisy import (
     value_of,
     variance_of,
 )
+from resdeploy.host.trace_refusals import operator_name
 
 __all__ = ["propagate"]
 

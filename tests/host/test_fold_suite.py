@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.fold import fold_batchnorm
 
 
@@ -40,6 +41,12 @@ def test_fold(case):
     module, inputs = case.build(), case.inputs()
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
+    if "trace" in case.tags:
+        assert case.folded == 0
+        with pytest.raises(UnsupportedModelError) as caught:
+            fold_batchnorm(module, inputs)
+        assert caught.value.where
+        return
     folded = fold_batchnorm(module, inputs)
     report = folded.report
 
