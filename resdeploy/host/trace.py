@@ -20,6 +20,10 @@ __all__ = ["BATCH_DIMENSION", "module_class", "trace"]
 
 BATCH_DIMENSION = "batch"
 
+aten = torch.ops.aten
+
+_AVERAGES = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+
 
 def trace(
     module: nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool = True
@@ -46,7 +50,7 @@ def trace(
             _drop_metadata_checks(program)
             program = _functionalise(program)
             refuse_what_onnx_would_drop(program)
-            _unify_norms(program)
+            _use_plain_forms(program)
             return program
     except UnsupportedModelError:
         raise
@@ -88,17 +92,21 @@ def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _unify_norms(program: torch.export.ExportedProgram) -> None:
-    """Call an InstanceNorm with running statistics what it is at inference: a BatchNorm.
+def _use_plain_forms(program: torch.export.ExportedProgram) -> None:
+    """Write two operators as the plainer ones that they are, which ONNX says more of.
 
-    Both take the same arguments. Its translation to ONNX repeats every parameter for each sample.
+    An InstanceNorm with running statistics is a BatchNorm at inference, of the same arguments; its
+    translation repeats every parameter for each sample. An average over windows that reach beyond
+    the value (`ceil_mode`) counts nothing there; without padding, there is no more to count.
     """
-    aten = torch.ops.aten
     for node in program.graph.nodes:
-        if node.target is aten.instance_norm.default and node.args[3] is not None:
-            uses_input_statistics = node.args[5]
-            if not uses_input_statistics:
-                node.target = aten.batch_norm.default
+        values = list(node.args)
+        if node.target is aten.instance_norm.default and values[3] is not None and not values[5]:
+            node.target = aten.batch_norm.default
+        elif node.target in _AVERAGES and len(values) > 4:
+            _, _, _, padding, ceil_mode, *_ = values
+            if ceil_mode and not any([padding] if isinstance(padding, int) else padding):
+                node.args = (*values[:5], False, *values[6:])
     program.graph_module.recompile()
 
 
