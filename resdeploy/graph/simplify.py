@@ -45,18 +45,29 @@ def simplify(model: ir.Model) -> tuple[ir.Model, PassReport]:
     result = ir.from_proto(simplified)
     _put_back(result.graph, weights)
     for node in result.graph.all_nodes():
-        node.metadata_props.update(notes.get((node.name, node.op_type), {}))
+        node.metadata_props.update(notes.get(node.name, notes.get(_weight_name(node), {})))
     num_removed = num_before - result.graph.num_nodes()
     return result, PassReport(name="simplify", num_changed=num_removed)
 
 
-def _notes_by_name(graph: ir.Graph) -> dict[tuple[str | None, str], dict[str, str]]:
-    """Return the notes of each node, which onnxsim keeps under its name but without them."""
-    return {
-        (node.name, node.op_type): kept
-        for node in graph.all_nodes()
-        if (kept := {key: node.metadata_props[key] for key in NOTES if key in node.metadata_props})
-    }
+def _notes_by_name(graph: ir.Graph) -> dict[str | None, dict[str, str]]:
+    """Return the notes of each node, which onnxsim drops, by its name and by that of its weight.
+
+    A MatMul and an Add that become a Gemm lose their own names.
+    """
+    notes: dict[str | None, dict[str, str]] = {}
+    for node in graph.all_nodes():
+        kept = {key: node.metadata_props[key] for key in NOTES if key in node.metadata_props}
+        weight = node.inputs[1] if _weight_name(node) else None
+        if weight is not None and len(weight.uses()) == 1:
+            notes[weight.name] = kept
+        notes[node.name] = kept
+    return notes
+
+
+def _weight_name(node: ir.Node) -> str | None:
+    weight = node.inputs[1] if node.op_type in _READ_WEIGHTS else None
+    return None if weight is None else weight.name
 
 
 def _set_weights_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:

@@ -205,13 +205,13 @@ LAYERS = mutations(
     ),
     (
         "ONNX weights are rounded to their own type",
-        "dtype = _STORAGE_TYPES.get(tensor.dtype, str(tensor.dtype))",
+        "dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))",
         'dtype = "float32"',
         fold("refuses_weights_that_overflow_float16"),
     ),
     (
         "new weights have the type of the old",
-        "ir.tensor(values.astype(tensor.dtype.numpy()), dtype=tensor.dtype)",
+        "ir.tensor(values.astype(self.dtype.numpy()), dtype=self.dtype)",
         "ir.tensor(values.astype(np.float32))",
         fold("mixed_types_come_out_as_the_type_of_the_layer"),
     ),
@@ -383,7 +383,7 @@ FLOW = mutations(
     ),
     (
         "downwards, readers are in the same graph",
-        "alone = producer is not None and reader.graph is producer.graph",
+        "alone = reader.graph is home",
         "alone = True",
         flow("refuses_to_go_down_into_a_branch"),
     ),
