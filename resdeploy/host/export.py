@@ -133,7 +133,8 @@ def _export(
     verification = verify_model(
         file,
         golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
-        [SessionSpec(provider="cpu")],
+        # A busy machine has no cores for threads that wait awake.
+        [SessionSpec(provider="cpu", spinning=False)],
     )
     report = ExportReport(
         spec=spec,
