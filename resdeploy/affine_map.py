@@ -5,7 +5,7 @@ length 1 (the same everywhere) or of the value's length. Where axis 0 is the bat
 
 Each function answers one question: if this map stands after such an operation, which map before the
 operation has the same effect? None means that no map has. What the operators are called, and which
-of them do what, is known by those who walk a graph: `host.affine_flow` and `graph.affine_flow`.
+of them do what, is known by `graph.affine_flow`, which walks one.
 
 A shape is a sequence of lengths. One that is not known is anything but an int; two of them are the
 same length if they are equal.

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from resdeploy.host.export import stage_versions
-from resdeploy.host.fold import fold_batchnorm
+from resdeploy.host.fold_module import fold_batchnorm
 from resdeploy.host.networks import build_network
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.folds import FoldReport
@@ -82,9 +82,9 @@ def main(json_path: Path | None) -> None:
         for seed in range(count):
             network = random_network(arch, seed)
             x = torch.randn(NUM_IMAGES, 3, PIXELS, PIXELS, dtype=torch.float64)
-            folded = fold_batchnorm(network, (x[:2].float(),))
+            folded = fold_batchnorm(network, x[:2].float())
             by_torch = fold_by_torch(network, folded.report)
-            ours = {name: tensor.detach() for name, tensor in folded.state_dict().items()}
+            ours = {name: tensor.detach() for name, tensor in folded.module.state_dict().items()}
             with torch.no_grad():
                 exact = network.double()(x)
             errors = {

@@ -31,7 +31,7 @@ from resdeploy.graph.certify import certify_file, certify_run
 from resdeploy.graph.fold_file import load_onnx
 from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.export import export_onnx
-from resdeploy.host.fold import fold_batchnorm
+from resdeploy.host.fold_module import fold_batchnorm
 from resdeploy.host.golden import make_golden, run_module, synthetic_inputs
 from resdeploy.host.networks import build_network, input_shape
 from resdeploy.host.reference import reference_graph

@@ -235,8 +235,9 @@ def targets_below(value: ir.Value, affine: AffineMap, layers: Layers) -> list[Ta
         return _NO_LAYER_BELOW
     targets: list[Target] = []
     producer = value.producer()
+    home = value.graph if producer is None else producer.graph
     for reader, at in value.uses():
-        alone = producer is not None and reader.graph is producer.graph  # 5
+        alone = reader.graph is home  # 5
         if not alone or at != 0 or list(reader.inputs).count(value) != 1:  # 6
             return _NO_LAYER_BELOW
         found = _targets_in(reader, affine, layers)

@@ -9,6 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 __all__ = [
+    "EPSILON_NOTE",
+    "NOTES",
+    "PATH_NOTE",
     "GraphEditor",
     "Shape",
     "chosen_by_caller",
@@ -23,6 +26,7 @@ __all__ = [
     "ints_attribute",
     "is_op",
     "is_present",
+    "module_name",
     "node_name",
     "optional_input",
     "remove_if_unread",
@@ -33,6 +37,11 @@ __all__ = [
 FloatArray = npt.NDArray[np.floating[Any]]
 # A length is an int, a name, or an object that is equal to nothing else.
 Shape = tuple[Any, ...]
+
+# What is known of a node beyond its attributes, between the exporter and the file: the path of its
+# module, "" for the root, and the epsilon of a norm, which ONNX holds in float32, to its last bit.
+PATH_NOTE, EPSILON_NOTE = "resdeploy.path", "resdeploy.epsilon"
+NOTES = (PATH_NOTE, EPSILON_NOTE)
 
 # They compute a value of the shape of their first input.
 _KEEP_SHAPE = ("BatchNormalization", "Identity", "Dropout", "Relu", "LayerNormalization", "Cast")
@@ -281,6 +290,15 @@ def is_op(node: ir.Node, *operators: str) -> bool:
 def node_name(node: ir.Node) -> str:
     """Return the name of a node, or of its output where it has none."""
     return node.name or node.outputs[0].name or node.op_type
+
+
+def module_name(node: ir.Node, parameter: ir.Value | None = None) -> str:
+    """Return the module a node came from, else that of a parameter, else the node's own name."""
+    path = node.metadata_props.get(PATH_NOTE)
+    if path is None:
+        return node_name(node)
+    owner = "" if parameter is None else (parameter.name or "").rpartition(".")[0]
+    return path or owner or node_name(node)
 
 
 def describe(node: ir.Node) -> str:

@@ -40,6 +40,7 @@ from resdeploy.affine_map import (
     compose,
     multiply_by_constant,
 )
+from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_flow import (
     Target,
     constant_operand,
@@ -47,6 +48,7 @@ from resdeploy.graph.affine_flow import (
     targets_below,
 )
 from resdeploy.graph.editor import (
+    EPSILON_NOTE,
     GraphEditor,
     chosen_by_caller,
     constant_array,
@@ -56,7 +58,7 @@ from resdeploy.graph.editor import (
     int_attribute,
     is_op,
     is_present,
-    node_name,
+    module_name,
     optional_input,
     remove_if_unread,
     why_it_varies,
@@ -71,26 +73,42 @@ _DEFAULT_EPSILON = 1e-5
 _OLDEST_OPSET = 7
 
 
-def fold_batchnorm(model: ir.Model, *, layernorm: bool = False) -> FoldReport:
+def fold_batchnorm(
+    model: ir.Model,
+    *,
+    batchnorm: bool = True,
+    layernorm: bool = False,
+    input_scale: algebra.ExtendedArray | None = None,
+) -> FoldReport:
     """Fold every BatchNormalization of `model` that may be folded, in place.
 
     What was refused, and what has nothing to do with a fold, keeps every bit.
 
     Args:
         model: what to fold.
+        batchnorm: whether to fold them at all.
         layernorm: whether to fold the affine part of every LayerNormalization as well.
+        input_scale: (C,); the folded model takes inputs that are still to be multiplied by it,
+            channel by channel. A product takes zero padding along, so that no border differs.
+
+    Raises:
+        UnsupportedModelError: the input's scale reaches no layer.
     """
     folded: list[FoldedSite] = []
     refused: list[RefusedSite] = []
     for editor in graph_editors(model):
         folder = _Folder(editor)
-        waiting = list(_norms(editor, layernorm=layernorm))
+        found = _norms(editor, layernorm=layernorm) if batchnorm or layernorm else ()
+        waiting = list(found)
         # Again after each success: a BatchNorm that another one reads can go where that one went.
         while waiting:
             left = [norm for norm in waiting if not folder.fold(norm)]
             if len(left) == len(waiting):
                 break
             waiting = left
+        if input_scale is not None and editor.graph is model.graph:
+            # Last: a BatchNorm between the input and the first layer is then gone, if it can be.
+            folder.fold_input_scale(input_scale)
         folder.finish()
         folded += folder.folded_sites()
         refused += folder.refused_sites(waiting)
@@ -146,7 +164,9 @@ def _norms(editor: GraphEditor, *, layernorm: bool) -> Iterator[_Norm]:
             product = _frozen_product(node)
             if product is None:
                 continue
-        norm = _Norm(node=node, product=product, place=place, name=node_name(node), num_consumers=1)
+        statistics = node.inputs[3] if is_op(node, "BatchNormalization") else None
+        name = module_name(node, statistics)
+        norm = _Norm(node=node, product=product, place=place, name=name, num_consumers=1)
         yield replace(norm, num_consumers=len(norm.input.uses()))
 
 
@@ -240,6 +260,26 @@ class _Folder:
             if value is not None:
                 remove_if_unread(value)
         return True
+
+    def fold_input_scale(self, scale_C: algebra.ExtendedArray) -> None:
+        """Fold a scale of the model's input into the layers that read it."""
+        value = self.editor.graph.inputs[0]
+        shape = value.shape
+        assert shape is not None
+        scale = along_axis(scale_C, 1, len(shape))
+        targets = targets_below(value, AffineMap(scale, np.zeros_like(scale)), self._graph_layers)
+        reason = targets if isinstance(targets, str) else None
+        try:
+            layers = [] if isinstance(targets, str) else [self._fold_into(t) for t in targets]
+        except algebra.NonFiniteFoldError as error:  # 5
+            reason = str(error)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"The scale of the preprocessing cannot be folded: {reason}.",
+                where=value.name,
+                fix="export without --preprocess embed",
+            )
+        self._layers.update({folded.layer.node: folded for folded in layers})
 
     def finish(self) -> None:
         """Write the new weights."""
@@ -360,6 +400,9 @@ def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
     if mean.ndim != 1 or not gamma.shape == beta.shape == mean.shape == var.shape:
         raise ValueError("its parameters are not of one shape (C,)")
     eps = float_attribute(batchnorm, "epsilon", _DEFAULT_EPSILON)
+    note = batchnorm.metadata_props.get(EPSILON_NOTE)
+    if note is not None and np.float32(exact := float(note)) == eps:
+        eps = exact
     return algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
 
 

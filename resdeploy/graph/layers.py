@@ -31,7 +31,7 @@ from resdeploy.graph.editor import (
     constant_tensor,
     describe,
     is_op,
-    node_name,
+    module_name,
     optional_input,
     remove_if_unread,
     why_it_varies,
@@ -115,6 +115,11 @@ class Layer:
         return self.affine.shape
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type that its weights are stored in; a computed one may wait in float64."""
+        return self.weight.dtype or constant_tensor(self.weight).dtype
+
+    @property
     def num_outputs(self) -> int:
         """The number of features it computes."""
         return self.affine.num_outputs
@@ -149,8 +154,7 @@ class Layer:
             ValueError: the weights are not floating point.
         """
         weight = constant_array(self.weight)
-        tensor = constant_tensor(self.weight)
-        dtype = _STORAGE_TYPES.get(tensor.dtype, str(tensor.dtype))
+        dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
         own = self.own_bias()
         bias = edit.bias if own is None else edit.out_scale * own + edit.bias
         rows = bias.reshape(-1, self.num_outputs)
@@ -176,14 +180,14 @@ class Layer:
     def rewrite(self, folded: algebra.FoldedAffine, editor: GraphEditor) -> None:
         """Give the layer its new weight and bias."""
         old = [self.weight, self.bias]
-        tensor = constant_tensor(self.weight)
         # Converted to the layer's type: from opset 15 on, the BatchNormalization may have another.
         new_weight, new_bias = (
-            ir.tensor(values.astype(tensor.dtype.numpy()), dtype=tensor.dtype)
+            ir.tensor(values.astype(self.dtype.numpy()), dtype=self.dtype)
             for values in (folded.weight, folded.bias)
         )
         self.node.replace_input_with(1, editor.replace(self.weight, new_weight, reader=self.node))
-        if self.bias is not None:
+        # One of zeros is the exporter's own: the layer has none.
+        if self.bias is not None and constant_array(self.bias).any():
             bias = editor.replace(self.bias, new_bias, reader=self.adder)
         else:
             bias = editor.add(_bias_name(self.weight), new_bias, reader=self.node)
@@ -232,7 +236,7 @@ def _as_layer(node: ir.Node) -> Layer | None:
     weight = node.inputs[1]
     assert weight is not None
     if not is_op(node, "MatMul"):
-        return Layer(node, node, 2, weight, optional_input(node, 2), node_name(node))
+        return Layer(node, node, 2, weight, optional_input(node, 2), module_name(node))
     product = node.outputs[0]
     if len(product.uses()) == 1 and not product.is_graph_output() and _is_constant_matrix(weight):
         ((reader, index),) = product.uses()
@@ -241,8 +245,8 @@ def _as_layer(node: ir.Node) -> Layer | None:
             lengths = constant_tensor(bias).shape.numpy()
             # Else the Add would give the value more features than the layer has.
             if not lengths or lengths[-1] in (1, constant_tensor(weight).shape.numpy()[1]):
-                return Layer(node, reader, 1 - index, weight, bias, node_name(node))
-    return Layer(node, node, 2, weight, None, node_name(node))
+                return Layer(node, reader, 1 - index, weight, bias, module_name(node))
+    return Layer(node, node, 2, weight, None, module_name(node))
 
 
 def _is_constant_matrix(value: ir.Value) -> bool:

@@ -1,8 +1,7 @@
-"""Export a trained model to ONNX: trace, fold, translate, simplify, verify, write.
+"""Export a trained model to ONNX: trace, translate, simplify, fold, verify, write.
 
-The BatchNorms are folded first, on the graph that torch.export made: what remains is smaller to
-translate, and nothing is left for an exporter or a runtime to fold in float32 or wrongly. torch's
-own optimiser is off, as it folds too, without a report.
+The BatchNorms are folded by `graph.fold_batchnorm`, and by nothing else: the optimisers of torch's
+exporter and of onnxsim are told not to, as they fold in float32, or wrongly, and without a report.
 """
 
 import importlib.metadata
@@ -26,7 +25,6 @@ from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.graph.pipeline import optimize
 from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.embedded import EmbeddedNetwork
-from resdeploy.host.fold import fold_program
 from resdeploy.host.golden import golden_for
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.preprocess import centre_and_scale
@@ -110,25 +108,21 @@ def _export(
     is_dynamic = spec.batch == "dynamic"
     on_stage("trace")
     inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
-    network, centre_C, scale_C = source.module, None, None
+    network, pixels = source.module, None
     if isinstance(network, EmbeddedNetwork):
-        centre_C, scale_C = centre_and_scale(network.preprocess)
+        pixels = centre_and_scale(network.preprocess)
         network = network.network
     program = trace(network, inputs, dynamic_batch=is_dynamic)
-    fold_report = None
-    if spec.fold or scale_C is not None:
-        on_stage("fold")
-        folded = fold_program(program, batchnorm=spec.fold, input_scale=scale_C)
-        program, fold_report = folded.program, folded.report if spec.fold else None
     on_stage("translate")
-    model = translate(program, opset=spec.opset)
-    on_stage("simplify")
-    model, passes = optimize(
-        model,
+    optimized = optimize(
+        translate(program, opset=spec.opset),
         opset=spec.opset,
         batch_dimension=BATCH_DIMENSION if is_dynamic else None,
-        centre_C=centre_C,
+        fold=spec.fold,
+        pixels=pixels,
+        on_stage=on_stage,
     )
+    model = optimized.model
     if spec.newest_ir_version is not None:
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
@@ -139,13 +133,14 @@ def _export(
     verification = verify_model(
         file,
         golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
-        [SessionSpec(provider="cpu")],
+        # A busy machine has no cores for threads that wait awake.
+        [SessionSpec(provider="cpu", spinning=False)],
     )
     report = ExportReport(
         spec=spec,
         file=file_info(file, relative_to=file.parent),
-        fold=fold_report,
-        passes=passes,
+        fold=optimized.fold if spec.fold else None,
+        passes=optimized.passes,
         inputs=tuple(map(_tensor_spec, model.graph.inputs)),
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         num_nodes=model.graph.num_nodes(),

@@ -21,7 +21,7 @@ from resdeploy.host.data import load_evaluation
 from resdeploy.host.embedded import EmbeddedNetwork, input_roundings
 from resdeploy.host.precision_noise import simulated_noise, weight_noise
 from resdeploy.host.run_module import run_module
-from resdeploy.host.variance import fold_copy, propagated_sigma
+from resdeploy.host.variance import propagated_sigma, trace_any_batch
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
@@ -94,7 +94,7 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
         module = module.network
     sigma, precision_noise, missing = None, None, None
     try:
-        program = fold_copy(module, inputs)
+        program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
         num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // math.prod(inputs.shape[1:]))
         sigma = propagated_sigma(

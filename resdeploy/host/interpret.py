@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.layers import describe
 
-__all__ = ["Call", "GraphWalker", "operator_name"]
+__all__ = ["Call", "GraphWalker"]
 
 Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -75,16 +75,6 @@ class GraphWalker:
             for source in self._last_reader.get(node, ()):
                 values.pop(source, None)
         return [value(node) for node in self._outputs]
-
-
-def operator_name(node: fx.Node) -> str:
-    """Return the name of the operator a node calls, without its overload, such as "conv2d"."""
-    schema = getattr(node.target, "_schema", None)
-    return (
-        str(getattr(node.target, "__name__", node.target))
-        if schema is None
-        else str(schema.name).removeprefix("aten::")
-    )
 
 
 def _evaluate(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:

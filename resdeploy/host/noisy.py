@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.host.interpret import operator_name
 from resdeploy.host.layers import describe
+from resdeploy.host.trace_refusals import operator_name
 
 __all__ = [
     "REACH",

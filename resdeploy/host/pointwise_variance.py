@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from resdeploy.host.interpret import operator_name
 from resdeploy.host.noisy import (
     REACH,
     Noisy,
@@ -20,6 +19,7 @@ from resdeploy.host.noisy import (
     value_of,
     variance_of,
 )
+from resdeploy.host.trace_refusals import operator_name
 
 __all__ = [
     "SMOOTH_ROUNDINGS",

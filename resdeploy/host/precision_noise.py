@@ -42,6 +42,8 @@ _SEED = 0x5EED_0F_0D47
 _MEASURED_ROUNDOFF = 2.0**-12
 _UNIT_ROUNDOFF = 2.0**-24
 
+_BATCHNORM = torch.ops.aten.batch_norm.default
+
 _Round = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,7 +56,7 @@ def simulated_noise(
     """Return the relative error of each precision on the first few inputs.
 
     Args:
-        program: the folded model, for any batch size; it is only read.
+        program: the model, for any batch size; it is only read.
         inputs: (N, ...).
         reference_NK: the float64 outputs for them.
         float32_NK: the float32 outputs for them, which were computed and not simulated.
@@ -131,20 +133,28 @@ def _simulated(
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target: Any = node.target
         if everything:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), rounded)
-            return fx.node.map_aggregate(target(*args, **kwargs), rounded)
+            # A BatchNorm is part of the layer before it, as in a file: one rounding for both.
+            if target is not _BATCHNORM:
+                args, kwargs = fx.node.map_aggregate((args, kwargs), rounded)
+            result = target(*args, **kwargs)
+            return result if _is_a_fold(node) else fx.node.map_aggregate(result, rounded)
         layer = as_layer(node)
         if layer is not None:
-            weight_at = node.args.index(layer.weight, layer.input_at + 1)
             values = list(args)
             values[layer.input_at] = around(values[layer.input_at])
-            values[weight_at] = around_weight(values[weight_at])
+            values[layer.weight_at] = around_weight(values[layer.weight_at])
             args = tuple(values)
         return target(*args, **kwargs)
 
     with torch.no_grad():
         outputs = walker.run([torch.from_numpy(inputs)], call)
         return torch.cat([output.flatten(1) for output in outputs], dim=1).double().numpy()
+
+
+def _is_a_fold(node: fx.Node) -> bool:
+    """Whether a BatchNorm alone reads what a layer computes."""
+    readers = list(node.users)
+    return as_layer(node) is not None and [r.target for r in readers] == [_BATCHNORM]
 
 
 def _to_tf32(values: torch.Tensor) -> torch.Tensor:

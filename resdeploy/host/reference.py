@@ -22,7 +22,6 @@ from resdeploy.graph.pipeline import optimize
 from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.embedded import EmbeddedNetwork
 from resdeploy.host.export import translate
-from resdeploy.host.fold import fold_program
 from resdeploy.host.trace import BATCH_DIMENSION, trace
 from resdeploy.preprocess import centre_and_scale
 from resdeploy.schema.folds import FoldReport
@@ -44,9 +43,9 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
             compute in float64 what the module does.
     """
     module = copy.deepcopy(source.module).double()
-    centre_C, scale_C = None, None
+    pixels = None
     if isinstance(module, EmbeddedNetwork):
-        centre_C, scale_C = centre_and_scale(module.preprocess)
+        pixels = centre_and_scale(module.preprocess)
         module = module.network
     inputs = tuple(x.double() for x in example_inputs(source))
     try:
@@ -55,13 +54,13 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     except UnsupportedModelError:
         program = trace(module, inputs, dynamic_batch=False)
         batch = None
-    folded = fold_program(program, input_scale=scale_C)
     opset = 18
-    translated = translate(folded.program, opset=opset)
-    model, _ = optimize(translated, opset=opset, batch_dimension=batch, centre_C=centre_C)
-    proto = ir.to_proto(model)
+    optimized = optimize(
+        translate(program, opset=opset), opset=opset, batch_dimension=batch, pixels=pixels
+    )
+    proto = ir.to_proto(optimized.model)
     _check(proto, golden, source.description)
-    magnitudes = _bias_magnitudes(module, folded.report)
+    magnitudes = _bias_magnitudes(module, optimized.fold)
     return Reference(model=proto, bias_magnitudes=magnitudes, is_exact=True)
 
 

@@ -14,10 +14,15 @@ import torch
 from torch import fx, nn
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.host.trace_refusals import module_path, refuse_what_onnx_would_drop
 
-__all__ = ["BATCH_DIMENSION", "module_class", "module_path", "trace"]
+__all__ = ["BATCH_DIMENSION", "module_class", "trace"]
 
 BATCH_DIMENSION = "batch"
+
+aten = torch.ops.aten
+
+_AVERAGES = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 
 
 def trace(
@@ -32,7 +37,8 @@ def trace(
         dynamic_batch: trace for any batch size.
 
     Raises:
-        UnsupportedModelError: the module cannot be traced, or bakes its batch size in.
+        UnsupportedModelError: the module cannot be traced, bakes its batch size in, or does
+            what its ONNX graph would not (`trace_refusals`).
     """
     dynamic_shapes = _dynamic_shapes(module, example_inputs) if dynamic_batch else None
     try:
@@ -42,7 +48,10 @@ def trace(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
             _drop_metadata_checks(program)
-            return _functionalise(program)
+            program = _functionalise(program)
+            refuse_what_onnx_would_drop(program)
+            _use_plain_forms(program)
+            return program
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export has no common base for what it raises
@@ -66,15 +75,6 @@ def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -
     }
 
 
-def module_path(node: fx.Node) -> str:
-    """Return the dotted name of the innermost module a node came from, "" for the root."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
-    return str(path)
-
-
 def module_class(node: fx.Node) -> str:
     """Return the class name of the innermost module a node came from, "" for none."""
     stack = node.meta.get("nn_module_stack")
@@ -89,6 +89,24 @@ def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _use_plain_forms(program: torch.export.ExportedProgram) -> None:
+    """Write two operators as the plainer ones that they are, which ONNX says more of.
+
+    An InstanceNorm with running statistics is a BatchNorm at inference, of the same arguments; its
+    translation repeats every parameter for each sample. An average over windows that reach beyond
+    the value (`ceil_mode`) counts nothing there; without padding, there is no more to count.
+    """
+    for node in program.graph.nodes:
+        values = list(node.args)
+        if node.target is aten.instance_norm.default and values[3] is not None and not values[5]:
+            node.target = aten.batch_norm.default
+        elif node.target in _AVERAGES and len(values) > 4:
+            _, _, _, padding, ceil_mode, *_ = values
+            if ceil_mode and not any([padding] if isinstance(padding, int) else padding):
+                node.args = (*values[:5], False, *values[6:])
     program.graph_module.recompile()
 
 

@@ -17,7 +17,6 @@ from torch import fx
 from torch.nn import functional as F
 
 from resdeploy.host import pointwise_variance as pointwise
-from resdeploy.host.interpret import operator_name
 from resdeploy.host.layers import Layer, as_layer
 from resdeploy.host.noisy import (
     Noisy,
@@ -29,6 +28,7 @@ from resdeploy.host.noisy import (
     value_of,
     variance_of,
 )
+from resdeploy.host.trace_refusals import operator_name
 
 __all__ = ["propagate"]
 
@@ -47,8 +47,9 @@ def propagate(
         target: Any = node.target
         args, kwargs = fx.node.map_aggregate((args, kwargs), value_of)
         return target(*args, **kwargs)
-    if as_layer(node) is not None and not isinstance(args[_weight_at(node)], Noisy):
-        return _layer(call)
+    layer = as_layer(node)
+    if layer is not None and not isinstance(args[layer.weight_at], Noisy):
+        return _layer(call, layer)
     rule = _RULES.get(name)
     if rule is None:
         raise unknown_variance(node)
@@ -58,28 +59,23 @@ def propagate(
 # --- affine layers -------------------------------------------------------------------------------
 
 
-def _layer(call: NoisyCall) -> Noisy:
+def _layer(call: NoisyCall, layer: Layer) -> Noisy:
     """Return conv(Var + n/3 x^2, W^2) + n/3 b^2, which is one call of the layer, + n/9 y^2."""
-    layer = as_layer(call.node)
-    assert layer is not None
-    x = call.args[layer.input_at]
-    at = _weight_at(call.node)
-    weight = call.args[at]
-    bias_at = None if layer.bias is None else call.node.args.index(layer.bias)
+    x, weight, bias_at = call.args[layer.input_at], call.args[layer.weight_at], layer.bias_at
     if not isinstance(x, Noisy) or (bias_at is not None and isinstance(call.args[bias_at], Noisy)):
         raise unknown_variance(call.node)
-    num_products = _num_products(weight, transposed=layer.shape.transposed, linear=layer.is_linear)
+    num_products = _num_products(weight, transposed=layer.is_transposed, linear=layer.is_linear)
     own = num_products / 3
     target: Any = call.node.target
     values, squares = list(call.args), list(call.args)
     values[layer.input_at] = x.value
     squares[layer.input_at] = x.variance + own * x.value.square()
-    squares[at] = weight.square()
+    squares[layer.weight_at] = weight.square()
     if bias_at is not None:
         squares[bias_at] = own * call.args[bias_at].square()
     factors = {name: factor**2 for name, factor in call.kwargs.items()}
     y = _summed(target(*values, **call.kwargs), target(*squares, **factors), num_products)
-    if layer.is_linear or layer.shape.transposed:
+    if layer.is_linear or layer.is_transposed:
         return y
     return replace(y, mean_variance_NC=_mean_of_convolution(call, layer, x, y, num_products))
 
@@ -94,9 +90,9 @@ def _mean_of_convolution(
     positions; plus the roundings of weights and bias, which are the same at every position. A
     stride that skips positions leaves fewer to average over. Borders are not told apart.
     """
-    weight = call.args[_weight_at(call.node)]
-    bias = None if layer.bias is None else call.args[call.node.args.index(layer.bias)]
-    groups = layer.shape.groups
+    weight = call.args[layer.weight_at]
+    bias = None if layer.bias_at is None else call.args[layer.bias_at]
+    groups = layer.groups
 
     def through(values_NC: torch.Tensor, weights_OI: torch.Tensor) -> torch.Tensor:
         return F.conv1d(values_NC[..., None], weights_OI[..., None], groups=groups)[..., 0]
@@ -122,12 +118,6 @@ def _summed(value: torch.Tensor, variance: torch.Tensor, num_terms: Any) -> Nois
     an average after a ReLU) this is nearly all of the error.
     """
     return Noisy(value, variance + num_terms / 9 * value.square())
-
-
-def _weight_at(node: fx.Node) -> int:
-    layer = as_layer(node)
-    assert layer is not None
-    return node.args.index(layer.weight, layer.input_at + 1)
 
 
 def _num_products(weight: torch.Tensor, *, transposed: bool, linear: bool) -> int:

@@ -80,7 +80,7 @@ def test_fold_bn_strict_exits_1_when_a_site_is_refused(run, tmp_path):
         assert run(*arguments).exit_code == 0
         result = run(*arguments, "--strict")
     assert result.exit_code == 1
-    assert "refused: its input comes from `0` (relu)" in result.stdout
+    assert "refused: its input comes from `0/Relu` (Relu)" in result.stdout
 
 
 def test_fold_bn_wants_an_output_or_a_dry_run(run, checkpoint):

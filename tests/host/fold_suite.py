@@ -10,6 +10,7 @@ Tags: the group a case stands in, and
     forward     the fold goes into the layer after the BatchNorm, not the one before
     arithmetic  the BatchNorm is written as a product and a sum
     random      the module draws random numbers: seed before each call
+    trace       no ONNX graph can hold the module: refused as a whole, by the name of the part
 """
 
 import functools
@@ -561,7 +562,7 @@ case("identity_between", FOLDS, IMAGES, "between")(lambda: conv_bn(nn.Identity()
 case("dropout_eval_between", FOLDS, IMAGES, "between")(
     lambda: conv_bn(nn.Dropout(0.5), nn.Dropout2d(0.5))
 )
-case("dropout_train_between", STAYS, IMAGES, "between", "random")(
+case("dropout_train_between", STAYS, IMAGES, "between", "random", "trace")(
     lambda: (conv_bn(nn.Dropout(0.5)), lambda net: net.between0.train())
 )
 case("clone_between", FOLDS, IMAGES, "between")(
@@ -651,7 +652,7 @@ def functional_bn(net: Net, x: Tensor, *, training: bool = False) -> Tensor:
 
 
 case("functional_batch_norm", FOLDS, IMAGES, "normalisation")(lambda: conv_and_bn(functional_bn))
-case("functional_batch_norm_in_training", STAYS, IMAGES, "normalisation")(
+case("functional_batch_norm_in_training", STAYS, IMAGES, "normalisation", "trace")(
     lambda: conv_and_bn(functools.partial(functional_bn, training=True))
 )
 case("functional_batch_norm_without_affine", FOLDS, IMAGES, "normalisation")(
@@ -701,7 +702,7 @@ case("weight_norm", FOLDS, IMAGES, "weights")(lambda: treated(parametrizations.w
 case("spectral_norm_eval", FOLDS, IMAGES, "weights")(
     lambda: treated(parametrizations.spectral_norm)
 )
-case("spectral_norm_train", STAYS, IMAGES, "weights")(
+case("spectral_norm_train", STAYS, IMAGES, "weights", "trace")(
     lambda: (treated(parametrizations.spectral_norm), lambda net: net.conv.train())
 )
 case("pruned_conv", FOLDS, IMAGES, "weights")(
@@ -735,7 +736,7 @@ case("batchnorm_parameter_from_input", STAYS, IMAGES, "weights")(
         )
     )
 )
-case("weight_that_changes_at_each_call", STAYS, IMAGES, "weights")(
+case("weight_that_changes_at_each_call", STAYS, IMAGES, "weights", "trace")(
     lambda: (
         conv_and_bn(lambda net, x: net.bn(F.conv2d(x, net.kernel.mul_(0.5)))),
         lambda net: net.register_buffer("kernel", torch.randn(4, 4, 1, 1)),
@@ -753,7 +754,9 @@ def forget_statistics(net: nn.Module) -> None:
     net.bn.running_mean = net.bn.running_var = None
 
 
-case("train_mode_bn", STAYS, IMAGES, "statistics")(lambda: (bn_only(), lambda net: net.bn.train()))
+case("train_mode_bn", STAYS, IMAGES, "statistics", "trace")(
+    lambda: (bn_only(), lambda net: net.bn.train())
+)
 case("train_mode_conv_eval_bn", FOLDS, IMAGES, "statistics")(
     lambda: (bn_only(), lambda net: net.conv.train())
 )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from resdeploy.host.build import SourceModel, fit_for_folded
 from resdeploy.host.export import export_onnx
-from resdeploy.host.fold import fold_batchnorm
+from resdeploy.host.fold_module import fold_batchnorm
 from resdeploy.host.networks import ARCHITECTURES, build_network, input_shape
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import ModelSpec
@@ -123,7 +123,7 @@ def test_the_pre_activation_mlp_says_why_nothing_folds(options):
     network, shape = trained_one_step(
         ModelSpec(arch="residual_mlp", num_classes=NUM_CLASSES, options=options)
     )
-    report = fold_batchnorm(network, (torch.randn(2, *shape),)).report
+    report = fold_batchnorm(network, torch.randn(2, *shape)).report
     assert report.folded == ()
     assert all("it is the residual stream" in refusal.reason for refusal in report.refused)
 
@@ -143,9 +143,9 @@ def test_folded_weights_load_into_the_network_built_without_norms(arch, options)
     spec = ModelSpec(arch=arch, num_classes=NUM_CLASSES, options=options)
     network, shape = trained_one_step(spec)
     x = torch.randn(3, *shape)
-    folded = fold_batchnorm(network, (x,))
+    folded = fold_batchnorm(network, x)
     without = build_network(dataclasses.replace(spec, options={**options, "norm": "none"})).eval()
-    without.load_state_dict(folded.state_dict(), strict=True)
+    without.load_state_dict(folded.module.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(without(x), folded.module(x))
 
@@ -154,10 +154,10 @@ def test_partly_folded_weights_load_into_the_network_fitted_for_them():
     spec = ModelSpec(arch="cifar_preact_resnet20", num_classes=NUM_CLASSES)
     network, shape = trained_one_step(spec)
     x = torch.randn(3, *shape)
-    folded = fold_batchnorm(network, (x,))
+    folded = fold_batchnorm(network, x)
     fitted = build_network(spec).eval()
     fit_for_folded(fitted, folded.report.folded)
-    missing, unexpected = fitted.load_state_dict(folded.state_dict(), strict=False)
+    missing, unexpected = fitted.load_state_dict(folded.module.state_dict(), strict=False)
     assert unexpected == []
     assert all(name.endswith("num_batches_tracked") for name in missing)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -68,6 +69,25 @@ def test_nodes_are_called_by_their_modules(exported):
     assert {"conv1/Conv", "layer2.0.conv2/Conv", "linear/Gemm"} <= names
 
 
+def test_what_a_layer_gained_is_called_after_its_weight(exported):
+    model = onnx.load(exported[0])
+    biases = {node.input[-1] for node in model.graph.node if node.op_type == "Conv"}
+    assert {"conv1.bias", "layer1.0.conv1.bias"} <= biases
+    assert not any(node.metadata_props for node in model.graph.node)
+
+
+def test_sites_are_called_by_their_modules(exported):
+    report = exported[1].fold
+    assert ("layer1.0.bn1", "layer1.0.conv1") in [(s.site, s.producer) for s in report.folded]
+
+
+def test_a_model_is_traced_once(source, tmp_path, monkeypatch):
+    genuine, calls = torch.export.export, []
+    monkeypatch.setattr(torch.export, "export", lambda *a, **k: calls.append(1) or genuine(*a, **k))
+    export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert len(calls) == 1
+
+
 def test_nothing_of_the_build_machine_is_in_the_file(exported):
     raw = exported[0].read_bytes()
     for trace in (str(Path(__file__).parents[2]), "site-packages", ".py", "torch", "stack"):
@@ -128,14 +148,15 @@ def test_without_folding_every_batchnorm_stays(source, tmp_path):
 
 def test_a_model_that_computes_something_else_is_not_written(source, tmp_path, monkeypatch):
     """One bias off by a part in ten thousand, planted after the fold."""
-    genuine = export_module.fold_program
+    genuine = export_module.optimize
 
-    def off_by_a_little(program, **options):
-        folded = genuine(program, **options)
-        folded.program.state_dict["layer2.0.conv1.weight"].data.mul_(1 + 1e-4)
-        return folded
+    def off_by_a_little(model, **options):
+        optimized = genuine(model, **options)
+        weight = optimized.model.graph.initializers["layer2.0.conv1.weight"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1 + 1e-4))
+        return optimized
 
-    monkeypatch.setattr(export_module, "fold_program", off_by_a_little)
+    monkeypatch.setattr(export_module, "optimize", off_by_a_little)
     report = export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
     assert not report.verification.passed
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +186,7 @@ def test_what_the_exporter_cannot_translate_is_an_error_with_a_fix(tmp_path):
 def test_stages_are_announced_in_order(source, tmp_path):
     stages = []
     export_onnx(source, ExportSpec(), tmp_path / "model.onnx", on_stage=stages.append)
-    assert stages == ["trace", "fold", "translate", "simplify", "verify"]
+    assert stages == ["trace", "translate", "simplify", "fold", "verify"]
 
 
 def test_golden_inputs_of_the_caller_are_used(source, tmp_path):

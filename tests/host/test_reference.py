@@ -79,3 +79,10 @@ def test_a_model_of_fixed_batch_has_a_reference_too(golden):
 
     fixed = SourceModel(module=Fixed(), input_shape=(3, 8, 8), description="fixed", info=None)
     assert reference_graph(fixed, golden_for(fixed, num_inputs=2)).model.graph.node
+
+
+def test_a_model_and_its_yardstick_take_two_traces(source, monkeypatch):
+    genuine, calls = torch.export.export, []
+    monkeypatch.setattr(torch.export, "export", lambda *a, **k: calls.append(1) or genuine(*a, **k))
+    reference_graph(source, golden_for(source, num_inputs=4))
+    assert len(calls) == 2

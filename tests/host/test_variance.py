@@ -17,7 +17,7 @@ from resdeploy.host.golden import run_module, synthetic_inputs
 from resdeploy.host.interpret import GraphWalker
 from resdeploy.host.networks import build_network
 from resdeploy.host.noisy import Noisy
-from resdeploy.host.variance import fold_copy, propagated_sigma
+from resdeploy.host.variance import propagated_sigma, trace_any_batch
 from resdeploy.host.variance_rules import propagate
 from resdeploy.schema.recipes import ModelSpec
 
@@ -120,7 +120,7 @@ def drawn_and_propagated(module, shape):
         # Not folded: a BatchNorm alone stays what it is in any case.
         drawn_apart = variance.flatten(2).mean(2) / max(1, x[0, 0].numel()) if x.ndim > 2 else None
         noisy = Noisy(x, variance, drawn_apart)
-        (found,) = GraphWalker(fold_copy(module, x.numpy())).run([noisy], call)
+        (found,) = GraphWalker(trace_any_batch(module, x.numpy())).run([noisy], call)
         exact = copy.deepcopy(module).double()
         generator = torch.Generator().manual_seed(5)
         draws = torch.randn(NUM_DRAWS, *x.shape, generator=generator, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_an_error_that_may_open_a_relu_goes_through_it():
     def call(node, args, kwargs):
         return propagate(node, args, kwargs, unit_roundoff=ROUNDOFF)
 
-    (found,) = GraphWalker(fold_copy(nn.ReLU(), x.numpy())).run([Noisy(x, variance)], call)
+    (found,) = GraphWalker(trace_any_batch(nn.ReLU(), x.numpy())).run([Noisy(x, variance)], call)
     assert found.variance.tolist() == [[4.0, 0.0, 4.0]]
 
 
@@ -185,7 +185,7 @@ def test_a_mean_of_errors_of_unknown_kin_takes_them_for_one():
     def call(node, args, kwargs):
         return propagate(node, args, kwargs, unit_roundoff=ROUNDOFF)
 
-    program = fold_copy(nn.AdaptiveAvgPool2d(1), x.numpy())
+    program = trace_any_batch(nn.AdaptiveAvgPool2d(1), x.numpy())
     (found,) = GraphWalker(program).run([Noisy(x, torch.full_like(x, LARGEST_VARIANCE))], call)
     torch.testing.assert_close(
         found.variance.flatten(), torch.full((2,), LARGEST_VARIANCE), rtol=1e-4, atol=0
@@ -225,7 +225,7 @@ def predicted_over_drawn(*, positive):
         layer.weight.detach().double().numpy(),
         layer.bias.detach().double().numpy(),
     ).var(axis=0)
-    sigma = propagated_sigma(fold_copy(layer, x), x, unit_roundoff=COARSE)
+    sigma = propagated_sigma(trace_any_batch(layer, x), x, unit_roundoff=COARSE)
     return float((sigma**2).sum() / drawn.sum())
 
 
@@ -305,7 +305,7 @@ def test_what_pytorch_computes_in_float32_stays_within_sigma(arch, shape, option
         module(torch.randn(32, *shape))  # statistics other than 0 and 1
     module.eval()
     x = synthetic_inputs(shape, num_inputs=24)
-    program = fold_copy(module, x)
+    program = trace_any_batch(module, x)
     sigma = propagated_sigma(program, x)
     exact = run_module(copy.deepcopy(module).double(), x, dtype=torch.float64)
     for candidate in (module, program.module()):
@@ -320,20 +320,20 @@ def test_the_batch_does_not_matter_and_the_module_is_not_changed():
     module = build_network(ModelSpec(arch="resnet8_tiny", num_classes=10)).eval()
     before = copy.deepcopy(module.state_dict())
     x = synthetic_inputs((3, 8, 8), num_inputs=11)
-    program = fold_copy(module, x)
+    program = trace_any_batch(module, x)
     sigma = propagated_sigma(program, x)
     assert sigma.shape == (11, 10)
     assert sigma.dtype == np.float64
     np.testing.assert_allclose(propagated_sigma(program, x[10:]), sigma[10:], rtol=1e-4)
     np.testing.assert_allclose(
-        propagated_sigma(fold_copy(module, x[:1]), x[:1]), sigma[:1], rtol=1e-4
+        propagated_sigma(trace_any_batch(module, x[:1]), x[:1]), sigma[:1], rtol=1e-4
     )
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
 def test_sigma_grows_with_the_roundoff():
     module, x = nn.Linear(5, 3).eval(), synthetic_inputs((5,), num_inputs=2)
-    program = fold_copy(module, x)
+    program = trace_any_batch(module, x)
     fine, coarse = (propagated_sigma(program, x, unit_roundoff=u) for u in (2.0**-24, 2.0**-11))
     np.testing.assert_allclose(coarse / fine, 2.0**13)
 
@@ -341,12 +341,12 @@ def test_sigma_grows_with_the_roundoff():
 def test_several_outputs_are_laid_side_by_side():
     two = Function(lambda x: (x.sum(1, keepdim=True), x.reshape(-1, 2, 2)))
     x = synthetic_inputs((4,), num_inputs=9)
-    assert propagated_sigma(fold_copy(two, x), x).shape == (9, 5)
+    assert propagated_sigma(trace_any_batch(two, x), x).shape == (9, 5)
 
 
 def test_an_operator_without_a_rule_is_refused_by_name():
     x = synthetic_inputs((4,), num_inputs=2)
-    program = fold_copy(Function(lambda x: x.cumsum(1)), x)
+    program = trace_any_batch(Function(lambda x: x.cumsum(1)), x)
     with pytest.raises(UnsupportedModelError, match="variance of cumsum is not known") as raised:
         propagated_sigma(program, x)
     assert "cumsum" in str(raised.value.where)
@@ -354,6 +354,6 @@ def test_an_operator_without_a_rule_is_refused_by_name():
 
 def test_a_weight_computed_from_the_input_is_refused():
     x = synthetic_inputs((4, 4), num_inputs=2)
-    program = fold_copy(Function(lambda x: F.linear(x[:, 0], x[0])), x)
+    program = trace_any_batch(Function(lambda x: F.linear(x[:, 0], x[0])), x)
     with pytest.raises(UnsupportedModelError, match="linear is not known"):
         propagated_sigma(program, x)

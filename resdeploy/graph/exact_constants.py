@@ -1,0 +1,121 @@
+"""Compute in float64 what no input decides, and round it once.
+
+Before:  weight = Mul(direction, Div(length, ReduceL2(direction)));  y = Conv(x, weight)
+After:   y = Conv(x, weight)        with a constant in float64, until `round_once`
+
+Weights made of constants (weight_norm, spectral_norm, pruning, a BatchNorm written out) would be
+rounded at each step, and once more when something is folded into them. So a constant that was
+computed waits in float64, under a value that still has the type of the model; whatever folds it
+reads all its digits.
+
+Left to others
+1. what is only moved about or cast: there is nothing to round;
+2. what float64's evaluator does not know.
+"""
+
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.editor import constant_tensor, why_it_varies
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.schema.exports import PassReport
+
+__all__ = ["compute_exactly", "is_exact", "round_once"]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_MOVES = frozenset(
+    [
+        "Cast",
+        "CastLike",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+_DRAWS = ("Random", "Bernoulli", "Multinomial", "Dropout")
+
+
+def compute_exactly(model: ir.Model) -> PassReport:
+    """Make a constant of each float that is computed from constants alone, in place."""
+    wanted = _computed_constants(model.graph)
+    try:
+        values = _evaluate(model, [str(value.name) for value in wanted]) if wanted else {}
+    except UnsupportedModelError:  # 2
+        values = {}
+    for value in wanted:
+        if value.name not in values:
+            continue
+        tensor = ir.tensor(values[value.name], dtype=ir.DataType.DOUBLE, name=value.name)
+        constant = ir.Value(name=value.name, type=value.type, const_value=tensor)
+        constant.shape = ir.Shape(tensor.shape.numpy())
+        value.replace_all_uses_with(constant)
+        value.name = f"{value.name}_computed"
+        model.graph.initializers.add(constant)
+    RemoveUnusedNodesPass()(model)
+    return PassReport(name="compute_exactly", num_changed=len(values))
+
+
+def is_exact(value: ir.Value) -> bool:
+    """Whether a constant has more digits than the type of its value."""
+    return value.const_value is not None and value.dtype not in (None, value.const_value.dtype)
+
+
+def round_once(model: ir.Model) -> None:
+    """Round what `compute_exactly` left to the type of the model, in place."""
+    for value in model.graph.initializers.values():
+        if is_exact(value):
+            assert value.dtype is not None
+            rounded = constant_tensor(value).numpy().astype(value.dtype.numpy())
+            value.const_value = ir.tensor(rounded, dtype=value.dtype, name=value.name)
+
+
+def _computed_constants(graph: ir.Graph) -> list[ir.Value]:
+    """Return the floats that arithmetic makes of constants, and that something else reads."""
+    constant: dict[ir.Node, bool] = {}  # whether there is arithmetic in it
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        sources = [value.producer() for value in inputs if why_it_varies(value) is not None]
+        is_plain = not any(
+            attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()
+        )
+        if is_plain and not node.op_type.startswith(_DRAWS) and all(s in constant for s in sources):
+            rounds = node.op_type not in _MOVES
+            constant[node] = rounds or any(constant[s] for s in sources if s is not None)
+    return [
+        value
+        for node, rounds in constant.items()
+        for value in node.outputs
+        if rounds
+        and value.dtype in _FLOATS
+        and not value.is_graph_output()
+        and any(reader not in constant for reader, _ in value.uses())
+    ]
+
+
+def _evaluate(model: ir.Model, names: list[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return those values by name, computed in float64."""
+    part = model.clone()
+    outputs = [v for node in part.graph for v in node.outputs if v.name in names]
+    part.graph.outputs.clear()
+    part.graph.outputs.extend(outputs)
+    RemoveUnusedNodesPass()(part)
+    part.graph.inputs.clear()
+    return dict(evaluate_float64(ir.to_proto(part), {}))
