@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from resdeploy import affine_map, algebra
+from resdeploy.affine_layer import read_layer
 from resdeploy.graph import crossings, editor
 from resdeploy.graph.layers import Layer
 
@@ -53,8 +54,13 @@ def overlooked(attribute: str) -> Break:
         def read(original, node, name, *default):
             return original(node, "" if name == attribute else name, *default)
 
+        def read_without(original, op, attributes, *rest, **where):
+            seen = {name: value for name, value in attributes.items() if name != attribute}
+            return original(op, seen, *rest, **where)
+
         for kind in ("int", "ints", "float", "string"):
             function(getattr(editor, f"{kind}_attribute"), read)(patch)
+        function(read_layer, read_without)(patch)
 
     return plant
 
