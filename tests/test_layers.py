@@ -32,7 +32,7 @@ ALLOWED = {
     "proportions": {"numpy"},
     "preprocess": {"numpy"},
     "golden_file": {"numpy"},
-    "bundle": {"numpy"},
+    "bundle_folder": {"numpy"},
     "bundle_archive": {"numpy"},
     "bundle_readme": set(),
     "compatibility": set(),

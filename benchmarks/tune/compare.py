@@ -32,7 +32,7 @@ import click
 import numpy as np
 
 from benchmarks.competitors import Competitor, Timed, TorchWay, time_competitors
-from resdeploy.bundle import Bundle, read_bundle
+from resdeploy.bundle_folder import BundleFolder, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write
 from resdeploy.paired import student_interval
@@ -82,7 +82,7 @@ def search(python: str, bundle: Path, batch: int, *options: str) -> tuple[TuneRe
 
 
 def found_by_tune(
-    opened: Bundle,
+    opened: BundleFolder,
     int8: Path,
     data: Path,
     batch: int,

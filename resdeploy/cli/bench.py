@@ -27,7 +27,7 @@ from resdeploy.schema.benchmarks import BenchComparison, BenchReport, BenchSpec,
 from resdeploy.schema.sessions import GraphLevel, PrecisionHint, SessionSpec
 
 if TYPE_CHECKING:
-    from resdeploy.bundle import Bundle
+    from resdeploy.bundle_folder import BundleFolder
 
 
 @click.command(cls=DeviceCommand)
@@ -234,7 +234,7 @@ def bench(
 _PROFILE_RUNS = 50
 
 
-def _bundle_in(path: Path) -> "Bundle | None":
+def _bundle_in(path: Path) -> "BundleFolder | None":
     """Return the bundle, checked and there until the command ends; None for an ONNX file."""
     from resdeploy.bundle_archive import is_archive, opened_bundle
 
@@ -244,7 +244,7 @@ def _bundle_in(path: Path) -> "Bundle | None":
 
 
 def _ways(
-    model: Path, specs: list[BenchSpec], bundle: "Bundle | None"
+    model: Path, specs: list[BenchSpec], bundle: "BundleFolder | None"
 ) -> list[tuple[Path, BenchSpec]]:
     """Return what to time: of a bundle as `tune` found it, unless the user says how."""
     if bundle is None or session_was_given():

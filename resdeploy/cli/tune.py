@@ -156,7 +156,7 @@ def tune(
         raise click.UsageError("Several batch sizes can be compared by --objective throughput.")
     if work is not None and devices.given:
         raise click.UsageError("--work is for a search on this machine.")
-    from resdeploy.bundle import MANIFEST
+    from resdeploy.bundle_folder import MANIFEST
     from resdeploy.files import refuse_existing_directory
     from resdeploy.host.data import parse_data
 
@@ -169,8 +169,8 @@ def tune(
             devices, bundle, output, variant_paths, chosen, calibrated_on, force=force, json=as_json
         )
 
-    from resdeploy.bundle import write_tuned
     from resdeploy.bundle_archive import opened_bundle
+    from resdeploy.bundle_folder import write_tuned
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
     from resdeploy.host.data import load_labelled
@@ -245,8 +245,8 @@ def _tune_devices(
     json: bool,
 ) -> NoReturn:
     """Search on every device; what those that are done have found is written."""
-    from resdeploy.bundle import write_tuned
     from resdeploy.bundle_archive import opened_bundle
+    from resdeploy.bundle_folder import write_tuned
     from resdeploy.remote.jobs import fetched_model, tune_job
 
     here = {path.name: path for path in variants}

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.bundle import Bundle
 from resdeploy.bundle_archive import opened_bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
 from resdeploy.schema.sessions import SessionSpec
@@ -88,7 +88,7 @@ def _batches(
 
 
 def _prediction(
-    name: str, scores_K: NDArray[np.floating], bundle: Bundle, num_classes: int
+    name: str, scores_K: NDArray[np.floating], bundle: BundleFolder, num_classes: int
 ) -> Prediction:
     if not np.isfinite(scores_K).all():
         raise ResdeployError(

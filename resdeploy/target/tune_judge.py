@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
@@ -32,7 +32,7 @@ class Judge:
     Threads, spinning and the batch size change no answer beyond float32's own noise.
     """
 
-    def __init__(self, bundle: Bundle, spec: TuneSpec, load: LoadSamples | None) -> None:
+    def __init__(self, bundle: BundleFolder, spec: TuneSpec, load: LoadSamples | None) -> None:
         self._bundle = bundle
         self._spec = spec
         # Every candidate is judged on the same samples: they are read once.

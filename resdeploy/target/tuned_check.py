@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.golden_file import Golden
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.sessions import SessionSpec
@@ -41,7 +41,7 @@ def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenA
     )
 
 
-def check_tuned(bundle: Bundle) -> tuple[TunedCheck, ...]:
+def check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
     """Return a verdict on each of the settings that are for this kind of machine and this runtime.
 
     Raises:
@@ -53,7 +53,7 @@ def check_tuned(bundle: Bundle) -> tuple[TunedCheck, ...]:
     return tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here)
 
 
-def _check(bundle: Bundle, settings: TunedSettings) -> TunedCheck:
+def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:
     model = bundle.path / settings.model
     found = golden_answers(model, settings.session, bundle.golden)
     if settings.max_drop is None:

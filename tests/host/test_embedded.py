@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from resdeploy.bundle import read_bundle
+from resdeploy.bundle_folder import read_bundle
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.graph.certify import add_certificate, certify_file
 from resdeploy.graph.node_local import expose

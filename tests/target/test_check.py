@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from resdeploy.bundle import write_bundle
+from resdeploy.bundle_folder import write_bundle
 from resdeploy.errors import BundleError
 from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper, parser
 
-from resdeploy import bundle as bundle_module
-from resdeploy.bundle import read_bundle, write_bundle, write_tuned
+from resdeploy import bundle_folder
+from resdeploy.bundle_folder import read_bundle, write_bundle, write_tuned
 from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
@@ -473,7 +473,7 @@ def test_of_two_machines_of_one_kind_the_last_counts(tuned, tmp_path, rounded):
 
 def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path, monkeypatch):
     bundle, report, other = tuned
-    monkeypatch.setattr(bundle_module, "_add_model", lambda model, folder, name: name)
+    monkeypatch.setattr(bundle_folder, "_add_model", lambda model, folder, name: name)
     with pytest.raises(BundleError, match=r"does not list other\.onnx"):
         write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
     assert not (tmp_path / "out").exists()
