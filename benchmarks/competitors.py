@@ -30,7 +30,7 @@ import numpy as np
 from resdeploy.compare import tensor_diff
 from resdeploy.errors import EnvironmentLacksError, ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.codec import from_json, record, to_json
+from resdeploy.schema.codec import Record, from_json, record, to_json
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.stats import is_settled
 
@@ -56,7 +56,7 @@ _WARMUP_S = 20.0
 
 
 @record
-class Competitor:
+class Competitor(Record):
     """One way to run a network.
 
     Attributes:
@@ -80,7 +80,7 @@ class Competitor:
 
 
 @record
-class Timed:
+class Timed(Record):
     """What became of one competitor in one process.
 
     Attributes:
@@ -101,7 +101,7 @@ class Timed:
 
 
 @record
-class _Job:
+class _Job(Record):
     competitor: Competitor
     golden: str
     batch_size: int

@@ -16,7 +16,7 @@ from benchmarks.cuda.plan import peers_of, settings_of
 from benchmarks.cuda.records import Case, Form, Outcome, RunSpec
 from resdeploy.errors import ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.codec import dump_json, from_json, record
+from resdeploy.schema.codec import Record, dump_json, from_json, record
 from resdeploy.schema.verdicts import VerifyReport
 
 __all__ = ["Task", "main"]
@@ -29,7 +29,7 @@ _CPU_MATRIX, _CPU_COPY_BYTES = 512, 1 << 26
 
 
 @record
-class Task:
+class Task(Record):
     """A case, what decides its numbers, and where the models are.
 
     Of the competitors of "settings" and "peers", `start_limit_s` is how long one may take to be

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
@@ -28,7 +28,7 @@ Scenario = Literal["single-stream", "offline", "server"]
 
 
 @record
-class LoadgenSpec:
+class LoadgenSpec(Record):
     """A run that MLCommons LoadGen drives: its shortest duration, and the rule of "server".
 
     `target_latency_ms` is what 99 % of the queries of "server" may take: 15 ms for MLPerf's
@@ -40,7 +40,7 @@ class LoadgenSpec:
 
 
 @record
-class BenchSpec:
+class BenchSpec(Record):
     """What to time: `num_runs` runs of one session after its warm-up.
 
     Attributes:
@@ -74,7 +74,7 @@ class BenchSpec:
 
 
 @record
-class LatencySummary:
+class LatencySummary(Record):
     """What a list of latencies comes to.
 
     Attributes:
@@ -104,7 +104,7 @@ class LatencySummary:
 
 
 @record
-class LayerTime:
+class LayerTime(Record):
     """One kernel of the model: the median of its times, and the work that its shapes mean.
 
     `name` is that of the model's node, where the runtime's can be traced to one; `num_macs` are
@@ -125,7 +125,7 @@ class LayerTime:
 
 
 @record
-class Profile:
+class Profile(Record):
     """Where the time of a run goes, and what the machine could do at best in the same minute.
 
     `peak_macs_per_s` is that of a large matrix product of float32 on the same threads,
@@ -149,7 +149,7 @@ class Profile:
 
 
 @record
-class LoadgenResult:
+class LoadgenResult(Record):
     """What MLCommons LoadGen says of a run: unofficial, and not verified by MLCommons.
 
     Attributes:
@@ -170,7 +170,7 @@ class LoadgenResult:
 
 
 @record
-class BenchResult:
+class BenchResult(Record):
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
     Attributes:
@@ -233,14 +233,14 @@ class BenchResult:
 
 
 @record
-class BenchReport:
+class BenchReport(Record):
     """One result for each configuration that was asked for."""
 
     results: tuple[BenchResult, ...]
 
 
 @record
-class BenchJob:
+class BenchJob(Record):
     """What a worker process is told to do: time a model, all at once or in bursts on command."""
 
     model: str
@@ -250,7 +250,7 @@ class BenchJob:
 
 
 @record
-class BenchSide:
+class BenchSide(Record):
     """One of two that are compared: a model in a session."""
 
     spec: BenchSpec
@@ -259,7 +259,7 @@ class BenchSide:
 
 
 @record
-class BenchBlock:
+class BenchBlock(Record):
     """Latencies of one pair of fresh processes, in bursts that took turns: A B B A or B A A B."""
 
     candidate_ns: tuple[tuple[int, ...], ...]
@@ -268,7 +268,7 @@ class BenchBlock:
 
 
 @record
-class SpeedRatio:
+class SpeedRatio(Record):
     """Time of the candidate over that of the baseline, with its interval."""
 
     ratio: float
@@ -284,7 +284,7 @@ class SpeedRatio:
 
 
 @record
-class BenchComparison:
+class BenchComparison(Record):
     """Two sessions timed in turn, or one against a saved result, and the ratio of their times.
 
     Attributes:

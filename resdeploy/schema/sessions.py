@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = [
     "GraphLevel",
@@ -20,7 +20,7 @@ PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unkno
 
 
 @record
-class SessionSpec:
+class SessionSpec(Record):
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
@@ -41,7 +41,7 @@ class SessionSpec:
 
 
 @record
-class SessionInfo:
+class SessionInfo(Record):
     """A session that started: what it runs on, and how many nodes each provider was given.
 
     `nodes_by_provider` is None where the runtime cannot tell (ONNX Runtime before 1.24).
@@ -58,7 +58,7 @@ class SessionInfo:
 
 
 @record
-class Placement:
+class Placement(Record):
     """Where a model ran: what was planned, and what a profile of one run saw.
 
     Attributes:
