@@ -1,5 +1,83 @@
-"""From a trained ResNet to a model you can prove on the device."""
+"""From a trained ResNet to a model you can prove on the device.
 
-__all__ = ["__version__"]
+The library, one function for each thing to do: `import resdeploy` costs a millisecond, and a name
+brings what it needs when it is first used, torch only where a network is.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resdeploy.api.bench import bench
+    from resdeploy.api.bundle import Bundle, bundle
+    from resdeploy.api.check import check
+    from resdeploy.api.evaluate import evaluate
+    from resdeploy.api.export import export
+    from resdeploy.api.fold import fold_batchnorm
+    from resdeploy.api.load import load
+    from resdeploy.api.predict import predict
+    from resdeploy.api.quantize import quantize
+    from resdeploy.api.train import train
+    from resdeploy.api.tune import tune
+    from resdeploy.api.verify import verify
+    from resdeploy.errors import (
+        BundleError,
+        EnvironmentLacksError,
+        MissingExtraError,
+        ProviderError,
+        ReportedError,
+        ResdeployError,
+        UnsupportedModelError,
+    )
+    from resdeploy.host.build import SourceModel as Model
+    from resdeploy.schema.sessions import SessionSpec
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "EnvironmentLacksError",
+    "MissingExtraError",
+    "Model",
+    "ProviderError",
+    "ReportedError",
+    "ResdeployError",
+    "SessionSpec",
+    "UnsupportedModelError",
+    "__version__",
+    "bench",
+    "bundle",
+    "check",
+    "evaluate",
+    "export",
+    "fold_batchnorm",
+    "load",
+    "predict",
+    "quantize",
+    "train",
+    "tune",
+    "verify",
+]
 
 __version__ = "0.1.0"
+
+# Where a name is, if not under its own name in `errors` or `api`.
+_ELSEWHERE = {
+    "Bundle": ("api.bundle", "Bundle"),
+    "Model": ("host.build", "SourceModel"),
+    "SessionSpec": ("schema.sessions", "SessionSpec"),
+    "fold_batchnorm": ("api.fold", "fold_batchnorm"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "errors" if name.endswith("Error") else f"api.{name}"
+    room, name_there = _ELSEWHERE.get(name, (room, name))
+    value = getattr(import_module(f"{__name__}.{room}"), name_there)
+    globals()[name] = value  # the next use finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,7 +13,7 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint, SessionSpec
 
 
 @click.command(cls=DeviceCommand)
@@ -51,9 +51,8 @@ def check(
 
         finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
 
+    from resdeploy.api.check import check as check_bundle
     from resdeploy.cli.render import emit
-    from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.check import check_bundle
 
     specs = [
         SessionSpec(
@@ -61,7 +60,7 @@ def check(
         )
         for name in providers
     ]
-    report = check_bundle(bundle, specs)
+    report = check_bundle(bundle, provider=specs)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)

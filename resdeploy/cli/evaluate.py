@@ -12,7 +12,7 @@ from resdeploy.cli.options import (
     threads_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint, SessionSpec
 
 
 @click.command()
@@ -64,23 +64,20 @@ def evaluate(
     """
     if max_drop_points is not None and against is None:
         raise click.UsageError("--max-drop needs the model that it is a drop from: --against OTHER")
+    from resdeploy.api.evaluate import evaluate as evaluate_models
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.host.data import load_labelled, parse_data
-    from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.evaluate import evaluate as evaluate_models
 
-    chosen = parse_data(data)
     spec = SessionSpec(
         provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
     )
     with show_steps("evaluate") as on_progress:
         report = evaluate_models(
             model,
-            lambda preprocess: load_labelled(chosen, preprocess),
-            spec,
+            data,
             against=against,
             max_drop=None if max_drop_points is None else max_drop_points / 100,
+            provider=spec,
             on_progress=on_progress,
         )
     emit(report, as_json=as_json)

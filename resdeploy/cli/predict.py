@@ -12,7 +12,7 @@ from resdeploy.cli.options import (
     tf32_option,
     threads_option,
 )
-from resdeploy.schema.sessions import PrecisionHint
+from resdeploy.schema.sessions import PrecisionHint, SessionSpec
 
 
 @click.command()
@@ -56,12 +56,11 @@ def predict(
         resdeploy predict digits-bundle seven.png
         resdeploy predict resnet50.zip photos --top 3 --provider cuda --json
     """
+    from resdeploy.api.predict import predict as predict_classes
     from resdeploy.cli.render import emit
-    from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.predict import predict as predict_classes
 
     spec = SessionSpec(
         provider=provider, num_threads=threads, use_tf32=tf32, precision_hint=precision_hint
     )
     wanted = spec if session_was_given() else None
-    emit(predict_classes(bundle, inputs, wanted, num_classes=num_classes), as_json=as_json)
+    emit(predict_classes(bundle, inputs, provider=wanted, top=num_classes), as_json=as_json)

@@ -231,12 +231,27 @@ class BenchResult(Record):
         """Whether nothing speaks against the summary."""
         return not self.unstable_reasons
 
+    @property
+    def p50_ms(self) -> float:
+        """The median latency of a run, in milliseconds."""
+        return self.summary.p50_ns / 1e6
+
 
 @record
 class BenchReport(Record):
     """One result for each configuration that was asked for."""
 
     results: tuple[BenchResult, ...]
+
+    @property
+    def p50_ms(self) -> float:
+        """The median latency of a run in milliseconds, where one configuration was timed.
+
+        Raises:
+            ValueError: several were: each of `results` has its own.
+        """
+        (result,) = self.results
+        return result.p50_ms
 
 
 @record

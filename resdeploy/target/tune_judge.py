@@ -10,9 +10,9 @@ from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.evaluate import Answers, LoadSamples, answer, compare_answers
+from resdeploy.target.outputs import judge_session_outputs
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_space import Candidate, Variant
-from resdeploy.target.verify import verify_sessions
 
 __all__ = ["Judge", "Judgement"]
 
@@ -62,7 +62,7 @@ class Judge:
 
     def _lossless(self, variant: Variant, session: SessionSpec) -> Judgement:
         opened = open_session(variant.path, session)
-        (verdict,) = verify_sessions(variant.path, self._bundle.golden, [opened]).verdicts
+        (verdict,) = judge_session_outputs(variant.path, self._bundle.golden, [opened]).verdicts
         if not verdict.passed:
             return Judgement(out=f"not lossless: {verdict.reasons[0]}")
         ratio = verdict.comparison.noise_ratio

@@ -10,10 +10,10 @@ from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
 from resdeploy.target.environment import read_environment
+from resdeploy.target.outputs import judge_outputs
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 from resdeploy.target.tuned import target_of
-from resdeploy.target.verify import verify_model
 
 __all__ = ["check_tuned", "golden_answers"]
 
@@ -57,7 +57,7 @@ def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:
     model = bundle.path / settings.model
     found = golden_answers(model, settings.session, bundle.golden)
     if settings.max_drop is None:
-        (verdict,) = verify_model(model, bundle.golden, [settings.session]).verdicts
+        (verdict,) = judge_outputs(model, bundle.golden, [settings.session]).verdicts
         return TunedCheck(settings=settings, found=found, reasons=verdict.reasons)
     return TunedCheck(settings=settings, found=found, reasons=_worse(found, settings.answers))
 

@@ -306,9 +306,9 @@ def test_defaults_that_do_not_start_end_it(folder, no_cuda):
 
 def test_answers_are_judged_once_for_all_numbers_of_threads(folder, clock, monkeypatch):
     judged = []
-    verify = tune_judge.verify_sessions
+    verify = tune_judge.judge_session_outputs
     monkeypatch.setattr(
-        tune_judge, "verify_sessions", lambda *a, **k: judged.append(1) or verify(*a, **k)
+        tune_judge, "judge_session_outputs", lambda *a, **k: judged.append(1) or verify(*a, **k)
     )
     clock["time"] = lambda name, spec: 1000
     tune(read_bundle(folder), dataclasses.replace(SPEC, threads=(None, 1, 2)))
