@@ -120,9 +120,9 @@ def bench(
         ProviderError: a provider did not start: never is it the time of another.
 
     Example:
-        >>> resdeploy.bench("resnet50.onnx").p50_ms  # doctest: +SKIP
+        >>> resdeploy.bench("resnet50.onnx").p50_ms
         21.4
-        >>> resdeploy.bench("new.onnx", against="old.onnx").p50.verdict  # doctest: +SKIP
+        >>> resdeploy.bench("new.onnx", against="old.onnx").p50.verdict
         'faster'
     """
     path, other = path_of(model, "model"), optional_path(against, "against")

@@ -78,8 +78,8 @@ def bundle(
         UnsupportedModelError: the model cannot be exported.
 
     Example:
-        >>> resdeploy.bundle(model, "parts.zip", data="cifar10:data")  # doctest: +SKIP
-        >>> resdeploy.load("parts.zip")("photo.png").classes[0].label  # doctest: +SKIP
+        >>> resdeploy.bundle(model, "parts.zip", data="cifar10:data")
+        >>> resdeploy.load("parts.zip")("photo.png").classes[0].label
         'cat'
     """
     path = path_of(out, "out")
@@ -116,7 +116,7 @@ class Bundle:
         labels: the names of its classes, () where it has none.
 
     Example:
-        >>> with resdeploy.Bundle("parts.zip") as model:  # doctest: +SKIP
+        >>> with resdeploy.Bundle("parts.zip") as model:
         ...     model("photo.png").classes[0].label
         'cat'
     """

@@ -28,7 +28,7 @@ def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
         EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
 
     Example:
-        >>> resdeploy.check("parts.zip", provider="cuda").passed  # doctest: +SKIP
+        >>> resdeploy.check("parts.zip", provider="cuda").passed
         True
     """
     path = path_of(bundle, "bundle")

@@ -50,8 +50,8 @@ def evaluate(
         EnvironmentLacksError: the provider did not start.
 
     Example:
-        >>> report = resdeploy.evaluate("int8.onnx", "digits", against="m.onnx")  # doctest: +SKIP
-        >>> report.paired.drop_interval  # doctest: +SKIP
+        >>> report = resdeploy.evaluate("int8.onnx", "digits", against="m.onnx")
+        >>> report.paired.drop_interval
         (-0.004, 0.009)
     """
     path, other = path_of(model, "model"), optional_path(against, "against")

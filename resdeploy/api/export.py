@@ -56,8 +56,8 @@ def export(
         UnsupportedModelError: the model cannot be traced or translated.
 
     Example:
-        >>> report = resdeploy.export(model, "resnet50.onnx", batch=1)  # doctest: +SKIP
-        >>> [site.reason for site in report.fold.refused]  # doctest: +SKIP
+        >>> report = resdeploy.export(model, "resnet50.onnx", batch=1)
+        >>> [site.reason for site in report.fold.refused]
         []
     """
     path = path_of(out, "out")

@@ -19,21 +19,21 @@ __all__ = ["fold_batchnorm"]
 
 @overload
 def fold_batchnorm(
-    source: "nn.Module | SourceModel", *, example: Any = None, layernorm: bool = False
+    source: "nn.Module | SourceModel", example: Any = None, *, layernorm: bool = False
 ) -> Any: ...
 @overload
 def fold_batchnorm(
     source: PathLike | SourceSpec,
-    out: PathLike | None = None,
     *,
+    out: PathLike | None = None,
     layernorm: bool = False,
     force: bool = False,
 ) -> "FoldReport": ...
 def fold_batchnorm(
     source: "nn.Module | SourceModel | SourceSpec | PathLike",
-    out: PathLike | None = None,
-    *,
     example: Any = None,
+    *,
+    out: PathLike | None = None,
     layernorm: bool = False,
     force: bool = False,
 ) -> Any:
@@ -42,8 +42,8 @@ def fold_batchnorm(
     Args:
         source: a torch module in eval mode, or a `Model`, which stay as they are; or the path of a
             checkpoint or of an ONNX file.
-        out: of a path: the file to write, of the same kind; None only to report.
         example: of a module: an input to trace it with, where its shape is not to be guessed.
+        out: of a path: the file to write, of the same kind; None only to report.
         layernorm: fold the affine parts of LayerNorms too.
         force: replace an existing file.
 
@@ -58,8 +58,8 @@ def fold_batchnorm(
         TypeError: `source` is something else.
 
     Example:
-        >>> folded = resdeploy.fold_batchnorm(model.module)  # doctest: +SKIP
-        >>> folded.module(images), folded.report.complete  # doctest: +SKIP
+        >>> folded = resdeploy.fold_batchnorm(model.module)
+        >>> folded.module(images), folded.report.complete
     """
     spec = source_spec(source)
     if spec is None:
@@ -67,7 +67,7 @@ def fold_batchnorm(
             raise ResdeployError("out is for a file; a module's fold is in what is returned.")
         return _fold_module(source, example, layernorm=layernorm)
     if example is not None:
-        raise ResdeployError("example is for a module; a file says what it takes.")
+        raise ResdeployError("An example is for a module; a file says what it takes.")
     path = optional_path(out, "out")
     if spec.path is not None and Path(spec.path).suffix.lower() == ".onnx":
         return _fold_onnx(spec, Path(spec.path), path, layernorm=layernorm, force=force)
@@ -77,15 +77,17 @@ def fold_batchnorm(
 
 
 def _fold_module(source: Any, example: Any, *, layernorm: bool) -> Any:
-    from resdeploy.host.build import SourceModel, example_inputs
+    from resdeploy.host.build import SourceModel, example_inputs, require_module
+
+    if isinstance(source, SourceModel):
+        example = example_inputs(source)[0] if example is None else example
+        source = source.module
+    module = require_module(source, "source")
     from resdeploy.host.fold_module import (  # type: ignore[import-untyped,unused-ignore]
         fold_batchnorm as fold_module,
     )
 
-    if isinstance(source, SourceModel):
-        inputs = example_inputs(source)[0] if example is None else example
-        return fold_module(source.module, inputs, layernorm=layernorm)
-    return fold_module(source, example, layernorm=layernorm)
+    return fold_module(module, example, layernorm=layernorm)
 
 
 def _fold_onnx(

@@ -66,13 +66,10 @@ def load(
         TypeError: `source` is something else.
 
     Example:
-        >>> import resdeploy
-        >>> model = resdeploy.load("resnet50.pth", arch="resnet50")  # doctest: +SKIP
-        >>> resdeploy.load("missing.pth", arch="resnet50")
-        Traceback (most recent call last):
-        ...
-        resdeploy.errors.ResdeployError: There is no such file.
-          where: missing.pth
+        >>> resdeploy.load("resnet50.pth", arch="resnet50").input_shape
+        (3, 224, 224)
+        >>> resdeploy.load("parts.zip")("photo.png").classes[0].label
+        'cat'
     """
     from resdeploy.api.bundle import Bundle
     from resdeploy.bundle_archive import is_archive

@@ -41,8 +41,8 @@ def predict(
         EnvironmentLacksError: the provider did not start.
 
     Example:
-        >>> report = resdeploy.predict("parts.zip", ["a.png", "b.png"])  # doctest: +SKIP
-        >>> [p.classes[0].label for p in report.predictions]  # doctest: +SKIP
+        >>> report = resdeploy.predict("parts.zip", ["a.png", "b.png"])
+        >>> [p.classes[0].label for p in report.predictions]
         ['cat', 'ship']
     """
     with Bundle(bundle, provider=provider) as opened:

@@ -79,7 +79,7 @@ def quantize(
         ValueError: `precision`, `method` or `types` is none that there is.
 
     Example:
-        >>> report = resdeploy.quantize(  # doctest: +SKIP
+        >>> report = resdeploy.quantize(
         ...     "m.onnx", "int8.onnx", calibration="cifar10:data"
         ... )
     """

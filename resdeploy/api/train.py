@@ -55,7 +55,7 @@ def train(
         EnvironmentLacksError: the device is not available here.
 
     Example:
-        >>> resdeploy.train("digits-resnet8", "run").last.test_accuracy  # doctest: +SKIP
+        >>> resdeploy.train("digits-resnet8", "run").last.test_accuracy
         0.986
     """
     if precision is not None:

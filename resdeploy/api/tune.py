@@ -75,7 +75,7 @@ def tune(
         EnvironmentLacksError: not even the provider's defaults run here.
 
     Example:
-        >>> resdeploy.tune("parts.zip", "tuned").settings.session  # doctest: +SKIP
+        >>> resdeploy.tune("parts.zip", "tuned").settings.session
         SessionSpec(provider='cpu', num_threads=4, ...)
     """
     path, output, folder = (

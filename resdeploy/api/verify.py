@@ -90,8 +90,8 @@ def verify(
         TypeError, ValueError: an argument is of another kind; the message names it.
 
     Example:
-        >>> report = resdeploy.verify("resnet50.onnx", reference=model)  # doctest: +SKIP
-        >>> report.passed, report.static.max_ulp  # doctest: +SKIP
+        >>> report = resdeploy.verify("resnet50.onnx", reference=model)
+        >>> report.passed, report.static.max_ulp
         (True, 0.4999)
     """
     path = path_of(model, "model")

@@ -44,7 +44,7 @@ def fold_bn(
     from resdeploy.cli.render import emit
 
     with show_stages("fold-bn"):
-        report = fold_batchnorm(source_of(source), output, layernorm=layernorm, force=force)
+        report = fold_batchnorm(source_of(source), out=output, layernorm=layernorm, force=force)
     emit(report, as_json=as_json)
     if strict and not report.complete:
         raise SystemExit(EXIT_CHECK_FAILED)

@@ -23,7 +23,14 @@ from resdeploy.recipe import load_recipe
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, SourceSpec
 
-__all__ = ["SourceModel", "example_inputs", "fit_for_folded", "load_source", "model_of_module"]
+__all__ = [
+    "SourceModel",
+    "example_inputs",
+    "fit_for_folded",
+    "load_source",
+    "model_of_module",
+    "require_module",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,9 @@ class SourceModel:
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+
+    def __repr__(self) -> str:
+        return f"Model({self.description!r}, input_shape={self.input_shape})"
 
 
 def load_source(spec: SourceSpec) -> SourceModel:
@@ -80,9 +90,7 @@ def model_of_module(
         ResdeployError: it is in training mode or on another device, or its input shape is missing.
         TypeError: `module` is none.
     """
-    kind = type(module).__name__
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be a path, a Model or a torch module, not {kind}")
+    module, kind = require_module(module, name), type(module).__name__
     if input_shape is None:
         raise ResdeployError(
             "The shape of the module's input is not known.",
@@ -101,6 +109,14 @@ def model_of_module(
             f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
         )
     return SourceModel(module=module, input_shape=tuple(input_shape), description=kind, info=None)
+
+
+def require_module(module: object, name: str) -> nn.Module:
+    """Return `module`; raise TypeError unless it is a torch module."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise TypeError(f"{name} must be a path, a Model or a torch module, not {kind}")
+    return module
 
 
 def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:

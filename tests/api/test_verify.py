@@ -179,7 +179,7 @@ def test_every_fault_gets_the_same_verdict_from_the_library_as_from_the_command(
     assert counted[1] >= 40
 
 
-# --- the session of docs/python.md ---------------------------------------------------------------
+# --- folding a module ----------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(
@@ -194,24 +194,3 @@ def test_the_norms_of_a_module_are_folded(model):
     images = torch.randn(4, *model.input_shape)
     with torch.no_grad():
         torch.testing.assert_close(folded.module(images), model.module(images))
-
-
-def test_the_session_of_the_page_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(weights_of_resnet20(), "resnet20.th")
-    model = resdeploy.load("resnet20.th", arch="cifar_resnet20")
-    report = resdeploy.export(model, "m.onnx")
-    assert report.fold.complete
-    assert resdeploy.verify("m.onnx", reference=model).passed
-    assert resdeploy.bench("m.onnx", num_runs=20, num_warmup=5).p50_ms > 0
-
-
-def weights_of_resnet20():
-    from resdeploy.host.networks import build_network
-    from resdeploy.schema.recipes import ModelSpec
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build_network(ModelSpec(arch="cifar_resnet20", num_classes=10, options={}))
-        network(torch.randn(16, 3, 32, 32))
-    return network.state_dict()
