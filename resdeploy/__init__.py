@@ -4,8 +4,8 @@ The library, one function for each thing to do: `import resdeploy` costs a milli
 brings what it needs when it is first used, torch only where a network is.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+# Type checkers take this for True; importing it would take eight times as long as all the rest.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from resdeploy.api.bench import bench
@@ -69,14 +69,19 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "errors" if name.endswith("Error") else f"api.{name}"
-    room, name_there = _ELSEWHERE.get(name, (room, name))
-    value = getattr(import_module(f"{__name__}.{room}"), name_there)
-    globals()[name] = value  # the next use finds it at once
-    return value
+# Not for type checkers, which would then believe in every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 - an import of nothing else needs it
+
+        room = "errors" if name.endswith("Error") else f"api.{name}"
+        room, name_there = _ELSEWHERE.get(name, (room, name))
+        value: object = getattr(import_module(f"{__name__}.{room}"), name_there)
+        globals()[name] = value  # the next use finds it at once
+        return value
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "is_path",
     "model_of",
     "one_of",
+    "optional_data",
     "optional_path",
     "path_of",
     "sessions_of",
@@ -109,18 +110,23 @@ def _iterable(value: Any, name: str) -> Iterable[Any]:
     return value
 
 
-def data_of(data: Data | None, name: str = "data") -> DataSpec | None:
+def data_of(data: Data, name: str = "data") -> DataSpec:
     """Return the data set that a text such as "cifar10:PATH", or a path, names.
 
     Raises:
         ResdeployError: there is no such data set.
         TypeError: `data` is something else.
     """
-    if data is None or isinstance(data, DataSpec):
+    if isinstance(data, DataSpec):
         return data
     from resdeploy.host.data import parse_data
 
-    return parse_data(str(path_of(data, name)) if not isinstance(data, str) else data)
+    return parse_data(data if isinstance(data, str) else str(path_of(data, name)))
+
+
+def optional_data(data: Data | None, name: str = "data") -> DataSpec | None:
+    """Return a data set, or None for None."""
+    return None if data is None else data_of(data, name)
 
 
 def export_spec(

@@ -13,9 +13,9 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
-    data_of,
     export_spec,
     model_of,
+    optional_data,
     optional_path,
     path_of,
     sessions_of,
@@ -83,7 +83,7 @@ def bundle(
         'cat'
     """
     path = path_of(out, "out")
-    chosen = data_of(data)
+    chosen = optional_data(data)
     spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
     from resdeploy.bundle_archive import is_archive
     from resdeploy.host.golden import golden_for

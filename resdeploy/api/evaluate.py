@@ -1,6 +1,6 @@
 """`resdeploy.evaluate`: how often a model is right, and how sure that is."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resdeploy.api.arguments import (
     Data,
@@ -16,14 +16,17 @@ from resdeploy.api.arguments import (
 from resdeploy.errors import ResdeployError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from resdeploy.schema.evaluations import EvaluateReport
+    from resdeploy.target.evaluate import LoadSamples
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     model: PathLike,
-    data: Data,
+    data: "Data | tuple[NDArray[Any], NDArray[Any]]",
     *,
     against: PathLike | None = None,
     max_drop: float | None = None,
@@ -34,7 +37,8 @@ def evaluate(
 
     Args:
         model: an ONNX file of resdeploy, or a bundle.
-        data: labelled samples: a data set such as "cifar10:PATH", an `.npz`, a folder of images.
+        data: labelled samples: a data set such as "cifar10:PATH", an `.npz`, a folder of images;
+            or arrays (x, y): raw samples (N, ...) and their classes (N,).
         against: another model on the same samples, compared sample by sample.
         max_drop: the largest fraction by which `model` may be right less often; the whole interval
             of the drop must be within it.
@@ -62,17 +66,24 @@ def evaluate(
     specs = sessions_of(provider)
     if len(specs) > 1:
         raise ValueError("provider must be one")
-    chosen = data_of(data)
-    if chosen is None:
-        raise TypeError("data must name labelled samples, not None")
-    from resdeploy.host.data import load_labelled
+    load = _loader(data)
     from resdeploy.target.evaluate import evaluate as evaluate_models
 
     return evaluate_models(
         path,
-        lambda preprocess: load_labelled(chosen, preprocess),
+        load,
         specs[0],
         against=other,
         max_drop=max_drop,
         on_progress=on_progress,
     )
+
+
+def _loader(data: Any) -> "LoadSamples":
+    from resdeploy.host.data import labelled_arrays, load_labelled
+
+    if isinstance(data, tuple):
+        samples = labelled_arrays(*data)
+        return lambda preprocess: samples
+    chosen = data_of(data)
+    return lambda preprocess: load_labelled(chosen, preprocess)

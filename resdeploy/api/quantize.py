@@ -89,8 +89,6 @@ def quantize(
     if types is not None:
         one_of(types, "types", get_args(IntegerTypes))
     chosen = data_of(calibration, "calibration")
-    if chosen is None:
-        raise TypeError("calibration must name samples, not None")
     from resdeploy.host.quantize import quantize_file, spec_for
 
     asked = QuantSpec(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from resdeploy.api.arguments import Data, PathLike, data_of, one_of, optional_path, silent
+from resdeploy.api.arguments import Data, PathLike, one_of, optional_data, optional_path, silent
 from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainPrecision
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def train(
 
     chosen = adjust_recipe(
         recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe)),
-        data=data_of(data),
+        data=optional_data(data),
         epochs=epochs,
         seed=seed,
         precision=precision,

@@ -10,8 +10,8 @@ from resdeploy.api.arguments import (
     Data,
     OnProgress,
     PathLike,
-    data_of,
     one_of,
+    optional_data,
     optional_path,
     path_of,
     silent,
@@ -87,7 +87,7 @@ def tune(
     one_of(objective, "objective", get_args(Objective))
     for one in precisions:
         one_of(one, "precisions", get_args(QuantizedPrecision))
-    judged_on, calibrated_on = data_of(data), data_of(calibration, "calibration")
+    judged_on, calibrated_on = optional_data(data), optional_data(calibration, "calibration")
     refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
     from resdeploy.bundle_archive import opened_bundle
     from resdeploy.bundle_folder import MANIFEST, write_tuned

@@ -10,10 +10,10 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
-    data_of,
     is_path,
     model_of,
     one_of,
+    optional_data,
     optional_path,
     path_of,
     sessions_of,
@@ -100,7 +100,7 @@ def verify(
     folder = optional_path(artifacts, "artifacts")
     request = source_spec(reference, input_shape)
     _refuse_contradictions(golden, reference, request, data, inputs, num_inputs)
-    chosen = data_of(data)
+    chosen = optional_data(data)
     from resdeploy.target.outputs import judge_session_outputs, open_sessions
 
     on_stage("open sessions")

@@ -153,7 +153,7 @@ def tune(
 
     max_drop = None if max_drop_points is None else max_drop_points / 100
     if devices.given:
-        from resdeploy.api.arguments import data_of
+        from resdeploy.api.arguments import optional_data
 
         refuse_contradictions(max_drop, data, calibration, precisions, batch, objective)
         _tune_devices(
@@ -161,8 +161,8 @@ def tune(
             bundle,
             output,
             variant_paths,
-            data_of(data),
-            data_of(calibration),
+            optional_data(data),
+            optional_data(calibration),
             force=force,
             json=as_json,
         )

@@ -29,6 +29,11 @@ def test_the_import_brings_nothing_with_it():
     assert not heavy & set(ours)
 
 
+def test_the_import_takes_at_most_fifteen_milliseconds():
+    script = "import time; start = time.process_time(); import resdeploy;"
+    assert min(float(fresh(f"{script} print(time.process_time() - start)")) for _ in "abc") < 0.015
+
+
 def test_a_name_brings_no_more_than_it_needs():
     names = sorted(VERBS | {"Bundle", "SessionSpec", "ResdeployError"})
     uses = "".join(f"resdeploy.{name};" for name in names)

@@ -185,6 +185,16 @@ def test_a_bench_has_its_median_in_milliseconds(exported):
     assert {remark for _, _, remark in told} <= {"1 of 2", "2 of 2"}
 
 
+def test_samples_in_memory_are_evaluated(exported):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (12, 1, 8, 8), dtype=np.uint8), rng.integers(0, 10, 12)
+    report = resdeploy.evaluate(exported, (x, y), against=exported, max_drop=0.5)
+    assert report.samples == "all 12 held-out samples of the given samples"
+    assert report.paired is not None
+    with pytest.raises(resdeploy.ResdeployError, match="12 samples need as many whole numbers"):
+        resdeploy.evaluate(exported, (x, y[:3]))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -196,14 +206,14 @@ def test_a_bench_has_its_median_in_milliseconds(exported):
         (lambda: resdeploy.check(7), TypeError, "bundle must be a path"),
         (lambda: resdeploy.bench(7), TypeError, "model must be a path"),
         (lambda: resdeploy.bench("x", scenario="fast"), ValueError, "scenario must be one of"),
-        (lambda: resdeploy.evaluate("x", None), TypeError, "data must name"),
+        (lambda: resdeploy.evaluate("x", None), TypeError, "data must be a path, not NoneType"),
         (lambda: resdeploy.evaluate("x", "digits", provider=["cpu", "cuda"]), ValueError, "be one"),
         (
             lambda: resdeploy.evaluate("x", "digits", max_drop=0.1),
             resdeploy.ResdeployError,
             "drop from",
         ),
-        (lambda: resdeploy.quantize("x", "y", calibration=None), TypeError, "calibration must"),
+        (lambda: resdeploy.quantize("x", "y", calibration=None), TypeError, "calibration must be"),
         (
             lambda: resdeploy.quantize("x", "y", calibration="digits", precision="fp16"),
             ValueError,
