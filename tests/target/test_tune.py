@@ -824,9 +824,9 @@ def test_a_provider_on_the_cpu_that_tells_no_times_is_seen_through_the_cpu_provi
         (("--lossless", "--max-drop", "1", "--data", "digits"), "exclude each other"),
         (("--max-drop", "1"), "go together"),
         (("--data", "digits"), "go together"),
-        (("--batch", "1,8"), "--objective throughput"),
-        (("--calibration", "digits"), "add --max-drop"),
-        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "--calibration"),
+        (("--batch", "1,8"), "by the throughput alone"),
+        (("--calibration", "digits"), "say which drop is allowed"),
+        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "calibration samples"),
         (("--precision", "int4"), "'int4' is none of int8, fp16, bf16"),
     ],
 )
