@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from resdeploy.bundle import Bundle, read_bundle
+from resdeploy.bundle_folder import BundleFolder, read_bundle
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.files import atomic_write
 
@@ -102,7 +102,7 @@ def write_archive(folder: Path, out: Path, *, force: bool = False) -> None:
 
 
 @contextmanager
-def opened_bundle(path: Path) -> Iterator[Bundle]:
+def opened_bundle(path: Path) -> Iterator[BundleFolder]:
     """Give the bundle at `path`, a folder or an archive, after checking every byte of it.
 
     An archive is unpacked to a private temporary folder, which is gone when the block ends.

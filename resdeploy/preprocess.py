@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,8 @@ def centre_and_scale(spec: Preprocess) -> tuple[NDArray[np.longdouble], NDArray[
     return np.asarray(divisor * mean_C), np.asarray(1 / (divisor * std_C))
 
 
-def load_image(path: str | Path, spec: Preprocess) -> NDArray[np.uint8]:
-    """Return an image file as a raw sample, uint8 (C, H, W), as `preprocess_batch` takes it.
+def load_image(source: str | Path | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+    """Return an image, or its file, as a raw sample, uint8 (C, H, W), for `preprocess_batch`.
 
     The EXIF orientation is applied and the colours converted to `spec.color`. Then either the
     shorter side becomes `spec.resize` pixels and the centre (H, W) is cut out, or, with `resize`
@@ -95,11 +96,13 @@ def load_image(path: str | Path, spec: Preprocess) -> NDArray[np.uint8]:
     from PIL import Image  # noqa: PLC0415 - raw arrays need no Pillow
 
     mode, height, width = _image_geometry(spec)
+    where = str(source) if isinstance(source, str | Path) else "an image"
     try:
-        with Image.open(path) as image:
+        given = Image.open(source) if isinstance(source, str | Path) else nullcontext(source)
+        with given as image:
             pixels = np.asarray(_resized(_converted(image, mode), spec, height, width))
     except ResdeployError as error:
-        raise ResdeployError(error.what, where=str(path), fix=error.fix) from error
+        raise ResdeployError(error.what, where=where, fix=error.fix) from error
     except (
         # What Pillow's decoders let through for damaged files, beside OSError.
         OSError,
@@ -112,7 +115,7 @@ def load_image(path: str | Path, spec: Preprocess) -> NDArray[np.uint8]:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise ResdeployError(f"The image cannot be read: {error}.", where=str(path)) from error
+        raise ResdeployError(f"The image cannot be read: {error}.", where=where) from error
     pixels_HWC = pixels.reshape(height, width, -1)
     return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from resdeploy import bundle_archive
-from resdeploy.bundle import read_bundle, write_bundle
 from resdeploy.bundle_archive import opened_bundle, read_members, write_archive
+from resdeploy.bundle_folder import read_bundle, write_bundle
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.schema.verdicts import GoldenInfo

@@ -18,6 +18,7 @@ HEAVY = {
 # By the first part of a module's name below `resdeploy`; the tree of ARCHITECTURE.md.
 ALLOWED = {
     "errors": set(),
+    "api": set(),
     "schema": set(),
     "recipe": set(),
     "files": set(),
@@ -35,7 +36,7 @@ ALLOWED = {
     "proportions": {"numpy"},
     "preprocess": {"numpy"},
     "golden_file": {"numpy"},
-    "bundle": {"numpy"},
+    "bundle_folder": {"numpy"},
     "bundle_archive": {"numpy"},
     "bundle_readme": set(),
     "compatibility": set(),
@@ -97,15 +98,27 @@ def test_data_sets_are_read_without_torch():
     assert loaded_by("import resdeploy.host.data") == {"numpy"}
 
 
+def imports_of(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere, but not those for the type checker alone."""
+    found, rest = set(), [ast.parse(path.read_text(encoding="utf-8"))]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        rest += ast.iter_child_nodes(node)
+    return found
+
+
 def test_torch_is_imported_in_host_alone():
     offenders = [
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] != "host"
-        and any(
-            line.strip().startswith(("import torch", "from torch"))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        )
+        and any(name.partition(".")[0] == "torch" for name in imports_of(path))
     ]
     assert offenders == []
 
@@ -141,6 +154,28 @@ def test_sessions_are_opened_by_one_door():
         if "InferenceSession(" in path.read_text(encoding="utf-8")
     }
     assert doors == {"target/session.py", "target/probe.py", "target/session_runner.py"}
+
+
+# Each calls one function there, and is no verb of the library.
+CALLS_BELOW = {
+    "demo": {"resdeploy.host.demo.run_demo"},
+    "doctor": {"resdeploy.target.doctor.examine"},
+    "probe": {"resdeploy.target.probe.probe"},
+    "selftest": {
+        "resdeploy.host.build.load_source",
+        "resdeploy.host.selftest.selftest",
+    },
+}
+
+
+def test_a_command_calls_a_verb_and_nothing_below():
+    rooms = tuple(f"resdeploy.{room}." for room in ("host", "graph", "target", "quant"))
+    found = {
+        path.stem: below
+        for path in (PACKAGE / "cli").glob("*.py")
+        if (below := {name for name in imports_of(path) if name.startswith(rooms)})
+    }
+    assert found == CALLS_BELOW
 
 
 def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():

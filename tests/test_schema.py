@@ -1,9 +1,11 @@
 """Records: frozen, and the same after a way through JSON, whatever they hold."""
 
+import copy
 import dataclasses
 import importlib
 import json
 import math
+import pickle
 import pkgutil
 import sys
 import types
@@ -15,10 +17,11 @@ from hypothesis import given, settings
 
 from resdeploy import schema
 from resdeploy.errors import ResdeployError
-from resdeploy.schema.codec import dump_json, from_json, load_json, to_json
+from resdeploy.schema.codec import Record, dump_json, from_json, load_json, record, to_json
 from resdeploy.schema.files import TensorSpec
-from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.folds import FoldReport, RefusedSite
 from resdeploy.schema.recipes import AugmentSpec, EpochMetrics, ModelSpec, Preprocess
+from resdeploy.schema.verdicts import StaticResult
 
 RECORDS = [
     value
@@ -97,12 +100,75 @@ def test_the_round_trip_above_covers_the_records_that_stages_exchange():
 
 @pytest.mark.parametrize("cls", RECORDS, ids=lambda cls: cls.__name__)
 def test_every_record_is_frozen_slotted_keyword_only_and_public(cls):
-    assert cls.__dataclass_params__.frozen
+    assert issubclass(cls, Record)
     assert "__slots__" in vars(cls)
     assert all(field.kw_only for field in dataclasses.fields(cls))
     assert cls.__name__ in sys.modules[cls.__module__].__all__
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}("), "the docstring is dataclass's own"
+
+
+RECIPE = ModelSpec(arch="resnet18", num_classes=10, options={"shortcut": "A"})
+
+
+def test_a_record_is_made_by_keyword_with_every_field_it_needs():
+    assert ModelSpec(arch="resnet18", num_classes=10).options == {}
+    assert (
+        ModelSpec(arch="resnet18", num_classes=10).options
+        is not ModelSpec(arch="resnet18", num_classes=10).options
+    )
+    with pytest.raises(TypeError, match="needs the field 'num_classes'"):
+        ModelSpec(arch="resnet18")
+    with pytest.raises(TypeError, match="has no field 'classes'"):
+        ModelSpec(arch="resnet18", num_classes=10, classes=10)
+    with pytest.raises(TypeError):
+        ModelSpec("resnet18", 10)
+
+
+def test_a_record_cannot_be_changed_but_copied():
+    for change in (
+        lambda: setattr(RECIPE, "arch", "resnet50"),
+        lambda: setattr(RECIPE, "depth", 50),
+        lambda: delattr(RECIPE, "arch"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            change()
+    assert dataclasses.replace(RECIPE, arch="resnet50").arch == "resnet50"
+    for twin in (pickle.loads(pickle.dumps(RECIPE)), copy.deepcopy(RECIPE)):
+        assert twin == RECIPE
+        assert twin is not RECIPE
+
+
+def test_records_are_compared_and_hashed_by_value_and_kind():
+    spec, other = TensorSpec(name="x", dtype="f", shape=(1,)), AugmentSpec()
+    assert spec == TensorSpec(name="x", dtype="f", shape=(1,))
+    assert {spec: 1}[TensorSpec(name="x", dtype="f", shape=(1,))] == 1
+    assert spec != TensorSpec(name="y", dtype="f", shape=(1,))
+    assert spec != other
+    assert repr(spec) == "TensorSpec(name='x', dtype='f', shape=(1,))"
+
+
+def test_a_class_that_is_no_record_is_not_made_one():
+    with pytest.raises(TypeError, match="must derive from Record"):
+        record(type("Plain", (), {}))
+
+
+def test_a_record_writes_itself_as_the_command_prints_it():
+    assert RECIPE.to_json() == dump_json(RECIPE)
+
+
+def test_a_notebook_shows_the_verdict_and_every_field_escaped():
+    site = RefusedSite(site="<script>", reason="a & b", num_consumers=2)
+    drawn = FoldReport(refused=(site,) * 23)._repr_html_()
+    assert "<script>" not in drawn
+    assert "&lt;script&gt;" in drawn
+    assert "a &amp; b" in drawn
+    assert drawn.count("&lt;script&gt;") == 20
+    assert "and 3 more" in drawn
+    static = StaticResult(layers=(), limit_ulp=0.5, reasons=("x",))
+    assert "<b>FAIL</b>" in static._repr_html_()
+    assert "<b>PASS</b>" in dataclasses.replace(static, reasons=())._repr_html_()
+    assert '<th style="text-align:left">shortcut</th>' in RECIPE._repr_html_()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.benchmarks import BenchResult
-from resdeploy.schema.codec import record, to_json
+from resdeploy.schema.codec import Record, record, to_json
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.verdicts import VerifyReport
@@ -31,7 +31,7 @@ Form = Literal["float32", "float16", "int8"]
 
 
 @record
-class RunSpec:
+class RunSpec(Record):
     """What decides the numbers of a run; results of another one are not mixed with it.
 
     Attributes:
@@ -55,7 +55,7 @@ class RunSpec:
 
 
 @record
-class Case:
+class Case(Record):
     """One thing to do in a process of its own.
 
     Attributes:
@@ -114,7 +114,7 @@ def session_title(session: SessionSpec) -> str:
 
 
 @record
-class Ceilings:
+class Ceilings(Record):
     """What the device can do at best, by torch; what it cannot is in `missing`, with the reason.
 
     Attributes:
@@ -134,7 +134,7 @@ class Ceilings:
 
 
 @record
-class LayerWork:
+class LayerWork(Record):
     """What one kernel must do for one sample: arithmetic, and float32 bytes read and written.
 
     `fixed_bytes` are those that a batch shares, its weights; `sample_bytes` those of each sample.
@@ -148,14 +148,14 @@ class LayerWork:
 
 
 @record
-class NetworkWork:
+class NetworkWork(Record):
     """The kernels of a network, in their order."""
 
     layers: tuple[LayerWork, ...]
 
 
 @record
-class Timed:
+class Timed(Record):
     """What became of one of those timed in turn, in one process.
 
     Attributes:
@@ -176,7 +176,7 @@ class Timed:
 
 
 @record
-class Outcome:
+class Outcome(Record):
     """What became of a case: one of the records below, or the reason why there is none.
 
     `duration_s` is the time of its process, from its start to its end; 0 until that is known.
@@ -198,7 +198,7 @@ class Outcome:
 
 
 @record
-class GpuReport:
+class GpuReport(Record):
     """Everything a run has found so far, on one machine."""
 
     spec: RunSpec

@@ -32,7 +32,7 @@ import numpy as np
 from resdeploy.errors import EnvironmentLacksError, ReportedError
 from resdeploy.files import atomic_write
 from resdeploy.paired import mean_ratio
-from resdeploy.schema.codec import record, to_json
+from resdeploy.schema.codec import Record, record, to_json
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.recipes import DataSpec, ModelSpec, Preprocess, Recipe, TrainSpec
 from resdeploy.target.environment import read_environment
@@ -45,7 +45,7 @@ _PASSES = 3
 
 
 @record
-class Way:
+class Way(Record):
     """One way to train: whose loop, and in what arithmetic and form."""
 
     loop: str
@@ -62,7 +62,7 @@ class Way:
 
 
 @record
-class WaySpeed:
+class WaySpeed(Record):
     """What a way came to.
 
     Attributes:
@@ -85,7 +85,7 @@ class WaySpeed:
 
 
 @record
-class SpeedReport:
+class SpeedReport(Record):
     """Every way to train one network on one device.
 
     Attributes:

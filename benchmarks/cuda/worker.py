@@ -16,7 +16,7 @@ from benchmarks.cuda.plan import peers_of, settings_of
 from benchmarks.cuda.records import Case, Form, Outcome, RunSpec, Timed
 from resdeploy.errors import ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.codec import dump_json, from_json, record
+from resdeploy.schema.codec import Record, dump_json, from_json, record
 from resdeploy.schema.verdicts import VerifyReport
 from resdeploy.target.bench_in_turn import Contender, TimedSide, time_those_that_run
 
@@ -33,7 +33,7 @@ _CPU_MATRIX, _CPU_COPY_BYTES = 512, 1 << 26
 
 
 @record
-class Task:
+class Task(Record):
     """A case, what decides its numbers, and where the models are.
 
     Of those timed in turn, "settings" and "peers", `start_limit_s` is how long one may take to be
@@ -95,52 +95,30 @@ def _make(task: Task) -> Outcome:
 
 def _verify(task: Task) -> Outcome:
     """Return the verdict as `resdeploy verify --provider` gives it, as far as the case asks."""
+    from resdeploy.api.verify import reference_or_reason
     from resdeploy.golden_file import load_golden
+    from resdeploy.host.build import load_source
+    from resdeploy.host.verdict import judge_model
+    from resdeploy.schema.recipes import SourceSpec
+    from resdeploy.target.outputs import judge_session_outputs
     from resdeploy.target.session import open_session
-    from resdeploy.target.verify import verify_sessions
 
     case, files = task.case, _files(task)
     assert case.session is not None
     golden, model = load_golden(files.golden), files.model(case.form)
     _stage("open the session")
     session = open_session(model, case.session)
-    _stage("run, and look where the kernels were")
-    report = verify_sessions(
-        model, golden, [session], precision=case.arithmetic, conformance=case.thorough
-    )
     if case.thorough:
-        _stage("certify weights and layers")
-        report = _certified(report, task, golden.inputs)
+        _stage("float64 reference")
+        source = load_source(SourceSpec(path=str(files.checkpoint)))
+        report = judge_model(
+            model, reference_or_reason(source, golden), golden, [session], on_stage=_stage
+        )
+    else:
+        _stage("run, and look where the kernels were")
+        report = judge_session_outputs(model, golden, [session], precision=case.arithmetic)
     _stage("run again and again")
     return Outcome(case=case, verify=_with_repetitions(report, session, golden.inputs))
-
-
-def _certified(report: VerifyReport, task: Task, inputs: Any) -> VerifyReport:
-    """Return `report` with the structure, every weight, and every layer run on the provider."""
-    from resdeploy.errors import UnsupportedModelError
-    from resdeploy.golden_file import load_golden
-    from resdeploy.graph.certify import Reference, add_certificate, certify_file
-    from resdeploy.graph.fold_file import load_onnx
-    from resdeploy.host.build import load_source
-    from resdeploy.host.reference import reference_graph
-    from resdeploy.schema.recipes import SourceSpec
-    from resdeploy.target.session import open_session
-
-    files = _files(task)
-    original: Reference | str
-    try:
-        source = load_source(SourceSpec(path=str(files.checkpoint)))
-        original = reference_graph(source, load_golden(files.golden))
-    except UnsupportedModelError as error:
-        original = error.what
-    candidate = certify_file(load_onnx(files.model("float32")), original)
-    report, _ = add_certificate(
-        report,
-        candidate,
-        inputs,
-        lambda session: lambda model, values: open_session(model, session).run(values),
-    )
-    return report
 
 
 def _with_repetitions(report: VerifyReport, session: Any, inputs: Any) -> VerifyReport:

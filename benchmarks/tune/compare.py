@@ -31,7 +31,7 @@ from typing import Any
 import click
 import numpy as np
 
-from resdeploy.bundle import Bundle, read_bundle
+from resdeploy.bundle_folder import BundleFolder, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write
 from resdeploy.paired import mean_ratio, pooled_percentile
@@ -85,7 +85,7 @@ def search(python: str, bundle: Path, batch: int, *options: str) -> tuple[TuneRe
 
 
 def found_by_tune(
-    opened: Bundle,
+    opened: BundleFolder,
     int8: Path,
     data: Path,
     batch: int,

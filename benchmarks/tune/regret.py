@@ -33,7 +33,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.bundle import Bundle, read_bundle
+from resdeploy.bundle_folder import BundleFolder, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write, sha256_file
 from resdeploy.host.quantize import quantize_file, spec_for
@@ -91,7 +91,9 @@ def round_weights(model: Path, out: Path, bits: int) -> Path:
     return out
 
 
-def make_int8(model: Path, out: Path, bundle: Bundle, calibration: Path, *, plain: bool) -> Variant:
+def make_int8(
+    model: Path, out: Path, bundle: BundleFolder, calibration: Path, *, plain: bool
+) -> Variant:
     """Write what `quantize` makes; plainly, where the weights are worse than int8 anyway."""
     off = dict.fromkeys(
         ("equalize", "pixel_grid", "refine", "rounding", "bias_correction"),
@@ -112,7 +114,9 @@ def make_int8(model: Path, out: Path, bundle: Bundle, calibration: Path, *, plai
     return Variant(path=out, precision="int8")
 
 
-def make_variants(bundle: Bundle, folder: Path, calibration: Path, update: Update) -> list[Variant]:
+def make_variants(
+    bundle: BundleFolder, folder: Path, calibration: Path, update: Update
+) -> list[Variant]:
     """Return int8, and worse ones that are as fast."""
     update(0, None, "make int8")
     found = [make_int8(bundle.model, folder / "int8.onnx", bundle, calibration, plain=False)]
@@ -178,7 +182,7 @@ def regret_of(
 
 
 def hold_to_other_half(
-    bundle: Bundle,
+    bundle: BundleFolder,
     variants: Sequence[Variant],
     spec: TuneSpec,
     x: np.ndarray,

@@ -17,18 +17,16 @@ import click
 import torch
 from null import make_network
 
-from resdeploy.graph.certify import add_certificate, certify_file
-from resdeploy.graph.fold_file import load_onnx
 from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module, synthetic_inputs
 from resdeploy.host.reference import reference_graph
+from resdeploy.host.verdict import judge_model
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.environment import read_environment
-from resdeploy.target.session import open_session
-from resdeploy.target.verify import open_sessions, verify_sessions
+from resdeploy.target.outputs import open_sessions
 
 
 def certify(source: SourceModel, path: Path, num_inputs: int) -> dict[str, float]:
@@ -40,19 +38,19 @@ def certify(source: SourceModel, path: Path, num_inputs: int) -> dict[str, float
         nonlocal started
         seconds[part], started = time.perf_counter() - started, time.perf_counter()
 
+    def mark_stage(name: str) -> None:
+        nonlocal stage
+        mark(stage)
+        stage = name
+
+    stage = "open the session"
     golden = golden_for(source, num_inputs=num_inputs)
     mark("outputs in float64, float32 and their spread")
     reference = reference_graph(source, golden)
     mark("reference graph")
-    report = verify_sessions(path, golden, open_sessions(path, [SessionSpec(num_threads=2)]))
-    mark("candidate, L3 and placement")
-    report, _ = add_certificate(
-        report,
-        certify_file(load_onnx(path), reference),
-        golden.inputs,
-        lambda spec: lambda model, inputs: open_session(model, spec).run(inputs),
-    )
-    mark("L0, L1 and L2")
+    sessions = open_sessions(path, [SessionSpec(num_threads=2)])
+    report = judge_model(path, reference, golden, sessions, conformance=False, on_stage=mark_stage)
+    mark(stage)
     assert report.passed, report.reasons
     return seconds
 

@@ -1,10 +1,8 @@
 """`resdeploy bench`."""
 
 import dataclasses
-import functools
-import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import click
 
@@ -25,18 +23,8 @@ from resdeploy.cli.options import (
     source_options,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.benchmarks import (
-    BenchComparison,
-    BenchReport,
-    BenchSpec,
-    RunnerSpec,
-    Scenario,
-)
+from resdeploy.schema.benchmarks import BenchComparison, Scenario
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
-
-if TYPE_CHECKING:
-    from resdeploy.bundle import Bundle
-    from resdeploy.target.bench_in_turn import Contender
 
 
 @click.command(cls=DeviceCommand)
@@ -173,6 +161,8 @@ def bench(
         resdeploy bench resnet50.onnx --against torch-compile:resnet50.pth --arch resnet50
         resdeploy bench digits.zip --on pi@kitchen.local --runs 500
     """
+    from resdeploy.api.bench import bench as bench_model
+    from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
 
     compared = against is not None or bool(against_options)
@@ -180,112 +170,38 @@ def bench(
     _check_together(compared, max_slowdown, batch, num_threads, profile)
     if compared and driver is not None:
         raise click.UsageError("--loadgen is for one model: leave out --against.")
-    runner, other_model = _runner_of(against, source_of)
     if devices.given:
         from resdeploy.remote.jobs import bench_job
 
-        if runner is not None:
-            raise click.UsageError(f"--against {runner.name}: is timed here: leave out --on.")
+        other_model = None if against is None else Path(against)
+        if against is not None and ":" in against and not Path(against).exists():
+            raise click.UsageError(f"--against {against} is timed here: leave out --on.")
         job = bench_job(model, devices.options, against=other_model, compared=compared)
         finish(devices.run(job), as_json=as_json)
-    bundle = _bundle_in(model)
-    model = model if bundle is None else bundle.model
-    spec = BenchSpec(
-        session=session,
-        num_runs=runs,
-        scenario=scenario,
-        qps=qps,
-        seed=seed,
-        loadgen=driver,
-        num_profile_runs=_PROFILE_RUNS if profile else 0,
-    )
-    if warmup is not None:
-        spec = dataclasses.replace(spec, num_warmup=warmup, max_warmup=warmup)
-    specs = [
-        dataclasses.replace(
-            spec, batch_size=size, session=dataclasses.replace(session, num_threads=number)
+    spec_of_other = with_options(session, against_options) if against_options else None
+    sessions = [dataclasses.replace(session, num_threads=n) for n in num_threads or (None,)]
+    with show_steps(f"bench {model.name}") as on_progress:
+        report = bench_model(
+            model,
+            provider=sessions if compared or session_was_given() else None,
+            batch_size=batch,
+            num_runs=runs,
+            num_warmup=warmup,
+            scenario=scenario,
+            qps=qps,
+            seed=seed,
+            loadgen=driver,
+            profile=profile,
+            against=against,
+            against_source=source_of(None) if source_of.given else None,
+            against_provider=spec_of_other,
+            num_blocks=blocks,
+            max_slowdown=max_slowdown,
+            on_progress=on_progress,
         )
-        for size, number in itertools.product(batch, num_threads or (None,))
-    ]
-    if not compared:
-        emit(_sweep(_ways(model, specs, bundle)), as_json=as_json)
-        return
-    if runner is None and other_model is not None and other_model.suffix == ".json":
-        if against_options:
-            raise click.UsageError("--against-option is not for a saved result, which has its own.")
-        comparison = _against_saved(model, specs[0], other_model, max_slowdown)
-    else:
-        other = dataclasses.replace(
-            specs[0], session=with_options(specs[0].session, against_options)
-        )
-        if runner is None:
-            other_model = other_model or model
-        else:
-            other = _by_runner(other, runner, against_options)
-        comparison = _in_turn((model, specs[0]), (other_model, other), blocks, max_slowdown)
-    emit(comparison, as_json=as_json)
-    if not comparison.passed:
+    emit(report, as_json=as_json)
+    if isinstance(report, BenchComparison) and not report.passed:
         raise click.exceptions.Exit(EXIT_CHECK_FAILED)
-
-
-_PROFILE_RUNS = 50
-
-
-def _runner_of(
-    against: str | None, source_of: SourceOptions
-) -> tuple[RunnerSpec | None, Path | None]:
-    """Return the runner and the file that `--against` names; None for a session like this one."""
-    name, colon, rest = (against or "").partition(":")
-    if not colon or Path(against or "").exists():
-        if source_of.given:
-            raise click.UsageError(
-                "--arch, --model and --input are for --against torch:CHECKPOINT."
-            )
-        return None, None if against is None else Path(against)
-    from resdeploy.target.runners import find_runner
-
-    kind = find_runner(name)
-    source = source_of(None)
-    if kind.form is None and source_of.given:
-        raise click.UsageError(f"--arch, --model and --input are not for {name}:, which runs ONNX.")
-    if not rest and source.factory is None:
-        raise click.UsageError(f"--against {name}: needs a file after the colon.")
-    return RunnerSpec(name=name, source=source), Path(rest) if rest else None
-
-
-def _by_runner(spec: BenchSpec, runner: RunnerSpec, options: tuple[str, ...]) -> BenchSpec:
-    """Return what to time of another runner, which has no option of a session but its threads."""
-    if any(not option.startswith("threads=") for option in options):
-        raise click.UsageError(f"--against-option of {runner.name}: is threads=N.")
-    from resdeploy.target.providers import find_provider
-
-    device = find_provider(spec.session.provider).memory
-    session = SessionSpec(provider=device, num_threads=spec.session.num_threads)
-    return dataclasses.replace(spec, session=session, runner=runner)
-
-
-def _bundle_in(path: Path) -> "Bundle | None":
-    """Return the bundle, checked and there until the command ends; None for an ONNX file."""
-    from resdeploy.bundle_archive import is_archive, opened_bundle
-
-    if not (path.is_dir() or is_archive(path)):
-        return None
-    return click.get_current_context().with_resource(opened_bundle(path))
-
-
-def _ways(
-    model: Path, specs: list[BenchSpec], bundle: "Bundle | None"
-) -> list[tuple[Path, BenchSpec]]:
-    """Return what to time: of a bundle as `tune` found it, unless the user says how."""
-    if bundle is None or session_was_given():
-        return [(model, spec) for spec in specs]
-    from resdeploy.target.tuned import fastest_way
-
-    ways = []
-    for spec in specs:
-        path, session = fastest_way(bundle, batch_size=spec.batch_size)
-        ways.append((path, dataclasses.replace(spec, session=session)))
-    return ways
 
 
 def _check_together(
@@ -301,51 +217,3 @@ def _check_together(
         raise click.UsageError("--against takes one --batch and one --threads.")
     if compared and profile:
         raise click.UsageError("--profile is for one model: leave out --against.")
-
-
-def _sweep(ways: list[tuple[Path, BenchSpec]]) -> BenchReport:
-    from resdeploy.cli.progress import show_steps
-    from resdeploy.target.bench import bench as run_bench
-
-    results = []
-    with show_steps(f"bench {ways[0][0].name}") as update:
-        for number, (model, spec) in enumerate(ways):
-            is_plain = spec.scenario == "single-stream" and spec.loadgen is None
-            bound = spec.num_runs if is_plain else 0
-            remark = f"{number + 1} of {len(ways)}"
-            result = run_bench(
-                model,
-                dataclasses.replace(spec, num_bound_runs=bound),
-                on_run=functools.partial(update, total=None, remark=remark),
-            )
-            results.append(result)
-    return BenchReport(results=tuple(results))
-
-
-def _in_turn(
-    candidate: tuple[Path, BenchSpec],
-    baseline: "Contender",
-    num_blocks: int,
-    max_slowdown: float | None,
-) -> BenchComparison:
-    from resdeploy.cli.progress import show_steps
-    from resdeploy.target.bench_in_turn import bench_in_turn
-
-    with show_steps(f"bench {candidate[0].name}") as update:
-        return bench_in_turn(
-            candidate,
-            baseline,
-            num_blocks=num_blocks,
-            max_slowdown=max_slowdown,
-            on_block=lambda done: update(done, num_blocks, "blocks"),
-        )
-
-
-def _against_saved(
-    model: Path, spec: BenchSpec, saved: Path, max_slowdown: float | None
-) -> BenchComparison:
-    from resdeploy.target.bench_saved import compare_with_saved, load_result
-
-    baseline = load_result(saved)
-    candidate = _sweep([(model, spec)]).results[0]
-    return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)

@@ -75,32 +75,24 @@ def bundle(
         resdeploy bundle runs/digits -o digits-bundle --data digits
         resdeploy check digits-bundle
     """
-    from resdeploy.bundle_archive import is_archive
+    from resdeploy.api.bundle import bundle as bundle_model
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.compatibility import for_target
-    from resdeploy.host.build import load_source
-    from resdeploy.host.data import parse_data
-    from resdeploy.host.embedded import embed_preprocess
-    from resdeploy.host.golden import golden_for
-    from resdeploy.host.make_bundle import Layouts, make_bundle
-    from resdeploy.schema.exports import ExportSpec
 
-    chosen = None if data is None else parse_data(data)
-    spec = for_target(ExportSpec(batch=parse_batch(batch)), opset=opset, target=target)
     with show_stages("bundle") as on_stage:
-        on_stage("golden reference")
-        model = load_source(source_of(source))
-        if preprocess == "embed":
-            model = embed_preprocess(model)
-        golden = golden_for(model, data=chosen, num_inputs=num_inputs)
-        manifest = make_bundle(
-            model,
-            spec,
+        manifest = bundle_model(
+            source_of(source),
             output,
-            golden=golden,
-            name=name or (output.stem if is_archive(output) else output.absolute().name),
-            layouts=Layouts(triton=triton, onnx_test_data=onnx_test_data, ort_format=ort_format),
+            name=name,
+            data=data,
+            num_inputs=num_inputs,
+            opset=opset,
+            target=target,
+            batch=parse_batch(batch),
+            embed_preprocess=preprocess == "embed",
+            triton=triton,
+            onnx_test_data=onnx_test_data,
+            ort_format=ort_format,
             force=force,
             on_stage=on_stage,
         )

@@ -39,10 +39,10 @@ def check(
 
         finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
 
+    from resdeploy.api.check import check as check_bundle
     from resdeploy.cli.render import emit
-    from resdeploy.target.check import check_bundle
 
-    report = check_bundle(bundle, sessions)
+    report = check_bundle(bundle, provider=sessions)
     emit(report, as_json=as_json)
     if not report.passed:
         raise SystemExit(EXIT_CHECK_FAILED)

@@ -52,19 +52,17 @@ def evaluate(
     """
     if max_drop_points is not None and against is None:
         raise click.UsageError("--max-drop needs the model that it is a drop from: --against OTHER")
+    from resdeploy.api.evaluate import evaluate as evaluate_models
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.host.data import load_labelled, parse_data
-    from resdeploy.target.evaluate import evaluate as evaluate_models
 
-    chosen = parse_data(data)
     with show_steps("evaluate") as on_progress:
         report = evaluate_models(
             model,
-            lambda preprocess: load_labelled(chosen, preprocess),
-            session,
+            data,
             against=against,
             max_drop=None if max_drop_points is None else max_drop_points / 100,
+            provider=session,
             on_progress=on_progress,
         )
     emit(report, as_json=as_json)

@@ -53,25 +53,19 @@ def export(
         resdeploy export resnet50.pth --arch resnet50 -o resnet50.onnx --batch 1
         resdeploy export runs/digits -o digits.onnx --for target.json
     """
+    from resdeploy.api.export import export as export_model
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.compatibility import for_target
-    from resdeploy.host.build import load_source
-    from resdeploy.host.embedded import embed_preprocess
-    from resdeploy.host.export import export_onnx
-    from resdeploy.schema.exports import ExportSpec
 
-    spec = ExportSpec(batch=parse_batch(batch), fold=not no_fold)
-    spec = for_target(spec, opset=opset, target=target)
     with show_stages("export") as on_stage:
-        on_stage("load")
-        model = load_source(source_of(source))
-        if preprocess == "embed":
-            model = embed_preprocess(model)
-        report = export_onnx(
-            model,
-            spec,
+        report = export_model(
+            source_of(source),
             output,
+            opset=opset,
+            batch=parse_batch(batch),
+            fold=not no_fold,
+            target=target,
+            embed_preprocess=preprocess == "embed",
             force=force,
             on_stage=on_stage,
         )

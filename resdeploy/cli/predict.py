@@ -43,8 +43,8 @@ def predict(
         resdeploy predict digits-bundle seven.png
         resdeploy predict resnet50.zip photos --top 3 --provider cuda --json
     """
+    from resdeploy.api.predict import predict as predict_classes
     from resdeploy.cli.render import emit
-    from resdeploy.target.predict import predict as predict_classes
 
     wanted = session if session_was_given() else None
-    emit(predict_classes(bundle, inputs, wanted, num_classes=num_classes), as_json=as_json)
+    emit(predict_classes(bundle, inputs, provider=wanted, top=num_classes), as_json=as_json)

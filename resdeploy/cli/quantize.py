@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,7 +18,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.target.providers import PROVIDERS
 
 if TYPE_CHECKING:
-    from resdeploy.schema.quants import Choice, IntegerTypes, QuantizedPrecision
+    from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
 
 PRECISIONS: dict[str, "QuantizedPrecision"] = {
     "int8": "int8",
@@ -94,7 +94,7 @@ def quantize(
     precision: str,
     data: str,
     recipe: str | None,
-    method: str,
+    method: 'Literal["auto"] | CalibrationMethod',
     types: "IntegerTypes | None",
     target: Path | None,
     reduce_range: bool | None,
@@ -121,33 +121,29 @@ def quantize(
         resdeploy quantize resnet50.onnx -o int8.onnx --calibration photos --for target.json
         resdeploy quantize resnet50.onnx -o fp16.onnx --precision fp16 --calibration x.npz
     """
+    from resdeploy.api.quantize import quantize as quantize_model
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.host.data import parse_data
-    from resdeploy.host.quantize import quantize_file, spec_for
-    from resdeploy.schema.quants import QuantSpec
 
-    asked = QuantSpec(
-        precision=PRECISIONS[precision],
-        method=method,  # type: ignore[arg-type]
-        equalize=equalize,
-        pixel_grid=pixel_grid,
-        refine=refine,
-        rounding=rounding,
-        bias_correction=bias_correction,
-        max_flips=max_flips,
-        max_error=max_error,
-        keep_io=keep_io,
-    )
-    spec, warnings = spec_for(asked, types=types, reduce_range=reduce_range, target=target)
     with show_stages("quantize") as on_stage:
-        report = quantize_file(
+        report = quantize_model(
             model_file,
             output,
-            spec,
-            parse_data(data),
+            calibration=data,
+            precision=PRECISIONS[precision],
             recipe=recipe,
-            warnings=warnings,
+            method=method,
+            types=types,
+            target=target,
+            reduce_range=reduce_range,
+            equalize=equalize,
+            pixel_grid=pixel_grid,
+            refine=refine,
+            rounding=rounding,
+            bias_correction=bias_correction,
+            max_flips=max_flips,
+            max_error=max_error,
+            keep_io=keep_io,
             force=force,
             on_stage=on_stage,
         )

@@ -63,23 +63,11 @@ def train(
         resdeploy train cifar10-resnet20 --data cifar10:/data/cifar
         resdeploy train imagenet-resnet50 --device cuda --precision bf16 --channels-last --compile
     """
+    from resdeploy.api.train import train as train_recipe
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.host.data import parse_data
-    from resdeploy.host.train import train as run_training
-    from resdeploy.recipe import adjust_recipe, load_recipe
 
-    chosen = adjust_recipe(
-        load_recipe(recipe),
-        data=None if data is None else parse_data(data),
-        epochs=epochs,
-        seed=seed,
-        precision=None if precision is None else _PRECISIONS[precision],
-        channels_last=channels_last,
-        compiled=compiled,
-    )
-    directory = output or Path("runs") / chosen.name
-    with show_steps(f"train {chosen.name}") as update:
+    with show_steps(f"train {recipe}") as update:
         accuracy = ""
 
         def on_batch(step: int, num_steps: int, loss: float, rate: float) -> None:
@@ -89,12 +77,18 @@ def train(
             nonlocal accuracy
             accuracy = f" test {metrics.test_accuracy:.2%}"
 
-        report = run_training(
-            chosen,
-            directory,
+        report = train_recipe(
+            recipe,
+            output,
+            data=data,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            precision=None if precision is None else _PRECISIONS[precision],
+            channels_last=channels_last,
+            compiled=compiled,
             resume=resume,
             force=force,
-            device=device,
             on_batch=on_batch,
             on_epoch=on_epoch,
         )

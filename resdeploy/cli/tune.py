@@ -10,7 +10,7 @@ from resdeploy.cli.bench_options import numbers
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import Number, force_option, json_option, providers_option
 from resdeploy.cli.quantize import PRECISIONS
-from resdeploy.schema.tunings import Objective, TuneSpec
+from resdeploy.schema.tunings import Objective
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import QuantizedPrecision
@@ -140,90 +140,47 @@ def tune(
     """
     if lossless and max_drop_points is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
-    if (max_drop_points is None) != (data is None):
-        raise click.UsageError("--max-drop and --data go together.")
-    if calibration is not None and max_drop_points is None:
-        raise click.UsageError("--calibration makes what is not lossless: add --max-drop.")
-    if precisions and calibration is None:
-        raise click.UsageError("--precision needs samples to make it with: --calibration.")
-    if len(batch) > 1 and objective != "throughput":
-        raise click.UsageError("Several batch sizes can be compared by --objective throughput.")
     if work is not None and devices.given:
         raise click.UsageError("--work is for a search on this machine.")
-    from resdeploy.bundle import MANIFEST
-    from resdeploy.files import refuse_existing_directory
-    from resdeploy.host.data import parse_data
+    from resdeploy.api.tune import refuse_contradictions
+    from resdeploy.api.tune import tune as tune_bundle
 
-    chosen = None if data is None else parse_data(data)
-    calibrated_on = None if calibration is None else parse_data(calibration)
-    if output is not None:
-        refuse_existing_directory(output, force=force, marker=MANIFEST)
+    max_drop = None if max_drop_points is None else max_drop_points / 100
     if devices.given:
-        _tune_devices(
-            devices, bundle, output, variant_paths, chosen, calibrated_on, force=force, json=as_json
-        )
+        from resdeploy.api.arguments import optional_data
 
-    from resdeploy.bundle import write_tuned
-    from resdeploy.bundle_archive import opened_bundle
+        refuse_contradictions(max_drop, data, calibration, precisions, batch, objective)
+        _tune_devices(
+            devices,
+            bundle,
+            output,
+            variant_paths,
+            optional_data(data),
+            optional_data(calibration),
+            force=force,
+            json=as_json,
+        )
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
-    from resdeploy.host.data import load_labelled
-    from resdeploy.target.environment import read_environment
-    from resdeploy.target.probe import starting_providers
-    from resdeploy.target.tune import tune as run_tune
-    from resdeploy.target.tune_journal import Journal, identity_of
-    from resdeploy.target.tune_space import read_variants
 
-    environment = read_environment()
-    spec = TuneSpec(
-        objective=objective,
-        max_drop=None if max_drop_points is None else max_drop_points / 100,
-        providers=providers or starting_providers(),
-        batch_sizes=batch,
-        threads=threads or (None, *sorted({1, environment.num_cpus_allowed})),
-        num_runs=runs,
-    )
-    variants = read_variants(variant_paths)
-    with (
-        opened_bundle(bundle) as opened,
-        tempfile.TemporaryDirectory(prefix="resdeploy-") as folder,
-        show_steps("tune") as on_progress,
-    ):
-        journal, made = Journal(), Path(folder)
-        if work is not None:
-            identity = identity_of(
-                opened,
-                spec,
-                environment,
-                variants=variant_paths,
-                precisions=precisions,
-                data={"data": chosen, "calibration": calibrated_on},
-            )
-            journal, made = Journal.open(work, identity), work / "made"
-            made.mkdir(exist_ok=True)
-        if calibrated_on is not None:
-            from resdeploy.host.variants import make_variants, precisions_for
-
-            variants += make_variants(
-                opened,
-                made,
-                spec,
-                calibrated_on,
-                precisions=precisions or precisions_for(spec.providers),
-                on_stage=lambda stage: on_progress(0, None, stage),
-            )
-        report = run_tune(
-            opened,
-            spec,
-            variants,
-            load=None if chosen is None else lambda p: load_labelled(chosen, p),
-            journal=journal,
+    with show_steps("tune") as on_progress:
+        report = tune_bundle(
+            bundle,
+            output,
+            max_drop=max_drop,
+            data=data,
+            calibration=calibration,
+            precisions=precisions,
+            variants=variant_paths,
+            objective=objective,
+            providers=providers,
+            batch_sizes=batch,
+            num_threads=threads,
+            num_runs=runs,
+            work=work,
+            force=force,
             on_progress=on_progress,
         )
-        if output is not None:
-            files = {one.path.name: one.path for one in variants}
-            model = files.get(report.settings.model, opened.model)
-            write_tuned(opened, output, [(report.settings, model)], force=force)
     emit(report, as_json=as_json)
 
 
@@ -239,10 +196,13 @@ def _tune_devices(
     json: bool,
 ) -> NoReturn:
     """Search on every device; what those that are done have found is written."""
-    from resdeploy.bundle import write_tuned
     from resdeploy.bundle_archive import opened_bundle
+    from resdeploy.bundle_folder import MANIFEST, write_tuned
+    from resdeploy.files import refuse_existing_directory
     from resdeploy.remote.jobs import fetched_model, tune_job
 
+    if output is not None:
+        refuse_existing_directory(output, force=force, marker=MANIFEST)
     here = {path.name: path for path in variants}
     with (
         opened_bundle(bundle) as opened,

@@ -23,7 +23,14 @@ from resdeploy.recipe import load_recipe
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, SourceSpec
 
-__all__ = ["SourceModel", "example_inputs", "fit_for_folded", "load_source"]
+__all__ = [
+    "SourceModel",
+    "example_inputs",
+    "fit_for_folded",
+    "load_source",
+    "model_of_module",
+    "require_module",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,9 @@ class SourceModel:
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+
+    def __repr__(self) -> str:
+        return f"Model({self.description!r}, input_shape={self.input_shape})"
 
 
 def load_source(spec: SourceSpec) -> SourceModel:
@@ -64,6 +74,49 @@ def load_source(spec: SourceSpec) -> SourceModel:
     if path.is_dir() or is_own_checkpoint(path):
         return _from_own_checkpoint(spec, path)
     return _from_foreign_weights(spec, path)
+
+
+def model_of_module(
+    module: object, input_shape: Sequence[int] | None, *, name: str = "module"
+) -> SourceModel:
+    """Return a live module as a trained model.
+
+    Args:
+        module: a torch module in eval mode on the CPU; it is not copied.
+        input_shape: of one sample, without the batch.
+        name: what the caller calls it.
+
+    Raises:
+        ResdeployError: it is in training mode or on another device, or its input shape is missing.
+        TypeError: `module` is none.
+    """
+    module, kind = require_module(module, name), type(module).__name__
+    if input_shape is None:
+        raise ResdeployError(
+            "The shape of the module's input is not known.",
+            where=kind,
+            fix="give input_shape, that of one sample, such as (3, 224, 224)",
+        )
+    if module.training:
+        raise ResdeployError(
+            "The module is in training mode, in which BatchNorm and dropout compute otherwise.",
+            where=kind,
+            fix="call .eval() first",
+        )
+    devices = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    if devices - {"cpu"}:
+        raise ResdeployError(
+            f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
+        )
+    return SourceModel(module=module, input_shape=tuple(input_shape), description=kind, info=None)
+
+
+def require_module(module: object, name: str) -> nn.Module:
+    """Return `module`; raise TypeError unless it is a torch module."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise TypeError(f"{name} must be a path, a Model or a torch module, not {kind}")
+    return module
 
 
 def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "DATA_NAMES",
     "Dataset",
     "epoch_order",
+    "labelled_arrays",
     "load_dataset",
     "load_evaluation",
     "load_labelled",
@@ -146,6 +147,16 @@ def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamp
     # None of these is decoded: how an image becomes an input does not matter here.
     dataset = load_dataset(spec, preprocess or Preprocess(input_shape=(1,)))
     return _in_rows(dataset.test_x, dataset.test_y, dataset.labels, spec.name)
+
+
+def labelled_arrays(x: NDArray[Any], y: NDArray[Any]) -> LabelledSamples:
+    """Return raw samples (N, ...) in memory with their classes (N,), whole numbers.
+
+    Raises:
+        ResdeployError: they are not as many, or not whole numbers.
+    """
+    name = "the given samples"
+    return _in_rows(x, _integer_labels(y, len(x), Path(name)), (), name)
 
 
 def _in_rows(

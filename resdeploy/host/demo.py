@@ -13,7 +13,9 @@ from resdeploy.host.checkpoint import CHECKPOINT_NAME
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for
 from resdeploy.host.make_bundle import pack_bundle
+from resdeploy.host.reference import reference_graph
 from resdeploy.host.train import train
+from resdeploy.host.verdict import judge_model
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
 from resdeploy.schema.codec import dump_json
@@ -24,8 +26,8 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import ProviderVerdict
 from resdeploy.target.bench import bench
 from resdeploy.target.check import check_bundle
+from resdeploy.target.outputs import open_sessions
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import verify_model
 
 __all__ = ["run_demo"]
 
@@ -67,7 +69,12 @@ def run_demo(
             say(_export_outcome(exported))
         sessions, unavailable = _available_sessions(folder / "model.onnx")
         with log.stage("verify") as say:
-            verification = verify_model(folder / "model.onnx", golden, sessions)
+            verification = judge_model(
+                folder / "model.onnx",
+                reference_graph(source, golden),
+                golden,
+                open_sessions(folder / "model.onnx", sessions),
+            )
             say("\n".join(map(_verdict_outcome, verification.verdicts)))
             for provider, why in unavailable.items():
                 say(f"{provider}: not on this machine. {why}")

@@ -32,7 +32,7 @@ from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.verify import verify_model
+from resdeploy.target.outputs import judge_outputs
 
 __all__ = ["export_onnx", "stage_versions", "translate"]
 
@@ -130,7 +130,7 @@ def _export(
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     on_stage("verify")
-    verification = verify_model(
+    verification = judge_outputs(
         file,
         golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
         # A busy machine has no cores for threads that wait awake.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle import write_bundle
 from resdeploy.bundle_archive import is_archive, write_archive
+from resdeploy.bundle_folder import write_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.host.build import SourceModel

@@ -17,8 +17,8 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_directory
 from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target.outputs import judge_outputs
 from resdeploy.target.runtime import captured_output
-from resdeploy.target.verify import verify_model
 
 __all__ = ["write_ort_format"]
 
@@ -57,7 +57,7 @@ def write_ort_format(out: Path, *, model: Path, golden: Golden, force: bool = Fa
             encoding="utf-8",
             newline="\n",
         )
-        report = verify_model(folder / "model.ort", golden, [SessionSpec(provider="cpu")])
+        report = judge_outputs(folder / "model.ort", golden, [SessionSpec(provider="cpu")])
         if not report.passed:
             raise ResdeployError(
                 "The model in ORT format does not compute what the golden file says.",

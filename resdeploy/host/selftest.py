@@ -5,10 +5,11 @@ of `resdeploy.graph.faults` is planted into a copy, which goes through the verif
 runs; beside it stands what fixed tolerances would have said.
 """
 
+import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,16 +18,16 @@ from torch import nn
 
 from resdeploy import algebra
 from resdeploy.errors import ResdeployError
-from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.evidence.fixed_tolerance import FIXED_TOLERANCES
 from resdeploy.golden_file import Golden
-from resdeploy.graph.certify import Reference, certify_file, certify_run
+from resdeploy.graph.certify import Reference
 from resdeploy.graph.faults import CONTROLS, FAULTS, Fault, UnfoldedLayer, Workpiece
 from resdeploy.graph.fold_file import load_onnx
 from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module
 from resdeploy.host.reference import reference_graph
+from resdeploy.host.verdict import judge_model
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.sessions import SessionSpec
@@ -34,7 +35,7 @@ from resdeploy.schema.verdicts import PlantedFault, SelftestReport
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 
-__all__ = ["selftest"]
+__all__ = ["folded_layers", "selftest"]
 
 Progress = Callable[[str], None]
 
@@ -66,13 +67,13 @@ def selftest(
         path = Path(folder) / "model.onnx"
         report = export_onnx(source, ExportSpec(), path, golden=golden)
         model = load_onnx(path)
-    layers = _folded_layers(source.module, report.fold or FoldReport(), model)
-    work = Workpiece(model=model, layers=layers)
-    judge = _Judge(reference, golden, own, num_threads)
-    outcomes: dict[str, PlantedFault | None] = {}
-    for fault in (*CONTROLS, *FAULTS):
-        on_stage(fault.name)
-        outcomes[fault.name] = judge(fault, work)
+        layers = folded_layers(source.module, report.fold or FoldReport(), model)
+        work = Workpiece(model=model, layers=layers)
+        judge = _Judge(path, reference, golden, own, SessionSpec(num_threads=num_threads))
+        outcomes: dict[str, PlantedFault | None] = {}
+        for fault in (*CONTROLS, *FAULTS):
+            on_stage(fault.name)
+            outcomes[fault.name] = judge(fault, work)
     return SelftestReport(
         model=source.description,
         num_inputs=num_inputs,
@@ -91,63 +92,63 @@ def _present(
 
 
 class _Judge:
-    """Puts a faulty model through every layer of evidence."""
+    """Puts a faulty model, as a file, through the verdict of `resdeploy.verify`."""
 
     def __init__(
-        self, reference: Reference, golden: Golden, own: np.ndarray, num_threads: int | None
+        self,
+        path: Path,
+        reference: Reference,
+        golden: Golden,
+        own: np.ndarray,
+        session: SessionSpec,
     ) -> None:
+        self._path = path
         self._reference = reference
         self._golden = golden
         self._own = own
-        self._num_threads = num_threads
+        self._session = session
 
     def __call__(self, fault: Fault, work: Workpiece) -> PlantedFault | None:
         model = fault.plant(work)
         if model is None:
             return None
-        candidate = certify_file(model, self._reference)
-        caught: list[str] = []
-        reasons: list[str] = []
-        if candidate.structure is not None and not candidate.structure.passed:
-            caught.append("structure")
-            reasons += candidate.structure.differences
-        if candidate.static is not None and not candidate.static.passed:
-            caught.append("static")
-            reasons += candidate.static.reasons
-        try:
-            nodes = certify_run(candidate, self._golden.inputs, self._run_nodes)
-            session = open_session(model.SerializeToString(), self._spec("all"))
-            outputs_NK = run_session(session, self._golden.inputs)
-            comparison = judge_end_to_end(outputs_NK, self._golden)
-        except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
-            caught.append("end_to_end")
-            accepted: tuple[str, ...] = ()
-        else:
-            if not isinstance(nodes, str) and not nodes[0].passed:
-                caught.append("node_local")
-                reasons += nodes[0].reasons
-            if not comparison.passed:
-                caught.append("end_to_end")
-            accepted = tuple(
-                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
-            )
+        self._path.write_bytes(model.SerializeToString())
         target = work.target
-        return PlantedFault(
+        planted = PlantedFault(
             name=fault.name,
             layer=target.node if fault.single_layer and target is not None else None,
-            caught_by=tuple(caught),
+            caught_by=("end_to_end",),
+            named=None,
+            accepted_by=(),
+        )
+        try:
+            session = open_session(self._path, self._session)
+            # As a file it is one and the same in every way to call it.
+            report = judge_model(
+                self._path, self._reference, self._golden, [session], conformance=False
+            )
+            outputs_NK = run_session(session, self._golden.inputs)
+        except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
+            return planted
+        (verdict,) = report.verdicts
+        layers = {
+            "structure": report.structure,
+            "static": report.static,
+            "node_local": verdict.node_local,
+            "end_to_end": verdict.comparison,
+        }
+        reasons = (*report.reasons, *(verdict.node_local.reasons if verdict.node_local else ()))
+        return dataclasses.replace(
+            planted,
+            caught_by=tuple(n for n, one in layers.items() if one is not None and not one.passed),
             named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
-            accepted_by=accepted,
+            accepted_by=tuple(
+                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
+            ),
         )
 
-    def _run_nodes(self, model: bytes, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return open_session(model, self._spec("extended")).run(inputs)
 
-    def _spec(self, level: Literal["extended", "all"]) -> SessionSpec:
-        return SessionSpec(graph_level=level, num_threads=self._num_threads)
-
-
-def _folded_layers(
+def folded_layers(
     module: nn.Module, report: FoldReport, model: onnx.ModelProto
 ) -> tuple[UnfoldedLayer, ...]:
     """Return the layers into which one BatchNorm each was folded, as they were before."""

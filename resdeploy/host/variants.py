@@ -7,7 +7,7 @@ Needs no torch.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.host.calibration import load_calibration
@@ -32,7 +32,7 @@ def precisions_for(providers: Sequence[str]) -> tuple[QuantizedPrecision, ...]:
 
 
 def make_variants(
-    bundle: Bundle,
+    bundle: BundleFolder,
     folder: Path,
     spec: TuneSpec,
     data: DataSpec,
@@ -59,7 +59,7 @@ def make_variants(
 
 
 def _made(
-    bundle: Bundle,
+    bundle: BundleFolder,
     folder: Path,
     spec: TuneSpec,
     data: DataSpec,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.bundle import MANIFEST
 from resdeploy.bundle_archive import is_archive, opened_bundle
+from resdeploy.bundle_folder import MANIFEST
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.remote.fleet_run import Call, Fetched, Job
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport

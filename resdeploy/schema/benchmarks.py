@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
@@ -32,7 +32,7 @@ Scenario = Literal["single-stream", "offline", "server"]
 
 
 @record
-class LoadgenSpec:
+class LoadgenSpec(Record):
     """A run that MLCommons LoadGen drives: its shortest duration, and the rule of "server".
 
     `target_latency_ms` is what 99 % of the queries of "server" may take: 15 ms for MLPerf's
@@ -44,7 +44,7 @@ class LoadgenSpec:
 
 
 @record
-class RunnerSpec:
+class RunnerSpec(Record):
     """A runner of `resdeploy.target.runners`: the program that runs the model.
 
     Attributes:
@@ -61,7 +61,7 @@ class RunnerSpec:
 
 
 @record
-class BenchSpec:
+class BenchSpec(Record):
     """What to time: `num_runs` runs of one session after its warm-up.
 
     Attributes:
@@ -97,7 +97,7 @@ class BenchSpec:
 
 
 @record
-class LatencySummary:
+class LatencySummary(Record):
     """What a list of latencies comes to.
 
     Attributes:
@@ -127,7 +127,7 @@ class LatencySummary:
 
 
 @record
-class LayerTime:
+class LayerTime(Record):
     """One kernel of the model: the median of its times, and the work that its shapes mean.
 
     `name` is that of the model's node, where the runtime's can be traced to one; `num_macs` are
@@ -148,7 +148,7 @@ class LayerTime:
 
 
 @record
-class Profile:
+class Profile(Record):
     """Where the time of a run goes, and what the machine could do at best in the same minute.
 
     `peak_macs_per_s` is that of a large matrix product of float32 on the same threads,
@@ -172,7 +172,7 @@ class Profile:
 
 
 @record
-class LoadgenResult:
+class LoadgenResult(Record):
     """What MLCommons LoadGen says of a run: unofficial, and not verified by MLCommons.
 
     Attributes:
@@ -193,7 +193,7 @@ class LoadgenResult:
 
 
 @record
-class BenchResult:
+class BenchResult(Record):
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
     Attributes:
@@ -254,16 +254,31 @@ class BenchResult:
         """Whether nothing speaks against the summary."""
         return not self.unstable_reasons
 
+    @property
+    def p50_ms(self) -> float:
+        """The median latency of a run, in milliseconds."""
+        return self.summary.p50_ns / 1e6
+
 
 @record
-class BenchReport:
+class BenchReport(Record):
     """One result for each configuration that was asked for."""
 
     results: tuple[BenchResult, ...]
 
+    @property
+    def p50_ms(self) -> float:
+        """The median latency of a run in milliseconds, where one configuration was timed.
+
+        Raises:
+            ValueError: several were: each of `results` has its own.
+        """
+        (result,) = self.results
+        return result.p50_ms
+
 
 @record
-class BenchJob:
+class BenchJob(Record):
     """What a worker process is told to do: time a model, all at once or in bursts on command.
 
     `model` is None where the source's factory makes a trained module by itself; `golden` is a
@@ -278,7 +293,7 @@ class BenchJob:
 
 
 @record
-class BenchSide:
+class BenchSide(Record):
     """One of those that are compared: a model in a runner.
 
     Attributes:
@@ -298,7 +313,7 @@ class BenchSide:
 
 
 @record
-class BenchBlock:
+class BenchBlock(Record):
     """Latencies of one pair of fresh processes, in bursts that took turns: A B B A or B A A B."""
 
     candidate_ns: tuple[tuple[int, ...], ...]
@@ -307,7 +322,7 @@ class BenchBlock:
 
 
 @record
-class SpeedRatio:
+class SpeedRatio(Record):
     """Time of the candidate over that of the baseline, with its interval."""
 
     ratio: float
@@ -323,7 +338,7 @@ class SpeedRatio:
 
 
 @record
-class BenchComparison:
+class BenchComparison(Record):
     """Two sessions timed in turn, or one against a saved result, and the ratio of their times.
 
     Attributes:

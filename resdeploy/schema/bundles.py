@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
@@ -21,7 +21,7 @@ __all__ = [
 
 
 @record
-class Manifest:
+class Manifest(Record):
     """The table of contents of a bundle, with the records that led to it.
 
     `tuned` are the fastest ways to run it that `tune` found, on the machines they are for.
@@ -40,7 +40,7 @@ class Manifest:
 
 
 @record
-class TunedCheck:
+class TunedCheck(Record):
     """A way to run the bundle that was tuned for such a machine, and what it computes now.
 
     Attributes:
@@ -61,7 +61,7 @@ class TunedCheck:
 
 
 @record
-class CheckReport:
+class CheckReport(Record):
     """A bundle whose files are intact, and what each provider computed from its golden inputs.
 
     `tuned` are the ways to run it that `tune` found on a machine like this one.
@@ -79,7 +79,7 @@ class CheckReport:
 
 
 @record
-class ClassScore:
+class ClassScore(Record):
     """One class of a prediction: its place among the outputs, its name, and its probability.
 
     `label` is None where the bundle names no classes; `probability` is the softmax of the model's
@@ -92,7 +92,7 @@ class ClassScore:
 
 
 @record
-class Prediction:
+class Prediction(Record):
     """The likeliest classes of one input, the likeliest first; `input` is its file, and its row."""
 
     input: str
@@ -100,7 +100,7 @@ class Prediction:
 
 
 @record
-class PredictReport:
+class PredictReport(Record):
     """What a model of a bundle says of each input, in the order they were given.
 
     `digest` stands for the bundle, every byte of which was checked first; `model` is the file of it

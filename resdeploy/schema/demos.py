@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from resdeploy.schema.benchmarks import BenchResult
 from resdeploy.schema.bundles import CheckReport
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.verdicts import VerifyReport
@@ -13,7 +13,7 @@ __all__ = ["DemoReport", "DemoStage"]
 
 
 @record
-class DemoStage:
+class DemoStage(Record):
     """One stage of the demo: what came of it, in words, and how long it took."""
 
     stage: str
@@ -22,7 +22,7 @@ class DemoStage:
 
 
 @record
-class DemoReport:
+class DemoReport(Record):
     """The whole chain on embedded data: the records of its stages and the files it wrote.
 
     `paths` are by what they are; `unavailable` says of each provider that did not start why.

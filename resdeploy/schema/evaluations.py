@@ -1,13 +1,13 @@
 """How often a model is right, and what another one does differently on the same samples."""
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.sessions import SessionInfo
 
 __all__ = ["AccuracyResult", "EvaluateReport", "EvaluatedModel", "Flip", "PairedResult"]
 
 
 @record
-class AccuracyResult:
+class AccuracyResult(Record):
     """How many samples a model gets right; `interval` is Clopper and Pearson's, of the fraction."""
 
     num_correct: int
@@ -21,7 +21,7 @@ class AccuracyResult:
 
 
 @record
-class EvaluatedModel:
+class EvaluatedModel(Record):
     """A model, where it ran, and how often it is right."""
 
     name: str
@@ -30,7 +30,7 @@ class EvaluatedModel:
 
 
 @record
-class Flip:
+class Flip(Record):
     """A sample that two models put into different classes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Flip:
 
 
 @record
-class PairedResult:
+class PairedResult(Record):
     """Two models on the same samples: "only" counts those that one gets right and the other wrong.
 
     Attributes:
@@ -73,7 +73,7 @@ class PairedResult:
 
 
 @record
-class EvaluateReport:
+class EvaluateReport(Record):
     """How often a model is right on labelled samples, and next to another model.
 
     Attributes:

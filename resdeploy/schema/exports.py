@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import VerifyReport
@@ -16,7 +16,7 @@ PREPROCESS_KEY = "resdeploy.preprocess"
 
 
 @record
-class PassReport:
+class PassReport(Record):
     """One pass over an ONNX graph: how many places it changed."""
 
     name: str
@@ -24,7 +24,7 @@ class PassReport:
 
 
 @record
-class ExportSpec:
+class ExportSpec(Record):
     """How to export. `batch` is "dynamic" or a fixed number of samples.
 
     `newest_ir_version` is the newest form of the file that the target reads; None for any.
@@ -37,7 +37,7 @@ class ExportSpec:
 
 
 @record
-class ExportReport:
+class ExportReport(Record):
     """An exported file, what was folded into it, and the passes it went through."""
 
     spec: ExportSpec

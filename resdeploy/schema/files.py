@@ -1,12 +1,12 @@
 """Files and tensors, as every stage names them."""
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = ["FileInfo", "TensorSpec"]
 
 
 @record
-class TensorSpec:
+class TensorSpec(Record):
     """A model's input or output; a dimension is a number, or the name of a dynamic one."""
 
     name: str
@@ -15,7 +15,7 @@ class TensorSpec:
 
 
 @record
-class FileInfo:
+class FileInfo(Record):
     """A file by content; `path` is relative to the record that names it, with `/`."""
 
     path: str

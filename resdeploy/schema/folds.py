@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.verdicts import Comparison
 
 __all__ = ["FoldReport", "FoldedSite", "RefusedSite"]
 
 
 @record
-class FoldedSite:
+class FoldedSite(Record):
     """A BatchNorm that is now part of a layer before or after it.
 
     Attributes:
@@ -34,7 +34,7 @@ class FoldedSite:
 
 
 @record
-class RefusedSite:
+class RefusedSite(Record):
     """A BatchNorm (or, where asked for, a LayerNorm's affine part) that stays, and why.
 
     Attributes:
@@ -49,7 +49,7 @@ class RefusedSite:
 
 
 @record
-class FoldReport:
+class FoldReport(Record):
     """What was folded and what was refused, in the order of the graph.
 
     `comparison` judges the folded model against the model in float64, where that was done;

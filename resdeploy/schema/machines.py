@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = [
     "DoctorReport",
@@ -17,7 +17,7 @@ __all__ = [
 
 
 @record
-class Environment:
+class Environment(Record):
     """The machine and the software a measurement was made with; None is "not readable here".
 
     `cpu_features` are the instruction sets that decide how fast a network runs; `cpu_limit` (in
@@ -40,7 +40,7 @@ class Environment:
 
 
 @record
-class GpuState:
+class GpuState(Record):
     """One GPU at one moment; None is "not readable here".
 
     `slowed_by` are the bits of NVML's clocks event reasons, 0 if nothing slows it; bit 0 is "idle".
@@ -53,7 +53,7 @@ class GpuState:
 
 
 @record
-class MachineState:
+class MachineState(Record):
     """The machine at one moment; None is "not readable here".
 
     Attributes:
@@ -80,7 +80,7 @@ class MachineState:
 
 
 @record
-class ProviderProbe:
+class ProviderProbe(Record):
     """Whether a session really starts on an execution provider, and computes there.
 
     Attributes:
@@ -100,7 +100,7 @@ class ProviderProbe:
 
 
 @record
-class ProbeReport:
+class ProbeReport(Record):
     """What a machine can run: its runtime, its providers, and what decides its speed.
 
     Attributes:
@@ -127,7 +127,7 @@ class ProbeReport:
 
 
 @record
-class Finding:
+class Finding(Record):
     """One thing that was looked at in an installation.
 
     A "fault" stops what was asked for; a "remark" does not. `fix` says what helps.
@@ -140,7 +140,7 @@ class Finding:
 
 
 @record
-class DoctorReport:
+class DoctorReport(Record):
     """An installation, looked over: everything that was looked at, in that order."""
 
     providers: tuple[str, ...]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = [
     "CalibrationMethod",
@@ -25,7 +25,7 @@ IntegerTypes = Literal["u8s8", "s8s8", "s8s8-symmetric"]
 
 
 @record
-class QuantSpec:
+class QuantSpec(Record):
     """A request to lower a model's precision.
 
     Attributes:
@@ -59,7 +59,7 @@ class QuantSpec:
 
 
 @record
-class QuantQuality:
+class QuantQuality(Record):
     """The outputs of a lowered model beside those of the model, on held-out inputs.
 
     Attributes:
@@ -84,7 +84,7 @@ class QuantQuality:
 
 
 @record
-class QuantTrial:
+class QuantTrial(Record):
     """One thing that was tried, what it measured, and whether it was kept."""
 
     stage: str
@@ -94,7 +94,7 @@ class QuantTrial:
 
 
 @record
-class KeptFloat:
+class KeptFloat(Record):
     """A layer that stays in float32, and the measurement that says why."""
 
     node: str
@@ -103,7 +103,7 @@ class KeptFloat:
 
 
 @record
-class IntegerProof:
+class IntegerProof(Record):
     """What the runtime really runs: the operators of its optimised graph.
 
     Attributes:
@@ -123,7 +123,7 @@ class IntegerProof:
 
 
 @record
-class QuantReport:
+class QuantReport(Record):
     """What quantisation did.
 
     Attributes:

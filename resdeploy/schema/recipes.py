@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.sources import SourceSpec
 
@@ -28,7 +28,7 @@ TrainPrecision = Literal["float32", "bfloat16"]
 
 
 @record
-class Preprocess:
+class Preprocess(Record):
     """How a raw sample becomes the network's input, per channel: `(raw / divisor - mean) / std`.
 
     Attributes:
@@ -55,7 +55,7 @@ class Preprocess:
 
 
 @record
-class ModelSpec:
+class ModelSpec(Record):
     """An architecture by name, with its options."""
 
     arch: str
@@ -64,7 +64,7 @@ class ModelSpec:
 
 
 @record
-class AugmentSpec:
+class AugmentSpec(Record):
     """Random changes to training images, on whole batches in tensors; zero or False is off.
 
     Attributes:
@@ -83,7 +83,7 @@ class AugmentSpec:
 
 
 @record
-class DataSpec:
+class DataSpec(Record):
     """A data set by name: `digits`, `mnist1d`, `cifar10`, `cifar100`, `image-folder`, `npz`.
 
     `path` is where the user keeps it, for those that are not embedded; `split_seed` decides which
@@ -97,7 +97,7 @@ class DataSpec:
 
 
 @record
-class TrainSpec:
+class TrainSpec(Record):
     """Stochastic gradient descent with momentum, cosine decay and linear warm-up.
 
     `precision` is that of the forward and backward passes in training: with bfloat16, torch's
@@ -122,7 +122,7 @@ class TrainSpec:
 
 
 @record
-class Recipe:
+class Recipe(Record):
     """Everything that decides a trained model: network, data, preprocessing, schedule, labels."""
 
     name: str
@@ -134,7 +134,7 @@ class Recipe:
 
 
 @record
-class EpochMetrics:
+class EpochMetrics(Record):
     """One line of a run's metrics.jsonl. Losses in nats, accuracies as fractions."""
 
     epoch: int
@@ -147,7 +147,7 @@ class EpochMetrics:
 
 
 @record
-class CheckpointInfo:
+class CheckpointInfo(Record):
     """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file.
 
     Attributes:
@@ -170,7 +170,7 @@ class CheckpointInfo:
 
 
 @record
-class TrainReport:
+class TrainReport(Record):
     """What `train` did: the last epoch's metrics and the files it wrote."""
 
     recipe: Recipe

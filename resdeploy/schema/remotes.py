@@ -5,7 +5,7 @@ from typing import Literal
 from resdeploy.errors import EXIT_CHECK_FAILED, EXIT_PASSED
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.tunings import TuneReport
 
@@ -22,7 +22,7 @@ RemoteCommand = Literal["check", "bench", "probe", "tune"]
 
 
 @record
-class DeviceSpec:
+class DeviceSpec(Record):
     """A device, and how to work on it; None leaves it to `~/.ssh/config` or to a default.
 
     Attributes:
@@ -68,7 +68,7 @@ class DeviceSpec:
 
 
 @record
-class Installation:
+class Installation(Record):
     """The Python environment that was used on a device.
 
     Attributes:
@@ -87,7 +87,7 @@ class Installation:
 
 
 @record
-class DeviceFailure:
+class DeviceFailure(Record):
     """Why a device gave no result: the stage it had come to, and the error's three parts."""
 
     stage: str
@@ -98,7 +98,7 @@ class DeviceFailure:
 
 
 @record
-class DeviceResult:
+class DeviceResult(Record):
     """What came back from one device: its records, as far as it came, or why there are none.
 
     `host_key` is the fingerprint of the key that the device has proved to have.
@@ -125,7 +125,7 @@ class DeviceResult:
 
 
 @record
-class RemoteReport:
+class RemoteReport(Record):
     """One command on every device of a fleet, in the order they were named."""
 
     command: RemoteCommand

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = [
     "SESSION_OPTIONS",
@@ -75,7 +75,7 @@ _CUDA_GRAPH = SessionOption(
 
 
 @record
-class SessionSpec:
+class SessionSpec(Record):
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
@@ -105,7 +105,7 @@ SESSION_OPTIONS: Mapping[str, SessionOption] = MappingProxyType(_session_options
 
 
 @record
-class SessionInfo:
+class SessionInfo(Record):
     """A session that started: what it runs on, and how many nodes each provider was given.
 
     `nodes_by_provider` is None where the runtime cannot tell (ONNX Runtime before 1.24).
@@ -122,7 +122,7 @@ class SessionInfo:
 
 
 @record
-class Placement:
+class Placement(Record):
     """Where a model ran: what was planned, and what a profile of one run saw.
 
     Attributes:

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 
 __all__ = ["SourceSpec"]
 
 
 @record
-class SourceSpec:
+class SourceSpec(Record):
     """The trained model that a command is given.
 
     Attributes:

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from resdeploy.schema.benchmarks import BenchComparison, Profile, SpeedRatio
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
@@ -23,7 +23,7 @@ Objective = Literal["latency", "p99", "throughput", "memory", "size"]
 
 
 @record
-class TuneSpec:
+class TuneSpec(Record):
     """What to search, and what for.
 
     Attributes:
@@ -48,7 +48,7 @@ class TuneSpec:
 
 
 @record
-class TuneTrial:
+class TuneTrial(Record):
     """One candidate: a model in a session with a batch size, and what became of it.
 
     Attributes:
@@ -82,7 +82,7 @@ class TuneTrial:
 
 
 @record
-class TunedTarget:
+class TunedTarget(Record):
     """The kind of machine that settings were found on; on any other they say nothing.
 
     The processor's architecture, its model, how many CPUs were allowed, and the GPUs, as in
@@ -98,7 +98,7 @@ class TunedTarget:
 
 
 @record
-class GoldenAnswers:
+class GoldenAnswers(Record):
     """What a model in a session made of a bundle's golden inputs.
 
     Attributes:
@@ -113,7 +113,7 @@ class GoldenAnswers:
 
 
 @record
-class TunedSettings:
+class TunedSettings(Record):
     """The way to run a bundle on one kind of machine, as `tune` found it.
 
     Attributes:
@@ -143,7 +143,7 @@ class TunedSettings:
 
 
 @record
-class TuneReport:
+class TuneReport(Record):
     """All candidates, the best of them, and how it compares with ONNX Runtime's defaults.
 
     Attributes:

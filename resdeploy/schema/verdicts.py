@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import record
+from resdeploy.schema.codec import Record, record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.sessions import Placement, PrecisionName, SessionInfo
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @record
-class PrecisionNoise:
+class PrecisionNoise(Record):
     """What each precision does to this very network: relative L2 errors on a few of the inputs.
 
     `float32` is measured, the others are simulated; None where the outputs are not finite.
@@ -45,7 +45,7 @@ class PrecisionNoise:
 
 
 @record
-class GoldenInfo:
+class GoldenInfo(Record):
     """Where reference outputs came from: `num_inputs` inputs through the model in float64.
 
     Attributes:
@@ -69,7 +69,7 @@ class GoldenInfo:
 
 
 @record
-class TensorDiff:
+class TensorDiff(Record):
     """Distance of a candidate's output from the float64 reference.
 
     Attributes:
@@ -85,7 +85,7 @@ class TensorDiff:
 
 
 @record
-class Precision:
+class Precision(Record):
     """The arithmetic that a candidate's error is the size of, beside what was claimed.
 
     Attributes:
@@ -100,7 +100,7 @@ class Precision:
 
 
 @record
-class Comparison:
+class Comparison(Record):
     """One candidate judged against the reference; a figure that is None is named in `missing`.
 
     Attributes:
@@ -146,7 +146,7 @@ class Comparison:
 
 
 @record
-class StructureResult:
+class StructureResult(Record):
     """Whether the candidate is the graph of the reference, once what folds is folded in both.
 
     Attributes:
@@ -176,7 +176,7 @@ class StructureResult:
 
 
 @record
-class StaticLayer:
+class StaticLayer(Record):
     """Largest distances of a layer's weights and biases from their exact values, in ulp."""
 
     layer: str
@@ -185,7 +185,7 @@ class StaticLayer:
 
 
 @record
-class StaticResult:
+class StaticResult(Record):
     """Every weight of the candidate against its exact value, in the order of the network."""
 
     layers: tuple[StaticLayer, ...]
@@ -204,7 +204,7 @@ class StaticResult:
 
 
 @record
-class NodeError:
+class NodeError(Record):
     """How far one node's outputs are from what its own inputs demand, as fractions of two bounds.
 
     Attributes:
@@ -219,7 +219,7 @@ class NodeError:
 
 
 @record
-class NodeLocalResult:
+class NodeLocalResult(Record):
     """Every affine node run on the provider, judged on the inputs it had there.
 
     `num_inputs` samples were run; `reasons` names the nodes that are wrong, the first one first.
@@ -241,7 +241,7 @@ class NodeLocalResult:
 
 
 @record
-class Conformance:
+class Conformance(Record):
     """Whether a session computes the same in every way it may be called.
 
     Distances are the largest of one input, in units of the network's float32 noise.
@@ -274,7 +274,7 @@ class Conformance:
 
 
 @record
-class ArithmeticResult:
+class ArithmeticResult(Record):
     """The error of one position of a provider's switch between arithmetics.
 
     Attributes:
@@ -290,7 +290,7 @@ class ArithmeticResult:
 
 
 @record
-class Attribution:
+class Attribution(Record):
     """The same inputs under both positions of a provider's switch: what of an error is whose.
 
     It is told, not judged: the session that was asked for is.
@@ -306,7 +306,7 @@ class Attribution:
 
 
 @record
-class ProviderVerdict:
+class ProviderVerdict(Record):
     """One provider's session, the evidence on what it computed there, and what is missing of it.
 
     `accuracy` is the fraction of correct labels, where the inputs came with labels; `placement`,
@@ -336,7 +336,7 @@ class ProviderVerdict:
 
 
 @record
-class VerifyReport:
+class VerifyReport(Record):
     """A model judged as a file, and on each provider that was asked for.
 
     `missing` says of each layer of evidence on the file that could not be had why.
@@ -366,7 +366,7 @@ class VerifyReport:
 
 
 @record
-class PlantedFault:
+class PlantedFault(Record):
     """What became of one fault that was planted into a correct model, or of a control.
 
     Attributes:
@@ -390,7 +390,7 @@ class PlantedFault:
 
 
 @record
-class SelftestReport:
+class SelftestReport(Record):
     """Faults planted into a model, and what saw them.
 
     `controls` are correct models, which must pass; `not_applicable` are faults that this network

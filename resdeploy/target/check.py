@@ -6,8 +6,8 @@ from pathlib import Path
 from resdeploy.bundle_archive import opened_bundle
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.target.outputs import judge_outputs
 from resdeploy.target.tuned_check import check_tuned
-from resdeploy.target.verify import verify_model
 
 __all__ = ["check_bundle"]
 
@@ -25,6 +25,6 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
         return CheckReport(
             name=bundle.manifest.name,
             num_files=len(bundle.manifest.files),
-            verification=verify_model(bundle.model, bundle.golden, specs),
+            verification=judge_outputs(bundle.model, bundle.golden, specs),
             tuned=check_tuned(bundle),
         )

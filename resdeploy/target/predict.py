@@ -3,65 +3,55 @@
 Shapes: N inputs, K classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.bundle import Bundle
-from resdeploy.bundle_archive import opened_bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
-from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.classifier import require_class_scores
 from resdeploy.target.run import run_session
 from resdeploy.target.samples import read_samples
-from resdeploy.target.session import open_session
-from resdeploy.target.tuned import fastest_way
+from resdeploy.target.session import Session
 
-__all__ = ["predict", "softmax"]
+__all__ = ["predict_classes", "softmax"]
 
 # As many samples are in memory at a time.
 _BATCH_SIZE = 8
 
 
-def predict(
-    bundle: Path, inputs: Sequence[Path], spec: SessionSpec | None = None, *, num_classes: int = 5
+def predict_classes(
+    bundle: BundleFolder, model: str, session: Session, inputs: Any, *, num_classes: int = 5
 ) -> PredictReport:
-    """Return the likeliest classes of every input; nothing runs if a byte of the bundle changed.
+    """Return the likeliest classes of every input.
 
     Args:
-        bundle: a folder or an archive.
-        inputs: images, folders of images, `.npy` and `.npz` files.
-        spec: where to run; None for the way that `tune` found for this machine, if it did.
+        bundle: a checked one.
+        model: the file of it that the session was opened on.
+        session: of a model with one row of class scores.
+        inputs: what `read_samples` takes.
         num_classes: how many classes to name, of those there are.
 
     Raises:
-        ResdeployError: the bundle or an input is not what it should be.
-        EnvironmentLacksError: the provider did not start.
+        ResdeployError: an input is not what it should be, or an output is not finite.
     """
-    with opened_bundle(bundle) as opened:
-        model, chosen = fastest_way(opened) if spec is None else (opened.model, spec)
-        session = open_session(model, chosen)
-        require_class_scores(session, where=opened.manifest.name)
-        predictions: list[Prediction] = []
-        samples = read_samples(inputs, opened.manifest.preprocess)
-        for names, batch in _batches(samples):
-            scores_NK = run_session(session, batch)
-            predictions += [
-                _prediction(name, scores_K, opened, num_classes)
-                for name, scores_K in zip(names, scores_NK, strict=True)
-            ]
-        return PredictReport(
-            name=opened.manifest.name,
-            digest=opened.digest,
-            model=model.name,
-            session=session.info,
-            predictions=tuple(predictions),
-        )
+    predictions: list[Prediction] = []
+    for names, batch in _batches(read_samples(inputs, bundle.manifest.preprocess)):
+        scores_NK = run_session(session, batch)
+        predictions += [
+            _prediction(name, scores_K, bundle, num_classes)
+            for name, scores_K in zip(names, scores_NK, strict=True)
+        ]
+    return PredictReport(
+        name=bundle.manifest.name,
+        digest=bundle.digest,
+        model=model,
+        session=session.info,
+        predictions=tuple(predictions),
+    )
 
 
 def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -88,7 +78,7 @@ def _batches(
 
 
 def _prediction(
-    name: str, scores_K: NDArray[np.floating], bundle: Bundle, num_classes: int
+    name: str, scores_K: NDArray[np.floating], bundle: BundleFolder, num_classes: int
 ) -> Prediction:
     if not np.isfinite(scores_K).all():
         raise ResdeployError(

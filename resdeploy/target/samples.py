@@ -1,8 +1,10 @@
-"""Read what a user gives for inputs: image files, folders of them, and arrays."""
+"""The inputs that a user gives, read: images and arrays, live or in files, and folders of them."""
 
 import itertools
+import os
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,27 +45,41 @@ class LabelledSamples:
     description: str
 
 
-def read_samples(
-    paths: Sequence[Path], preprocess: Preprocess | None
-) -> Iterator[tuple[str, NDArray[Any]]]:
+def read_samples(inputs: Any, preprocess: Preprocess | None) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the name and the model's input (C, H, W), (F,) or (H, W, C) of each sample, in order.
 
-    A path is an image; an `.npy` or `.npz` (its array `x`) with samples, or one sample, of what
-    `preprocess_batch` takes; or a folder of images, or of arrays, in the order of their names.
-
     Args:
-        paths: what the user named, at least one.
+        inputs: an image, or its file; an array, `.npy` or `.npz` (its array `x`) with samples, or
+            one sample, of what `preprocess_batch` takes; a folder of images, or of arrays, in the
+            order of their names; or several of these. What is no file is named by its place.
         preprocess: how a raw sample becomes an input; None where that is not known: arrays are
             then network inputs.
 
     Raises:
         ResdeployError: a file is missing, damaged, or not of what this model takes.
+        TypeError: an input is none of these.
     """
-    for path in [file for named in paths for file in _files(named)]:
-        if path.suffix.lower() in _ARRAYS:
-            yield from _from_array(path, preprocess)
+    for place, one in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
+        if isinstance(one, str | os.PathLike):
+            for path in _files(Path(one)):
+                if path.suffix.lower() in _ARRAYS:
+                    yield from _from_array(_load(path), str(path), preprocess)
+                else:
+                    yield str(path), _from_image(path, preprocess)
+        elif _is_image(one):
+            yield f"input {place}", _from_image(one, preprocess)
+        elif hasattr(one, "__array__"):
+            yield from _from_array(np.asarray(one), f"input {place}", preprocess)
         else:
-            yield str(path), _from_image(path, preprocess)
+            raise TypeError(
+                f"an input must be a path, an image or an array, not {type(one).__name__}"
+            )
+
+
+def _is_image(value: object) -> bool:
+    """Return whether a value is an image of Pillow, which is not loaded to find out."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
 
 
 def read_inputs(
@@ -74,7 +90,7 @@ def read_inputs(
     Raises:
         ResdeployError: as of `read_samples`, or two samples have different shapes.
     """
-    samples = itertools.islice(read_samples([path], preprocess), most)
+    samples = itertools.islice(read_samples(path, preprocess), most)
     first_name, first = next(samples)
     rows = [first]
     for name, sample in samples:
@@ -103,37 +119,39 @@ def _files(path: Path) -> list[Path]:
     )
 
 
-def _from_image(path: Path, preprocess: Preprocess | None) -> NDArray[Any]:
-    if not path.is_file():
-        raise ResdeployError("There is no such image.", where=str(path))
+def _from_image(image: Any, preprocess: Preprocess | None) -> NDArray[Any]:
+    where = str(image) if isinstance(image, Path) else "an image"
+    if isinstance(image, Path) and not image.is_file():
+        raise ResdeployError("There is no such image.", where=where)
     if preprocess is None:
         raise ResdeployError(
             "How an image becomes an input of this model is not known.",
-            where=str(path),
+            where=where,
             fix="give .npy with float32 network inputs, or bundle the model with --recipe",
         )
     if preprocess.color == "none" or len(preprocess.input_shape) != 3:
         raise ResdeployError(
             f"This model takes vectors of shape {preprocess.input_shape}, not image files.",
-            where=str(path),
+            where=where,
             fix="give .npy or .npz, one vector a row",
         )
-    inputs_NCHW = preprocess_batch(load_image(path, preprocess)[np.newaxis], preprocess)
+    inputs_NCHW = preprocess_batch(load_image(image, preprocess)[np.newaxis], preprocess)
     return np.asarray(inputs_NCHW[0])
 
 
-def _from_array(path: Path, preprocess: Preprocess | None) -> Iterator[tuple[str, NDArray[Any]]]:
-    raw = _load(path)
+def _from_array(
+    raw: NDArray[Any], name: str, preprocess: Preprocess | None
+) -> Iterator[tuple[str, NDArray[Any]]]:
     if preprocess is not None and raw.ndim == len(preprocess.input_shape):
         raw = raw[np.newaxis]
     if raw.ndim < 2 or not len(raw):
-        raise ResdeployError(f"The array has shape {raw.shape}: no samples.", where=str(path))
+        raise ResdeployError(f"The array has shape {raw.shape}: no samples.", where=name)
     try:
         samples = inputs_from_raw(raw, preprocess)
     except ResdeployError as error:
-        raise ResdeployError(error.what, where=str(path), fix=error.fix) from error
+        raise ResdeployError(error.what, where=name, fix=error.fix) from error
     for row, sample in enumerate(samples):
-        yield f"{path}[{row}]", sample
+        yield f"{name}[{row}]", sample
 
 
 def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.paired import pooled_percentile
 from resdeploy.racing import race
@@ -55,7 +55,7 @@ Progress = Callable[[int, int | None, str], None]
 
 
 def tune(
-    bundle: Bundle,
+    bundle: BundleFolder,
     spec: TuneSpec,
     variants: Sequence[Variant] = (),
     *,
@@ -328,5 +328,5 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
         return None
 
 
-def _answers(winner: Candidate, bundle: Bundle) -> GoldenAnswers:
+def _answers(winner: Candidate, bundle: BundleFolder) -> GoldenAnswers:
     return golden_answers(winner.variant.path, winner.session, bundle.golden)

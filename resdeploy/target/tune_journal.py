@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resdeploy.bundle import MANIFEST, Bundle
+from resdeploy.bundle_folder import MANIFEST, BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.files import sha256_file
 from resdeploy.schema.codec import to_json
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def identity_of(
-    bundle: Bundle,
+    bundle: BundleFolder,
     spec: TuneSpec,
     environment: Environment,
     *,

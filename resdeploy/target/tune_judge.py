@@ -5,15 +5,15 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.target.evaluate import Answers, LoadSamples, answer, compare_answers
+from resdeploy.target.outputs import judge_session_outputs
 from resdeploy.target.providers import find_provider
 from resdeploy.target.session import open_session
 from resdeploy.target.tune_space import Candidate, Variant
-from resdeploy.target.verify import verify_sessions
 
 __all__ = ["Judge", "Judgement"]
 
@@ -33,7 +33,7 @@ class Judge:
     Threads, spinning and the batch size change no answer beyond float32's own noise.
     """
 
-    def __init__(self, bundle: Bundle, spec: TuneSpec, load: LoadSamples | None) -> None:
+    def __init__(self, bundle: BundleFolder, spec: TuneSpec, load: LoadSamples | None) -> None:
         self._bundle = bundle
         self._spec = spec
         # Every candidate is judged on the same samples: they are read once.
@@ -64,7 +64,7 @@ class Judge:
 
     def _lossless(self, variant: Variant, session: SessionSpec) -> Judgement:
         opened = open_session(variant.path, session)
-        (verdict,) = verify_sessions(variant.path, self._bundle.golden, [opened]).verdicts
+        (verdict,) = judge_session_outputs(variant.path, self._bundle.golden, [opened]).verdicts
         if not verdict.passed:
             return Judgement(out=f"not lossless: {verdict.reasons[0]}")
         ratio = verdict.comparison.noise_ratio

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
@@ -13,7 +13,7 @@ from resdeploy.target.runtime import onnxruntime
 __all__ = ["fastest_way", "settings_for", "target_of"]
 
 
-def fastest_way(bundle: Bundle, *, batch_size: int | None = None) -> tuple[Path, SessionSpec]:
+def fastest_way(bundle: BundleFolder, *, batch_size: int | None = None) -> tuple[Path, SessionSpec]:
     """Return the file to open on this machine, and how: the defaults where nothing was tuned."""
     # The machine is looked at, which starts the GPU's own tool, only if it matters.
     settings = (

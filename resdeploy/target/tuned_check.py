@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle_folder import BundleFolder
 from resdeploy.golden_file import Golden
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
 from resdeploy.target.environment import read_environment
+from resdeploy.target.outputs import judge_outputs
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
 from resdeploy.target.tuned import target_of
-from resdeploy.target.verify import verify_model
 
 __all__ = ["check_tuned", "golden_answers"]
 
@@ -41,7 +41,7 @@ def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenA
     )
 
 
-def check_tuned(bundle: Bundle) -> tuple[TunedCheck, ...]:
+def check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
     """Return a verdict on each of the settings that are for this kind of machine and this runtime.
 
     Raises:
@@ -53,11 +53,11 @@ def check_tuned(bundle: Bundle) -> tuple[TunedCheck, ...]:
     return tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here)
 
 
-def _check(bundle: Bundle, settings: TunedSettings) -> TunedCheck:
+def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:
     model = bundle.path / settings.model
     found = golden_answers(model, settings.session, bundle.golden)
     if settings.max_drop is None:
-        (verdict,) = verify_model(model, bundle.golden, [settings.session]).verdicts
+        (verdict,) = judge_outputs(model, bundle.golden, [settings.session]).verdicts
         return TunedCheck(settings=settings, found=found, reasons=verdict.reasons)
     return TunedCheck(settings=settings, found=found, reasons=_worse(found, settings.answers))
 

@@ -106,7 +106,7 @@ def test_a_flipped_byte_anywhere_exits_2_names_the_file_and_runs_nothing(
     def ran(*_, **__):
         pytest.fail("a session was opened")
 
-    for module in ("verify", "predict"):
+    for module in ("outputs", "session"):
         monkeypatch.setattr(f"resdeploy.target.{module}.open_session", ran)
     packed = archive.read_bytes()
     for name in FILES:

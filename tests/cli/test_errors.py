@@ -135,7 +135,7 @@ def test_an_unknown_recipe(run):
 def test_cuda_where_there_is_none_is_exit_3_and_nothing_runs_on_the_cpu(
     run, checkpoint, exported, monkeypatch, no_cuda
 ):
-    monkeypatch.setattr("resdeploy.target.verify.run_session", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("resdeploy.target.outputs.run_session", lambda *_: pytest.fail("it ran"))
     result = run("verify", exported, "--reference", checkpoint, "--provider", "cuda")
     assert result.exit_code == 3
     assert result.stdout == ""
@@ -150,7 +150,7 @@ def test_an_interrupted_command_leaves_nothing_and_exits_130(run, checkpoint, fo
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resdeploy.host.export.verify_model", interrupt)
+    monkeypatch.setattr("resdeploy.host.export.judge_outputs", interrupt)
     result = run("export", checkpoint, "-o", folder / "model.onnx")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr

@@ -148,7 +148,7 @@ def test_open_sizes_of_an_image_can_be_given(run, tmp_path):
 def test_options_that_name_a_torch_model_are_refused(run, source):
     result = run("fold-bn", source, "--dry-run", "--arch", "resnet50")
     assert result.exit_code == 2
-    assert "an ONNX file needs no --arch" in result.stderr
+    assert "An ONNX file needs no architecture" in result.stderr
 
 
 # --- files that are not to be trusted ------------------------------------------------------------

@@ -13,7 +13,7 @@ from resdeploy.quant.prepare import prepare
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import ModelSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.verify import verify_model
+from resdeploy.target.outputs import judge_outputs
 
 pytestmark = pytest.mark.cuda
 
@@ -43,7 +43,7 @@ def made(request, tmp_path_factory):
 
 
 def verdict_of(path, golden, session, precision):
-    (verdict,) = verify_model(path, golden, [session], precision=precision).verdicts
+    (verdict,) = judge_outputs(path, golden, [session], precision=precision).verdicts
     assert not verdict.placement.reasons
     assert set(verdict.placement.executed) == {"CUDAExecutionProvider"}
     return verdict

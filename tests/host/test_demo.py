@@ -2,7 +2,7 @@
 
 import pytest
 
-from resdeploy.bundle import read_bundle
+from resdeploy.bundle_folder import read_bundle
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.host import demo as demo_module
 from resdeploy.host.demo import run_demo

@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from resdeploy.bundle import read_bundle
+from resdeploy.bundle_folder import read_bundle
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.graph.certify import add_certificate, certify_file
 from resdeploy.graph.node_local import expose
@@ -26,9 +26,9 @@ from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.target.check import check_bundle
+from resdeploy.target.outputs import judge_outputs
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import verify_model
 
 MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10)
 PREPROCESS = Preprocess(
@@ -75,7 +75,7 @@ def exported(source, golden, tmp_path_factory):
 def certified(model, source, golden, path):
     """Return the whole verdict on a model."""
     onnx.save(model, path)
-    report = verify_model(path, golden, [SessionSpec()])
+    report = judge_outputs(path, golden, [SessionSpec()])
     candidate = certify_file(model, reference_graph(source, golden))
 
     def run_on(spec):
@@ -167,7 +167,7 @@ def test_as_a_reference_it_is_given_pixels_and_certifies_its_unfolded_self(
         run_rows=lambda model, inputs: run_session(open_session(model, plain), inputs),
     )
     assert pixels.inputs.dtype == np.uint8
-    assert verify_model(exported[0], pixels, [SessionSpec()]).passed
+    assert judge_outputs(exported[0], pixels, [SessionSpec()]).passed
     certificate = certify_file(onnx.load(exported[0]), reference)
     assert certificate.structure.isomorphic
     assert certificate.static.passed
@@ -284,7 +284,7 @@ def test_a_scale_that_reaches_no_layer_is_refused_and_nothing_is_written(tmp_pat
 
 def test_pixels_and_inputs_are_not_taken_for_each_other(plain, source, golden, exported, tmp_path):
     with pytest.raises(ResdeployError, match="takes uint8, not float32"):
-        verify_model(
+        judge_outputs(
             exported[0],
             dataclasses.replace(golden, inputs=golden.inputs.astype(np.float32)),
             [SessionSpec()],

@@ -9,6 +9,7 @@ import torch
 
 from resdeploy.graph.faults import CONTROLS, FAULTS, Fault
 from resdeploy.host import selftest as selftest_module
+from resdeploy.host import verdict as verdict_module
 from resdeploy.host.build import SourceModel
 from resdeploy.host.networks import build_network
 from resdeploy.host.selftest import selftest
@@ -91,13 +92,13 @@ def test_only_the_weights_show_a_late_bit_of_one_of_them(report):
 
 def test_a_blind_verdict_fails_the_selftest(source, monkeypatch):
     monkeypatch.setattr(selftest_module, "FAULTS", FAULTS[:1])
-    honest = selftest_module.certify_file
+    honest = verdict_module.certify_file
 
-    def blind(model, reference):
-        candidate = honest(model, reference)
+    def blind(model, reference, **options):
+        candidate = honest(model, reference, **options)
         return dataclasses.replace(candidate, structure=None, static=None, layers=())
 
-    monkeypatch.setattr(selftest_module, "certify_file", blind)
+    monkeypatch.setattr(verdict_module, "certify_file", blind)
     report = selftest(source, num_inputs=2, num_threads=2)
     assert not report.passed  # caught end to end, but no layer is named
 

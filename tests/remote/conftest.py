@@ -100,8 +100,8 @@ def packed(tmp_path_factory):
     import onnx
     from onnx import parser
 
-    from resdeploy.bundle import write_bundle
     from resdeploy.bundle_archive import write_archive
+    from resdeploy.bundle_folder import write_bundle
     from resdeploy.golden_file import Golden
     from resdeploy.schema.files import TensorSpec
     from resdeploy.schema.verdicts import GoldenInfo

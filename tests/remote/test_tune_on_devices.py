@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from resdeploy.bundle import read_bundle, write_bundle
+from resdeploy.bundle_folder import read_bundle, write_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.golden_file import Golden
 from resdeploy.remote import fleet_run

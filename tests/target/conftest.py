@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from resdeploy.bundle import write_bundle
+from resdeploy.bundle_folder import write_bundle
 from resdeploy.golden_file import Golden
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.verdicts import GoldenInfo

@@ -17,11 +17,11 @@ from resdeploy.errors import ProviderError
 from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise, ProviderVerdict, VerifyReport
-from resdeploy.target import verify
+from resdeploy.target import outputs as outputs_module
 from resdeploy.target.attribution import attribute_error, facts
+from resdeploy.target.outputs import judge_session_outputs
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session
-from resdeploy.target.verify import verify_sessions
 
 TEXT = """<ir_version: 8, opset_import: ["": 18]>
     product (float[N, 64] x) => (float[N, 10] y) { y = MatMul (x, w) }"""
@@ -140,9 +140,9 @@ def test_the_reason_is_kept_where_the_other_position_does_not_start(save, golden
 def test_a_verdict_holds_and_shows_it(save, golden, outcome, monkeypatch, capsys):
     measured, _ = attribute(save, golden, SessionSpec(provider="cuda"), fast_bits=11)
     answer = measured if outcome == "measured" else "use_tf32=1: It did not start."
-    monkeypatch.setattr(verify, "attribute_error", lambda *_: answer)
+    monkeypatch.setattr(outputs_module, "attribute_error", lambda *_: answer)
     path = save()
-    report: VerifyReport = verify_sessions(
+    report: VerifyReport = judge_session_outputs(
         path, golden, [open_session(path, SessionSpec(num_threads=1))]
     )
     verdict: ProviderVerdict = report.verdicts[0]

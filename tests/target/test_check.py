@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from resdeploy.bundle import write_bundle
+from resdeploy.bundle_folder import write_bundle
 from resdeploy.errors import BundleError
 from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec
@@ -64,7 +64,7 @@ def test_nothing_runs_of_a_damaged_bundle(bundle, monkeypatch):
     path = bundle()
     model = path / "model.onnx"
     model.write_bytes(model.read_bytes().replace(b"logits", b"LOGITS"))
-    monkeypatch.setattr("resdeploy.target.check.verify_model", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("resdeploy.target.check.judge_outputs", lambda *_: pytest.fail("it ran"))
     with pytest.raises(BundleError, match=r"model\.onnx"):
         check_bundle(path, [SessionSpec()])
 

@@ -17,10 +17,10 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.target import plugins as plugins_module
 from resdeploy.target import session as session_module
+from resdeploy.target.outputs import judge_outputs, judge_session_outputs, open_sessions
 from resdeploy.target.providers import find_provider
 from resdeploy.target.runtime import ort_state
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import open_sessions, verify_model, verify_sessions
 
 OPENVINO = SessionSpec(provider="openvino", num_threads=2)
 F32 = SessionSpec(provider="openvino", num_threads=2, precision_hint="f32")
@@ -85,7 +85,7 @@ def golden(weights):
 
 @pytest.mark.openvino
 def test_float32_is_float32_where_it_is_asked_for(model, golden):
-    report = verify_sessions(model, golden, open_sessions(model, [F32]), conformance=True)
+    report = judge_session_outputs(model, golden, open_sessions(model, [F32]), conformance=True)
     assert report.passed, report.verdicts[0].reasons
     (verdict,) = report.verdicts
     assert verdict.session.active_providers[0] == NAME
@@ -93,7 +93,7 @@ def test_float32_is_float32_where_it_is_asked_for(model, golden):
     assert verdict.placement.executed == {NAME: 1}
     assert verdict.placement.planned == {NAME: 3}
     assert verdict.conformance.passed
-    bfloat16 = verify_model(
+    bfloat16 = judge_outputs(
         model, golden, [SessionSpec(provider="openvino", precision_hint="bf16")]
     )
     assert report.verdicts[0].comparison.diff.rel_l2 < bfloat16.verdicts[0].comparison.diff.rel_l2
@@ -110,7 +110,7 @@ def test_float32_is_float32_where_it_is_asked_for(model, golden):
     ],
 )
 def test_bfloat16_is_not_float32(model, golden, spec):
-    report = verify_model(model, golden, [spec])
+    report = judge_outputs(model, golden, [spec])
     (verdict,) = report.verdicts
     assert not report.passed
     assert any("the error is that of bfloat16" in reason for reason in verdict.reasons)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resdeploy.api.predict import predict
 from resdeploy.bundle_archive import write_archive
 from resdeploy.errors import BundleError, ProviderError, ResdeployError
 from resdeploy.host.data import load_evaluation
 from resdeploy.preprocess import preprocess_batch
 from resdeploy.schema.recipes import DataSpec, Preprocess
-from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.predict import predict, softmax
+from resdeploy.target.predict import softmax
 from resdeploy.target.samples import read_samples
 
 GRAY = Preprocess(
@@ -94,7 +94,7 @@ def test_the_classes_are_ordered_named_and_their_probabilities_exact(tmp_path, w
     bundle = write_flat_bundle(tmp_path / "vector", VECTOR)
     x = np.random.default_rng(3).normal(size=(20, 16)) * 8
     np.save(tmp_path / "x.npy", x)
-    report = predict(bundle, [tmp_path / "x.npy"], SessionSpec())
+    report = predict(bundle, [tmp_path / "x.npy"], provider="cpu")
     assert len(report.predictions) == 20
     for row, prediction in zip(
         x.astype(np.float32) / np.float32(2), report.predictions, strict=True
@@ -119,7 +119,7 @@ def test_softmax_is_computed_in_float64_and_never_overflows():
 def test_of_equal_scores_the_first_class_is_named_first(tmp_path, write_flat_bundle):
     bundle = write_flat_bundle(tmp_path / "vector", VECTOR, labels=False)
     np.save(tmp_path / "x.npy", np.zeros(16))
-    (prediction,) = predict(bundle, [tmp_path / "x.npy"], SessionSpec(), num_classes=99).predictions
+    (prediction,) = predict(bundle, [tmp_path / "x.npy"], provider="cpu", top=99).predictions
     assert [scored.index for scored in prediction.classes] == list(range(16))
     assert {scored.label for scored in prediction.classes} == {None}
 
@@ -127,11 +127,11 @@ def test_of_equal_scores_the_first_class_is_named_first(tmp_path, write_flat_bun
 def test_images_folders_and_archives_come_in_the_order_given(gray, photos, tmp_path):
     write_archive(gray, tmp_path / "gray.zip")
     paths = [photos / "c.PNG", photos]
-    report = predict(gray, paths, SessionSpec(), num_classes=2)
+    report = predict(gray, paths, provider="cpu", top=2)
     files = [prediction.input.rpartition("/")[2] for prediction in report.predictions]
     assert files == ["c.PNG", "a.png", "b.jpg", "c.PNG", "d.webp", "e.bmp"]
     assert report.predictions[0].classes == report.predictions[3].classes
-    assert predict(tmp_path / "gray.zip", paths, SessionSpec(), num_classes=2) == report
+    assert predict(tmp_path / "gray.zip", paths, provider="cpu", top=2) == report
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_images_folders_and_archives_come_in_the_order_given(gray, photos, tmp_p
 
 def refused(bundle, path, match, *, fix=None):
     with pytest.raises(ResdeployError, match=match) as caught:
-        predict(bundle, [path], SessionSpec())
+        predict(bundle, [path], provider="cpu")
     assert caught.value.where.startswith(str(path))
     if fix is not None:
         assert fix in caught.value.fix
@@ -186,7 +186,7 @@ def test_without_known_preprocessing_only_network_inputs_are_taken(
     np.save(tmp_path / "u.npy", np.zeros((1, 1, 4, 4), np.uint8))
     refused(bundle, tmp_path / "u.npy", "is not known")
     np.save(tmp_path / "f.npy", np.ones((1, 1, 4, 4), np.float32))
-    assert len(predict(bundle, [tmp_path / "f.npy"], SessionSpec()).predictions) == 1
+    assert len(predict(bundle, [tmp_path / "f.npy"], provider="cpu").predictions) == 1
 
 
 def test_scores_that_are_no_numbers_are_refused_and_the_input_named(tmp_path, write_flat_bundle):
@@ -195,7 +195,7 @@ def test_scores_that_are_no_numbers_are_refused_and_the_input_named(tmp_path, wr
     x[1, 3] = np.nan
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(ResdeployError, match="not finite") as caught:
-        predict(bundle, [tmp_path / "x.npy"], SessionSpec())
+        predict(bundle, [tmp_path / "x.npy"], provider="cpu")
     assert caught.value.where == f"{tmp_path / 'x.npy'}[1]"
 
 
@@ -206,15 +206,15 @@ def test_a_model_without_a_row_of_scores_is_refused(tmp_path, photos, write_flat
     )
     bundle = write_flat_bundle(tmp_path / "map", GRAY, model_text=text)
     with pytest.raises(ResdeployError, match="no single row of class scores"):
-        predict(bundle, [photos], SessionSpec())
+        predict(bundle, [photos], provider="cpu")
 
 
 def test_a_changed_bundle_and_a_missing_provider_end_it_before_anything_runs(
     gray, photos, no_cuda, monkeypatch
 ):
     with pytest.raises(ProviderError):
-        predict(gray, [photos], SessionSpec(provider="cuda"))
-    monkeypatch.setattr("resdeploy.target.predict.open_session", lambda *_: pytest.fail("it ran"))
+        predict(gray, [photos], provider="cuda")
+    monkeypatch.setattr("resdeploy.target.session.open_session", lambda *_: pytest.fail("it ran"))
     (gray / "labels.txt").write_text("x")
     with pytest.raises(BundleError, match=r"labels\.txt"):
-        predict(gray, [photos], SessionSpec())
+        predict(gray, [photos], provider="cpu")

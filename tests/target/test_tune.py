@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper, parser
 
-from resdeploy import bundle as bundle_module
-from resdeploy.bundle import read_bundle, write_bundle, write_tuned
+from resdeploy import bundle_folder
+from resdeploy.bundle_folder import read_bundle, write_bundle, write_tuned
 from resdeploy.cli import cli
 from resdeploy.cli.render import render
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
@@ -306,9 +306,9 @@ def test_defaults_that_do_not_start_end_it(folder, no_cuda):
 
 def test_answers_are_judged_once_for_all_numbers_of_threads(folder, clock, monkeypatch):
     judged = []
-    verify = tune_judge.verify_sessions
+    verify = tune_judge.judge_session_outputs
     monkeypatch.setattr(
-        tune_judge, "verify_sessions", lambda *a, **k: judged.append(1) or verify(*a, **k)
+        tune_judge, "judge_session_outputs", lambda *a, **k: judged.append(1) or verify(*a, **k)
     )
     clock["time"] = lambda name, spec: 1000
     tune(read_bundle(folder), dataclasses.replace(SPEC, threads=(None, 1, 2)))
@@ -473,7 +473,7 @@ def test_of_two_machines_of_one_kind_the_last_counts(tuned, tmp_path, rounded):
 
 def test_settings_for_a_file_that_is_not_there_are_damage(tuned, tmp_path, monkeypatch):
     bundle, report, other = tuned
-    monkeypatch.setattr(bundle_module, "_add_model", lambda model, folder, name: name)
+    monkeypatch.setattr(bundle_folder, "_add_model", lambda model, folder, name: name)
     with pytest.raises(BundleError, match=r"does not list other\.onnx"):
         write_tuned(bundle, tmp_path / "out", [(report.settings, other)])
     assert not (tmp_path / "out").exists()
@@ -824,9 +824,9 @@ def test_a_provider_on_the_cpu_that_tells_no_times_is_seen_through_the_cpu_provi
         (("--lossless", "--max-drop", "1", "--data", "digits"), "exclude each other"),
         (("--max-drop", "1"), "go together"),
         (("--data", "digits"), "go together"),
-        (("--batch", "1,8"), "--objective throughput"),
-        (("--calibration", "digits"), "add --max-drop"),
-        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "--calibration"),
+        (("--batch", "1,8"), "by the throughput alone"),
+        (("--calibration", "digits"), "say which drop is allowed"),
+        (("--max-drop", "1", "--data", "digits", "--precision", "int8"), "calibration samples"),
         (("--precision", "int4"), "'int4' is none of int8, fp16, bf16"),
     ],
 )

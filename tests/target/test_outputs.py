@@ -14,9 +14,9 @@ from resdeploy.evidence.placement import Kernel
 from resdeploy.golden_file import Golden
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.target.outputs import judge_outputs, judge_session_outputs, open_sessions
 from resdeploy.target.run import run_session
 from resdeploy.target.session import open_session
-from resdeploy.target.verify import open_sessions, verify_model, verify_sessions
 
 CPU = SessionSpec(num_threads=2)
 NUM_INPUTS, NUM_CLASSES = 10, 7
@@ -108,7 +108,7 @@ def save(tmp_path):
 
 @pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
 def test_the_right_model_passes_at_every_graph_level(model, golden, save, level):
-    report = verify_model(save(model), golden, [SessionSpec(graph_level=level, num_threads=2)])
+    report = judge_outputs(save(model), golden, [SessionSpec(graph_level=level, num_threads=2)])
     assert report.passed
     (verdict,) = report.verdicts
     assert verdict.comparison.top1_agreement == 1
@@ -140,7 +140,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails(model, golden, save, fault):
-    report = verify_model(save(FAULTS[fault](model)), golden, [CPU])
+    report = judge_outputs(save(FAULTS[fault](model)), golden, [CPU])
     assert not report.passed
     assert report.verdicts[0].comparison.reasons
 
@@ -149,7 +149,7 @@ def test_a_planted_fault_fails(model, golden, save, fault):
 def test_a_failure_of_any_part_is_a_failure_of_the_whole(model, golden, save, part):
     path = save(model)
     sessions = open_sessions(path, [CPU])
-    report = verify_sessions(path, golden, sessions, conformance=True)
+    report = judge_session_outputs(path, golden, sessions, conformance=True)
     assert report.passed, report.verdicts[0].reasons
     (verdict,) = report.verdicts
     failed = dataclasses.replace(getattr(verdict, part), reasons=("it differs",))
@@ -160,7 +160,7 @@ def test_a_failure_of_any_part_is_a_failure_of_the_whole(model, golden, save, pa
 
 
 def test_conformance_is_looked_at_where_that_is_asked_for(model, golden, save):
-    (verdict,) = verify_model(save(model), golden, [CPU]).verdicts
+    (verdict,) = judge_outputs(save(model), golden, [CPU]).verdicts
     assert verdict.conformance is None
     assert verdict.placement.executed.keys() == {"CPUExecutionProvider"}
 
@@ -168,7 +168,7 @@ def test_conformance_is_looked_at_where_that_is_asked_for(model, golden, save):
 def test_a_kernel_elsewhere_fails_the_verification(model, golden, save, monkeypatch):
     stray = Kernel(name="c1", op="Conv", provider="CUDAExecutionProvider")
     monkeypatch.setattr("resdeploy.target.placement.planned_kernels", lambda _: (stray,))
-    report = verify_model(save(model), golden, [CPU])
+    report = judge_outputs(save(model), golden, [CPU])
     assert not report.passed
     assert report.verdicts[0].comparison.passed
     assert report.verdicts[0].reasons == ("planned elsewhere: c1 (Conv) on CUDAExecutionProvider",)
@@ -176,7 +176,7 @@ def test_a_kernel_elsewhere_fails_the_verification(model, golden, save, monkeypa
 
 def test_padding_off_by_one_fails(model, golden, save):
     model.graph.node[0].attribute[0].ints[:] = [0, 0, 2, 2]
-    assert not verify_model(save(model), golden, [CPU]).passed
+    assert not judge_outputs(save(model), golden, [CPU]).passed
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
@@ -188,30 +188,30 @@ def test_a_model_of_fixed_batch_is_fed_whole_batches(golden, batch):
 
 
 def test_no_spec_proves_nothing(model, golden, save):
-    assert not verify_model(save(model), golden, []).passed
+    assert not judge_outputs(save(model), golden, []).passed
 
 
 def test_refuses_inputs_of_another_shape(model, golden, save):
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 11
     with pytest.raises(ResdeployError, match="takes samples of shape"):
-        verify_model(save(model), golden, [CPU])
+        judge_outputs(save(model), golden, [CPU])
 
 
 def test_refuses_a_model_of_two_inputs(model, golden, save):
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
     with pytest.raises(ResdeployError, match="has 2 inputs"):
-        verify_model(save(model), golden, [CPU])
+        judge_outputs(save(model), golden, [CPU])
 
 
 def test_nothing_runs_if_one_provider_does_not_start(model, golden, save, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr("resdeploy.target.verify.run_session", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("resdeploy.target.outputs.run_session", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ProviderError):
-        verify_model(save(model), golden, [CPU, SessionSpec(provider="cuda")])
+        judge_outputs(save(model), golden, [CPU, SessionSpec(provider="cuda")])
 
 
 @pytest.mark.cuda
 def test_cuda_without_tf32_passes_as_float32(model, golden, save):
-    report = verify_model(save(model), golden, [SessionSpec(provider="cuda", use_tf32=False)])
+    report = judge_outputs(save(model), golden, [SessionSpec(provider="cuda", use_tf32=False)])
     assert report.passed, report.verdicts[0].comparison.reasons
     assert report.verdicts[0].session.active_providers[0] == "CUDAExecutionProvider"

@@ -36,7 +36,7 @@ from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.tunings import TunedSettings
 
-__all__ = ["MANIFEST", "Bundle", "read_bundle", "write_bundle", "write_tuned"]
+__all__ = ["MANIFEST", "BundleFolder", "read_bundle", "write_bundle", "write_tuned"]
 
 MANIFEST = "manifest.json"
 _MODEL = "model.onnx"
@@ -48,7 +48,7 @@ _REBUILD = "copy the bundle again from where it was made, or build it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Bundle:
+class BundleFolder:
     """A bundle whose every byte has been checked.
 
     Attributes:
@@ -137,7 +137,7 @@ def write_bundle(
 
 
 def write_tuned(
-    bundle: Bundle,
+    bundle: BundleFolder,
     out: Path,
     found: Sequence[tuple[TunedSettings, Path]],
     *,
@@ -197,7 +197,7 @@ def _add_model(model: Path, folder: Path, name: str) -> str:
     return name
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path) -> BundleFolder:
     """Return the bundle in the folder `path`, after checking all of it.
 
     Raises:
@@ -221,7 +221,7 @@ def read_bundle(path: Path) -> Bundle:
             path / _LABELS,
         )
     _check_labels(labels, golden, where=str(path / _LABELS))
-    return Bundle(
+    return BundleFolder(
         path=path,
         manifest=manifest,
         digest=digest,

@@ -1,4 +1,10 @@
-"""Run a model on named providers and judge what it computes. Needs a golden file, never torch."""
+"""The outputs of a model on named providers, judged against a golden file: L3 of a verdict.
+
+Not the verdict: a weight may be moved by several float steps and every output still be within the
+noise of float32. That is `resdeploy.verify`, which adds the wiring, the weights and the layers;
+here is what a device can judge, where neither the network nor onnx is. The report says what it
+lacks.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,20 +23,19 @@ from resdeploy.target.placement import read_placement
 from resdeploy.target.run import run_session
 from resdeploy.target.session import Session, open_session
 
-__all__ = ["open_sessions", "verify_model", "verify_sessions"]
+__all__ = ["judge_outputs", "judge_session_outputs", "open_sessions"]
 
-# Until whoever has the network adds the rest.
 _ONLY_OUTPUTS = "a golden file holds outputs only, not the network"
 
 
-def verify_model(
+def judge_outputs(
     model: Path,
     golden: Golden,
     specs: Sequence[SessionSpec],
     *,
     precision: PrecisionName = "float32",
 ) -> VerifyReport:
-    """Return the verdict on `model` for each session of `specs`, in that order.
+    """Return what the outputs of `model` say, for each session of `specs`, in that order.
 
     Args:
         model: an ONNX file with one input.
@@ -43,7 +48,7 @@ def verify_model(
             read.
         ProviderError: a provider did not start.
     """
-    return verify_sessions(model, golden, open_sessions(model, specs), precision=precision)
+    return judge_session_outputs(model, golden, open_sessions(model, specs), precision=precision)
 
 
 def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
@@ -56,7 +61,7 @@ def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
     return [open_session(model, spec) for spec in specs]
 
 
-def verify_sessions(
+def judge_session_outputs(
     model: Path,
     golden: Golden,
     sessions: Sequence[Session],
@@ -64,7 +69,7 @@ def verify_sessions(
     precision: PrecisionName = "float32",
     conformance: bool = False,
 ) -> VerifyReport:
-    """Return the verdict on open sessions of `model`, by what they compute end to end.
+    """Return what the outputs of open sessions of `model` say: L3, placement and conformance.
 
     Args:
         model: what they were opened on.

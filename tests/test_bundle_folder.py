@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from resdeploy import bundle as bundle_module
-from resdeploy.bundle import MANIFEST, read_bundle, write_bundle
+from resdeploy import bundle_folder
+from resdeploy.bundle_folder import MANIFEST, read_bundle, write_bundle
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.golden_file import Golden, load_golden, save_golden
 from resdeploy.schema.exports import ExportReport, ExportSpec
@@ -86,7 +86,7 @@ def rewrite_manifest(bundle, change):
     record = json.loads((bundle / MANIFEST).read_text())
     del record["digest"]
     change(record)
-    (bundle / MANIFEST).write_text(bundle_module._manifest_text(record))
+    (bundle / MANIFEST).write_text(bundle_folder._manifest_text(record))
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path, model, failure, monkeypa
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(bundle_module, "readme_text", fail)
+    monkeypatch.setattr(bundle_folder, "readme_text", fail)
     with pytest.raises(failure):
         write(tmp_path / "out", model)
     assert os.listdir(tmp_path) == ["source"]
@@ -219,9 +219,9 @@ def test_any_changed_byte_of_any_file_is_found_and_the_file_named(bundle, name):
 def test_no_byte_of_the_manifest_is_free(position, value):
     """Not even white space, which JSON does not care about."""
     record = {"kind": "Manifest", "schema_version": 1, "name": "tiny"}
-    data = bytearray(bundle_module._manifest_text(record).encode())
+    data = bytearray(bundle_folder._manifest_text(record).encode())
     position %= len(data)
-    path = bundle_module.Path("manifest.json")
+    path = bundle_folder.Path("manifest.json")
     if data[position] == value:
         return
     data[position] = value
@@ -234,7 +234,7 @@ def test_no_byte_of_the_manifest_is_free(position, value):
             return bytes(data)
 
     with pytest.raises(BundleError, match=r"damaged|changed"):
-        bundle_module._read_manifest(Manifest("manifest.json"))
+        bundle_folder._read_manifest(Manifest("manifest.json"))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,0 +1,188 @@
+"""The arguments that verbs share: paths, sessions, data sets and models, read into records."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import DataSpec, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from resdeploy.host.build import SourceModel
+
+__all__ = [
+    "Data",
+    "OnProgress",
+    "OnStage",
+    "PathLike",
+    "Providers",
+    "Source",
+    "data_of",
+    "export_spec",
+    "is_bundle",
+    "is_path",
+    "model_of",
+    "one_of",
+    "optional_data",
+    "optional_path",
+    "path_of",
+    "sessions_of",
+    "silent",
+    "source_spec",
+]
+
+PathLike = str | os.PathLike[str]
+Data = str | os.PathLike[str] | DataSpec
+Providers = str | SessionSpec | Sequence[str | SessionSpec]
+# A trained model: loaded, a module of torch, a request, or a path.
+if TYPE_CHECKING:
+    Source = SourceModel | nn.Module | SourceSpec | str | os.PathLike[str]
+else:
+    Source = Any
+
+OnStage = Callable[[str], None]
+OnProgress = Callable[[int, int | None, str], None]
+
+
+def silent(*_: object) -> None:
+    """Show nothing: the default of every `on_stage` and `on_progress`."""
+
+
+def is_path(value: object) -> bool:
+    """Return whether a value names a file or a folder."""
+    return isinstance(value, str | os.PathLike)
+
+
+def path_of(value: object, name: str) -> Path:
+    """Return a path.
+
+    Raises:
+        TypeError: `value` is none; the message has the argument's `name`.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, not {type(value).__name__}")
+    return Path(value)
+
+
+def optional_path(value: object, name: str) -> Path | None:
+    """Return a path, or None for None."""
+    return None if value is None else path_of(value, name)
+
+
+def one_of(value: str, name: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def is_bundle(path: Path) -> bool:
+    """Return whether a path is that of a bundle, a folder or an archive, and not of a file."""
+    from resdeploy.bundle_archive import is_archive
+
+    return path.is_dir() or is_archive(path)
+
+
+def sessions_of(provider: Providers, name: str = "provider") -> list[SessionSpec]:
+    """Return the sessions that a provider's name, a `SessionSpec` or several of them ask for.
+
+    Raises:
+        TypeError: one is neither.
+        ValueError: there is none.
+    """
+    found: list[Any] = (
+        [provider] if isinstance(provider, str | SessionSpec) else [*_iterable(provider, name)]
+    )
+    if not found:
+        raise ValueError(f"{name} must name at least one")
+    for one in found:
+        if not isinstance(one, str | SessionSpec):
+            raise TypeError(f"{name} must be a name or a SessionSpec, not {type(one).__name__}")
+    return [SessionSpec(provider=one) if isinstance(one, str) else one for one in found]
+
+
+def _iterable(value: Any, name: str) -> Iterable[Any]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a name or a SessionSpec, not {type(value).__name__}")
+    return value
+
+
+def data_of(data: Data, name: str = "data") -> DataSpec:
+    """Return the data set that a text such as "cifar10:PATH", or a path, names.
+
+    Raises:
+        ResdeployError: there is no such data set.
+        TypeError: `data` is something else.
+    """
+    if isinstance(data, DataSpec):
+        return data
+    from resdeploy.host.data import parse_data
+
+    return parse_data(data if isinstance(data, str) else str(path_of(data, name)))
+
+
+def optional_data(data: Data | None, name: str = "data") -> DataSpec | None:
+    """Return a data set, or None for None."""
+    return None if data is None else data_of(data, name)
+
+
+def export_spec(
+    *, batch: int | Literal["dynamic"], fold: bool, opset: int | None, target: PathLike | None
+) -> ExportSpec:
+    """Return the request to export, in a form that the target's runtime reads.
+
+    Raises:
+        ResdeployError: the target's record is missing, or its runtime reads nothing so new.
+        ValueError: `batch` is neither "dynamic" nor a number of samples.
+    """
+    from resdeploy.compatibility import for_target
+
+    if batch != "dynamic" and (type(batch) is not int or batch < 1):
+        raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
+    spec = ExportSpec(batch=batch, fold=fold)
+    return for_target(spec, opset=opset, target=optional_path(target, "target"))
+
+
+def source_spec(source: object, input_shape: Sequence[int] | None = None) -> SourceSpec | None:
+    """Return the request for a trained model in a file; None for a live one."""
+    if isinstance(source, SourceSpec):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        return None
+    shape = None if input_shape is None else tuple(input_shape)
+    return SourceSpec(path=os.fspath(source), input_shape=shape)
+
+
+def model_of(
+    source: "Source",
+    *,
+    input_shape: Sequence[int] | None = None,
+    embed_preprocess: bool = False,
+    name: str = "source",
+) -> "SourceModel":
+    """Return a trained model from whatever stands for one.
+
+    Args:
+        source: a `Model`, a module of torch in eval mode on the CPU, or a checkpoint's path.
+        input_shape: of one sample, without the batch; a module needs it.
+        embed_preprocess: make its preprocessing part of it, so that it takes pixels.
+        name: what the caller calls it.
+
+    Raises:
+        ResdeployError: the file is not what it should be; the module is in training mode, or on
+            another device, or its input shape is not known.
+        TypeError: `source` is something else.
+    """
+    from resdeploy.host.build import SourceModel, load_source, model_of_module
+    from resdeploy.host.embedded import embed_preprocess as embedded
+
+    if (spec := source_spec(source, input_shape)) is not None:
+        model = load_source(spec)
+    elif isinstance(source, SourceModel):
+        model = source
+    else:
+        model = model_of_module(source, input_shape, name=name)
+    return embedded(model) if embed_preprocess else model

@@ -1,0 +1,283 @@
+"""`resdeploy.bench`: the time of a model in fresh processes, by itself or in turn with another."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args, overload
+
+from resdeploy.api.arguments import (
+    OnProgress,
+    PathLike,
+    Providers,
+    is_bundle,
+    one_of,
+    optional_path,
+    path_of,
+    sessions_of,
+    silent,
+)
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.benchmarks import (
+    BenchComparison,
+    BenchReport,
+    BenchSpec,
+    LoadgenSpec,
+    RunnerSpec,
+    Scenario,
+)
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.sources import SourceSpec
+
+if TYPE_CHECKING:
+    from resdeploy.bundle_folder import BundleFolder
+
+__all__ = ["bench"]
+
+_PROFILE_RUNS = 50
+
+
+@overload
+def bench(
+    model: PathLike,
+    *,
+    provider: Providers | None = None,
+    batch_size: int | Sequence[int] = 1,
+    num_runs: int = 200,
+    num_warmup: int | None = None,
+    scenario: Scenario = "single-stream",
+    qps: float | None = None,
+    seed: int = 0,
+    loadgen: LoadgenSpec | None = None,
+    profile: bool = False,
+    on_progress: OnProgress = silent,
+) -> BenchReport: ...
+@overload
+def bench(
+    model: PathLike,
+    *,
+    against: PathLike | None = None,
+    against_source: SourceSpec | None = None,
+    against_provider: str | SessionSpec | None = None,
+    num_blocks: int = 8,
+    max_slowdown: float | None = None,
+    provider: Providers | None = None,
+    batch_size: int | Sequence[int] = 1,
+    num_runs: int = 200,
+    num_warmup: int | None = None,
+    scenario: Scenario = "single-stream",
+    qps: float | None = None,
+    seed: int = 0,
+    loadgen: LoadgenSpec | None = None,
+    profile: bool = False,
+    on_progress: OnProgress = silent,
+) -> BenchReport | BenchComparison: ...
+def bench(
+    model: PathLike,
+    *,
+    provider: Providers | None = None,
+    batch_size: int | Sequence[int] = 1,
+    num_runs: int = 200,
+    num_warmup: int | None = None,
+    scenario: Scenario = "single-stream",
+    qps: float | None = None,
+    seed: int = 0,
+    loadgen: LoadgenSpec | None = None,
+    profile: bool = False,
+    against: PathLike | None = None,
+    against_source: SourceSpec | None = None,
+    against_provider: str | SessionSpec | None = None,
+    num_blocks: int = 8,
+    max_slowdown: float | None = None,
+    on_progress: OnProgress = silent,
+) -> BenchReport | BenchComparison:
+    """Time a model on this machine, in fresh processes that have nothing loaded but the runtime.
+
+    Args:
+        model: an ONNX file; or a bundle, every byte of which is checked first.
+        provider: where to run: names, or `SessionSpec`s, each timed; None for cpu, and of a bundle
+            for the way that `tune` found for this machine.
+        batch_size: samples of one run; of several, each is timed with each of `provider`.
+        num_runs: how many runs are timed.
+        num_warmup: runs of warm-up; None until the times have settled.
+        scenario: one run after the other; all at once; or at random times.
+        qps: runs asked for in a second, of the scenario "server".
+        seed: of those random times.
+        loadgen: let MLCommons LoadGen ask for the runs.
+        profile: time each layer too, beside what the CPU can do.
+        against: time `model` in turn with this one; by another runner where one is named before a
+            colon, as in "torch:resnet50.pth"; or hold it against a saved result, a `.json`, which
+            is weaker evidence.
+        against_source: of torch, the architecture of the checkpoint, or the factory of a module.
+        against_provider: where the other runs; the same model if there is no `against`.
+        num_blocks: pairs of fresh processes of a comparison.
+        max_slowdown: the fraction by which `model` may be slower than the other.
+        on_progress: told how many runs or blocks are done, of how many, and a remark.
+
+    Returns:
+        A `BenchReport`, whose `.p50_ms` is the median latency in milliseconds and whose `.results`
+        keep every latency; or a `BenchComparison` with the ratio of the times, its interval, and
+        `.passed`.
+
+    Raises:
+        ResdeployError: arguments contradict each other, or the model cannot be timed.
+        ProviderError: a provider did not start: never is it the time of another.
+
+    Example:
+        >>> resdeploy.bench("resnet50.onnx").p50_ms
+        21.4
+        >>> resdeploy.bench("new.onnx", against="old.onnx").p50.verdict
+        'faster'
+    """
+    path = path_of(model, "model")
+    runner, other = _runner_of(against, against_source)
+    one_of(scenario, "scenario", get_args(Scenario))
+    sessions = sessions_of("cpu" if provider is None else provider)
+    sizes = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+    spec = BenchSpec(
+        session=sessions[0],
+        num_runs=num_runs,
+        scenario=scenario,
+        qps=qps,
+        seed=seed,
+        loadgen=loadgen,
+        num_profile_runs=_PROFILE_RUNS if profile else 0,
+    )
+    if num_warmup is not None:
+        spec = dataclasses.replace(spec, num_warmup=num_warmup, max_warmup=num_warmup)
+    specs = [
+        dataclasses.replace(spec, batch_size=size, session=session)
+        for size, session in itertools.product(sizes, sessions)
+    ]
+    is_compared = against is not None or against_provider is not None
+    _refuse_contradictions(specs, is_compared=is_compared, max_slowdown=max_slowdown)
+    with contextlib.ExitStack() as stack:
+        opened = None
+        if is_bundle(path):
+            from resdeploy.bundle_archive import opened_bundle
+
+            opened = stack.enter_context(opened_bundle(path))
+            path = opened.model
+        if not is_compared:
+            return _sweep(_ways(path, specs, opened if provider is None else None), on_progress)
+        if runner is None and other is not None and other.suffix == ".json":
+            if against_provider is not None:
+                raise ResdeployError(
+                    "Options of the other are not for a saved result, which has its own."
+                )
+            from resdeploy.target.bench_saved import compare_with_saved, load_result
+
+            baseline = load_result(other)
+            candidate = _sweep([(path, specs[0])], on_progress).results[0]
+            return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)
+        from resdeploy.target.bench_in_turn import bench_in_turn
+
+        session = specs[0].session
+        if against_provider is not None:
+            (session,) = sessions_of(against_provider, "against_provider")
+        baseline_spec = dataclasses.replace(specs[0], session=session)
+        if runner is None:
+            other = other or path
+        else:
+            baseline_spec = _by_runner(baseline_spec, runner, specs[0].session)
+        return bench_in_turn(
+            (path, specs[0]),
+            (other, baseline_spec),
+            num_blocks=num_blocks,
+            max_slowdown=max_slowdown,
+            on_block=lambda done: on_progress(done, num_blocks, "blocks"),
+        )
+
+
+def _runner_of(
+    against: PathLike | None, source: SourceSpec | None
+) -> tuple[RunnerSpec | None, Path | None]:
+    """Return the runner and the file that `against` names; no runner for a session like ours."""
+    name, colon, rest = ("", "", "") if against is None else str(against).partition(":")
+    if not colon or Path(str(against)).exists():
+        if source is not None:
+            raise ResdeployError(
+                "An architecture, or a module, was given for a model that says what it is.",
+                where=f"against {against}",
+                fix="name the runner before the checkpoint, as in torch:CHECKPOINT",
+            )
+        return None, optional_path(against, "against")
+    from resdeploy.target.runners import find_runner
+
+    if find_runner(name).form is None and source is not None:
+        raise ResdeployError(
+            f"The runner {name} takes ONNX files, not an architecture.", where=f"against {against}"
+        )
+    source = source or SourceSpec()
+    if not rest and source.factory is None:
+        raise ResdeployError(
+            f"The runner {name} needs a file.",
+            where=f"against {against}",
+            fix=f"name it after the colon: {name}:FILE",
+        )
+    return RunnerSpec(name=name, source=source), Path(rest) if rest else None
+
+
+def _by_runner(spec: BenchSpec, runner: RunnerSpec, ours: SessionSpec) -> BenchSpec:
+    """Return what to time of another runner, which has no option of a session but its threads."""
+    session = spec.session
+    if dataclasses.replace(session, num_threads=ours.num_threads) != ours:
+        raise ResdeployError(
+            f"The runner {runner.name} has no option of a session but its threads.",
+            where=f"against {runner.name}",
+        )
+    from resdeploy.target.providers import find_provider
+
+    device = find_provider(session.provider).memory
+    session = SessionSpec(provider=device, num_threads=session.num_threads)
+    return dataclasses.replace(spec, session=session, runner=runner)
+
+
+def _refuse_contradictions(
+    specs: Sequence[BenchSpec], *, is_compared: bool, max_slowdown: float | None
+) -> None:
+    if max_slowdown is not None and not is_compared:
+        raise ResdeployError("A largest slowdown needs another model, or other options.")
+    if is_compared and len(specs) > 1:
+        raise ResdeployError("Two are compared with one batch size and one session each.")
+    if is_compared and (specs[0].num_profile_runs or specs[0].loadgen is not None):
+        raise ResdeployError("A profile, and LoadGen, are for one model.")
+
+
+def _ways(
+    model: Path, specs: Sequence[BenchSpec], bundle: "BundleFolder | None"
+) -> list[tuple[Path, BenchSpec]]:
+    """Return what to time: of a bundle as `tune` found it, unless the caller says how."""
+    if bundle is None:
+        return [(model, spec) for spec in specs]
+    from resdeploy.target.tuned import fastest_way
+
+    ways = []
+    for spec in specs:
+        path, session = fastest_way(bundle, batch_size=spec.batch_size)
+        ways.append((path, dataclasses.replace(spec, session=session)))
+    return ways
+
+
+def _tell(on_progress: OnProgress, remark: str, done: int) -> None:
+    on_progress(done, None, remark)
+
+
+def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:
+    from resdeploy.target import bench as timing
+
+    results = []
+    for number, (model, spec) in enumerate(ways):
+        is_plain = spec.scenario == "single-stream" and spec.loadgen is None
+        bound = spec.num_runs if is_plain else 0
+        remark = f"{number + 1} of {len(ways)}"
+        results.append(
+            timing.bench(
+                model,
+                dataclasses.replace(spec, num_bound_runs=bound),
+                on_run=functools.partial(_tell, on_progress, remark),
+            )
+        )
+    return BenchReport(results=tuple(results))

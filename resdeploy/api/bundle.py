@@ -1,0 +1,203 @@
+"""`resdeploy.bundle`: a trained model packed for a device; and `Bundle`, one that is open."""
+
+import contextlib
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from resdeploy.api.arguments import (
+    Data,
+    OnStage,
+    PathLike,
+    Providers,
+    Source,
+    export_spec,
+    model_of,
+    optional_data,
+    optional_path,
+    path_of,
+    sessions_of,
+    silent,
+)
+from resdeploy.errors import ResdeployError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
+
+__all__ = ["Bundle", "bundle"]
+
+
+def bundle(
+    source: "Source",
+    out: PathLike,
+    *,
+    input_shape: Sequence[int] | None = None,
+    name: str | None = None,
+    data: Data | None = None,
+    num_inputs: int | None = 32,
+    opset: int | None = None,
+    target: PathLike | None = None,
+    batch: int | Literal["dynamic"] = "dynamic",
+    embed_preprocess: bool = False,
+    triton: PathLike | None = None,
+    onnx_test_data: PathLike | None = None,
+    ort_format: PathLike | None = None,
+    force: bool = False,
+    on_stage: OnStage = silent,
+) -> "Manifest":
+    """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and their answers.
+
+    Args:
+        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
+        out: the folder to write, or one file, `NAME.zip`.
+        input_shape: of one sample, without the batch; a module needs it.
+        name: what the model is called; by default as `out` is.
+        data: take golden inputs from this data set; by default they are seeded.
+        num_inputs: how many.
+        opset: as of `export`, as are `target`, `batch` and `embed_preprocess`.
+        target: the record that `resdeploy probe -o` wrote on the target.
+        batch: "dynamic", or a fixed number of samples.
+        embed_preprocess: make the preprocessing part of the model, which then takes pixels.
+        triton: also write it into this model repository of Triton.
+        onnx_test_data: also write model and golden inputs as ONNX test data to this folder.
+        ort_format: also write model.ort and its list of operators to this folder.
+        force: replace an existing bundle.
+        on_stage: told the name of each stage as it begins.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        ResdeployError: the model does not compute what `source` computes, `out` exists, or the
+            request is wrong.
+        UnsupportedModelError: the model cannot be exported.
+
+    Example:
+        >>> resdeploy.bundle(model, "parts.zip", data="cifar10:data")
+        >>> resdeploy.load("parts.zip")("photo.png").classes[0].label
+        'cat'
+    """
+    path = path_of(out, "out")
+    chosen = optional_data(data)
+    spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
+    from resdeploy.bundle_archive import is_archive
+    from resdeploy.host.golden import golden_for
+    from resdeploy.host.make_bundle import Layouts, make_bundle
+
+    on_stage("golden reference")
+    model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    return make_bundle(
+        model,
+        spec,
+        path,
+        golden=golden_for(model, data=chosen, num_inputs=num_inputs),
+        name=name or (path.stem if is_archive(path) else path.absolute().name),
+        layouts=Layouts(
+            triton=optional_path(triton, "triton"),
+            onnx_test_data=optional_path(onnx_test_data, "onnx_test_data"),
+            ort_format=optional_path(ort_format, "ort_format"),
+        ),
+        force=force,
+        on_stage=on_stage,
+    )
+
+
+class Bundle:
+    """An open bundle: every byte checked, its session kept. Called with a sample, it answers.
+
+    Attributes:
+        name: what the model is called.
+        manifest: what is in the bundle, and where it came from.
+        labels: the names of its classes, () where it has none.
+
+    Example:
+        >>> with resdeploy.Bundle("parts.zip") as model:
+        ...     model("photo.png").classes[0].label
+        'cat'
+    """
+
+    def __init__(self, path: PathLike, *, provider: Providers | None = None) -> None:
+        """Open the bundle at `path`, a folder or a `.zip`.
+
+        Args:
+            path: the bundle.
+            provider: where to run it; None for the way that `tune` found for this machine.
+
+        Raises:
+            BundleError: it is damaged, or is no bundle.
+            EnvironmentLacksError: the provider did not start.
+            ResdeployError: its outputs are no class scores.
+        """
+        from resdeploy.bundle_archive import opened_bundle
+        from resdeploy.target.classifier import require_class_scores
+        from resdeploy.target.session import open_session
+        from resdeploy.target.tuned import fastest_way
+
+        specs = None if provider is None else sessions_of(provider)
+        if specs is not None and len(specs) > 1:
+            raise ValueError("provider must be one: a bundle is opened once")
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(opened_bundle(path_of(path, "path")))
+            model, spec = (self._folder.model, specs[0]) if specs else fastest_way(self._folder)
+            self._model = Path(model).name
+            self._session = open_session(model, spec)
+            require_class_scores(self._session, where=self._folder.manifest.name)
+            # Also at the end of the program, so that nothing unpacked is left behind.
+            self._close = weakref.finalize(self, stack.pop_all().close)
+        self.name: str = self._folder.manifest.name
+        self.manifest: Manifest = self._folder.manifest
+        self.labels: tuple[str, ...] = self._folder.labels
+
+    def __call__(self, sample: "PathLike | Image | NDArray[Any]", *, top: int = 5) -> "Prediction":
+        """Name the likeliest classes of one sample: an image, its file, or an array.
+
+        Raises:
+            ResdeployError: it is several samples, or not what the model takes.
+        """
+        found = self.predict(sample, top=top).predictions
+        if len(found) != 1:
+            raise ResdeployError(
+                f"A bundle is called with one sample; these are {len(found)}.",
+                fix="call .predict, which takes any number",
+            )
+        return found[0]
+
+    def predict(
+        self,
+        inputs: "PathLike | Image | NDArray[Any] | Sequence[PathLike | Image | NDArray[Any]]",
+        *,
+        top: int = 5,
+    ) -> "PredictReport":
+        """Name the `top` likeliest classes of each input, as `resdeploy.predict` does.
+
+        Raises:
+            ResdeployError: an input is not what the model takes, or the bundle was closed.
+        """
+        if not self._close.alive:
+            raise ResdeployError("The bundle was closed.", where=self.name, fix="open it again")
+        from resdeploy.target.predict import predict_classes
+
+        return predict_classes(self._folder, self._model, self._session, inputs, num_classes=top)
+
+    def close(self) -> None:
+        """Give the session up, and delete what was unpacked."""
+        self._close()
+
+    def __enter__(self) -> "Bundle":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name!r}, {len(self.labels)} classes)"

@@ -1,0 +1,38 @@
+"""`resdeploy.check`: a bundle verified again, where it is to run."""
+
+from typing import TYPE_CHECKING
+
+from resdeploy.api.arguments import PathLike, Providers, path_of, sessions_of
+
+if TYPE_CHECKING:
+    from resdeploy.schema.bundles import CheckReport
+
+__all__ = ["check"]
+
+
+def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
+    """Verify a bundle on this machine: every byte, then the numbers. Needs no torch.
+
+    Nothing is run if a single byte differs from what was packed. What `tune` found for such a
+    machine is held to its promise too.
+
+    Args:
+        bundle: a folder, or a `.zip`.
+        provider: where to run: names, or `SessionSpec`s.
+
+    Returns:
+        The record; `.passed` is the verdict.
+
+    Raises:
+        BundleError: it is damaged, or is no bundle.
+        EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
+
+    Example:
+        >>> resdeploy.check("parts.zip", provider="cuda").passed
+        True
+    """
+    path = path_of(bundle, "bundle")
+    specs = sessions_of(provider)
+    from resdeploy.target.check import check_bundle
+
+    return check_bundle(path, specs)

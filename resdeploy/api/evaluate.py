@@ -1,0 +1,89 @@
+"""`resdeploy.evaluate`: how often a model is right, and how sure that is."""
+
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.api.arguments import (
+    Data,
+    OnProgress,
+    PathLike,
+    Providers,
+    data_of,
+    optional_path,
+    path_of,
+    sessions_of,
+    silent,
+)
+from resdeploy.errors import ResdeployError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.schema.evaluations import EvaluateReport
+    from resdeploy.target.evaluate import LoadSamples
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: PathLike,
+    data: "Data | tuple[NDArray[Any], NDArray[Any]]",
+    *,
+    against: PathLike | None = None,
+    max_drop: float | None = None,
+    provider: Providers = "cpu",
+    on_progress: OnProgress = silent,
+) -> "EvaluateReport":
+    """Say how often a model is right on held-out samples, and how sure that is. Needs no torch.
+
+    Args:
+        model: an ONNX file of resdeploy, or a bundle.
+        data: labelled samples: a data set such as "cifar10:PATH", an `.npz`, a folder of images;
+            or arrays (x, y): raw samples (N, ...) and their classes (N,).
+        against: another model on the same samples, compared sample by sample.
+        max_drop: the largest fraction by which `model` may be right less often; the whole interval
+            of the drop must be within it.
+        provider: where to run both.
+        on_progress: told how many samples are done, of how many, with which model.
+
+    Returns:
+        The record; `.model.accuracy` has the exact interval, `.paired` the comparison, `.passed`
+        whether `max_drop` holds.
+
+    Raises:
+        ResdeployError: a model or the samples are not what they should be.
+        EnvironmentLacksError: the provider did not start.
+
+    Example:
+        >>> report = resdeploy.evaluate("int8.onnx", "digits", against="m.onnx")
+        >>> report.paired.drop_interval
+        (-0.004, 0.009)
+    """
+    path, other = path_of(model, "model"), optional_path(against, "against")
+    if max_drop is not None and other is None:
+        raise ResdeployError(
+            "A largest drop needs the model that it is a drop from.", fix="name it with against"
+        )
+    specs = sessions_of(provider)
+    if len(specs) > 1:
+        raise ValueError("provider must be one")
+    load = _loader(data)
+    from resdeploy.target.evaluate import evaluate as evaluate_models
+
+    return evaluate_models(
+        path,
+        load,
+        specs[0],
+        against=other,
+        max_drop=max_drop,
+        on_progress=on_progress,
+    )
+
+
+def _loader(data: Any) -> "LoadSamples":
+    from resdeploy.host.data import labelled_arrays, load_labelled
+
+    if isinstance(data, tuple):
+        samples = labelled_arrays(*data)
+        return lambda preprocess: samples
+    chosen = data_of(data)
+    return lambda preprocess: load_labelled(chosen, preprocess)

@@ -1,0 +1,69 @@
+"""`resdeploy.export`: a trained model folded, written as ONNX, and checked before it is there."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from resdeploy.api.arguments import (
+    OnStage,
+    PathLike,
+    Source,
+    export_spec,
+    model_of,
+    path_of,
+    silent,
+)
+
+if TYPE_CHECKING:
+    from resdeploy.schema.exports import ExportReport
+
+__all__ = ["export"]
+
+
+def export(
+    source: "Source",
+    out: PathLike,
+    *,
+    input_shape: Sequence[int] | None = None,
+    opset: int | None = None,
+    batch: int | Literal["dynamic"] = "dynamic",
+    fold: bool = True,
+    target: PathLike | None = None,
+    embed_preprocess: bool = False,
+    force: bool = False,
+    on_stage: OnStage = silent,
+) -> "ExportReport":
+    """Fold a trained model and write it as one ONNX file, if the file computes the same.
+
+    Args:
+        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
+        out: the file to write.
+        input_shape: of one sample, without the batch; a module needs it.
+        opset: the ONNX operator set; None for 18, or what the target reads.
+        batch: "dynamic", or a fixed number of samples.
+        fold: fold every BatchNorm that may be folded.
+        target: the record that `resdeploy probe -o` wrote on the target.
+        embed_preprocess: make the preprocessing part of the model, which then takes pixels,
+            uint8 (N, H, W, C).
+        force: replace an existing file.
+        on_stage: told the name of each stage as it begins.
+
+    Returns:
+        The record; where `.verification.passed` is False, nothing was written. That check
+        compares outputs on a few inputs: the whole proof is `verify`.
+
+    Raises:
+        ResdeployError: the request is wrong, or `out` exists or cannot be written.
+        UnsupportedModelError: the model cannot be traced or translated.
+
+    Example:
+        >>> report = resdeploy.export(model, "resnet50.onnx", batch=1)
+        >>> [site.reason for site in report.fold.refused]
+        []
+    """
+    path = path_of(out, "out")
+    spec = export_spec(batch=batch, fold=fold, opset=opset, target=target)
+    from resdeploy.host.export import export_onnx
+
+    on_stage("load")
+    model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    return export_onnx(model, spec, path, force=force, on_stage=on_stage)

@@ -1,0 +1,110 @@
+"""`resdeploy.fold_batchnorm`: the BatchNorms of a module, or of a file, folded into its layers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from resdeploy.api.arguments import PathLike, model_of, optional_path, source_spec
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.sessions import SessionSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from resdeploy.host.build import SourceModel
+    from resdeploy.schema.folds import FoldReport
+
+__all__ = ["fold_batchnorm"]
+
+
+@overload
+def fold_batchnorm(
+    source: "nn.Module | SourceModel", example: Any = None, *, layernorm: bool = False
+) -> Any: ...
+@overload
+def fold_batchnorm(
+    source: PathLike | SourceSpec,
+    *,
+    out: PathLike | None = None,
+    layernorm: bool = False,
+    force: bool = False,
+) -> "FoldReport": ...
+def fold_batchnorm(
+    source: "nn.Module | SourceModel | SourceSpec | PathLike",
+    example: Any = None,
+    *,
+    out: PathLike | None = None,
+    layernorm: bool = False,
+    force: bool = False,
+) -> Any:
+    """Fold every BatchNorm that may be folded, and say why the others may not.
+
+    Args:
+        source: a torch module in eval mode, or a `Model`, which stay as they are; or the path of a
+            checkpoint or of an ONNX file.
+        example: of a module: an input to trace it with, where its shape is not to be guessed.
+        out: of a path: the file to write, of the same kind; None only to report.
+        layernorm: fold the affine parts of LayerNorms too.
+        force: replace an existing file.
+
+    Returns:
+        Of a module, an object with `.module`, of the same class with identities where the norms
+        were, and `.report`; of a path, the report. `report.complete` says whether none is left.
+
+    Raises:
+        ResdeployError: the file is not what it should be, or `out` exists; or an argument is not
+            for such a source.
+        UnsupportedModelError: the module cannot be traced, or cannot hold the fold.
+        TypeError: `source` is something else.
+
+    Example:
+        >>> folded = resdeploy.fold_batchnorm(model.module)
+        >>> folded.module(images), folded.report.complete
+    """
+    spec = source_spec(source)
+    if spec is None:
+        if out is not None:
+            raise ResdeployError("out is for a file; a module's fold is in what is returned.")
+        return _fold_module(source, example, layernorm=layernorm)
+    if example is not None:
+        raise ResdeployError("An example is for a module; a file says what it takes.")
+    path = optional_path(out, "out")
+    if spec.path is not None and Path(spec.path).suffix.lower() == ".onnx":
+        return _fold_onnx(spec, Path(spec.path), path, layernorm=layernorm, force=force)
+    from resdeploy.host.fold_checkpoint import fold_checkpoint
+
+    return fold_checkpoint(model_of(spec), path, layernorm=layernorm, force=force)
+
+
+def _fold_module(source: Any, example: Any, *, layernorm: bool) -> Any:
+    from resdeploy.host.build import SourceModel, example_inputs, require_module
+
+    if isinstance(source, SourceModel):
+        example = example_inputs(source)[0] if example is None else example
+        source = source.module
+    module = require_module(source, "source")
+    from resdeploy.host.fold_module import (  # type: ignore[import-untyped,unused-ignore]
+        fold_batchnorm as fold_module,
+    )
+
+    return fold_module(module, example, layernorm=layernorm)
+
+
+def _fold_onnx(
+    request: SourceSpec, path: Path, out: Path | None, *, layernorm: bool, force: bool
+) -> "FoldReport":
+    """Fold an ONNX file; its verdict comes from ONNX Runtime, which must not fold by itself."""
+    if request != SourceSpec(path=request.path, input_shape=request.input_shape):
+        raise ResdeployError("An ONNX file needs no architecture, factory or recipe.")
+    from resdeploy.graph.fold_file import fold_file
+    from resdeploy.target.session import open_session
+
+    as_it_stands = SessionSpec(graph_level="disabled")
+    return fold_file(
+        path,
+        out,
+        run=lambda model, inputs: open_session(model, as_it_stands).run(inputs),
+        input_shape=request.input_shape,
+        layernorm=layernorm,
+        force=force,
+    )

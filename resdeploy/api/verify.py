@@ -1,0 +1,242 @@
+"""`resdeploy.verify`: the proof that a model file computes what the trained model computes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from resdeploy.api.arguments import (
+    Data,
+    OnStage,
+    PathLike,
+    Providers,
+    Source,
+    is_path,
+    model_of,
+    one_of,
+    optional_data,
+    optional_path,
+    path_of,
+    sessions_of,
+    silent,
+    source_spec,
+)
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.golden_file import Golden
+    from resdeploy.graph.certify import Reference
+    from resdeploy.host.build import SourceModel
+    from resdeploy.schema.recipes import Preprocess
+    from resdeploy.schema.verdicts import VerifyReport
+    from resdeploy.target.session import Session
+
+__all__ = ["reference_or_reason", "verify"]
+
+_NUM_INPUTS = 32
+
+
+def verify(
+    model: PathLike,
+    reference: "Source | None" = None,
+    *,
+    golden: PathLike | None = None,
+    input_shape: Sequence[int] | None = None,
+    data: Data | None = None,
+    inputs: "PathLike | NDArray[Any] | None" = None,
+    num_inputs: int | None = None,
+    provider: Providers = "cpu",
+    precision: PrecisionName = "float32",
+    conformance: bool = True,
+    artifacts: PathLike | None = None,
+    on_stage: OnStage = silent,
+    on_fault: Callable[[str, Path], None] = silent,
+) -> "VerifyReport":
+    """Prove that an ONNX file computes, on each provider, what the reference does in float64.
+
+    There is no tolerance to choose: the wiring is compared, then each weight with its exact value,
+    each layer as it runs with a bound from rounding theory, and the outputs with the noise that
+    float32 itself makes in this network.
+
+    Args:
+        model: an ONNX file with one input.
+        reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
+            or another ONNX file's.
+        golden: a golden.npz in its place. It holds outputs only, so that wiring, weights and layers
+            cannot be judged; the record says so in `.missing`. Needs no torch.
+        input_shape: of one sample of a torch module; by default that of `model`.
+        data: verify on held-out samples of this data set, such as "cifar10:PATH".
+        inputs: verify on these: a folder or file, or an array (N, ...) of raw samples or float32
+            network inputs.
+        num_inputs: how many; by default 32 seeded ones, or all of `data` or `inputs`.
+        provider: where to run: names, or `SessionSpec`s.
+        precision: the arithmetic that `model` is said to compute in, by whose noise it is judged.
+        conformance: also compare batch sizes, graph levels and odd values.
+        artifacts: a folder for the first faulty node of each provider, with its inputs.
+        on_stage: told the name of each stage as it begins.
+        on_fault: told the provider and the file of each artifact.
+
+    Returns:
+        The record; `.passed` is the verdict, `.reasons` and each of `.verdicts` have the reasons,
+        `.missing` what could not be judged, and why.
+
+    Raises:
+        ResdeployError: arguments contradict each other, a file is not what it should be, or `model`
+            has inputs or outputs of other shapes than the reference.
+        ProviderError: a provider did not start.
+        TypeError, ValueError: an argument is of another kind; the message names it.
+
+    Example:
+        >>> report = resdeploy.verify("resnet50.onnx", reference=model)
+        >>> report.passed, report.static.max_ulp
+        (True, 0.4999)
+    """
+    path = path_of(model, "model")
+    specs = sessions_of(provider)
+    one_of(precision, "precision", get_args(PrecisionName)[:4])
+    folder = optional_path(artifacts, "artifacts")
+    request = source_spec(reference, input_shape)
+    _refuse_contradictions(golden, reference, request, data, inputs, num_inputs)
+    chosen = optional_data(data)
+    from resdeploy.target.outputs import judge_session_outputs, open_sessions
+
+    on_stage("open sessions")
+    # Before the reference, which takes longer: a provider that does not start ends it here.
+    sessions = open_sessions(path, specs)
+    on_stage("float64 reference")
+    if golden is not None:
+        from resdeploy.golden_file import load_golden
+
+        answers = load_golden(path_of(golden, "golden"))
+        on_stage("run")
+        return judge_session_outputs(
+            path, answers, sessions, precision=precision, conformance=conformance
+        )
+    original: Reference | str
+    if request is not None and _is_onnx(request):
+        answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
+    else:
+        from resdeploy.host.golden import golden_for
+
+        source = _source_for(sessions[0], reference, input_shape)
+        preprocess = source.info.preprocess if source.info is not None else None
+        given = _given(inputs, preprocess, num_inputs)
+        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
+        original = reference_or_reason(source, answers)
+    from resdeploy.host.verdict import judge_model
+
+    return judge_model(
+        path,
+        original,
+        answers,
+        sessions,
+        precision=precision,
+        conformance=conformance,
+        artifacts=folder,
+        on_stage=on_stage,
+        on_fault=on_fault,
+    )
+
+
+def reference_or_reason(source: "SourceModel", golden: "Golden") -> "Reference | str":
+    """Return the reference graph, or why the model has none: its outputs can still be judged."""
+    from resdeploy.errors import UnsupportedModelError
+    from resdeploy.host.reference import reference_graph
+
+    try:
+        return reference_graph(source, golden)
+    except UnsupportedModelError as error:
+        return error.what
+
+
+def _refuse_contradictions(
+    golden: object,
+    reference: object,
+    request: SourceSpec | None,
+    data: object,
+    inputs: object,
+    num_inputs: int | None,
+) -> None:
+    def is_given(*values: object) -> bool:
+        return any(value is not None for value in values)
+
+    if golden is None and reference is None:
+        raise ResdeployError(
+            "There is nothing to verify against.",
+            fix="give the trained model as the reference, or a golden file",
+        )
+    if golden is not None and is_given(reference, data, inputs, num_inputs):
+        raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
+    if is_given(data) and is_given(inputs):
+        raise ResdeployError("data and inputs each say what to verify on: give one.")
+    is_onnx = request is not None and _is_onnx(request)
+    if request is not None and is_onnx and (data or request != SourceSpec(path=request.path)):
+        raise ResdeployError(
+            "An ONNX reference is evaluated on given inputs, or on seeded inputs, and says itself "
+            "what it is.",
+            where=request.path,
+        )
+
+
+def _is_onnx(request: SourceSpec) -> bool:
+    return request.path is not None and Path(request.path).suffix.lower() == ".onnx"
+
+
+def _from_onnx(
+    request: SourceSpec, session: SessionSpec, inputs: object, num_inputs: int | None
+) -> "tuple[Golden, Reference]":
+    from resdeploy.graph.reference_file import load_reference
+    from resdeploy.target.run import run_session
+    from resdeploy.target.session import open_session
+
+    as_it_stands = SessionSpec(graph_level="disabled", num_threads=session.num_threads)
+    return load_reference(
+        path_of(request.path, "reference"),
+        num_inputs=num_inputs or _NUM_INPUTS,
+        given=_given(inputs, None, num_inputs),
+        run_rows=lambda model, rows: run_session(open_session(model, as_it_stands), rows),
+    )
+
+
+def _source_for(
+    session: "Session", reference: Any, input_shape: Sequence[int] | None
+) -> "SourceModel":
+    """Return the reference, as a model of pixels where the candidate is one."""
+    from resdeploy.host.embedded import EmbeddedNetwork
+    from resdeploy.target.session import input_specs, takes_pixels
+
+    if input_shape is None:
+        shape = input_specs(session)[0].shape[1:]
+        input_shape = tuple(size for size in shape if isinstance(size, int))
+        if len(input_shape) < len(shape):
+            input_shape = None
+    of_file = is_path(reference) or isinstance(reference, SourceSpec)
+    source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
+    if takes_pixels(session) and not isinstance(source.module, EmbeddedNetwork):
+        from resdeploy.host.embedded import embed_preprocess
+
+        return embed_preprocess(source)
+    return source
+
+
+def _given(
+    inputs: Any, preprocess: "Preprocess | None", most: int | None
+) -> "tuple[NDArray[Any], str] | None":
+    """Return the inputs that were given, and what they are, for the record; None if none were."""
+    if inputs is None:
+        return None
+    import numpy as np
+
+    from resdeploy.target.samples import inputs_from_raw, read_inputs
+
+    if is_path(inputs):
+        path = path_of(inputs, "inputs")
+        found: NDArray[Any] = read_inputs(path, preprocess, most=most)
+        return found, f"{len(found)} inputs of {path.name}"
+    if not hasattr(inputs, "__array__"):
+        raise TypeError(f"inputs must be a path or an array, not {type(inputs).__name__}")
+    raw = np.asarray(inputs)[:most]
+    return inputs_from_raw(raw, preprocess), f"{len(raw)} given inputs"

@@ -1,0 +1,45 @@
+"""The pages of docs/: their Python runs, block after block, and their links lead somewhere."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import resdeploy
+from resdeploy.host.networks import build_network
+from resdeploy.schema.recipes import ModelSpec
+
+DOCS = Path(__file__).parent.parent / "docs"
+PYTHON = (DOCS / "python.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(ModelSpec(arch="cifar_resnet20", num_classes=10, options={}))
+        network(torch.randn(16, 3, 32, 32))
+        torch.save(network.state_dict(), "resnet20.th")
+        Image.new("RGB", (40, 50), (90, 120, 60)).save("photo.png")
+        blocks = re.findall(r"^```python\n(.*?)^```", PYTHON, flags=re.MULTILINE | re.DOTALL)
+        for block in blocks:
+            if importlib.util.find_spec("resdeploy.host.fold_module") is None:
+                block = re.sub(r"^folded = .*\n", "", block, flags=re.MULTILINE)
+            exec(compile(block, "docs/python.md", "exec"), {})
+    assert len(blocks) == 4
+
+
+def test_every_function_is_in_the_table_of_the_page():
+    listed = re.findall(r"^\| `(\w+)\(", PYTHON, flags=re.MULTILINE)
+    verbs = [name for name in resdeploy.__all__ if name.islower() and name[0] != "_"]
+    assert sorted(listed) == verbs
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_lead_somewhere(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (DOCS / target).exists(), target
