@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.algebra import LayerShape
 from resdeploy.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AFFINE_OPERATORS",
     "AffineLayer",
+    "LayerShape",
     "is_affine",
     "read_layer",
     "read_node",
@@ -57,6 +57,31 @@ _ATTRIBUTES: Mapping[str, frozenset[str]] = {
 AFFINE_OPERATORS = frozenset(_ATTRIBUTES)
 _EXPLICIT = ("NOTSET", "VALID")
 _SAME = ("SAME_UPPER", "SAME_LOWER")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """Layout of a weight: (O, I/G, ...) as in a convolution, (I, O/G, ...) if transposed."""
+
+    groups: int = 1
+    transposed: bool = False
+
+    def by_output(self, weight: Array) -> Array:
+        """Return a weight as (O, I/G, K), a view where that is possible."""
+        if not self.transposed:
+            return weight.reshape(weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1, -1)
+        inputs_per_group = weight.shape[0] // self.groups
+        by_group = weight.reshape(self.groups, inputs_per_group, weight.shape[1], -1)
+        num_taps = by_group.shape[-1]
+        return by_group.swapaxes(1, 2).reshape(-1, inputs_per_group, num_taps)
+
+    def from_output(self, weight_OIK: Array, original: tuple[int, ...]) -> Array:
+        """Undo `by_output` of a weight of the shape `original`."""
+        if not self.transposed:
+            return weight_OIK.reshape(original)
+        _, inputs_per_group, num_taps = weight_OIK.shape
+        by_group = weight_OIK.reshape(self.groups, original[1], inputs_per_group, num_taps)
+        return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(original)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from resdeploy.affine_layer import LayerShape
+
 __all__ = [
     "AffineEdit",
     "BatchNormParams",
     "FoldedAffine",
-    "LayerShape",
     "NonFiniteFoldError",
     "apply_edit",
     "fold_batchnorm",
@@ -51,6 +52,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Float64Array = npt.NDArray[np.float64]
 # Extended where the machine has it (64 or 113 bits of precision), float64 where not.
 ExtendedArray = npt.NDArray[np.longdouble]
+
+_PLAIN = LayerShape()
 
 # Smallest normal number, and bits of precision, of each storage type.
 _FORMATS = {
@@ -100,33 +103,6 @@ class FoldedAffine:
     bias: FloatArray
     max_ulp: float
     num_flushed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
-    """How a weight is laid out: (O, I/G, ...) as in a convolution, (I, O/G, ...) if transposed."""
-
-    groups: int = 1
-    transposed: bool = False
-
-    def by_output(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a weight as (O, I/G, K), a view where that is possible."""
-        if not self.transposed:
-            return weight.reshape(weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1, -1)
-        inputs_per_group = weight.shape[0] // self.groups
-        by_group = weight.reshape(self.groups, inputs_per_group, weight.shape[1], -1)
-        num_taps = by_group.shape[-1]
-        return by_group.swapaxes(1, 2).reshape(-1, inputs_per_group, num_taps)
-
-    def from_output(
-        self, weight_OIK: npt.NDArray[Any], original: tuple[int, ...]
-    ) -> npt.NDArray[Any]:
-        """Undo `by_output` of a weight of the shape `original`."""
-        if not self.transposed:
-            return weight_OIK.reshape(original)
-        _, inputs_per_group, num_taps = weight_OIK.shape
-        by_group = weight_OIK.reshape(self.groups, original[1], inputs_per_group, num_taps)
-        return np.ascontiguousarray(by_group.swapaxes(1, 2)).reshape(original)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -214,7 +190,7 @@ def map_before(
 
 
 def apply_edit(
-    weight: FloatArray, edit: AffineEdit, *, dtype: str, shape: LayerShape = LayerShape()
+    weight: FloatArray, edit: AffineEdit, *, dtype: str, shape: LayerShape = _PLAIN
 ) -> FoldedAffine:
     """Return the layer that an edit describes, each weight and bias rounded once to `dtype`.
 

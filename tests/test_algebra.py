@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from resdeploy.affine_layer import LayerShape
 from resdeploy.algebra import (
     BatchNormParams,
-    LayerShape,
     NonFiniteFoldError,
     apply_edit,
     fold_batchnorm,

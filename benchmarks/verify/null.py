@@ -28,7 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.evidence.end_to_end import judge_end_to_end
 from resdeploy.graph.certify import certify_file, certify_run
-from resdeploy.graph.fold_file import load_onnx
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.host.build import SourceModel, example_inputs
 from resdeploy.host.export import export_onnx
 from resdeploy.host.fold_module import fold_batchnorm

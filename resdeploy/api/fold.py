@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resdeploy.host.build import SourceModel
+    from resdeploy.host.fold_module import FoldedModule
     from resdeploy.schema.folds import FoldReport
 
 __all__ = ["fold_batchnorm"]
@@ -20,7 +21,7 @@ __all__ = ["fold_batchnorm"]
 @overload
 def fold_batchnorm(
     source: "nn.Module | SourceModel", example: Any = None, *, layernorm: bool = False
-) -> Any: ...
+) -> "FoldedModule": ...
 @overload
 def fold_batchnorm(
     source: PathLike | SourceSpec,
@@ -36,7 +37,7 @@ def fold_batchnorm(
     out: PathLike | None = None,
     layernorm: bool = False,
     force: bool = False,
-) -> Any:
+) -> "FoldedModule | FoldReport":
     """Fold every BatchNorm that may be folded, and say why the others may not.
 
     Args:
@@ -48,8 +49,9 @@ def fold_batchnorm(
         force: replace an existing file.
 
     Returns:
-        Of a module, an object with `.module`, of the same class with identities where the norms
-        were, and `.report`; of a path, the report. `report.complete` says whether none is left.
+        Of a module, a `FoldedModule` with `.module`, of the same class with identities in the
+        places of its norms, and `.report`; of a path, the report. `report.complete` says whether
+        none is left.
 
     Raises:
         ResdeployError: the file is not what it should be, or `out` exists; or an argument is not
@@ -76,16 +78,14 @@ def fold_batchnorm(
     return fold_checkpoint(model_of(spec), path, layernorm=layernorm, force=force)
 
 
-def _fold_module(source: Any, example: Any, *, layernorm: bool) -> Any:
+def _fold_module(source: Any, example: Any, *, layernorm: bool) -> "FoldedModule":
     from resdeploy.host.build import SourceModel, example_inputs, require_module
 
     if isinstance(source, SourceModel):
         example = example_inputs(source)[0] if example is None else example
         source = source.module
     module = require_module(source, "source")
-    from resdeploy.host.fold_module import (  # type: ignore[import-untyped,unused-ignore]
-        fold_batchnorm as fold_module,
-    )
+    from resdeploy.host.fold_module import fold_batchnorm as fold_module
 
     return fold_module(module, example, layernorm=layernorm)
 

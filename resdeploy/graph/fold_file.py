@@ -19,18 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.evidence.end_to_end import judge_end_to_end
-from resdeploy.files import atomic_write, refuse_outside_weight
+from resdeploy.files import atomic_write
 from resdeploy.golden_file import Golden
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
+from resdeploy.graph.onnx_file import read_onnx
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import Comparison, GoldenInfo
 
-__all__ = ["Run", "fold_file", "load_onnx"]
+__all__ = ["Run", "fold_file"]
 
 Array = npt.NDArray[Any]
 # Runs a serialised model or a file, its graph as it stands, on inputs by name; returns outputs by
@@ -73,7 +73,7 @@ def fold_file(
             are missing; `out` exists or cannot be written; the folded model is not what it should
             be, or cannot be judged and was to be written.
     """
-    original, is_external = _read(path)
+    original, is_external = read_onnx(path)
     source = _Source(original, path, is_external, run, input_shape, layernorm)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -109,50 +109,6 @@ class _Source:
     run: Run
     input_shape: tuple[int, ...] | None
     layernorm: bool
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Return the model in a file, with the weights that lie in files beside it.
-
-    Raises:
-        ResdeployError: the file is missing or no ONNX model, or refers to a file that is missing
-            or outside its own folder.
-    """
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
-    """Return the model, and whether some of its weights lay in other files."""
-    if not path.is_file():
-        raise ResdeployError("There is no such model file.", where=str(path))
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except DecodeError as error:
-        raise _not_onnx(path) from error
-    if not model.graph.node or not model.opset_import:  # an empty or foreign file may decode
-        raise _not_onnx(path)
-    external = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in external:
-        locations = {entry.key: entry.value for entry in tensor.external_data}
-        refuse_outside_weight(tensor.name, locations.get("location", ""), model=path)
-    try:
-        for tensor in external:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ResdeployError(
-            f"The weights beside the model cannot be read: {error}.",
-            where=str(path),
-            fix="copy the model with all the files that lie beside it",
-        ) from error
-    return model, bool(external)
-
-
-def _not_onnx(path: Path) -> ResdeployError:
-    return ResdeployError(
-        "This is not an ONNX model.", where=str(path), fix="give a .onnx file, whole and unchanged"
-    )
 
 
 def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:

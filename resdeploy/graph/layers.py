@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from resdeploy import algebra
-from resdeploy.affine_layer import AFFINE_OPERATORS, AffineLayer, read_layer
+from resdeploy.affine_layer import AFFINE_OPERATORS, AffineLayer, LayerShape, read_layer
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.editor import (
     GraphEditor,
@@ -110,7 +110,7 @@ class Layer:
         return None
 
     @property
-    def shape(self) -> algebra.LayerShape:
+    def shape(self) -> LayerShape:
         """How its weight is laid out."""
         return self.affine.shape
 

@@ -17,8 +17,8 @@ from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference
 from resdeploy.graph.float64 import float64_evaluator, to_float64
 from resdeploy.graph.fold_batchnorm import fold_batchnorm
-from resdeploy.graph.fold_file import load_onnx
 from resdeploy.graph.node_local import Array
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.verdicts import GoldenInfo
 
 __all__ = ["load_reference"]

@@ -11,7 +11,7 @@ import onnx
 from resdeploy.compatibility import read_target
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
-from resdeploy.graph.fold_file import load_onnx
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.host.calibration import load_calibration
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8

@@ -22,7 +22,7 @@ from resdeploy.evidence.fixed_tolerance import FIXED_TOLERANCES
 from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference
 from resdeploy.graph.faults import CONTROLS, FAULTS, Fault, UnfoldedLayer, Workpiece
-from resdeploy.graph.fold_file import load_onnx
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.host.build import SourceModel
 from resdeploy.host.export import export_onnx
 from resdeploy.host.golden import golden_for, run_module

@@ -10,8 +10,8 @@ from pathlib import Path
 from resdeploy.golden_file import Golden
 from resdeploy.graph.certify import Reference, add_certificate, certify_file
 from resdeploy.graph.fault_file import write_fault
-from resdeploy.graph.fold_file import load_onnx
 from resdeploy.graph.node_local import Run
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.verdicts import VerifyReport
 from resdeploy.target.outputs import judge_session_outputs

@@ -1,7 +1,6 @@
 """The verdict: one for the library, the command and the self-test."""
 
 import functools
-import importlib.util
 import json
 
 import numpy as np
@@ -15,7 +14,7 @@ import resdeploy
 from resdeploy.cli import cli
 from resdeploy.golden_file import save_golden
 from resdeploy.graph.faults import CONTROLS, FAULTS, Workpiece
-from resdeploy.graph.fold_file import load_onnx
+from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.host import golden as golden_module
 from resdeploy.host import reference as reference_module
 from resdeploy.host.selftest import folded_layers
@@ -182,9 +181,6 @@ def test_every_fault_gets_the_same_verdict_from_the_library_as_from_the_command(
 # --- folding a module ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("resdeploy.host.fold_module") is None, reason="no fold of modules yet"
-)
 def test_the_norms_of_a_module_are_folded(model):
     folded = resdeploy.fold_batchnorm(model.module)
     assert folded.report.complete
