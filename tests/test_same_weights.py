@@ -18,7 +18,7 @@ from resdeploy.schema.recipes import ModelSpec, SourceSpec
 # Of the files that commit 9093331 wrote, which folded before the translation to ONNX.
 DIGESTS = {
     "residual_mlp": "ebefa12cebbea16b08d5ad7c94fe2f194f24baded678dd8e350384ff58024612",
-    "cifar_preact_resnet20": "fb051d3fbda8b02771d060400a12b5bd5b115841e9e0c882d0c78cd847e812b1",
+    "cifar_preact_resnet20": "ae38f28696e7ec2b033526ca07936b2a60165c8d9ab8808aa45a28159a7deaeb",
     "resnet18": "a50661006dc1c9b0ea806c76a114f0014ff8de8766bf7770ef2ee4dc2111d5d7",
     "resnet50": "c27347df6237b53902d924191162286a585242933f18345144a7fa382f29ef03",
     "resnext50_32x4d": "93a795bf947d733d0aaec0f5ede4a25f8f3d5d2734397b0489df29f73f5bd88e",
@@ -43,6 +43,8 @@ def seeded(arch: str) -> SourceModel:
 def digest(model: onnx.ModelProto) -> str:
     """Return the sha256 of the floats that nodes read, in the order of the graph."""
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants = (node for node in model.graph.node if node.op_type == "Constant")
+    arrays |= {c.output[0]: numpy_helper.to_array(c.attribute[0].t) for c in constants}
     found = hashlib.sha256()
     for name in (name for node in model.graph.node for name in node.input):
         if name in arrays and arrays[name].dtype == np.float32:

@@ -37,7 +37,7 @@ from resdeploy.graph.editor import (
     why_it_varies,
 )
 
-__all__ = ["Layer", "Layers"]
+__all__ = ["Layer", "Layers", "bias_name"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -186,11 +186,10 @@ class Layer:
             for values in (folded.weight, folded.bias)
         )
         self.node.replace_input_with(1, editor.replace(self.weight, new_weight, reader=self.node))
-        # One of zeros is the exporter's own: the layer has none.
-        if self.bias is not None and constant_array(self.bias).any():
+        if self.bias is not None:
             bias = editor.replace(self.bias, new_bias, reader=self.adder)
         else:
-            bias = editor.add(_bias_name(self.weight), new_bias, reader=self.node)
+            bias = editor.add(bias_name(self.weight), new_bias, reader=self.node)
         if self.bias is None and is_op(self.node, "MatMul"):
             _add_bias(self.node, bias, editor)
         else:
@@ -277,7 +276,7 @@ def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
         after.name, before.name = before.name, editor.new_name(f"{before.name}_product")
 
 
-def _bias_name(weight: ir.Value) -> str:
+def bias_name(weight: ir.Value) -> str:
     """Return `layer.bias` for `layer.weight`, else a name like it."""
     name = weight.name or "folded"
     stem = name.removesuffix("weight")

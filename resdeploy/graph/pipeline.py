@@ -18,6 +18,7 @@ from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
 from resdeploy.graph.take_pixels import take_pixels
+from resdeploy.graph.write_zero_bias import write_zero_bias
 from resdeploy.schema.exports import PassReport
 from resdeploy.schema.folds import FoldReport
 
@@ -91,7 +92,8 @@ def simplified(
         name_io(model, batch_dimension=batch_dimension),
         # Before simplify, which drops the module names nodes are called by.
         strip_metadata(model, keep_notes=True),
-        resolve_castlike(model),  # before the next two, which then see that these are constants
+        resolve_castlike(model),  # before the next ones, which then see that these are constants
+        write_zero_bias(model),
         compute_exactly(model),  # before simplify, which would compute them in float32
     ]
     model, report = simplify(model)

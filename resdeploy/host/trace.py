@@ -16,7 +16,7 @@ from torch import fx, nn
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.host.trace_refusals import module_path, refuse_what_onnx_would_drop
 
-__all__ = ["BATCH_DIMENSION", "module_class", "trace"]
+__all__ = ["BATCH_DIMENSION", "trace"]
 
 BATCH_DIMENSION = "batch"
 
@@ -73,15 +73,6 @@ def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -
         name: tuple(batch for _ in value) if isinstance(value, tuple) else batch
         for name, value in bound.arguments.items()
     }
-
-
-def module_class(node: fx.Node) -> str:
-    """Return the class name of the innermost module a node came from, "" for none."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    kind = list(stack.values())[-1][1]
-    return str(getattr(kind, "__qualname__", kind))
 
 
 def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:

@@ -155,7 +155,7 @@ TWICE = {"again": nn.BatchNorm2d(3)}
             conv_bn(plain, conv=parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
             "computed from others",
         ),
-        (conv_bn(lambda net, x: net.bn(net.conv(x) * 2 + 1)), "computes something else"),
+        (conv_bn(lambda net, x: net.bn(net.conv(x) * 2)), "computes something else"),
     ],
     ids=[
         "layer twice",
