@@ -8,6 +8,7 @@ every module of resdeploy runs after this one, and child processes inherit it.
 """
 
 import os
+import sys
 
 # Type checkers take this for True; importing it would take eight times as long as all the rest.
 TYPE_CHECKING = False
@@ -89,6 +90,21 @@ if not TYPE_CHECKING:
         value: object = getattr(import_module(f"{__name__}.{room}"), name_there)
         globals()[name] = value  # the next use finds it at once
         return value
+
+
+class _Library(type(sys)):  # type: ignore[misc]
+    """The package, whose verbs are not replaced by the rooms of the same names.
+
+    The import system binds a submodule in its package: `resdeploy/export/`, once imported, would be
+    `resdeploy.export`. `from resdeploy.export import …` finds the room in `sys.modules` still.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, type(sys))):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Library
 
 
 def __dir__() -> list[str]:

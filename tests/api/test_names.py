@@ -62,11 +62,15 @@ def test_what_is_not_there_is_an_attribute_error():
         _ = resdeploy.exprot
 
 
-def test_no_module_bears_the_name_of_a_verb():
-    """Whoever imported it would put it in the verb's place."""
+def test_a_room_does_not_replace_the_verb_of_its_name():
+    """Whoever imports a room would else find a module where `resdeploy.export` was a function."""
     package = Path(resdeploy.__file__).parent
-    modules = {path.stem for path in package.iterdir() if path.suffix in ("", ".py")}
-    assert not modules & set(resdeploy.__all__)
+    rooms = sorted({path.stem for path in package.iterdir()} & set(resdeploy.__all__))
+    script = "".join(f"import resdeploy.{room}\n" for room in rooms)
+    script += "import resdeploy\n" + "".join(
+        f"assert callable(resdeploy.{room}), {room!r}\n" for room in rooms
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("name", sorted(VERBS))
