@@ -82,7 +82,7 @@ def test_inputs_may_be_an_array_of_raw_samples(exported, model):
 
 def test_the_first_faulty_node_is_written(exported, model, tmp_path):
     wrong = onnx.load(exported)
-    tensor = wrong.graph.initializer[0]
+    tensor = max(wrong.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     array = numpy_helper.to_array(tensor) * np.float32(2)
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(wrong, tmp_path / "wrong.onnx")

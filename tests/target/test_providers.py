@@ -61,6 +61,10 @@ _OTHER_WORDS = {
     ("cuda", "host/train.py"),
     ("cuda", "host/demo.py"),
     ("cpu", "target/machine.py"),
+    # Other runtimes of the same name.
+    ("openvino", "target/runners.py"),
+    ("openvino", "target/openvino_runner.py"),
+    ("cuda", "host/torch_runner.py"),
 }
 
 
