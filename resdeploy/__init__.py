@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         ResdeployError,
         UnsupportedModelError,
     )
-    from resdeploy.host.build import SourceModel as Model
+    from resdeploy.export.source import SourceModel as Model
     from resdeploy.schema.sessions import SessionSpec
 
 __all__ = [

@@ -11,6 +11,8 @@ import pytest
 
 import resdeploy  # noqa: F401 - before ONNX Runtime, whose telemetry it turns off
 
+pytest.register_assert_rewrite("folding", "servers")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -47,7 +49,7 @@ def _why_no_session(provider: str) -> str | None:
 
     from resdeploy.errors import EnvironmentLacksError
     from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.session import open_session
+    from resdeploy.session.session import open_session
 
     model = parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
@@ -80,3 +82,10 @@ def shared_data() -> Path:
             "needs the real CIFAR-10 sample, which lies beside the checkout where it exists"
         )
     return SHARED_DATA
+
+
+@pytest.fixture
+def write_flat_bundle():
+    from flat_bundle import write_flat_bundle
+
+    return write_flat_bundle

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import resdeploy
-from resdeploy.host.networks import build_network
+from resdeploy.networks import build_network
 from resdeploy.schema.recipes import ModelSpec
 
 DOCS = Path(__file__).parent.parent / "docs"

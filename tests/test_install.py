@@ -40,9 +40,9 @@ def bundle(tmp_path_factory):
     from PIL import Image
 
     from resdeploy.cli import cli
-    from resdeploy.host.checkpoint import save_checkpoint
-    from resdeploy.host.networks import build_network
+    from resdeploy.networks import build_network
     from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+    from resdeploy.training.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("made")
     spec = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
@@ -138,9 +138,9 @@ def test_a_bundle_made_here_checks_predicts_and_times_on_a_bare_installation(
     assert verdict["placement"]["executed"].keys() == {"CPUExecutionProvider"}
     (timed,) = records["bench"]["results"]
     assert timed["latencies_ns"]
+    from resdeploy.bundle.predict import predict
     from resdeploy.schema.codec import to_json
     from resdeploy.schema.sessions import SessionSpec
-    from resdeploy.target.predict import predict
 
     here = to_json(predict(bundle / "net.zip", [bundle / "photo.png"], SessionSpec()))
     for mine, theirs in zip(

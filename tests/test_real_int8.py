@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 
-from resdeploy.host.build import load_source
-from resdeploy.host.export import export_onnx
-from resdeploy.host.quantize import quantize_file
-from resdeploy.preprocess import preprocess_batch
+from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.export.export import export_onnx
+from resdeploy.export.source import load_source
+from resdeploy.quant.quantize import quantize_file
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.quants import QuantSpec
 from resdeploy.schema.recipes import DataSpec, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.run import run_session
-from resdeploy.target.session import open_session
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
 
 
 @pytest.fixture(scope="module")

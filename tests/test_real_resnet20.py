@@ -5,19 +5,19 @@ import onnx
 import pytest
 import torch
 
-from resdeploy.golden_file import Golden
-from resdeploy.graph.certify import certify_file
-from resdeploy.host.build import SourceModel, load_source
-from resdeploy.host.embedded import embed_preprocess
-from resdeploy.host.export import export_onnx
-from resdeploy.host.fold_checkpoint import fold_checkpoint
-from resdeploy.host.golden import golden_for, run_module
-from resdeploy.host.reference import reference_graph
+from resdeploy.export.embedded import embed_preprocess
+from resdeploy.export.export import export_onnx
+from resdeploy.export.fold_checkpoint import fold_checkpoint
+from resdeploy.export.golden import golden_for, run_module
+from resdeploy.export.reference import reference_graph
+from resdeploy.export.source import SourceModel, load_source
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import DataSpec, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.run import run_session
-from resdeploy.target.session import open_session
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
+from resdeploy.verify.certify import certify_file
+from resdeploy.verify.golden_file import Golden
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_all_512_predictions_survive_folding_and_export(source, golden, tmp_path
 
 def test_a_wrong_normalisation_is_caught(source, golden):
     """The mean of red off by 0.005: a fault that top-1 alone would hardly show."""
-    from resdeploy.evidence.end_to_end import judge_end_to_end
+    from resdeploy.verify.end_to_end import judge_end_to_end
 
     shifted = golden.inputs.copy()
     shifted[:, 0] += np.float32(0.005 / 0.229)

@@ -57,9 +57,9 @@ def test_every_named_model_has_a_recipe_that_says_what_it_is(name):
 @pytest.mark.parametrize("name", zoo())
 def test_every_named_model_can_be_built_and_fed(name):
     torch = pytest.importorskip("torch", reason="the host part is not installed")
-    from resdeploy.host.augment import check_augment
-    from resdeploy.host.data import DATA_NAMES
-    from resdeploy.host.networks import build_network
+    from resdeploy.data.datasets import DATA_NAMES
+    from resdeploy.networks import build_network
+    from resdeploy.training.augment import check_augment
 
     recipe = load_recipe(name)
     shape = recipe.preprocess.input_shape

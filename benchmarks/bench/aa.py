@@ -21,13 +21,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from resdeploy.bench.in_turn import bench_in_turn
 from resdeploy.cli.progress import show_steps
-from resdeploy.paired import block_log_ratios
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchSpec
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.bench_in_turn import bench_in_turn
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import block_log_ratios
 
 CHANNELS, SIZE, NUM_LAYERS = 32, 32, 4
 NUM_RESAMPLES = 1000

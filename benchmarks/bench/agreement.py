@@ -21,13 +21,13 @@ from pathlib import Path
 import click
 import numpy as np
 
+from resdeploy.bench.bench import bench
 from resdeploy.cli.progress import show_steps
-from resdeploy.paired import mean_ratio
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenSpec
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.bench import bench
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import mean_ratio
 
 LOOP = """
 import json, sys, time
@@ -56,7 +56,7 @@ import dataclasses, json, sys, time
 from pathlib import Path
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.measure import collector_off, set_up
+from resdeploy.bench.measure import collector_off, set_up
 
 stand = set_up(Path(sys.argv[1]), BenchSpec(session=SessionSpec(num_threads=1)))
 stand.warm_up()
@@ -126,7 +126,7 @@ def main(model: Path, pairs: int, runs: int, json_path: Path | None) -> None:
             )
             imports.append(
                 (
-                    float(python("-c", IMPORT.format("resdeploy.target.bench_worker"))),
+                    float(python("-c", IMPORT.format("resdeploy.bench.worker"))),
                     float(python("-c", IMPORT.format("onnxruntime"))),
                 )
             )

@@ -94,14 +94,14 @@ def _make_float32(
     import torch
     from torch import nn
 
-    from resdeploy.golden_file import save_golden
-    from resdeploy.host.build import SourceModel
-    from resdeploy.host.checkpoint import save_checkpoint
-    from resdeploy.host.export import export_onnx
-    from resdeploy.host.golden import golden_for
-    from resdeploy.host.networks import build_network, input_shape
+    from resdeploy.export.export import export_onnx
+    from resdeploy.export.golden import golden_for
+    from resdeploy.export.source import SourceModel
+    from resdeploy.networks import build_network, input_shape
     from resdeploy.schema.exports import ExportSpec
     from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+    from resdeploy.training.checkpoint import save_checkpoint
+    from resdeploy.verify.golden_file import save_golden
 
     on_stage("weights")
     torch.manual_seed(_SEED)
@@ -144,10 +144,10 @@ def _lower(files: Files, form: Form, on_stage: Callable[[str], None]) -> None:
     """Make the float16 or int8 file: calibrated on noise, and nothing tried that costs time."""
     import tempfile
 
-    from resdeploy.golden_file import load_golden
-    from resdeploy.host.quantize import quantize_file, spec_for
+    from resdeploy.quant.quantize import quantize_file, spec_for
     from resdeploy.schema.quants import QuantSpec
     from resdeploy.schema.recipes import DataSpec
+    from resdeploy.verify.golden_file import load_golden
 
     asked = QuantSpec(
         precision="int8" if form == "int8" else "float16",

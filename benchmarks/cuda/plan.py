@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cuda.records import Case, Form, arithmetic, session_title
+from resdeploy.bench.in_turn import Contender
 from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.bench_in_turn import Contender
 
 __all__ = ["BATCHES", "NETWORKS", "cases_for", "choose", "peers_of", "settings_of"]
 
@@ -100,7 +100,7 @@ def _sessions(provider: str) -> list[tuple[Form, SessionSpec]]:
 def settings_of(provider: str, form: Form, model: Path) -> dict[str, Contender]:
     """Return resdeploy's own choice first, and then what could be chosen instead.
 
-    On CUDA these are what `resdeploy.target.providers` gives a reason for; on another provider,
+    On CUDA these are what `resdeploy.session.providers` gives a reason for; on another provider,
     what its session has to choose, so that the comparison itself can be tried anywhere.
     """
     plain = SessionSpec(provider=provider)

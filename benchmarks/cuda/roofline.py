@@ -89,8 +89,8 @@ def work_of(model: Path) -> NetworkWork:
     Raises:
         ProviderError: a profile cannot be read.
     """
-    from resdeploy.target.layer_times import read_profile
-    from resdeploy.target.session import input_specs, open_session
+    from resdeploy.bench.layer_times import read_profile
+    from resdeploy.session.session import input_specs, open_session
 
     spec = SessionSpec(graph_level="all")
     (tensor,) = input_specs(open_session(model, spec))

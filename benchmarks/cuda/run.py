@@ -22,9 +22,9 @@ from benchmarks.cuda.table import page_of
 from benchmarks.cuda.worker import Task
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import dump_json, load_json, to_json
 from resdeploy.schema.machines import Environment
-from resdeploy.target.environment import read_environment
 
 __all__ = ["Limits", "Store", "carry_out"]
 

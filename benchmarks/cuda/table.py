@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.cuda.records import Case, Ceilings, GpuReport, NetworkWork, Outcome, Timed
 from benchmarks.cuda.roofline import Bound, bound_of
-from resdeploy.paired import mean_ratio
 from resdeploy.schema.benchmarks import BenchResult, SpeedRatio
+from resdeploy.statistics.paired import mean_ratio
 
 __all__ = ["page_of", "ratios_of"]
 

@@ -31,11 +31,11 @@ import numpy as np
 
 from resdeploy.errors import EnvironmentLacksError, ReportedError
 from resdeploy.files import atomic_write
-from resdeploy.paired import mean_ratio
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import Record, record, to_json
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.recipes import DataSpec, ModelSpec, Preprocess, Recipe, TrainSpec
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import mean_ratio
 
 __all__ = ["SpeedReport", "Way", "WaySpeed", "main", "measure_ways", "ways_on"]
 
@@ -209,7 +209,7 @@ def _own_epoch(
     Its epochs are those of one run of several, whose process waits between them: what is timed is
     the steps alone, without the test samples and the checkpoint.
     """
-    from resdeploy.host import train as product
+    from resdeploy.training import loop as product
 
     data = folder / "data.npz"
     np.savez(data, train_x=images, train_y=labels, test_x=images[:2], test_y=labels[:2])
@@ -292,7 +292,7 @@ def _plain_epoch(
     import torch
     import torch.nn.functional as F
 
-    from resdeploy.host.networks import build_network
+    from resdeploy.networks import build_network
 
     device = torch.device(setting.device)
     network: Any = build_network(ModelSpec(arch=setting.arch, num_classes=NUM_CLASSES)).to(device)
@@ -329,7 +329,7 @@ def macs_of(setting: Setting) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from resdeploy.host.networks import build_network
+    from resdeploy.networks import build_network
 
     network = build_network(ModelSpec(arch=setting.arch, num_classes=NUM_CLASSES)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -14,11 +14,11 @@ from typing import Any
 from benchmarks.cuda.models import Files, make_model
 from benchmarks.cuda.plan import peers_of, settings_of
 from benchmarks.cuda.records import Case, Form, Outcome, RunSpec, Timed
+from resdeploy.bench.in_turn import Contender, TimedSide, time_those_that_run
 from resdeploy.errors import ReportedError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.codec import Record, dump_json, from_json, record
 from resdeploy.schema.verdicts import VerifyReport
-from resdeploy.target.bench_in_turn import Contender, TimedSide, time_those_that_run
 
 __all__ = ["Task", "main"]
 
@@ -50,7 +50,7 @@ class Task(Record):
 
 def main() -> None:
     """Do the task that standard input tells."""
-    from resdeploy.target.bench_worker import own_standard_output
+    from resdeploy.bench.worker import own_standard_output
 
     answers = own_standard_output()
     task = from_json(Task, json.loads(sys.stdin.readline()), where="the task")
@@ -96,12 +96,12 @@ def _make(task: Task) -> Outcome:
 def _verify(task: Task) -> Outcome:
     """Return the verdict as `resdeploy verify --provider` gives it, as far as the case asks."""
     from resdeploy.api.verify import reference_or_reason
-    from resdeploy.golden_file import load_golden
-    from resdeploy.host.build import load_source
-    from resdeploy.host.verdict import judge_model
+    from resdeploy.export.source import load_source
     from resdeploy.schema.recipes import SourceSpec
-    from resdeploy.target.outputs import judge_session_outputs
-    from resdeploy.target.session import open_session
+    from resdeploy.session.session import open_session
+    from resdeploy.verify.golden_file import load_golden
+    from resdeploy.verify.outputs import judge_session_outputs
+    from resdeploy.verify.verdict import judge_model
 
     case, files = task.case, _files(task)
     assert case.session is not None
@@ -123,8 +123,8 @@ def _verify(task: Task) -> Outcome:
 
 def _with_repetitions(report: VerifyReport, session: Any, inputs: Any) -> VerifyReport:
     """Return `report` with what the same run again and again gave: the same bits, or not."""
-    from resdeploy.evidence.conformance import judge_conformance
-    from resdeploy.target.run import run_session
+    from resdeploy.session.run import run_session
+    from resdeploy.verify.conformance_evidence import judge_conformance
 
     runs = [run_session(session, inputs, batch_size=len(inputs)) for _ in range(_NUM_REPETITIONS)]
     again = judge_conformance(
@@ -145,7 +145,7 @@ def _with_repetitions(report: VerifyReport, session: Any, inputs: Any) -> Verify
 
 
 def _bench(task: Task) -> Outcome:
-    from resdeploy.target.bench import bench
+    from resdeploy.bench.bench import bench
 
     case = task.case
     assert case.session is not None

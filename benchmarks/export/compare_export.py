@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
-from resdeploy.target.environment import read_environment
 
 BARE = """
 import sys
@@ -31,7 +31,7 @@ import onnx
 import onnxsim
 import torch
 
-from resdeploy.host.networks import build_network
+from resdeploy.networks import build_network
 from resdeploy.schema.recipes import ModelSpec
 
 weights, out = sys.argv[1:]
@@ -55,7 +55,7 @@ onnx.save(simplified, out)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
 def main(pairs: int, json_path: Path | None) -> None:
     """Time both, in turn, and print the ratio pair by pair."""
-    from resdeploy.host.export import stage_versions
+    from resdeploy.export.export import stage_versions
 
     environment = read_environment()
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def write_weights(path: Path) -> None:
     """Write a ResNet-50 with random weights, as any user's weight file."""
     import torch
 
-    from resdeploy.host.networks import build_network
+    from resdeploy.networks import build_network
     from resdeploy.schema.recipes import ModelSpec
 
     torch.manual_seed(0)

@@ -24,16 +24,16 @@ import onnx
 from forms import NUM_RUNS, command, medians_of, ratios_to
 from onnx import helper, numpy_helper
 
+from resdeploy.data.preprocess import centre_and_scale, preprocess_batch
+from resdeploy.export.embedded import embed_preprocess
+from resdeploy.export.export import export_onnx
+from resdeploy.export.source import SourceModel
 from resdeploy.graph.float64 import evaluate_float64
-from resdeploy.host.build import SourceModel
-from resdeploy.host.embedded import embed_preprocess
-from resdeploy.host.export import export_onnx
-from resdeploy.host.networks import build_network
-from resdeploy.preprocess import centre_and_scale, preprocess_batch
+from resdeploy.networks import build_network
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, Preprocess
-from resdeploy.target.runtime import onnxruntime
+from resdeploy.session.runtime import onnxruntime
 
 
 def with_map(model: onnx.ModelProto, size: int) -> onnx.ModelProto:

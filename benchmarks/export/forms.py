@@ -11,12 +11,12 @@ from typing import Any
 import click
 import onnx
 
-from resdeploy.paired import mean_ratio, pooled_percentile
+from resdeploy.bench.in_turn import time_in_turn
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.bench_in_turn import time_in_turn
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import mean_ratio, pooled_percentile
 
 NUM_RUNS = 200
 

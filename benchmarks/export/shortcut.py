@@ -24,12 +24,12 @@ import onnx
 from forms import command, medians_of, ratios_to
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.host.build import SourceModel
-from resdeploy.host.export import export_onnx
-from resdeploy.host.networks import build_network
+from resdeploy.export.export import export_onnx
+from resdeploy.export.source import SourceModel
+from resdeploy.networks import build_network
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec
-from resdeploy.target.runtime import onnxruntime
+from resdeploy.session.runtime import onnxruntime
 
 END = np.iinfo(np.int64).max
 # (channels, height and width) of the shortcut's input.

@@ -1,6 +1,6 @@
 """What other tools do with each condition of BatchNorm folding.
 
-Every case of `tests/host/fold_suite.py` goes through every peer. The result is held against the
+Every case of `tests/support/fold_suite.py` goes through every peer. The result is held against the
 module in float64:
 
     ok-folded n   the function is kept, n BatchNorm calls are gone
@@ -41,8 +41,8 @@ import click
 import torch
 from torch import nn
 
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
-from resdeploy.target.environment import read_environment
 
 SUITE = Path(__file__).parents[2] / "tests" / "host" / "fold_suite.py"
 TIME_LIMIT_S = 60
@@ -147,10 +147,10 @@ def resdeploy(case: Any) -> Candidate:
     import onnx_ir as ir
 
     from resdeploy.errors import UnsupportedModelError
+    from resdeploy.export.export import translate
+    from resdeploy.export.trace import BATCH_DIMENSION, trace
+    from resdeploy.fold.pipeline import optimize
     from resdeploy.graph.float64 import evaluate_float64
-    from resdeploy.graph.pipeline import optimize
-    from resdeploy.host.export import translate
-    from resdeploy.host.trace import BATCH_DIMENSION, trace
 
     inputs = case.inputs()
     try:

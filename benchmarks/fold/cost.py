@@ -15,19 +15,19 @@ from pathlib import Path
 
 import click
 
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
-from resdeploy.target.environment import read_environment
 
 RUN = """
 import json, resource, sys, time
 
 import torch
 
-from resdeploy.graph.fold_batchnorm import fold_batchnorm
-from resdeploy.graph.pipeline import simplified
-from resdeploy.host.export import translate
-from resdeploy.host.networks import build_network
-from resdeploy.host.trace import trace
+from resdeploy.fold.fold_batchnorm import fold_batchnorm
+from resdeploy.fold.pipeline import simplified
+from resdeploy.export.export import translate
+from resdeploy.networks import build_network
+from resdeploy.export.trace import trace
 from resdeploy.schema.recipes import ModelSpec
 
 network = build_network(ModelSpec(arch=sys.argv[1], num_classes=1000)).eval()

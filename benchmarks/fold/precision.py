@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from resdeploy.host.export import stage_versions
-from resdeploy.host.fold_module import fold_batchnorm
-from resdeploy.host.networks import build_network
+from resdeploy.export.export import stage_versions
+from resdeploy.export.fold_module import fold_batchnorm
+from resdeploy.machine.environment import read_environment
+from resdeploy.networks import build_network
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.recipes import ModelSpec
-from resdeploy.target.environment import read_environment
 
 NETWORKS = {"resnet18": 3, "resnet50": 3, "resnet152": 2}  # and how many random ones of each
 PIXELS, NUM_IMAGES = 96, 4

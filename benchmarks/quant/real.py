@@ -12,19 +12,19 @@ from pathlib import Path
 import click
 import numpy as np
 
-from resdeploy.host.build import load_source
-from resdeploy.host.export import export_onnx
-from resdeploy.host.quantize import quantize_file
-from resdeploy.preprocess import preprocess_batch
+from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.export.export import export_onnx
+from resdeploy.export.source import load_source
+from resdeploy.machine.environment import read_environment
+from resdeploy.quant.quantize import quantize_file
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.quants import QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.sources import SourceSpec
-from resdeploy.target.environment import read_environment
-from resdeploy.target.run import run_session
-from resdeploy.target.session import open_session
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
 
 
 @click.command()

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import torch
 
-from resdeploy.host.train import train
+from resdeploy.machine.environment import read_environment
 from resdeploy.recipe import adjust_recipe, load_recipe
 from resdeploy.schema.codec import to_json
-from resdeploy.target.environment import read_environment
+from resdeploy.training.loop import train
 
 EMBEDDED = (
     *("digits-resnet8", "mnist1d-postnorm-mlp", "mnist1d-preact-mlp", "mnist1d-layernorm-mlp"),

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 
+from resdeploy.bench.ceilings import peak_macs_per_s
 from resdeploy.files import atomic_write
-from resdeploy.paired import mean_ratio
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.ceilings import peak_macs_per_s
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import mean_ratio
 
 
 @click.command()

@@ -31,16 +31,16 @@ from typing import Any
 import click
 import numpy as np
 
-from resdeploy.bundle_folder import BundleFolder, read_bundle
+from resdeploy.bench.in_turn import Contender, time_those_that_run
+from resdeploy.bundle.folder import BundleFolder, read_bundle
 from resdeploy.cli.progress import show_steps
 from resdeploy.files import atomic_write
-from resdeploy.paired import mean_ratio, pooled_percentile
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.codec import load_json, to_json
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport
-from resdeploy.target.bench_in_turn import Contender, time_those_that_run
-from resdeploy.target.environment import read_environment
+from resdeploy.statistics.paired import mean_ratio, pooled_percentile
 
 OURS = ("tune, lossless", "tune, int8")
 NUM_IMAGES = 8

@@ -33,23 +33,23 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.bundle_folder import BundleFolder, read_bundle
+from resdeploy.bench.in_turn import bench_in_turn, time_in_turn
+from resdeploy.bundle.evaluate import evaluate
+from resdeploy.bundle.folder import BundleFolder, read_bundle
 from resdeploy.cli.progress import show_steps
+from resdeploy.data.samples import LabelledSamples
 from resdeploy.files import atomic_write, sha256_file
-from resdeploy.host.quantize import quantize_file, spec_for
-from resdeploy.paired import pooled_percentile
-from resdeploy.proportions import clopper_pearson
+from resdeploy.machine.environment import read_environment
+from resdeploy.quant.quantize import quantize_file, spec_for
 from resdeploy.schema.codec import from_json, to_json
 from resdeploy.schema.quants import QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport, TuneSpec
-from resdeploy.target.bench_in_turn import bench_in_turn, time_in_turn
-from resdeploy.target.environment import read_environment
-from resdeploy.target.evaluate import evaluate
-from resdeploy.target.samples import LabelledSamples
-from resdeploy.target.tune import tune
-from resdeploy.target.tune_space import Candidate, Variant
+from resdeploy.statistics.paired import pooled_percentile
+from resdeploy.statistics.proportions import clopper_pearson
+from resdeploy.tune.search import tune
+from resdeploy.tune.space import Candidate, Variant
 
 LADDER_BITS = (6, 5, 4, 3)
 

@@ -17,16 +17,16 @@ import click
 import torch
 from null import make_network
 
-from resdeploy.host.build import SourceModel
-from resdeploy.host.export import export_onnx
-from resdeploy.host.golden import golden_for, run_module, synthetic_inputs
-from resdeploy.host.reference import reference_graph
-from resdeploy.host.verdict import judge_model
+from resdeploy.export.export import export_onnx
+from resdeploy.export.golden import golden_for, run_module, synthetic_inputs
+from resdeploy.export.reference import reference_graph
+from resdeploy.export.source import SourceModel
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.environment import read_environment
-from resdeploy.target.outputs import open_sessions
+from resdeploy.verify.outputs import open_sessions
+from resdeploy.verify.verdict import judge_model
 
 
 def certify(source: SourceModel, path: Path, num_inputs: int) -> dict[str, float]:

@@ -26,22 +26,22 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from resdeploy.errors import EnvironmentLacksError
-from resdeploy.evidence.end_to_end import judge_end_to_end
-from resdeploy.graph.certify import certify_file, certify_run
+from resdeploy.export.export import export_onnx
+from resdeploy.export.fold_module import fold_batchnorm
+from resdeploy.export.golden import make_golden, run_module, synthetic_inputs
+from resdeploy.export.reference import reference_graph
+from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.graph.onnx_file import load_onnx
-from resdeploy.host.build import SourceModel, example_inputs
-from resdeploy.host.export import export_onnx
-from resdeploy.host.fold_module import fold_batchnorm
-from resdeploy.host.golden import make_golden, run_module, synthetic_inputs
-from resdeploy.host.networks import build_network, input_shape
-from resdeploy.host.reference import reference_graph
+from resdeploy.machine.environment import read_environment
+from resdeploy.networks import build_network, input_shape
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import ModelSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.environment import read_environment
-from resdeploy.target.run import run_session
-from resdeploy.target.session import open_session
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
+from resdeploy.verify.certify import certify_file, certify_run
+from resdeploy.verify.end_to_end import judge_end_to_end
 
 NETWORKS = (
     *(("resnet18", seed) for seed in range(3)),

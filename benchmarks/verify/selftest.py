@@ -10,12 +10,12 @@ import click
 import torch
 from null import make_network
 
+from resdeploy.api.selftest import selftest
 from resdeploy.cli.render import render
-from resdeploy.host.build import load_source
-from resdeploy.host.selftest import selftest
+from resdeploy.export.source import load_source
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.recipes import SourceSpec
-from resdeploy.target.environment import read_environment
 
 
 @click.command()

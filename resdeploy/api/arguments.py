@@ -12,7 +12,7 @@ from resdeploy.schema.sessions import SessionSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from resdeploy.host.build import SourceModel
+    from resdeploy.export.source import SourceModel
 
 __all__ = [
     "Data",
@@ -81,7 +81,7 @@ def one_of(value: str, name: str, choices: Iterable[str]) -> None:
 
 def is_bundle(path: Path) -> bool:
     """Return whether a path is that of a bundle, a folder or an archive, and not of a file."""
-    from resdeploy.bundle_archive import is_archive
+    from resdeploy.bundle.archive import is_archive
 
     return path.is_dir() or is_archive(path)
 
@@ -119,7 +119,7 @@ def data_of(data: Data, name: str = "data") -> DataSpec:
     """
     if isinstance(data, DataSpec):
         return data
-    from resdeploy.host.data import parse_data
+    from resdeploy.data.datasets import parse_data
 
     return parse_data(data if isinstance(data, str) else str(path_of(data, name)))
 
@@ -138,7 +138,7 @@ def export_spec(
         ResdeployError: the target's record is missing, or its runtime reads nothing so new.
         ValueError: `batch` is neither "dynamic" nor a number of samples.
     """
-    from resdeploy.compatibility import for_target
+    from resdeploy.machine.compatibility import for_target
 
     if batch != "dynamic" and (type(batch) is not int or batch < 1):
         raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
@@ -176,8 +176,8 @@ def model_of(
             another device, or its input shape is not known.
         TypeError: `source` is something else.
     """
-    from resdeploy.host.build import SourceModel, load_source, model_of_module
-    from resdeploy.host.embedded import embed_preprocess as embedded
+    from resdeploy.export.embedded import embed_preprocess as embedded
+    from resdeploy.export.source import SourceModel, load_source, model_of_module
 
     if (spec := source_spec(source, input_shape)) is not None:
         model = load_source(spec)

@@ -32,7 +32,7 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.sources import SourceSpec
 
 if TYPE_CHECKING:
-    from resdeploy.bundle_folder import BundleFolder
+    from resdeploy.bundle.folder import BundleFolder
 
 __all__ = ["bench"]
 
@@ -156,7 +156,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         opened = None
         if is_bundle(path):
-            from resdeploy.bundle_archive import opened_bundle
+            from resdeploy.bundle.archive import opened_bundle
 
             opened = stack.enter_context(opened_bundle(path))
             path = opened.model
@@ -167,12 +167,12 @@ def bench(
                 raise ResdeployError(
                     "Options of the other are not for a saved result, which has its own."
                 )
-            from resdeploy.target.bench_saved import compare_with_saved, load_result
+            from resdeploy.bench.saved import compare_with_saved, load_result
 
             baseline = load_result(other)
             candidate = _sweep([(path, specs[0])], on_progress).results[0]
             return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)
-        from resdeploy.target.bench_in_turn import bench_in_turn
+        from resdeploy.bench.in_turn import bench_in_turn
 
         session = specs[0].session
         if against_provider is not None:
@@ -204,7 +204,7 @@ def _runner_of(
                 fix="name the runner before the checkpoint, as in torch:CHECKPOINT",
             )
         return None, optional_path(against, "against")
-    from resdeploy.target.runners import find_runner
+    from resdeploy.bench.runners import find_runner
 
     if find_runner(name).form is None and source is not None:
         raise ResdeployError(
@@ -228,7 +228,7 @@ def _by_runner(spec: BenchSpec, runner: RunnerSpec, ours: SessionSpec) -> BenchS
             f"The runner {runner.name} has no option of a session but its threads.",
             where=f"against {runner.name}",
         )
-    from resdeploy.target.providers import find_provider
+    from resdeploy.session.providers import find_provider
 
     device = find_provider(session.provider).memory
     session = SessionSpec(provider=device, num_threads=session.num_threads)
@@ -252,7 +252,7 @@ def _ways(
     """Return what to time: of a bundle as `tune` found it, unless the caller says how."""
     if bundle is None:
         return [(model, spec) for spec in specs]
-    from resdeploy.target.tuned import fastest_way
+    from resdeploy.bundle.tuned_settings import fastest_way
 
     ways = []
     for spec in specs:
@@ -266,7 +266,7 @@ def _tell(on_progress: OnProgress, remark: str, done: int) -> None:
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:
-    from resdeploy.target import bench as timing
+    from resdeploy.bench import bench as timing
 
     results = []
     for number, (model, spec) in enumerate(ways):

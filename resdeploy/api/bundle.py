@@ -85,9 +85,9 @@ def bundle(
     path = path_of(out, "out")
     chosen = optional_data(data)
     spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
-    from resdeploy.bundle_archive import is_archive
-    from resdeploy.host.golden import golden_for
-    from resdeploy.host.make_bundle import Layouts, make_bundle
+    from resdeploy.api.make_bundle import Layouts, make_bundle
+    from resdeploy.bundle.archive import is_archive
+    from resdeploy.export.golden import golden_for
 
     on_stage("golden reference")
     model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
@@ -133,10 +133,10 @@ class Bundle:
             EnvironmentLacksError: the provider did not start.
             ResdeployError: its outputs are no class scores.
         """
-        from resdeploy.bundle_archive import opened_bundle
-        from resdeploy.target.classifier import require_class_scores
-        from resdeploy.target.session import open_session
-        from resdeploy.target.tuned import fastest_way
+        from resdeploy.bundle.archive import opened_bundle
+        from resdeploy.bundle.classifier import require_class_scores
+        from resdeploy.bundle.tuned_settings import fastest_way
+        from resdeploy.session.session import open_session
 
         specs = None if provider is None else sessions_of(provider)
         if specs is not None and len(specs) > 1:
@@ -180,7 +180,7 @@ class Bundle:
         """
         if not self._close.alive:
             raise ResdeployError("The bundle was closed.", where=self.name, fix="open it again")
-        from resdeploy.target.predict import predict_classes
+        from resdeploy.bundle.predict import predict_classes
 
         return predict_classes(self._folder, self._model, self._session, inputs, num_classes=top)
 

@@ -33,6 +33,6 @@ def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
     """
     path = path_of(bundle, "bundle")
     specs = sessions_of(provider)
-    from resdeploy.target.check import check_bundle
+    from resdeploy.bundle.check import check_bundle
 
     return check_bundle(path, specs)

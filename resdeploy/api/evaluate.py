@@ -18,8 +18,8 @@ from resdeploy.errors import ResdeployError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from resdeploy.bundle.evaluate import LoadSamples
     from resdeploy.schema.evaluations import EvaluateReport
-    from resdeploy.target.evaluate import LoadSamples
 
 __all__ = ["evaluate"]
 
@@ -67,7 +67,7 @@ def evaluate(
     if len(specs) > 1:
         raise ValueError("provider must be one")
     load = _loader(data)
-    from resdeploy.target.evaluate import evaluate as evaluate_models
+    from resdeploy.bundle.evaluate import evaluate as evaluate_models
 
     return evaluate_models(
         path,
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def _loader(data: Any) -> "LoadSamples":
-    from resdeploy.host.data import labelled_arrays, load_labelled
+    from resdeploy.data.datasets import labelled_arrays, load_labelled
 
     if isinstance(data, tuple):
         samples = labelled_arrays(*data)

@@ -62,7 +62,7 @@ def export(
     """
     path = path_of(out, "out")
     spec = export_spec(batch=batch, fold=fold, opset=opset, target=target)
-    from resdeploy.host.export import export_onnx
+    from resdeploy.export.export import export_onnx
 
     on_stage("load")
     model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)

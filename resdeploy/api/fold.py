@@ -11,8 +11,8 @@ from resdeploy.schema.sessions import SessionSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from resdeploy.host.build import SourceModel
-    from resdeploy.host.fold_module import FoldedModule
+    from resdeploy.export.fold_module import FoldedModule
+    from resdeploy.export.source import SourceModel
     from resdeploy.schema.folds import FoldReport
 
 __all__ = ["fold_batchnorm"]
@@ -73,19 +73,19 @@ def fold_batchnorm(
     path = optional_path(out, "out")
     if spec.path is not None and Path(spec.path).suffix.lower() == ".onnx":
         return _fold_onnx(spec, Path(spec.path), path, layernorm=layernorm, force=force)
-    from resdeploy.host.fold_checkpoint import fold_checkpoint
+    from resdeploy.export.fold_checkpoint import fold_checkpoint
 
     return fold_checkpoint(model_of(spec), path, layernorm=layernorm, force=force)
 
 
 def _fold_module(source: Any, example: Any, *, layernorm: bool) -> "FoldedModule":
-    from resdeploy.host.build import SourceModel, example_inputs, require_module
+    from resdeploy.export.source import SourceModel, example_inputs, require_module
 
     if isinstance(source, SourceModel):
         example = example_inputs(source)[0] if example is None else example
         source = source.module
     module = require_module(source, "source")
-    from resdeploy.host.fold_module import fold_batchnorm as fold_module
+    from resdeploy.export.fold_module import fold_batchnorm as fold_module
 
     return fold_module(module, example, layernorm=layernorm)
 
@@ -96,8 +96,8 @@ def _fold_onnx(
     """Fold an ONNX file; its verdict comes from ONNX Runtime, which must not fold by itself."""
     if request != SourceSpec(path=request.path, input_shape=request.input_shape):
         raise ResdeployError("An ONNX file needs no architecture, factory or recipe.")
-    from resdeploy.graph.fold_file import fold_file
-    from resdeploy.target.session import open_session
+    from resdeploy.api.fold_onnx import fold_file
+    from resdeploy.session.session import open_session
 
     as_it_stands = SessionSpec(graph_level="disabled")
     return fold_file(

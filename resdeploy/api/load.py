@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resdeploy.api.bundle import Bundle
-    from resdeploy.host.build import SourceModel
+    from resdeploy.export.source import SourceModel
 
 __all__ = ["load"]
 
@@ -72,8 +72,8 @@ def load(
         'cat'
     """
     from resdeploy.api.bundle import Bundle
-    from resdeploy.bundle_archive import is_archive
-    from resdeploy.bundle_folder import MANIFEST
+    from resdeploy.bundle.archive import is_archive
+    from resdeploy.bundle.folder import MANIFEST
 
     said = {"arch": arch, "options": options, "input_shape": input_shape, "recipe": recipe}
     given = [name for name, value in said.items() if value is not None]

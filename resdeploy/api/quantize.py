@@ -89,7 +89,7 @@ def quantize(
     if types is not None:
         one_of(types, "types", get_args(IntegerTypes))
     chosen = data_of(calibration, "calibration")
-    from resdeploy.host.quantize import quantize_file, spec_for
+    from resdeploy.quant.quantize import quantize_file, spec_for
 
     asked = QuantSpec(
         precision=precision,

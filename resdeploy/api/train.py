@@ -61,8 +61,8 @@ def train(
     if precision is not None:
         one_of(precision, "precision", get_args(TrainPrecision))
     directory = optional_path(out, "out")
-    from resdeploy.host.train import train as train_recipe
     from resdeploy.recipe import adjust_recipe, load_recipe
+    from resdeploy.training.loop import train as train_recipe
 
     chosen = adjust_recipe(
         recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe)),

@@ -89,15 +89,15 @@ def tune(
         one_of(one, "precisions", get_args(QuantizedPrecision))
     judged_on, calibrated_on = optional_data(data), optional_data(calibration, "calibration")
     refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
-    from resdeploy.bundle_archive import opened_bundle
-    from resdeploy.bundle_folder import MANIFEST, write_tuned
+    from resdeploy.bundle.archive import opened_bundle
+    from resdeploy.bundle.folder import MANIFEST, write_tuned
+    from resdeploy.data.datasets import load_labelled
     from resdeploy.files import refuse_existing_directory
-    from resdeploy.host.data import load_labelled
-    from resdeploy.target.environment import read_environment
-    from resdeploy.target.probe import starting_providers
-    from resdeploy.target.tune import tune as search
-    from resdeploy.target.tune_journal import Journal, identity_of
-    from resdeploy.target.tune_space import read_variants
+    from resdeploy.machine.environment import read_environment
+    from resdeploy.machine.probe import starting_providers
+    from resdeploy.tune.journal import Journal, identity_of
+    from resdeploy.tune.search import tune as search
+    from resdeploy.tune.space import read_variants
 
     if output is not None:
         refuse_existing_directory(output, force=force, marker=MANIFEST)
@@ -127,7 +127,7 @@ def tune(
             journal, made = Journal.open(folder, identity), folder / "made"
             made.mkdir(exist_ok=True)
         if calibrated_on is not None:
-            from resdeploy.host.variants import make_variants, precisions_for
+            from resdeploy.tune.variants import make_variants, precisions_for
 
             known += make_variants(
                 opened,

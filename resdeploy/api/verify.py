@@ -27,12 +27,12 @@ from resdeploy.schema.sessions import PrecisionName, SessionSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from resdeploy.golden_file import Golden
-    from resdeploy.graph.certify import Reference
-    from resdeploy.host.build import SourceModel
+    from resdeploy.export.source import SourceModel
     from resdeploy.schema.recipes import Preprocess
     from resdeploy.schema.verdicts import VerifyReport
-    from resdeploy.target.session import Session
+    from resdeploy.session.session import Session
+    from resdeploy.verify.certify import Reference
+    from resdeploy.verify.golden_file import Golden
 
 __all__ = ["reference_or_reason", "verify"]
 
@@ -101,14 +101,14 @@ def verify(
     request = source_spec(reference, input_shape)
     _refuse_contradictions(golden, reference, request, data, inputs, num_inputs)
     chosen = optional_data(data)
-    from resdeploy.target.outputs import judge_session_outputs, open_sessions
+    from resdeploy.verify.outputs import judge_session_outputs, open_sessions
 
     on_stage("open sessions")
     # Before the reference, which takes longer: a provider that does not start ends it here.
     sessions = open_sessions(path, specs)
     on_stage("float64 reference")
     if golden is not None:
-        from resdeploy.golden_file import load_golden
+        from resdeploy.verify.golden_file import load_golden
 
         answers = load_golden(path_of(golden, "golden"))
         on_stage("run")
@@ -119,14 +119,14 @@ def verify(
     if request is not None and _is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
-        from resdeploy.host.golden import golden_for
+        from resdeploy.export.golden import golden_for
 
         source = _source_for(sessions[0], reference, input_shape)
         preprocess = source.info.preprocess if source.info is not None else None
         given = _given(inputs, preprocess, num_inputs)
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
         original = reference_or_reason(source, answers)
-    from resdeploy.host.verdict import judge_model
+    from resdeploy.verify.verdict import judge_model
 
     return judge_model(
         path,
@@ -144,7 +144,7 @@ def verify(
 def reference_or_reason(source: "SourceModel", golden: "Golden") -> "Reference | str":
     """Return the reference graph, or why the model has none: its outputs can still be judged."""
     from resdeploy.errors import UnsupportedModelError
-    from resdeploy.host.reference import reference_graph
+    from resdeploy.export.reference import reference_graph
 
     try:
         return reference_graph(source, golden)
@@ -188,9 +188,9 @@ def _is_onnx(request: SourceSpec) -> bool:
 def _from_onnx(
     request: SourceSpec, session: SessionSpec, inputs: object, num_inputs: int | None
 ) -> "tuple[Golden, Reference]":
-    from resdeploy.graph.reference_file import load_reference
-    from resdeploy.target.run import run_session
-    from resdeploy.target.session import open_session
+    from resdeploy.session.run import run_session
+    from resdeploy.session.session import open_session
+    from resdeploy.verify.reference_file import load_reference
 
     as_it_stands = SessionSpec(graph_level="disabled", num_threads=session.num_threads)
     return load_reference(
@@ -205,8 +205,8 @@ def _source_for(
     session: "Session", reference: Any, input_shape: Sequence[int] | None
 ) -> "SourceModel":
     """Return the reference, as a model of pixels where the candidate is one."""
-    from resdeploy.host.embedded import EmbeddedNetwork
-    from resdeploy.target.session import input_specs, takes_pixels
+    from resdeploy.export.embedded import EmbeddedNetwork
+    from resdeploy.session.session import input_specs, takes_pixels
 
     if input_shape is None:
         shape = input_specs(session)[0].shape[1:]
@@ -216,7 +216,7 @@ def _source_for(
     of_file = is_path(reference) or isinstance(reference, SourceSpec)
     source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
     if takes_pixels(session) and not isinstance(source.module, EmbeddedNetwork):
-        from resdeploy.host.embedded import embed_preprocess
+        from resdeploy.export.embedded import embed_preprocess
 
         return embed_preprocess(source)
     return source
@@ -230,7 +230,7 @@ def _given(
         return None
     import numpy as np
 
-    from resdeploy.target.samples import inputs_from_raw, read_inputs
+    from resdeploy.data.samples import inputs_from_raw, read_inputs
 
     if is_path(inputs):
         path = path_of(inputs, "inputs")

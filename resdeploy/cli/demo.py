@@ -29,9 +29,9 @@ def demo(output: Path, force: bool, as_json: bool) -> None:
         resdeploy demo
         resdeploy check demo-out/bundle
     """
+    from resdeploy.api.demo import run_demo
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.host.demo import run_demo
 
     with show_stages("demo") as on_stage:
         report = run_demo(output, force=force, on_stage=on_stage)

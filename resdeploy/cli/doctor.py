@@ -22,7 +22,7 @@ def doctor(providers: tuple[str, ...], as_json: bool) -> None:
         resdeploy doctor --provider cuda --json
     """
     from resdeploy.cli.render import emit
-    from resdeploy.target.doctor import examine
+    from resdeploy.machine.doctor import examine
 
     report = examine(providers)
     emit(report, as_json=as_json)

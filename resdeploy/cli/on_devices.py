@@ -10,7 +10,7 @@ import click
 from resdeploy.schema.remotes import DeviceSpec, RemoteReport
 
 if TYPE_CHECKING:
-    from resdeploy.remote.fleet_run import Job
+    from resdeploy.remote.fleet_run import DeviceJob
     from resdeploy.remote.jobs import Options
 
 __all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
@@ -76,7 +76,7 @@ class Devices:
         refuse_duplicates(devices)
         return devices
 
-    def run(self, job: "Job") -> RemoteReport:
+    def run(self, job: "DeviceJob") -> RemoteReport:
         """Run a job on all of them, with a table of how far each is on stderr."""
         from resdeploy.cli.progress import show_devices
         from resdeploy.remote.fleet_run import run_on_fleet

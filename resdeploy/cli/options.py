@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
-from resdeploy.target.providers import PROVIDERS
+from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
     "Number",

@@ -38,7 +38,7 @@ def probe(output: Path | None, force: bool, devices: Devices, as_json: bool) -> 
         finish(reports, as_json=as_json)
 
     from resdeploy.cli.render import emit
-    from resdeploy.target.probe import probe as probe_machine
+    from resdeploy.machine.probe import probe as probe_machine
 
     report = probe_machine()
     if output is not None:

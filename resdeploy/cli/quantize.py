@@ -15,7 +15,7 @@ from resdeploy.cli.options import (
     target_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.target.providers import PROVIDERS
+from resdeploy.session.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision

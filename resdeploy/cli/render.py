@@ -13,7 +13,6 @@ from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune, render_tuned
 from resdeploy.cli.tables import print_table as _print_table
-from resdeploy.evidence.precision import title as precision_title
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
 from resdeploy.schema.codec import dump_json
@@ -35,6 +34,7 @@ from resdeploy.schema.verdicts import (
     SelftestReport,
     VerifyReport,
 )
+from resdeploy.verify.precision import title as precision_title
 
 __all__ = ["emit", "render"]
 

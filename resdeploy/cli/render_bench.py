@@ -45,7 +45,7 @@ def render_report(report: BenchReport) -> None:
 
 
 def _result(result: BenchResult) -> None:
-    from resdeploy.stats import percentile
+    from resdeploy.statistics.latency import percentile
 
     summary = result.summary
     rows = [

@@ -3,7 +3,7 @@
 import click
 
 from resdeploy.cli.tables import print_table
-from resdeploy.compatibility import readable_by
+from resdeploy.machine.compatibility import readable_by
 from resdeploy.schema.bundles import PredictReport
 from resdeploy.schema.machines import DoctorReport, ProbeReport
 

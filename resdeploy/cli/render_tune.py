@@ -10,7 +10,7 @@ from resdeploy.schema.benchmarks import Profile, SpeedRatio
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.tunings import TuneReport, TuneTrial
-from resdeploy.target.providers import find_provider
+from resdeploy.session.providers import find_provider
 
 __all__ = ["render_tune", "render_tuned", "tuned_line"]
 

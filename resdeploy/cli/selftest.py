@@ -37,10 +37,10 @@ def selftest(
         resdeploy selftest runs/digits
         resdeploy selftest resnet50.pth --arch resnet50 --num-inputs 4
     """
+    from resdeploy.api.selftest import selftest as run_selftest
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit
-    from resdeploy.host.build import load_source
-    from resdeploy.host.selftest import selftest as run_selftest
+    from resdeploy.export.source import load_source
 
     with show_stages("selftest") as on_stage:
         report = run_selftest(

@@ -196,8 +196,8 @@ def _tune_devices(
     json: bool,
 ) -> NoReturn:
     """Search on every device; what those that are done have found is written."""
-    from resdeploy.bundle_archive import opened_bundle
-    from resdeploy.bundle_folder import MANIFEST, write_tuned
+    from resdeploy.bundle.archive import opened_bundle
+    from resdeploy.bundle.folder import MANIFEST, write_tuned
     from resdeploy.files import refuse_existing_directory
     from resdeploy.remote.jobs import fetched_model, tune_job
 

@@ -1,1 +1,1 @@
-"""ONNX in, ONNX out: one pass per file, ordered in `pipeline`. No torch, no runtime."""
+"""ONNX graphs: reading of layers, editing, float64 evaluation, passes."""

@@ -9,8 +9,8 @@ onnxsim would compute each in a session of its own, and give it a number for a n
 import numpy as np
 import onnx_ir as ir
 
+from resdeploy.fold.layers import bias_name
 from resdeploy.graph.editor import constant_array, is_op, optional_input, why_it_varies
-from resdeploy.graph.layers import bias_name
 from resdeploy.schema.exports import PassReport
 
 __all__ = ["write_zero_bias"]

@@ -21,11 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.quant.calibration import calibrate, float_tensors
 from resdeploy.quant.judge import judge, why_not
+from resdeploy.quant.keep_float import keep_sensitive
 from resdeploy.quant.onnx_graph import copy_of
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner, input_of
 from resdeploy.quant.samples import Samples, SampleSplit
-from resdeploy.quant.sensitive import keep_sensitive
 from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
 
 __all__ = ["convert", "quantize_float16", "simulate"]

@@ -26,21 +26,21 @@ from numpy.typing import NDArray
 
 from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.equalize import smooth_channels
+from resdeploy.quant.gptq import gptq_weights
 from resdeploy.quant.histogram import StreamHistogram
 from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.judge import judge, why_not
+from resdeploy.quant.keep_float import keep_sensitive
 from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.pixel_grid import GRID_RANGE, use_pixel_grid, why_no_grid
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
 from resdeploy.quant.ranges import METHODS, Range, find_range, widest_range
-from resdeploy.quant.refine import refine_ranges
-from resdeploy.quant.rounding import gptq_weights
+from resdeploy.quant.refine_ranges import refine_ranges
 from resdeploy.quant.runtime import Runner, runtime_name
 from resdeploy.quant.samples import Samples, SampleSplit, memory_limit, spread
 from resdeploy.quant.saturation import saturating_layers
-from resdeploy.quant.sensitive import keep_sensitive
+from resdeploy.quant.smooth_channels import smooth_channels
 from resdeploy.schema.quants import (
     CalibrationMethod,
     KeptFloat,

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from resdeploy.affine_layer import AffineLayer, is_affine, read_node
+from resdeploy.graph.affine_layer import AffineLayer, is_affine, read_node
 
 __all__ = [
     "Constants",

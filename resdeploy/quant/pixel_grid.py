@@ -25,7 +25,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from resdeploy.affine_layer import is_affine
+from resdeploy.graph.affine_layer import is_affine
 from resdeploy.quant.onnx_graph import Constants, copy_of, new_name, read_layer
 from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.batches import BATCH_SIZE, padded_batches, run_rows
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target.providers import find_provider
-from resdeploy.target.runtime import runtime_title
-from resdeploy.target.session import input_specs, open_session
+from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_rows
+from resdeploy.session.providers import find_provider
+from resdeploy.session.runtime import runtime_title
+from resdeploy.session.session import input_specs, open_session
 
 __all__ = ["Runner", "input_of", "optimized_graph", "runtime_name", "with_outputs"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import EXIT_BUG, EXIT_CHECK_FAILED, EnvironmentLacksError, ReportedError
-from resdeploy.remote.answers import failure_of, read_record
 from resdeploy.remote.connection import connected
 from resdeploy.remote.installation import install
-from resdeploy.remote.link import linked
+from resdeploy.remote.job_client import linked
+from resdeploy.remote.parse_output import failure_of, read_record
 from resdeploy.remote.wheel import write_wheel
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
@@ -27,7 +27,7 @@ from resdeploy.schema.remotes import (
 )
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["Call", "Fetched", "Job", "OnStage", "run_on_fleet"]
+__all__ = ["DeviceCall", "DeviceJob", "FetchedFile", "OnStage", "run_on_fleet"]
 
 # Called with the number of the device and the stage that it has come to.
 OnStage = Callable[[int, str], None]
@@ -44,7 +44,7 @@ _WITH_PROGRESS = {"RESDEPLOY_PROGRESS": "lines"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class DeviceCall:
     """One command of resdeploy on a device, and the record that it prints with --json.
 
     `options` are (name, value) pairs, (name,) for a flag.
@@ -66,7 +66,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class DeviceJob:
     """What to do on every device: copy files to these names, then run these commands in turn.
 
     Attributes:
@@ -78,14 +78,14 @@ class Job:
     """
 
     command: RemoteCommand
-    calls: tuple[Call, ...]
+    calls: tuple[DeviceCall, ...]
     files: tuple[tuple[Path, str], ...] = field(default=())
     extras: tuple[str, ...] = ()
-    fetch: Callable[[int, Any], "Fetched | None"] = lambda number, record: None
+    fetch: Callable[[int, Any], "FetchedFile | None"] = lambda number, record: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
+class FetchedFile:
     """A file to copy from a device: its name there, its size as the record says, its place here."""
 
     name: str
@@ -93,7 +93,9 @@ class Fetched:
     path: Path
 
 
-def run_on_fleet(job: Job, devices: Sequence[DeviceSpec], *, on_stage: OnStage) -> RemoteReport:
+def run_on_fleet(
+    job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: OnStage
+) -> RemoteReport:
     """Return what every device made of the job; the failure of one is in its own result.
 
     An interruption ends what runs on the devices before it is raised.
@@ -104,7 +106,7 @@ def run_on_fleet(job: Job, devices: Sequence[DeviceSpec], *, on_stage: OnStage) 
     return asyncio.run(_run(job, devices, on_stage))
 
 
-async def _run(job: Job, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
+async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
         wheel = None
         if any(device.environment is None for device in devices):
@@ -131,7 +133,7 @@ class _Device:
         self._stage = ""
         self._result = DeviceResult(device=device)
 
-    async def run(self, job: Job, wheel: Path | None) -> DeviceResult:
+    async def run(self, job: DeviceJob, wheel: Path | None) -> DeviceResult:
         limit = asyncio.timeout(self._device.timeout_s)
         try:
             async with limit:
@@ -175,7 +177,7 @@ class _Device:
     def _found(self, **fields: Any) -> None:
         self._result = replace(self._result, **fields)
 
-    async def _run(self, job: Job, wheel: Path | None) -> None:
+    async def _run(self, job: DeviceJob, wheel: Path | None) -> None:
         device = self._device
         self._enter("connect")
         async with connected(device) as connection:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.files import sha256_file
-from resdeploy.remote.link import About, Ended, Link
+from resdeploy.remote.job_client import CompletedCommand, DeviceInfo, Link
 from resdeploy.schema.remotes import DeviceSpec, Installation
 
 __all__ = ["OLDEST_PYTHON", "install"]
@@ -17,7 +17,9 @@ __all__ = ["OLDEST_PYTHON", "install"]
 OLDEST_PYTHON = (3, 11)
 
 
-async def install(link: Link, device: DeviceSpec, about: About, wheel: Path | None) -> Installation:
+async def install(
+    link: Link, device: DeviceSpec, about: DeviceInfo, wheel: Path | None
+) -> Installation:
     """Return an environment on the device in which resdeploy runs, after making it if need be.
 
     Args:
@@ -108,7 +110,7 @@ async def _make(
         )
 
 
-def _last(ended: Ended) -> str:
+def _last(ended: CompletedCommand) -> str:
     """Return the last line that says something, of what a command wrote."""
     text = ended.stderr + "\n" + ended.stdout.decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.bundle_archive import is_archive, opened_bundle
-from resdeploy.bundle_folder import MANIFEST
+from resdeploy.bundle.archive import is_archive, opened_bundle
+from resdeploy.bundle.folder import MANIFEST
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
-from resdeploy.remote.fleet_run import Call, Fetched, Job
+from resdeploy.remote.fleet_run import DeviceCall, DeviceJob, FetchedFile
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.machines import ProbeReport
@@ -25,18 +25,18 @@ _TUNED = "tuned"
 _ANSWERING = [option.flag for option in SESSION_OPTIONS.values() if option.changes_answers]
 
 
-def check_job(bundle: Path, options: Options) -> Job:
+def check_job(bundle: Path, options: Options) -> DeviceJob:
     """Return the job of `resdeploy check`.
 
     Raises:
         BundleError: the bundle is not intact here, so that no device need be asked.
     """
     files, argument = _bundle_files(bundle)
-    call = Call(command="check", record=CheckReport, arguments=(argument,), options=options)
-    return Job(command="check", calls=(call,), files=files)
+    call = DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=options)
+    return DeviceJob(command="check", calls=(call,), files=files)
 
 
-def bench_job(model: Path, options: Options, *, against: Path | None, compared: bool) -> Job:
+def bench_job(model: Path, options: Options, *, against: Path | None, compared: bool) -> DeviceJob:
     """Return the job of `resdeploy bench`; of a bundle, after its check in the same session.
 
     Args:
@@ -49,24 +49,26 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
         ResdeployError: there is no such file, or the bundle is not intact.
     """
     record = BenchComparison if compared else BenchReport
-    calls: tuple[Call, ...] = ()
+    calls: tuple[DeviceCall, ...] = ()
     if model.is_dir() or is_archive(model):
         files, argument = _bundle_files(model)
         session = tuple(option for option in options if option[0] in _ANSWERING)
-        calls = (Call(command="check", record=CheckReport, arguments=(argument,), options=session),)
+        calls = (
+            DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=session),
+        )
     else:
         files, argument = _model_files(model, "model")
     if against is not None:
         other, other_argument = _model_files(against, "against")
         files += other
         options = (*options, ("--against", other_argument))
-    bench = Call(command="bench", record=record, arguments=(argument,), options=options)
-    return Job(command="bench", calls=(*calls, bench), files=files)
+    bench = DeviceCall(command="bench", record=record, arguments=(argument,), options=options)
+    return DeviceJob(command="bench", calls=(*calls, bench), files=files)
 
 
-def probe_job() -> Job:
+def probe_job() -> DeviceJob:
     """Return the job of `resdeploy probe`."""
-    return Job(command="probe", calls=(Call(command="probe", record=ProbeReport),))
+    return DeviceJob(command="probe", calls=(DeviceCall(command="probe", record=ProbeReport),))
 
 
 def tune_job(
@@ -77,7 +79,7 @@ def tune_job(
     data: DataSpec | None,
     calibration: DataSpec | None,
     folder: Path,
-) -> Job:
+) -> DeviceJob:
     """Return the job of `resdeploy tune`, which brings back the winner's file if it was made there.
 
     Args:
@@ -101,21 +103,21 @@ def tune_job(
             files, options = files + found, (*options, (name, there))
     here = {_MODEL, *(path.name for path in variants)}
 
-    def fetch(number: int, report: TuneReport) -> Fetched | None:
+    def fetch(number: int, report: TuneReport) -> FetchedFile | None:
         name = report.settings.model
         if name in here:
             return None
         path = fetched_model(folder, number, name)
         path.parent.mkdir()
-        return Fetched(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
+        return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
-    call = Call(
+    call = DeviceCall(
         command="tune",
         record=TuneReport,
         arguments=(argument,),
         options=(*options, ("-o", _TUNED)),
     )
-    return Job(
+    return DeviceJob(
         command="tune",
         calls=(call,),
         files=files,

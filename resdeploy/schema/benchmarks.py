@@ -45,7 +45,7 @@ class LoadgenSpec(Record):
 
 @record
 class RunnerSpec(Record):
-    """A runner of `resdeploy.target.runners`: the program that runs the model.
+    """A runner of `resdeploy.bench.runners`: the program that runs the model.
 
     Attributes:
         name: its name in the table there.

@@ -84,7 +84,7 @@ class ProviderProbe(Record):
     """Whether a session really starts on an execution provider, and computes there.
 
     Attributes:
-        provider: the short name of `resdeploy.target.providers`, or ONNX Runtime's own name of a
+        provider: the short name of `resdeploy.session.providers`, or ONNX Runtime's own name of a
             provider that resdeploy has no settings for.
         ort_name: ONNX Runtime's name for it.
         starts: whether a tiny model ran on it.

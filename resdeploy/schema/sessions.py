@@ -78,7 +78,7 @@ _CUDA_GRAPH = SessionOption(
 class SessionSpec(Record):
     """A session to open: one provider, and nothing else may run a node.
 
-    `provider` is a short name of `resdeploy.target.providers`; `num_threads` None leaves ONNX
+    `provider` is a short name of `resdeploy.session.providers`; `num_threads` None leaves ONNX
     Runtime's own choice. What a field is on the command line stands beside its type.
     """
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import resdeploy
-from resdeploy.host.checkpoint import save_checkpoint
-from resdeploy.host.networks import build_network
+from resdeploy.networks import build_network
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.training.checkpoint import save_checkpoint
 
 MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
 PREPROCESS = Preprocess(input_shape=(1, 8, 8), divisor=255.0, color="gray")

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import resdeploy
-from resdeploy.bundle_folder import read_bundle
+from resdeploy.bundle.folder import read_bundle
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.exports import ExportReport
-from resdeploy.target import session as session_module
+from resdeploy.session import session as session_module
 
 # --- load ----------------------------------------------------------------------------------------
 

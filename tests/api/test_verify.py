@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 import resdeploy
+from resdeploy.api.selftest import folded_layers
 from resdeploy.cli import cli
-from resdeploy.golden_file import save_golden
-from resdeploy.graph.faults import CONTROLS, FAULTS, Workpiece
+from resdeploy.export import golden as golden_module
+from resdeploy.export import reference as reference_module
 from resdeploy.graph.onnx_file import load_onnx
-from resdeploy.host import golden as golden_module
-from resdeploy.host import reference as reference_module
-from resdeploy.host.selftest import folded_layers
+from resdeploy.verify.faults import CONTROLS, FAULTS, Workpiece
+from resdeploy.verify.golden_file import save_golden
 
 
 def moved_by_two_steps(path, out):

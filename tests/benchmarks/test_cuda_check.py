@@ -28,16 +28,16 @@ from benchmarks.cuda.records import (
 from benchmarks.cuda.roofline import bound_of, work_of
 from benchmarks.cuda.run import Limits, Store, carry_out, run_case
 from benchmarks.cuda.table import page_of, ratios_of
-from resdeploy.host.build import load_source
+from resdeploy.bench.in_turn import time_those_that_run
+from resdeploy.bench.runners import RUNNERS
+from resdeploy.bench.session_runner import replace_options
+from resdeploy.export.source import load_source
+from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchSpec, RunnerSpec
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.target import providers
-from resdeploy.target.bench_in_turn import time_those_that_run
-from resdeploy.target.environment import read_environment
-from resdeploy.target.runners import RUNNERS
-from resdeploy.target.session_runner import replace_options
+from resdeploy.session import providers
 
 REPOSITORY = Path(__file__).parents[2]
 SPEC = RunSpec(provider="cpu", side=8, num_inputs=4, num_runs=8)

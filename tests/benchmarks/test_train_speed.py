@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.cuda.train_speed import Setting, Way, macs_of, main, measure_ways, ways_on
-from resdeploy.host.train import train
+from resdeploy.training.loop import train
 
 TINY = Setting(arch="resnet8_tiny", side=8, batch_size=2, num_steps=2, device="cpu")
 
@@ -35,7 +35,7 @@ def test_what_is_timed_is_the_product_s_own_training(monkeypatch):
         recipes.append(recipe)
         return train(recipe, *arguments, **options)
 
-    monkeypatch.setattr("resdeploy.host.train.train", spy)
+    monkeypatch.setattr("resdeploy.training.loop.train", spy)
     measure_ways(TINY, ways_on(compiles=False), num_epochs=1, say=lambda line: None)
     assert [(r.train.precision, r.train.channels_last) for r in recipes] == [
         ("float32", False),

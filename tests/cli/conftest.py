@@ -8,9 +8,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from resdeploy.cli import cli
-from resdeploy.host.checkpoint import save_checkpoint
-from resdeploy.host.networks import build_network
+from resdeploy.networks import build_network
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.training.checkpoint import save_checkpoint
 
 MODEL = ModelSpec(arch="resnet8_tiny", num_classes=10, options={"in_channels": 1})
 

@@ -7,9 +7,8 @@ import onnx
 import pytest
 import torch
 
-from resdeploy.golden_file import save_golden
-from resdeploy.host.build import load_source
-from resdeploy.host.golden import golden_for
+from resdeploy.export.golden import golden_for
+from resdeploy.export.source import load_source
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport, Manifest
 from resdeploy.schema.codec import load_json
@@ -17,6 +16,7 @@ from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.verdicts import SelftestReport, VerifyReport
+from resdeploy.verify.golden_file import save_golden
 
 
 def test_fold_bn_prints_each_site_and_writes_a_checkpoint(run, checkpoint, tmp_path):

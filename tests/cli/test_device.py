@@ -11,10 +11,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from resdeploy.bundle_archive import write_archive
+from resdeploy.bundle.archive import write_archive
 from resdeploy.cli import cli
 from resdeploy.errors import ResdeployError
-from resdeploy.host.checkpoint import save_checkpoint
 from resdeploy.schema.benchmarks import BenchReport
 from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
 from resdeploy.schema.codec import dump_json, load_json
@@ -22,6 +21,9 @@ from resdeploy.schema.evaluations import EvaluateReport
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.machines import DoctorReport, ProbeReport
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.session import session
+from resdeploy.training.checkpoint import save_checkpoint
+from resdeploy.verify import outputs
 
 FEW = ("--num-inputs", "4")
 FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]
@@ -106,8 +108,8 @@ def test_a_flipped_byte_anywhere_exits_2_names_the_file_and_runs_nothing(
     def ran(*_, **__):
         pytest.fail("a session was opened")
 
-    for module in ("outputs", "session"):
-        monkeypatch.setattr(f"resdeploy.target.{module}.open_session", ran)
+    for module in (outputs, session):
+        monkeypatch.setattr(module, "open_session", ran)
     packed = archive.read_bytes()
     for name in FILES:
         path = bundle / name

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from resdeploy.bench import bench as bench_module
 from resdeploy.cli import cli
 from resdeploy.cli.options import Number, Percent
+from resdeploy.export import export as export_module
+from resdeploy.verify import outputs as outputs_module
 
 ARCH = ("--arch", "resnet8_tiny", "--arch-option", "in_channels=1")
 
@@ -135,7 +138,7 @@ def test_an_unknown_recipe(run):
 def test_cuda_where_there_is_none_is_exit_3_and_nothing_runs_on_the_cpu(
     run, checkpoint, exported, monkeypatch, no_cuda
 ):
-    monkeypatch.setattr("resdeploy.target.outputs.run_session", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(outputs_module, "run_session", lambda *_: pytest.fail("it ran"))
     result = run("verify", exported, "--reference", checkpoint, "--provider", "cuda")
     assert result.exit_code == 3
     assert result.stdout == ""
@@ -150,7 +153,7 @@ def test_an_interrupted_command_leaves_nothing_and_exits_130(run, checkpoint, fo
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resdeploy.host.export.judge_outputs", interrupt)
+    monkeypatch.setattr(export_module, "judge_outputs", interrupt)
     result = run("export", checkpoint, "-o", folder / "model.onnx")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
@@ -158,7 +161,7 @@ def test_an_interrupted_command_leaves_nothing_and_exits_130(run, checkpoint, fo
 
 
 def test_a_bug_is_exit_70_and_says_so(run, exported, monkeypatch):
-    monkeypatch.setattr("resdeploy.target.bench.bench", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(bench_module, "bench", lambda *_, **__: 1 / 0)
     result = run("bench", exported)
     assert result.exit_code == 70
     assert "ZeroDivisionError" in result.stderr

@@ -94,7 +94,7 @@ def test_what_is_folded_already_is_written_as_it_was(run, source, folder):
 
 
 def test_a_wrong_fold_is_never_written(run, source, folder, monkeypatch):
-    from resdeploy.graph import fold_file
+    from resdeploy.api import fold_onnx as fold_file
 
     def fold_wrongly(model, **_):
         report = fold(model)
@@ -198,7 +198,7 @@ def with_external_weight(path, location: str, *, write: bool = True) -> None:
 @pytest.fixture
 def all_outside(monkeypatch):
     """Let every weight count as large enough for a file of its own."""
-    from resdeploy.graph import fold_file
+    from resdeploy.api import fold_onnx as fold_file
 
     monkeypatch.setattr(fold_file, "_EXTERNAL_TENSOR_BYTES", 0)
     return fold_file

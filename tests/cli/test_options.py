@@ -12,7 +12,7 @@ from resdeploy.cli.bench_options import with_options
 from resdeploy.cli.tables import session_text
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
-from resdeploy.target.providers import PROVIDERS
+from resdeploy.session.providers import PROVIDERS
 
 FIELDS = [field.name for field in dataclasses.fields(SessionSpec)]
 

@@ -2,23 +2,19 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from small_networks import PREPROCESS, images, small_resnet
 
 from resdeploy.cli import cli
-from resdeploy.graph.take_pixels import take_pixels
+from resdeploy.fold.take_pixels import take_pixels
 from resdeploy.schema.codec import dump_json, to_json
 from resdeploy.schema.machines import Environment, ProbeReport, ProviderProbe
 from resdeploy.schema.quants import QuantSpec
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "quant"))
-from small_networks import PREPROCESS, images, small_resnet
 
 
 @pytest.fixture
@@ -148,7 +144,7 @@ def probe(files, *, machine="x86_64", features=(), starts=()):
     ],
 )
 def test_the_target_decides_the_integers(files, target, types, reduce_range):
-    from resdeploy.host.quantize import spec_for
+    from resdeploy.quant.quantize import spec_for
 
     spec, warnings = spec_for(
         QuantSpec(), types=None, reduce_range=None, target=probe(files, **target)
@@ -158,7 +154,7 @@ def test_the_target_decides_the_integers(files, target, types, reduce_range):
 
 
 def test_what_the_user_says_goes_before_the_target_and_a_risk_is_told(files):
-    from resdeploy.host.quantize import spec_for
+    from resdeploy.quant.quantize import spec_for
 
     target = probe(files, features=("avx2",))
     spec, warnings = spec_for(QuantSpec(), types="u8s8", reduce_range=False, target=target)

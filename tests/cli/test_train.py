@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from resdeploy.host.checkpoint import load_checkpoint
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.recipes import EpochMetrics, TrainReport
+from resdeploy.training.checkpoint import load_checkpoint
 
 SHORT = ("train", "mnist1d-postnorm-mlp", "--epochs", 3)
 

@@ -155,10 +155,10 @@ def test_an_unfolded_export_has_plain_convolutions(run, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("missing", ["structure", "static", "node_local"])
 def test_what_a_golden_file_cannot_show_is_stated(run, checkpoint, exported, tmp_path, missing):
-    from resdeploy.golden_file import save_golden
-    from resdeploy.host.build import load_source
-    from resdeploy.host.golden import golden_for
+    from resdeploy.export.golden import golden_for
+    from resdeploy.export.source import load_source
     from resdeploy.schema.recipes import SourceSpec
+    from resdeploy.verify.golden_file import save_golden
 
     golden = tmp_path / "golden.npz"
     save_golden(golden, golden_for(load_source(SourceSpec(path=str(checkpoint))), num_inputs=4))

@@ -7,9 +7,9 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from resdeploy.evidence.structure import align
 from resdeploy.graph.replace_padded_shortcut import MOST_CHANNELS, replace_padded_shortcut
-from resdeploy.graph.skeleton import skeleton_of
+from resdeploy.verify.compare_structure import align
+from resdeploy.verify.normal_form import skeleton_of
 
 END = 9223372036854775807
 X = np.random.default_rng(0).normal(size=(2, 4, 7, 8)).astype(np.float32)

@@ -1,7 +1,7 @@
 """Mutation testing of the folds and of the proof with mutmut: who survives has a reason.
 
     python tests/mutations/survivors.py                 # a ninth of all, the same ones every time
-    python tests/mutations/survivors.py 'resdeploy.algebra.*'
+    python tests/mutations/survivors.py 'resdeploy.fold.algebra.*'
     python tests/mutations/survivors.py '*'             # all: hours
 
 What is mutated, and which tests may kill it, is in `[tool.mutmut]` of pyproject.toml. Functions
@@ -38,7 +38,7 @@ def module_of(mutant: str) -> str:
 
 
 def function_of(mutant: str) -> str:
-    """`layers.Layer.rewrite` of `resdeploy.graph.layers.xǁLayerǁrewrite__mutmut_8`."""
+    """`layers.Layer.rewrite` of `resdeploy.fold.layers.xǁLayerǁrewrite__mutmut_8`."""
     name = re.sub(r"^x[_ǁ]|__mutmut_\d+$", "", mutant.rpartition(".")[2])
     return f"{module_of(mutant).rpartition('.')[2]}.{name.replace('ǁ', '.')}"
 

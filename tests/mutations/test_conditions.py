@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy import affine_map, algebra
-from resdeploy.affine_layer import read_layer
-from resdeploy.graph import crossings, editor
-from resdeploy.graph.layers import Layer
+from resdeploy.fold import affine_map, algebra
+from resdeploy.fold import map_rules as crossings
+from resdeploy.fold.layers import Layer
+from resdeploy.graph import editor
+from resdeploy.graph.affine_layer import read_layer
 
 TESTS = Path(__file__).parents[1]
-ALGEBRA, MAP = "test_algebra.py", "test_affine_map.py"
-FLOW, FOLD = "graph/test_affine_flow.py", "graph/test_fold_batchnorm.py"
+ALGEBRA, MAP = "fold/test_algebra.py", "fold/test_affine_map.py"
+FLOW, FOLD = "fold/test_affine_flow.py", "fold/test_fold_batchnorm.py"
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -176,7 +177,7 @@ NUMBERS: list[Row] = [
     (
         "a weight that may have become zero is no fault",
         function(algebra.smallest_normal, lambda f, dtype: 0.0),
-        "evidence/test_static.py",
+        "verify/test_weights.py",
         "a_subnormal_may_be_zero",
         {},
     ),

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from small_networks import PREPROCESS, inputs, prepared_resnet
 
-from resdeploy.quant.channels import find_channel_groups
-from resdeploy.quant.equalize import smooth_channels
+from resdeploy.quant.channel_groups import find_channel_groups
 from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.pixel_grid import use_pixel_grid, why_no_grid
 from resdeploy.quant.runtime import Runner, with_outputs
+from resdeploy.quant.smooth_channels import smooth_channels
 from resdeploy.schema.recipes import Preprocess
 
 
@@ -75,7 +75,7 @@ def test_equalising_changes_the_weights_and_not_the_outputs():
 
 
 def test_equalised_channels_have_the_same_range_but_for_a_few_odd_values(monkeypatch):
-    monkeypatch.setattr("resdeploy.quant.equalize._BEYOND", 0.01)
+    monkeypatch.setattr("resdeploy.quant.smooth_channels._BEYOND", 0.01)
     model, x = prepared_resnet(), inputs(200)
     x[7, :, 0, 0] *= 10  # one pixel, which a few values of each channel see
     equalised, _ = smooth_channels(model, x)

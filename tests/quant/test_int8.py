@@ -5,8 +5,8 @@ import onnx
 import pytest
 from small_networks import PREPROCESS, images, inputs, small_resnet
 
+from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.errors import ResdeployError
-from resdeploy.preprocess import preprocess_batch
 from resdeploy.quant.int8 import quantize_int8
 from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.onnx_graph import Constants

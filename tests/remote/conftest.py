@@ -7,11 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("servers")
-
-from servers import REPOSITORY, SSHD, Device, free_port, keygen, remember  # noqa: E402
+from servers import REPOSITORY, SSHD, Device, free_port, keygen, remember
 
 
 @pytest.fixture
@@ -100,11 +96,11 @@ def packed(tmp_path_factory):
     import onnx
     from onnx import parser
 
-    from resdeploy.bundle_archive import write_archive
-    from resdeploy.bundle_folder import write_bundle
-    from resdeploy.golden_file import Golden
+    from resdeploy.bundle.archive import write_archive
+    from resdeploy.bundle.folder import write_bundle
     from resdeploy.schema.files import TensorSpec
     from resdeploy.schema.verdicts import GoldenInfo
+    from resdeploy.verify.golden_file import Golden
 
     folder = tmp_path_factory.mktemp("packed")
     text = (

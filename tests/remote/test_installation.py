@@ -8,10 +8,10 @@ import pytest
 from resdeploy.errors import ResdeployError
 from resdeploy.remote.fleet import parse_address
 from resdeploy.remote.installation import install
-from resdeploy.remote.link import About, Environment
+from resdeploy.remote.job_client import DeviceInfo, Environment
 
 DEVICE = parse_address("board")
-ABOUT = About("/job", "/usr/bin/python3", (3, 12, 1), "aarch64")
+ABOUT = DeviceInfo("/job", "/usr/bin/python3", (3, 12, 1), "aarch64")
 
 
 class Asked:

@@ -9,8 +9,9 @@ import threading
 import pytest
 from servers import REPOSITORY, keygen, remember, wait_until
 
-from resdeploy.remote import fleet_run, link
-from resdeploy.remote.keeper import GREETING
+from resdeploy.remote import fleet_run
+from resdeploy.remote import job_client as link
+from resdeploy.remote.remote_job import GREETING
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.remotes import RemoteReport

@@ -10,11 +10,11 @@ import pytest
 from onnx import helper, numpy_helper
 from servers import REPOSITORY
 
-from resdeploy.paired import speed_ratio
 from resdeploy.schema.benchmarks import BenchBlock, BenchReport
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.remotes import RemoteReport
-from resdeploy.stats import STABLE_SHIFT_LIMIT
+from resdeploy.statistics.latency import STABLE_SHIFT_LIMIT
+from resdeploy.statistics.paired import speed_ratio
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from resdeploy.bundle_folder import read_bundle, write_bundle
+from resdeploy.bundle.folder import read_bundle, write_bundle
 from resdeploy.errors import ResdeployError
-from resdeploy.golden_file import Golden
 from resdeploy.remote import fleet_run
 from resdeploy.remote.jobs import tune_job
 from resdeploy.schema.codec import dump_json, load_json
@@ -21,6 +20,7 @@ from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.tunings import TuneReport
 from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.verify.golden_file import Golden
 
 NUM_FEATURES, NUM_CLASSES = 256, 16
 # The smallest file wins: one block tells, and it is the int8 whatever the machine does meanwhile.

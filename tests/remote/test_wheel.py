@@ -45,7 +45,7 @@ def test_every_file_is_in_the_record_with_its_digest(wheel):
     of_package = [name for name in names if ".dist-info/" not in name]
     assert of_package == sorted(of_package)
     assert "resdeploy/models/digits-resnet8/recipe.toml" in names
-    assert "resdeploy/remote/keeper.py" in names
+    assert "resdeploy/remote/remote_job.py" in names
     assert not [name for name in names if "__pycache__" in name]
 
 

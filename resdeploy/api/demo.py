@@ -1,0 +1,180 @@
+"""The whole chain on embedded data, as a user would run it stage by stage."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from resdeploy.api.make_bundle import pack_bundle
+from resdeploy.bench.bench import bench
+from resdeploy.bundle.check import check_bundle
+from resdeploy.errors import ProviderError
+from resdeploy.export.export import export_onnx
+from resdeploy.export.golden import golden_for
+from resdeploy.export.reference import reference_graph
+from resdeploy.export.source import load_source
+from resdeploy.files import atomic_directory
+from resdeploy.recipe import load_recipe
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.demos import DemoReport, DemoStage
+from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import ProviderVerdict
+from resdeploy.session.session import open_session
+from resdeploy.training.checkpoint import CHECKPOINT_NAME
+from resdeploy.training.loop import train
+from resdeploy.verify.outputs import open_sessions
+from resdeploy.verify.verdict import judge_model
+
+__all__ = ["run_demo"]
+
+RECIPE = "digits-resnet8"
+REPORT_NAME = "report.json"
+_PROVIDERS = ("cpu", "cuda")
+
+
+def run_demo(
+    out: Path, *, force: bool = False, on_stage: Callable[[str], None] = lambda stage: None
+) -> DemoReport:
+    """Train, fold, export, verify, bench and bundle a small ResNet on scikit-learn's digits.
+
+    Args:
+        out: the folder to write, whole or not at all.
+        force: replace the folder of an earlier demo.
+        on_stage: told what is being done.
+
+    Raises:
+        ResdeployError: `out` exists or cannot be written.
+    """
+    log = _StageLog(on_stage)
+    recipe = load_recipe(RECIPE)
+    with atomic_directory(out, force=force, marker=REPORT_NAME) as folder:
+        with log.stage("train") as say:
+
+            def on_epoch(metrics: EpochMetrics) -> None:
+                on_stage(
+                    f"train, epoch {metrics.epoch} of {recipe.train.epochs}, "
+                    f"test accuracy {metrics.test_accuracy:.2%}"
+                )
+
+            trained = train(recipe, folder / "run", on_epoch=on_epoch)
+            say(f"{trained.last.test_accuracy:.2%} of {trained.num_test} held-out digits right")
+        with log.stage("fold and export") as say:
+            source = load_source(SourceSpec(path=str(folder / "run")))
+            golden = golden_for(source, data=DataSpec(name=recipe.data.name))
+            exported = export_onnx(source, ExportSpec(), folder / "model.onnx", golden=golden)
+            say(_export_outcome(exported))
+        sessions, unavailable = _available_sessions(folder / "model.onnx")
+        with log.stage("verify") as say:
+            verification = judge_model(
+                folder / "model.onnx",
+                reference_graph(source, golden),
+                golden,
+                open_sessions(folder / "model.onnx", sessions),
+            )
+            say("\n".join(map(_verdict_outcome, verification.verdicts)))
+            for provider, why in unavailable.items():
+                say(f"{provider}: not on this machine. {why}")
+        with log.stage("bench") as say:
+            timed = tuple(
+                bench(folder / "model.onnx", BenchSpec(session=spec, num_runs=500))
+                for spec in sessions
+            )
+            say("\n".join(map(_bench_outcome, timed)))
+        with log.stage("bundle and check") as say:
+            pack_bundle(
+                source,
+                exported,
+                folder / "model.onnx",
+                folder / "bundle",
+                golden=golden,
+                name=recipe.name,
+            )
+            checked = check_bundle(folder / "bundle", sessions)
+            say(f"{checked.num_files} files intact, {'PASS' if checked.passed else 'FAIL'}")
+        report = DemoReport(
+            # The folder is not where it will be found yet.
+            train=replace(
+                trained,
+                run_directory=str(out / "run"),
+                checkpoint=str(out / "run" / CHECKPOINT_NAME),
+            ),
+            export=exported,
+            verification=verification,
+            bench=timed,
+            check=checked,
+            stages=tuple(log.stages),
+            unavailable=unavailable,
+            paths={
+                "run": str(out / "run"),
+                "model": str(out / "model.onnx"),
+                "bundle": str(out / "bundle"),
+                "report": str(out / REPORT_NAME),
+            },
+        )
+        (folder / REPORT_NAME).write_text(dump_json(report), encoding="utf-8")
+    return report
+
+
+@dataclass
+class _StageLog:
+    """Collects the stages as they end, with what came of each."""
+
+    on_stage: Callable[[str], None]
+    stages: list[DemoStage] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Time a stage; the function given takes its outcome."""
+        self.on_stage(name)
+        outcome: list[str] = []
+        started = time.perf_counter()
+        yield outcome.append
+        duration_s = time.perf_counter() - started
+        self.stages.append(DemoStage(stage=name, outcome="\n".join(outcome), duration_s=duration_s))
+
+
+def _available_sessions(model: Path) -> tuple[list[SessionSpec], dict[str, str]]:
+    """Return a session for each provider that really starts here, and why the others do not."""
+    sessions, unavailable = [], {}
+    for provider in _PROVIDERS:
+        spec = SessionSpec(provider=provider)
+        try:
+            open_session(model, spec)
+        except ProviderError as error:
+            unavailable[provider] = error.what
+        else:
+            sessions.append(spec)
+    return sessions, unavailable
+
+
+def _export_outcome(report: ExportReport) -> str:
+    assert report.fold is not None
+    folded, refused = report.fold.folded, report.fold.refused
+    worst = max((site.max_ulp for site in folded), default=0.0)
+    return (
+        f"{len(folded)} BatchNorms folded (every weight within {worst:.2f} ulp), "
+        f"{len(refused)} refused\n"
+        f"one ONNX file, {report.num_nodes} nodes, {report.file.size_bytes / 1e3:.0f} kB"
+    )
+
+
+def _verdict_outcome(verdict: ProviderVerdict) -> str:
+    c = verdict.comparison
+    return (
+        f"{verdict.session.spec.provider}: {'PASS' if verdict.passed else 'FAIL'}, the error is "
+        f"{c.noise_ratio:.2f} x the noise of float32 (limit {c.noise_ratio_limit:g})\n"
+        f"{c.top1_agreement:.2%} of the predictions as in float64"
+    )
+
+
+def _bench_outcome(result: BenchResult) -> str:
+    summary = result.summary
+    p50_ms, p99_ms = summary.p50_ns / 1e6, summary.p99_ns / 1e6
+    return (
+        f"{result.spec.session.provider}: p50 {p50_ms:.3f} ms, p99 {p99_ms:.3f} ms, "
+        f"{summary.throughput_per_s:,.0f} images/s at batch {result.spec.batch_size}"
+    )

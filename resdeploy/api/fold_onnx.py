@@ -1,0 +1,248 @@
+"""Fold an ONNX file: model in, folded model out, judged before it is written.
+
+The folded model is run beside the original on a seeded input, and both are compared with what the
+original computes in float64: it may err at most `NOISE_RATIO_LIMIT` times as much as the original
+does. What runs them is given by the caller, as this layer has no runtime.
+
+One file holds at most 2 GB. A model that is larger, or whose weights lie in other files already, is
+written with its weights in `<name>.data` beside it, and is run from the file rather than from
+memory where it is too large for that.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.files import atomic_write
+from resdeploy.fold.fold_batchnorm import fold_batchnorm
+from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
+from resdeploy.graph.onnx_file import read_onnx
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.verdicts import Comparison, GoldenInfo
+from resdeploy.verify.end_to_end import judge_end_to_end
+from resdeploy.verify.golden_file import Golden
+
+__all__ = ["Run", "fold_file"]
+
+Array = npt.NDArray[Any]
+# Runs a serialised model or a file, its graph as it stands, on inputs by name; returns outputs by
+# name.
+Run = Callable[[bytes | Path, Mapping[str, Array]], Mapping[str, Array]]
+
+_SEED = 0
+# The size of an image where a model leaves it open: what most networks for images can take.
+_OPEN_SIZE = 64
+# What the weights of one file may take: protobuf stops at 2^31 - 1, and the graph needs some too.
+_SINGLE_FILE_BYTES = 2_000_000_000
+# Smaller tensors stay in the model where the others lie beside it, among them what says where
+# things go: shapes, axes.
+_EXTERNAL_TENSOR_BYTES = 1024
+
+
+def fold_file(
+    path: Path,
+    out: Path | None,
+    *,
+    run: Run,
+    input_shape: tuple[int, ...] | None = None,
+    layernorm: bool = False,
+    force: bool = False,
+) -> FoldReport:
+    """Fold the ONNX file `path` and write it to `out`; with `out` None, only report.
+
+    It has the bytes of the original where nothing was folded and it is a single file.
+
+    Args:
+        path: the model.
+        out: the file to write, only if the folded model passes the comparison in the report.
+        run: what computes the outputs, with all graph optimisations off.
+        input_shape: of one sample of the first input, where the model leaves it open.
+        layernorm: fold the affine parts of LayerNormalizations too.
+        force: replace an existing file.
+
+    Raises:
+        ResdeployError: `path` is missing or no ONNX model, its weights lie outside its folder, or
+            are missing; `out` exists or cannot be written; the folded model is not what it should
+            be, or cannot be judged and was to be written.
+    """
+    original, is_external = read_onnx(path)
+    source = _Source(original, path, is_external, run, input_shape, layernorm)
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _fold(source, Path(folder) / path.name, must_be_judged=False)
+    with atomic_write(out, force=force, companion=_data_name(out)) as temporary:
+        report = _fold(source, temporary, must_be_judged=True)
+        if report.comparison is not None and not report.comparison.passed:
+            raise ResdeployError(
+                "The folded model does not compute what the model computes; nothing was written: "
+                f"{'; '.join(report.comparison.reasons)}.",
+                where=str(path),
+                fix="report this: it is a bug in resdeploy",
+            )
+    return report
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """What is to be folded, and how it can be run.
+
+    Attributes:
+        model: with all its weights.
+        path: where it comes from.
+        is_external: whether its weights lie beside it.
+        run: what computes its outputs.
+        input_shape: see `fold_file`.
+        layernorm: see `fold_file`.
+    """
+
+    model: onnx.ModelProto
+    path: Path
+    is_external: bool
+    run: Run
+    input_shape: tuple[int, ...] | None
+    layernorm: bool
+
+
+def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
+    """Write the folded model to `target`, and return the report with its comparison."""
+    too_large = _num_bytes(source.model) > _SINGLE_FILE_BYTES
+    beside = too_large or source.is_external
+    try:
+        model = ir.from_proto(source.model)
+        report = fold_batchnorm(model, layernorm=source.layernorm)
+    except (ir.serde.SerdeError, TypeError, ValueError) as error:
+        raise ResdeployError(
+            f"The model is damaged: {str(error).splitlines()[0]}.",
+            where=str(source.path),
+            fix="export it again",
+        ) from error
+    if beside:
+        ir.save(
+            model,
+            target,
+            external_data=_data_name(target),
+            size_threshold_bytes=_EXTERNAL_TENSOR_BYTES,
+        )
+    else:
+        target.write_bytes(_serialised(ir.to_proto(model) if report.folded else source.model))
+    if not report.folded:
+        return report
+    inputs = _seeded_inputs(source)
+    try:
+        expected = evaluate_float64(source.model, inputs)
+    except UnknownOperatorError as error:
+        if must_be_judged:
+            error.fix = "see with --dry-run what would be folded; no file is written unjudged"
+            raise
+        return dataclasses.replace(report, not_judged=error.what)
+    except UnsupportedModelError as error:
+        if _open_sizes(source):
+            error.fix = "give the shape of one sample, as in --input 3,224,224"
+        raise
+    before = source.path if too_large else _serialised(source.model)
+    after = target if beside else target.read_bytes()
+    comparison = _judge(expected, before, after, inputs, source.run)
+    return dataclasses.replace(report, comparison=comparison)
+
+
+def _data_name(path: Path) -> str:
+    """Return the name of the file of weights beside a model."""
+    return f"{path.name}.data"
+
+
+def _num_bytes(model: onnx.ModelProto) -> int:
+    """Return what the weights take; the model itself may be too large to be asked."""
+    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in tensors_of(model))
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _judge(
+    expected: Mapping[str, Array],
+    before: bytes | Path,
+    after: bytes | Path,
+    inputs: Mapping[str, Array],
+    run: Run,
+) -> Comparison:
+    """Return the verdict on the folded model; its yardstick is the error of the original."""
+    names = list(expected)
+    reference_NK = _side_by_side([expected[name] for name in names])
+    found = run(before, inputs)
+    unfolded_NK = _side_by_side([found[name] for name in names])
+    found = run(after, inputs)
+    folded_NK = _side_by_side([found[name] for name in names])
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+    golden = Golden(
+        inputs=np.zeros((1, 0), np.float32),  # the inputs may be several, and of any type
+        reference=reference_NK,
+        noise_l2=np.linalg.norm(unfolded_NK - reference_NK, axis=1),
+        labels=None,
+        info=GoldenInfo(
+            source="the model before the fold, in float64",
+            inputs=f"normal noise, seed {_SEED}: {shapes}",
+            num_inputs=1,
+        ),
+    )
+    return judge_end_to_end(folded_NK, golden)
+
+
+def _side_by_side(outputs: list[Array]) -> npt.NDArray[np.float64]:
+    """Return all numbers of all outputs as one row: they are judged together."""
+    return np.concatenate([output.astype(np.float64).reshape(1, -1) for output in outputs], axis=1)
+
+
+def _seeded_inputs(source: _Source) -> dict[str, Array]:
+    """Return one input for each that must be given: noise, or zeros where it is not of floats."""
+    random = np.random.default_rng(_SEED)
+    inputs: dict[str, Array] = {}
+    for value in _given_inputs(source.model):
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+            raise UnsupportedModelError(
+                f"The input {value.name!r} has no known shape, so the fold cannot be judged.",
+                where=str(source.path),
+                fix="export the model with the shapes of its inputs",
+            )
+        stated = _stated_sizes(value, source.input_shape if not inputs else None)
+        shape = [
+            size if size is not None else (_OPEN_SIZE if axis >= 2 else 1)
+            for axis, size in enumerate(stated)
+        ]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        is_float = dtype.kind == "f" or dtype.name == "bfloat16"
+        inputs[value.name] = (random.normal(size=shape) if is_float else np.zeros(shape)).astype(
+            dtype
+        )
+    return inputs
+
+
+def _given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that have no value of their own."""
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initialised]
+
+
+def _stated_sizes(value: onnx.ValueInfoProto, sample: tuple[int, ...] | None) -> list[int | None]:
+    """Return the sizes of an input, None where open; `sample` is what the caller says."""
+    dims = value.type.tensor_type.shape.dim
+    stated = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+    return [stated[0], *sample] if sample is not None and len(sample) == len(dims) - 1 else stated
+
+
+def _open_sizes(source: _Source) -> bool:
+    """Whether a size other than the batch had to be made up."""
+    samples = [source.input_shape] + [None] * len(source.model.graph.input)
+    return any(
+        None in _stated_sizes(value, sample)[1:]
+        for value, sample in zip(_given_inputs(source.model), samples, strict=False)
+    )

@@ -1,0 +1,182 @@
+"""Plant faults into a model of the user's own, and see which layer of evidence catches each.
+
+A verdict is worth what it would have caught. The model is exported as it would be, then each fault
+of `resdeploy.verify.faults` is planted into a copy, which goes through the verification that a user
+runs; beside it stands what fixed tolerances would have said.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from resdeploy.errors import ResdeployError
+from resdeploy.export.export import export_onnx
+from resdeploy.export.golden import golden_for, run_module
+from resdeploy.export.reference import reference_graph
+from resdeploy.export.source import SourceModel
+from resdeploy.fold import algebra
+from resdeploy.graph.onnx_file import load_onnx
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.verdicts import PlantedFault, SelftestReport
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
+from resdeploy.verify.certify import Reference
+from resdeploy.verify.faults import CONTROLS, FAULTS, Fault, UnfoldedLayer, Workpiece
+from resdeploy.verify.fixed_tolerance import FIXED_TOLERANCES
+from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.verdict import judge_model
+
+__all__ = ["folded_layers", "selftest"]
+
+Progress = Callable[[str], None]
+
+
+def selftest(
+    source: SourceModel,
+    *,
+    num_inputs: int,
+    num_threads: int | None = None,
+    on_stage: Progress = lambda stage: None,
+) -> SelftestReport:
+    """Return what became of every fault that can be planted into `source`.
+
+    Args:
+        source: a trained model.
+        num_inputs: how many seeded inputs each faulty model is run on.
+        num_threads: of each session.
+        on_stage: told what is being done.
+
+    Raises:
+        ResdeployError: the model cannot be exported or is itself not finite.
+    """
+    on_stage("float64 reference")
+    golden = golden_for(source, num_inputs=num_inputs)
+    reference = reference_graph(source, golden)
+    own = run_module(source.module, golden.inputs, dtype=torch.float32)
+    on_stage("export")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        report = export_onnx(source, ExportSpec(), path, golden=golden)
+        model = load_onnx(path)
+        layers = folded_layers(source.module, report.fold or FoldReport(), model)
+        work = Workpiece(model=model, layers=layers)
+        judge = _Judge(path, reference, golden, own, SessionSpec(num_threads=num_threads))
+        outcomes: dict[str, PlantedFault | None] = {}
+        for fault in (*CONTROLS, *FAULTS):
+            on_stage(fault.name)
+            outcomes[fault.name] = judge(fault, work)
+    return SelftestReport(
+        model=source.description,
+        num_inputs=num_inputs,
+        faults=_present(outcomes, FAULTS),
+        controls=_present(outcomes, CONTROLS),
+        not_applicable=tuple(fault.name for fault in FAULTS if outcomes[fault.name] is None),
+        tolerances=tuple(FIXED_TOLERANCES),
+    )
+
+
+def _present(
+    outcomes: dict[str, PlantedFault | None], faults: tuple[Fault, ...]
+) -> tuple[PlantedFault, ...]:
+    found = (outcomes[fault.name] for fault in faults)
+    return tuple(outcome for outcome in found if outcome is not None)
+
+
+class _Judge:
+    """Puts a faulty model, as a file, through the verdict of `resdeploy.verify`."""
+
+    def __init__(
+        self,
+        path: Path,
+        reference: Reference,
+        golden: Golden,
+        own: np.ndarray,
+        session: SessionSpec,
+    ) -> None:
+        self._path = path
+        self._reference = reference
+        self._golden = golden
+        self._own = own
+        self._session = session
+
+    def __call__(self, fault: Fault, work: Workpiece) -> PlantedFault | None:
+        model = fault.plant(work)
+        if model is None:
+            return None
+        self._path.write_bytes(model.SerializeToString())
+        target = work.target
+        planted = PlantedFault(
+            name=fault.name,
+            layer=target.node if fault.single_layer and target is not None else None,
+            caught_by=("end_to_end",),
+            named=None,
+            accepted_by=(),
+        )
+        try:
+            session = open_session(self._path, self._session)
+            # As a file it is one and the same in every way to call it.
+            report = judge_model(
+                self._path, self._reference, self._golden, [session], conformance=False
+            )
+            outputs_NK = run_session(session, self._golden.inputs)
+        except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
+            return planted
+        (verdict,) = report.verdicts
+        layers = {
+            "structure": report.structure,
+            "static": report.static,
+            "node_local": verdict.node_local,
+            "end_to_end": verdict.comparison,
+        }
+        reasons = (*report.reasons, *(verdict.node_local.reasons if verdict.node_local else ()))
+        return dataclasses.replace(
+            planted,
+            caught_by=tuple(n for n, one in layers.items() if one is not None and not one.passed),
+            named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
+            accepted_by=tuple(
+                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
+            ),
+        )
+
+
+def folded_layers(
+    module: nn.Module, report: FoldReport, model: onnx.ModelProto
+) -> tuple[UnfoldedLayer, ...]:
+    """Return the layers into which one BatchNorm each was folded, as they were before."""
+    nodes = {node.input[1]: node.name for node in model.graph.node if len(node.input) > 2}
+    producers = [site.producer for site in report.folded]
+    layers = []
+    for site in report.folded:
+        node = nodes.get(f"{site.producer}.weight")
+        if node is None or producers.count(site.producer) > 1:
+            continue
+        layer, norm = module.get_submodule(site.producer), module.get_submodule(site.site)
+        is_plain = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        if not is_plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        layers.append(_before_the_fold(node, layer, norm))
+    return tuple(found for found in layers if found is not None)
+
+
+def _before_the_fold(
+    node: str, layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm
+) -> UnfoldedLayer | None:
+    def array(value: Any) -> np.ndarray | None:
+        return None if value is None else value.detach().numpy()
+
+    weight, mean, var = array(layer.weight), array(norm.running_mean), array(norm.running_var)
+    if weight is None or mean is None or var is None:
+        return None
+    bn = algebra.BatchNormParams(
+        gamma=array(norm.weight), beta=array(norm.bias), mean=mean, var=var, eps=norm.eps
+    )
+    return UnfoldedLayer(node=node, weight=weight, bias=array(layer.bias), bn=bn)

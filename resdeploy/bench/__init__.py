@@ -1,0 +1,1 @@
+"""Benchmarks: sessions timed in fresh processes, in turn, profiled, under load."""

@@ -1,0 +1,288 @@
+"""Time two runners in turn, and say which is faster; or several, for benchmarks and `tune`.
+
+A block is a pair of fresh processes, both loaded and warm, that are told in turn to run in bursts:
+A B B A, A B B A. What the machine does to the one it does to the other a moment later, and a drift
+cancels within each four. The next block is another pair, begun by the other one (B A A B), since
+processes differ by where their memory happens to lie.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resdeploy.bench.measure import check_spec
+from resdeploy.bench.process import BenchProcess
+from resdeploy.errors import EnvironmentLacksError, ReportedError, ResdeployError
+from resdeploy.machine.environment import read_environment
+from resdeploy.machine.state import read_machine_state
+from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchJob, BenchSide, BenchSpec
+from resdeploy.schema.codec import from_json
+from resdeploy.statistics.paired import CONFIDENCE, min_runs_for, speed_ratio
+
+__all__ = [
+    "MIN_BLOCKS",
+    "NUM_BURSTS",
+    "Contender",
+    "TimedSide",
+    "bench_in_turn",
+    "time_in_turn",
+    "time_those_that_run",
+]
+
+# A model, None where a factory makes it, and what to time of it.
+Contender = tuple[Path | None, BenchSpec]
+
+# Bursts of each process in a block; a multiple of two, for A B B A.
+NUM_BURSTS = 10
+
+# With fewer, Student's t is so large that only enormous differences show.
+MIN_BLOCKS = 3
+
+
+def bench_in_turn(
+    candidate: Contender,
+    baseline: Contender,
+    *,
+    num_blocks: int,
+    max_slowdown: float | None = None,
+    on_block: Callable[[int], None] | None = None,
+) -> BenchComparison:
+    """Time two models, or one with two settings, in turn; each process does `num_runs` runs.
+
+    Args:
+        candidate: the model and the settings in question.
+        baseline: those it is held against.
+        num_blocks: how many pairs of processes.
+        max_slowdown: the fraction by which the candidate may be slower.
+        on_block: called with the number of blocks done after each.
+
+    Raises:
+        ResdeployError: a number is out of range, or a model cannot be timed.
+        EnvironmentLacksError: a provider did not start or left kernels to another, or a process
+            was killed.
+    """
+    if num_blocks < MIN_BLOCKS:
+        raise ResdeployError(
+            f"The number of blocks is {num_blocks}.", fix=f"ask for at least {MIN_BLOCKS}"
+        )
+    for _, spec in (candidate, baseline):
+        check_spec(spec)
+        if spec.num_runs < NUM_BURSTS or spec.scenario != "single-stream":
+            raise ResdeployError(
+                "Two models are timed in turn in the scenario single-stream, with "
+                f"{NUM_BURSTS} runs each or more.",
+                fix="leave out --scenario, and ask for more --runs",
+            )
+    environment = read_environment()
+    before = read_machine_state(gpus=True)
+    blocks = []
+    sides: list[BenchSide] = []
+    for number in range(num_blocks):
+        block, pair = _block(candidate, baseline, candidate_first=number % 2 == 0, prove=not sides)
+        blocks.append(block)
+        sides = sides or pair
+        if on_block is not None:
+            on_block(number + 1)
+    after = read_machine_state(gpus=True)
+    return BenchComparison(
+        candidate=sides[0],
+        baseline=sides[1],
+        environment=environment,
+        interleaved=True,
+        blocks=tuple(blocks),
+        confidence=CONFIDENCE,
+        p50=speed_ratio(blocks, 50),
+        p99=speed_ratio(blocks, 99) if _enough(blocks, 99) else None,
+        max_slowdown=max_slowdown,
+        before=before,
+        after=after,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedSide:
+    """What one of several processes timed in turn ran on, and came to.
+
+    Attributes:
+        side: what it ran on.
+        bursts_ns: latencies of its bursts, from host memory to host memory.
+        ram_peak_bytes: the process's peak memory; None where it cannot be read.
+        bound_bursts_ns: latencies with input and output in device memory, where asked for.
+    """
+
+    side: BenchSide
+    bursts_ns: tuple[tuple[int, ...], ...]
+    ram_peak_bytes: int | None
+    bound_bursts_ns: tuple[tuple[int, ...], ...] = ()
+
+
+def time_in_turn(
+    sides: Sequence[Contender], *, prove_placement: bool, num_bursts: int = NUM_BURSTS
+) -> list[TimedSide]:
+    """Time each of `sides` in a fresh process, in bursts that take turns: A B C C B A, and again.
+
+    All processes live to the end, so all must fit into memory together. They are started one after
+    the other, in the order of `sides`.
+
+    Args:
+        sides: models and what to time of them.
+        prove_placement: ask a profile where the kernels were.
+        num_bursts: of each process; even, so that a drift cancels.
+
+    Raises:
+        ResdeployError: a model cannot be timed.
+        EnvironmentLacksError: a provider did not start or left kernels to another, or a process
+            was killed.
+    """
+
+    def stop(_: int, error: Exception) -> None:
+        raise error
+
+    timed = _time(
+        sides,
+        range(len(sides)),
+        num_bursts,
+        prove_placement=prove_placement,
+        on_failure=stop,
+    )
+    return [timed[place] for place in range(len(sides))]
+
+
+def time_those_that_run(
+    sides: Sequence[Contender],
+    *,
+    golden: Path,
+    num_bursts: int,
+    last_first: bool = False,
+    limit_s: float = 240.0,
+    all_started_s: float = 1200.0,
+    on_stage: Callable[[int], None] = lambda _: None,
+) -> list[TimedSide | Exception]:
+    """Time `sides` as `time_in_turn` does, but for those that fail: of each its error comes back.
+
+    Args:
+        sides: models and what to time of them.
+        golden: the golden file whose inputs they answer and are timed with.
+        num_bursts: of each process; even, so that a drift cancels.
+        last_first: begin with the last one, as every other block should.
+        limit_s: how long one may take to be ready, or for one burst.
+        all_started_s: how long all may take to be ready; one not begun by then is left out.
+        on_stage: called with the place of the one that is being started or timed.
+    """
+    failed: dict[int, Exception] = {}
+    order = range(len(sides))[:: -1 if last_first else 1]
+    timed = _time(
+        sides,
+        order,
+        num_bursts,
+        golden=golden,
+        on_failure=failed.__setitem__,
+        limit_s=limit_s,
+        all_started_s=all_started_s,
+        on_stage=on_stage,
+    )
+    return [failed[place] if place in failed else timed[place] for place in range(len(sides))]
+
+
+def _time(
+    sides: Sequence[Contender],
+    order: Sequence[int],
+    num_bursts: int,
+    *,
+    prove_placement: bool = False,
+    golden: Path | None = None,
+    on_failure: Callable[[int, Exception], None],
+    limit_s: float = math.inf,
+    all_started_s: float = math.inf,
+    on_stage: Callable[[int], None] = lambda _: None,
+) -> dict[int, TimedSide]:
+    """Return what each side that does not fail came to, by its place."""
+    alive: dict[int, BenchProcess] = {}
+    opened: dict[int, BenchSide] = {}
+    bursts: dict[tuple[int, str], list[tuple[int, ...]]] = defaultdict(list)
+    peaks: dict[int, int | None] = {}
+
+    def answer(place: int) -> dict[str, Any] | None:
+        on_stage(place)
+        try:
+            return alive[place].receive()
+        except (ReportedError, RuntimeError) as error:
+            del alive[place]
+            on_failure(place, error)
+            return None
+
+    end_s = time.monotonic() + all_started_s
+    with ExitStack() as stack:
+        # One after the other, so that none warms up beside another's start.
+        for place in order:
+            model, spec = sides[place]
+            left_s = min(limit_s, end_s - time.monotonic())
+            if left_s <= 0:
+                on_failure(place, EnvironmentLacksError("There was no time to start it."))
+                continue
+            job = BenchJob(
+                model=None if model is None else str(model),
+                spec=spec,
+                in_bursts=True,
+                prove_placement=prove_placement,
+                golden=None if golden is None else str(golden),
+            )
+            alive[place] = stack.enter_context(BenchProcess(job, limit_s=left_s))
+            if (found := answer(place)) is not None:
+                opened[place] = from_json(BenchSide, found["side"], where="the benchmark process")
+        for number in range(num_bursts):
+            for place in order if number % 2 == 0 else order[::-1]:
+                spec = sides[place][1]
+                for word, num_runs in (("", spec.num_runs), ("bound ", spec.num_bound_runs)):
+                    if place not in alive or not num_runs:
+                        continue
+                    alive[place].send(f"{word}{_share(num_runs, number, num_bursts)}")
+                    if (found := answer(place)) is not None:
+                        bursts[place, word].append(tuple(found["latencies_ns"]))
+                        peaks[place] = found["ram_peak_bytes"]
+    return {
+        place: TimedSide(
+            side=opened[place],
+            bursts_ns=tuple(bursts[place, ""]),
+            ram_peak_bytes=peaks[place],
+            bound_bursts_ns=tuple(bursts[place, "bound "]),
+        )
+        for place in alive
+    }
+
+
+def _block(
+    candidate: Contender,
+    baseline: Contender,
+    *,
+    candidate_first: bool,
+    prove: bool,
+) -> tuple[BenchBlock, list[BenchSide]]:
+    """Return the bursts of one pair of processes, and what each ran on."""
+    pair = (candidate, baseline) if candidate_first else (baseline, candidate)
+    timed = time_in_turn(pair, prove_placement=prove)
+    first, second = timed if candidate_first else reversed(timed)
+    block = BenchBlock(
+        candidate_ns=first.bursts_ns,
+        baseline_ns=second.bursts_ns,
+        candidate_first=candidate_first,
+    )
+    return block, [first.side, second.side]
+
+
+def _share(num_runs: int, number: int, num_bursts: int) -> int:
+    """Return how many of the runs the burst with this number does."""
+    return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts
+
+
+def _enough(blocks: list[BenchBlock], q: float) -> bool:
+    return all(
+        sum(map(len, bursts)) >= min_runs_for(q)
+        for block in blocks
+        for bursts in (block.candidate_ns, block.baseline_ns)
+    )

@@ -1,0 +1,180 @@
+"""The parent's end of a benchmark process: start it, hear it, and explain its death."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import resdeploy
+from resdeploy import errors
+from resdeploy.errors import EnvironmentLacksError, MissingExtraError, ReportedError
+from resdeploy.schema.benchmarks import BenchJob
+from resdeploy.schema.codec import to_json
+
+__all__ = ["BenchProcess", "slow_warnings"]
+
+_STOP_TIMEOUT_S = 5.0
+
+
+class BenchProcess:
+    """A fresh interpreter that does one job, and is gone when the block ends."""
+
+    def __init__(self, job: BenchJob, *, limit_s: float = math.inf) -> None:
+        """Take the job, and how many seconds an answer may take."""
+        runner = job.spec.runner
+        self._python = runner.python or sys.executable
+        unnamed = dataclasses.replace(job.spec, runner=dataclasses.replace(runner, python=None))
+        self._job = dataclasses.replace(job, spec=unnamed)
+        self._limit_s = limit_s
+
+    def __enter__(self) -> Self:
+        package = str(Path(resdeploy.__file__).parent.parent)
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        # What it prints, from C too; a file, as nobody empties a pipe while it runs.
+        self._printed = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            # -P: a numpy.py in the current folder is not what is meant.
+            [self._python, "-P", "-m", "resdeploy.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            text=True,
+            encoding="utf-8",
+        )
+        self.send(json.dumps(to_json(self._job)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = self._process
+        try:
+            if process.stdin is not None:
+                process.stdin.close()
+            if kind is not None:
+                process.kill()
+            process.wait(timeout=_STOP_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            process.kill()
+            process.wait()
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+            self._printed.close()
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far."""
+        self._printed.seek(0)
+        return self._printed.read().decode(errors="replace")
+
+    def send(self, line: str) -> None:
+        """Write one line to the process; that it has died, `receive` will say."""
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.write(line + "\n")
+                self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next answer.
+
+        Raises:
+            ReportedError: what the process reported, as it was there.
+            EnvironmentLacksError: the process was killed, or did not answer in time.
+            RuntimeError: it ended for a reason that only a bug explains.
+        """
+        assert self._process.stdout is not None
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            self._process.kill()
+
+        with ExitStack() as stack:
+            if math.isfinite(self._limit_s):
+                timer = threading.Timer(self._limit_s, end)
+                timer.start()
+                stack.callback(timer.cancel)
+            line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            if is_late.is_set():
+                raise EnvironmentLacksError(
+                    f"The process gave no answer within {self._limit_s:.0f} s.", where=self._where
+                )
+            raise self._death()
+        answer: dict[str, Any] = json.loads(line)
+        if answer["kind"] == "failure":
+            raise _as_it_was(answer)
+        return answer
+
+    @property
+    def _where(self) -> str | None:
+        return self._job.model or self._job.spec.runner.source.factory
+
+    def _death(self) -> Exception:
+        code = self._process.wait()
+        printed = self.printed.strip()
+        if code < 0:
+            name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+            why = _KILLED_BY.get(name, "")
+            killed = EnvironmentLacksError(
+                f"The process that timed the model was killed by {name}{why}; nothing was timed.",
+                where=self._where,
+                fix="try a smaller --batch, another --provider or another version of onnxruntime",
+            )
+            killed.add_note(printed)
+            return killed
+        if missing := re.search(r"The package '(\w+)' is not installed", printed):
+            return MissingExtraError(missing[1], extra="cpu")
+        return RuntimeError(f"the benchmark process ended with code {code}\n{printed}")
+
+
+_KILLED_BY = {
+    "SIGKILL": ", as happens where memory runs out",
+    "SIGILL": ": the runtime uses an instruction that this processor lacks",
+    "SIGSEGV": " inside the runtime",
+    "SIGABRT": " inside the runtime",
+    "SIGBUS": ", as happens where memory or disk runs out",
+}
+
+
+def _as_it_was(answer: dict[str, Any]) -> ReportedError:
+    """Return the error that a process reported, of the class it had there."""
+    kind = getattr(errors, answer["error"], ReportedError)
+    if kind is MissingExtraError:
+        kind = EnvironmentLacksError  # whose message is made already
+    error: ReportedError = kind(answer["what"], where=answer["where"], fix=answer["fix"])
+    for note in answer["notes"]:
+        error.add_note(note)
+    return error
+
+
+def slow_warnings(printed: str) -> tuple[str, ...]:
+    """Return what the runtime printed about operators that it runs slowly.
+
+    CUDA's Conv says so where cuDNN has no plan for it: "OP Conv(name) running in Fallback mode.
+    May be extremely slow."
+    """
+    found = re.findall(r"OP (\S+ running in Fallback mode)", printed)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,152 @@
+"""Runners on ONNX Runtime: a session as resdeploy opens it, and one by the runtime's defaults."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from resdeploy.bench.runners import Runner
+from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import Placement, SessionInfo
+from resdeploy.session import providers
+from resdeploy.session.diagnosis import plain_text, run_errors
+from resdeploy.session.placement import read_placement
+from resdeploy.session.runtime import (
+    ORT_ERRORS,
+    onnxruntime,
+    preload_libraries,
+    runtime_distribution,
+)
+from resdeploy.session.session import Session, input_specs, open_session
+
+__all__ = ["activate", "activate_by_default", "replace_options"]
+
+
+def activate(model: Path | None, spec: BenchSpec) -> Runner:
+    """Open a session, proven to run on its provider.
+
+    Raises:
+        ResdeployError: the model cannot be read, or has no one input that can be drawn.
+        ProviderError: the provider did not start.
+    """
+    assert model is not None
+    if spec.runner.options:
+        replace_options(spec.session.provider, spec.runner.options)
+    session = open_session(model, spec.session)
+    return _runner(model, session, prove=functools.partial(_prove, model, session))
+
+
+def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
+    """Open a session as ONNX Runtime's first example does: a provider's name and nothing else.
+
+    Raises:
+        ResdeployError: the model cannot be read, or has no one input that can be drawn.
+        ProviderError: the runtime ran on another provider.
+    """
+    provider = providers.find_provider(spec.session.provider)
+    if provider.preload:
+        preload_libraries()
+    try:
+        ort = onnxruntime.InferenceSession(str(model), providers=[provider.ort_name])
+    except ORT_ERRORS as error:
+        raise ResdeployError(
+            f"ONNX Runtime cannot open this model: {plain_text(error)}", where=str(model)
+        ) from error
+    active = tuple(ort.get_providers())
+    if active[0] != provider.ort_name:
+        raise ProviderError(f"The session runs on {active[0]}, not on {provider.ort_name}.")
+    info = SessionInfo(
+        spec=spec.session,
+        runtime=runtime_distribution(),
+        runtime_version=onnxruntime.__version__,
+        active_providers=active,
+        nodes_by_provider=None,
+    )
+    assert model is not None
+    return _runner(model, Session(ort, info))
+
+
+def replace_options(provider: str, options: Mapping[str, str]) -> None:
+    """Let every later session of this process have `options` in place of resdeploy's own choice.
+
+    For benchmarks of that choice: users get what the table of `resdeploy.session.providers` says.
+    """
+    chosen = providers.find_provider(provider)
+    replaced = dataclasses.replace(chosen, options=lambda spec: {**chosen.options(spec), **options})
+    providers.PROVIDERS = MappingProxyType({**providers.PROVIDERS, provider: replaced})
+
+
+def _runner(
+    model: Path,
+    session: Session,
+    prove: Callable[[NDArray[Any]], Placement | None] = lambda _: None,
+) -> Runner:
+    ort = session.ort
+    tensor = _only_input(input_specs(session), where=str(model))
+    in_force = ort.get_provider_options().get(ort.get_providers()[0], {})
+
+    def infer(values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
+        feed = {tensor.name: values}
+        if session.recorded is not None:
+            return functools.partial(session.recorded.run, feed)
+        return functools.partial(ort.run, None, feed)
+
+    return Runner(
+        file=model,
+        info=session.info,
+        input=tensor,
+        infer=infer,
+        bind=functools.partial(_bind, session, tensor.name),
+        errors=functools.partial(run_errors, session.info),
+        prove=prove,
+        options={str(name): str(value) for name, value in in_force.items()},
+    )
+
+
+def _bind(session: Session, name: str, values: NDArray[Any]) -> Callable[[], object]:
+    """Return a call that runs through an I/O binding, or replays the recorded graph, which has one.
+
+    Input and output lie in the memory of the provider.
+    """
+    ort, recorded = session.ort, session.recorded
+    if recorded is not None:
+        return functools.partial(recorded.launch, recorded.recorded({name: values}))
+    device = providers.find_provider(session.info.spec.provider).memory
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
+    binding = ort.io_binding()
+    binding.bind_ortvalue_input(name, value)
+    for output in ort.get_outputs():
+        binding.bind_output(output.name, device, 0)
+    return functools.partial(ort.run_with_iobinding, binding)
+
+
+def _prove(model: Path, session: Session, values: NDArray[Any]) -> Placement:
+    placement = read_placement(model, session, values)
+    if not placement.passed:
+        raise ProviderError(
+            f"The model did not run on {session.info.spec.provider} alone: "
+            f"{'; '.join(placement.reasons)}.",
+            where=str(model),
+            fix="simplify the model (resdeploy export), or use another provider",
+        )
+    return placement
+
+
+def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
+    if len(inputs) != 1:
+        raise ResdeployError(
+            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
+        )
+    if inputs[0].dtype not in ("float16", "float32", "float64", "uint8"):
+        raise ResdeployError(
+            f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
+            "numbers or pixels can be timed.",
+            where=where,
+        )
+    return inputs[0]

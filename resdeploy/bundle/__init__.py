@@ -1,0 +1,1 @@
+"""Bundles: folder, archive, page inside, other layouts, tuned settings, predictions."""

@@ -1,0 +1,253 @@
+"""A bundle as one `.zip` file: written to the same bytes everywhere, and read without trust.
+
+A plain zip archive that every tool opens, of which only one form is used: members sorted by name,
+stored and not deflated (zlib builds differ in the bytes they make of the same data), one fixed
+date, no comments, no extra fields, nothing between the parts. What is read must be that form to the
+byte, so that no header has a free bit to hide a link, a path, a second copy or a huge size in; the
+content of the members is then checked as every bundle is.
+
+Layout, of APPNOTE.TXT 4.3: (local header, name, content) per member; (central header, name) per
+member; end record.
+"""
+
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from resdeploy.bundle.folder import BundleFolder, read_bundle
+from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
+from resdeploy.files import atomic_write
+
+__all__ = ["is_archive", "opened_bundle", "read_members", "write_archive"]
+
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_END = struct.Struct("<4sHHHHIIH")
+
+_VERSION = 10  # the first: stored members, no folders
+_MADE_BY = 3 << 8 | _VERSION  # Unix, so that the file mode below counts
+_DATE = 1 << 5 | 1  # 1 January 1980, the first day there is
+_MODE = 0o100644 << 16  # an ordinary file, rw-r--r--
+_MOST_BYTES = 2**32 - 1  # beyond, a zip needs another form, which old tools do not read
+_MOST_MEMBERS = 64
+_CHUNK_BYTES = 1 << 20
+
+_FIX = "copy the bundle again from where it was made, or build it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One file of an archive: where its content begins, how long it is, and its CRC-32."""
+
+    name: str
+    size_bytes: int
+    crc32: int
+    header_at: int
+
+    @property
+    def content_at(self) -> int:
+        return self.header_at + _LOCAL.size + len(self.name)
+
+    def local_header(self) -> bytes:
+        return _LOCAL.pack(b"PK\3\4", _VERSION, *self._common()) + self.name.encode("ascii")
+
+    def central_header(self) -> bytes:
+        fields = (*self._common(), 0, 0, 0, _MODE, self.header_at)
+        return _CENTRAL.pack(b"PK\1\2", _MADE_BY, _VERSION, *fields) + self.name.encode("ascii")
+
+    def _common(self) -> tuple[int, ...]:
+        sizes = (self.size_bytes, self.size_bytes)
+        return (0, 0, 0, _DATE, self.crc32, *sizes, len(self.name), 0)
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether an output path, or an existing file, stands for a bundle in one file."""
+    return path.suffix.lower() == ".zip"
+
+
+def write_archive(folder: Path, out: Path, *, force: bool = False) -> None:
+    """Write the bundle in `folder` as the archive `out`; the same bundle gives the same bytes.
+
+    Raises:
+        BundleError: the folder is not an intact bundle.
+        ResdeployError: `out` exists or cannot be written, or the bundle is larger than 4 GiB.
+    """
+    read_bundle(folder)
+    members: list[_Member] = []
+    end = 0
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        with path.open("rb") as file:
+            size_bytes, crc32 = _measure(file)
+        members.append(_Member(path.name, size_bytes, crc32, end))
+        end = members[-1].content_at + size_bytes
+    if end > _MOST_BYTES - _END.size - sum(_CENTRAL.size + len(m.name) for m in members):
+        raise ResdeployError(
+            f"The bundle has {end} bytes, more than a plain zip archive can hold.",
+            where=str(out),
+            fix="give -o a name without .zip, which makes a folder",
+        )
+    with atomic_write(out, force=force) as temporary, temporary.open("wb") as file:
+        for member in members:
+            file.write(member.local_header())
+            with (folder / member.name).open("rb") as content:
+                while chunk := content.read(_CHUNK_BYTES):
+                    file.write(chunk)
+        file.write(_directory(members, end))
+
+
+@contextmanager
+def opened_bundle(path: Path) -> Iterator[BundleFolder]:
+    """Give the bundle at `path`, a folder or an archive, after checking every byte of it.
+
+    An archive is unpacked to a private temporary folder, which is gone when the block ends.
+
+    Raises:
+        BundleError: this is not a bundle, or it is not as it was written.
+        EnvironmentLacksError: there is no room to unpack it.
+    """
+    if path.is_dir() or not path.exists():
+        yield read_bundle(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary:
+        folder = Path(temporary).resolve()
+        try:
+            _unpack(path, folder)
+        except OSError as error:
+            raise EnvironmentLacksError(
+                f"The bundle cannot be unpacked: {error.strerror}.",
+                where=str(folder),
+                fix="free some space, or set TMPDIR to a folder that has it; "
+                "a bundle that is a folder needs none",
+            ) from error
+        try:
+            bundle = read_bundle(folder)
+        except BundleError as error:
+            # Whoever reads this has the archive, and never sees the temporary folder.
+            where = (error.where or "").replace(f"{folder}{os.sep}", "").replace(str(folder), "")
+            raise BundleError(
+                error.what, where=f"{path}{f': {where}' if where else ''}", fix=error.fix
+            ) from error
+        yield bundle
+
+
+def read_members(file: BinaryIO, *, where: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield the name and the content, in pieces, of each member of an archive.
+
+    All headers are checked before the first is given; the content of one, against its CRC-32, once
+    its last piece was taken.
+
+    Raises:
+        BundleError: the file is not an archive in the one form that `write_archive` makes.
+    """
+    for member in _members(file, where=where):
+        yield member.name, _content(file, member, where=where)
+
+
+def _measure(file: BinaryIO) -> tuple[int, int]:
+    """Return the size and the CRC-32 of what is left in a file."""
+    size_bytes = crc32 = 0
+    while chunk := file.read(_CHUNK_BYTES):
+        size_bytes += len(chunk)
+        crc32 = zlib.crc32(chunk, crc32)
+    return size_bytes, crc32
+
+
+def _directory(members: list[_Member], starts_at: int) -> bytes:
+    """Return what follows the members: a central header for each, and the end record."""
+    headers = b"".join(member.central_header() for member in members)
+    num = len(members)
+    return headers + _END.pack(b"PK\5\6", 0, 0, num, num, len(headers), starts_at, 0)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise BundleError("This is not a bundle: it is not an ordinary file.", where=str(path))
+    with path.open("rb") as file:
+        for name, pieces in read_members(file, where=str(path)):
+            # "x": never through something that is there already.
+            with (folder / name).open("xb") as out:
+                for piece in pieces:
+                    out.write(piece)
+
+
+def _members(file: BinaryIO, *, where: str) -> list[_Member]:
+    """Return the members of an archive, once every header is what `write_archive` writes."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    if size_bytes < _END.size:
+        raise _not_an_archive(where)
+    file.seek(size_bytes - _END.size)
+    signature, _, _, _, num, directory_bytes, starts_at, _ = _END.unpack(file.read(_END.size))
+    if signature != b"PK\5\6":
+        raise _not_an_archive(where)
+    if num > _MOST_MEMBERS or starts_at + directory_bytes + _END.size != size_bytes:
+        raise _changed("The table of contents of the archive was changed", where)
+    file.seek(starts_at)
+    directory = file.read(directory_bytes)
+    members: list[_Member] = []
+    at = 0
+    for _ in range(num):
+        fields = directory[at : at + _CENTRAL.size]
+        if len(fields) < _CENTRAL.size:
+            raise _changed("The table of contents of the archive was changed", where)
+        *_, crc32, _, member_bytes, name_bytes, _, _, _, _, _, header_at = _CENTRAL.unpack(fields)
+        name = directory[at + _CENTRAL.size : at + _CENTRAL.size + name_bytes]
+        members.append(_Member(_plain_name(name, where), member_bytes, crc32, header_at))
+        at += _CENTRAL.size + name_bytes
+    names = [member.name for member in members]
+    if names != sorted(names) or len({name.casefold() for name in names}) != num:
+        raise _changed("The archive lists a file twice, or in another order", where)
+    end = 0
+    for member in members:
+        file.seek(member.header_at)
+        header = member.local_header()
+        if member.header_at != end or file.read(len(header)) != header:
+            raise _changed(f"The header of {member.name} in the archive was changed", where)
+        end = member.content_at + member.size_bytes
+    file.seek(starts_at)
+    if end != starts_at or file.read() != _directory(members, end):
+        raise _changed("The table of contents of the archive was changed", where)
+    return members
+
+
+def _content(file: BinaryIO, member: _Member, *, where: str) -> Iterator[bytes]:
+    file.seek(member.content_at)
+    left, crc32 = member.size_bytes, 0
+    while left:
+        piece = file.read(min(left, _CHUNK_BYTES))
+        if not piece:
+            break
+        left -= len(piece)
+        crc32 = zlib.crc32(piece, crc32)
+        yield piece
+    if left or crc32 != member.crc32:
+        raise _changed(f"The file {member.name} was changed after the bundle was written", where)
+
+
+def _plain_name(raw: bytes, where: str) -> str:
+    """Return the name of a member; BundleError unless it is a plain file name in ASCII."""
+    name = raw.decode("latin-1")
+    if name in ("", ".", "..") or not name.isascii() or any(c in name for c in "/\\:\0"):
+        raise BundleError(
+            f"The archive lists {name!r}, which is not a plain file name.",
+            where=where,
+            fix="do not use this bundle: no resdeploy wrote it",
+        )
+    return name
+
+
+def _not_an_archive(where: str) -> BundleError:
+    return BundleError(
+        "This is not a bundle: neither a folder nor a whole zip archive.",
+        where=where,
+        fix="give what `resdeploy bundle` wrote, unchanged (not packed again by another tool)",
+    )
+
+
+def _changed(what: str, where: str) -> BundleError:
+    return BundleError(f"{what}.", where=where, fix=_FIX)

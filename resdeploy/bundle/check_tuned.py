@@ -1,0 +1,77 @@
+"""The ways to run a bundle that `tune` found for this machine, held to what they promised."""
+
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.bundle.folder import BundleFolder
+from resdeploy.bundle.tuned_settings import target_of
+from resdeploy.machine.environment import read_environment
+from resdeploy.schema.bundles import TunedCheck
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
+from resdeploy.session.run import run_session
+from resdeploy.session.session import open_session
+from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.outputs import judge_outputs
+
+__all__ = ["check_tuned", "golden_answers"]
+
+# The same file, kind of machine and runtime computed it: what moves it is the order of sums, which
+# is far below the error of any lower precision.
+_CLEARLY_WORSE = 2.0
+
+
+def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenAnswers:
+    """Return what a model in a session makes of the golden inputs.
+
+    Raises:
+        ResdeployError: the model is not the network of the reference, or cannot be read.
+        EnvironmentLacksError: the provider did not start.
+    """
+    outputs_NK = run_session(open_session(model, session), golden.inputs).astype(np.float64)
+    reference_NK = golden.reference
+    is_same_N = outputs_NK.argmax(axis=1) == reference_NK.argmax(axis=1)
+    is_finite = bool(np.isfinite(outputs_NK).all())
+    error = float(np.abs(outputs_NK - reference_NK).max()) if is_finite else float("inf")
+    return GoldenAnswers(
+        num_inputs=len(reference_NK),
+        num_same_class=int(is_same_N.sum()),
+        error=error / (float(np.abs(reference_NK).max()) or 1.0),
+    )
+
+
+def check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
+    """Return a verdict on each of the settings that are for this kind of machine and this runtime.
+
+    Raises:
+        EnvironmentLacksError: a provider that `tune` chose here does not start any more.
+    """
+    if not bundle.manifest.tuned:
+        return ()
+    here = target_of(read_environment())
+    return tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here)
+
+
+def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:
+    model = bundle.path / settings.model
+    found = golden_answers(model, settings.session, bundle.golden)
+    if settings.max_drop is None:
+        (verdict,) = judge_outputs(model, bundle.golden, [settings.session]).verdicts
+        return TunedCheck(settings=settings, found=found, reasons=verdict.reasons)
+    return TunedCheck(settings=settings, found=found, reasons=_worse(found, settings.answers))
+
+
+def _worse(found: GoldenAnswers, then: GoldenAnswers) -> tuple[str, ...]:
+    """Return in what the answers are clearly worse than when the settings were found."""
+    reasons = []
+    if found.num_same_class < then.num_same_class:
+        reasons.append(
+            f"{found.num_same_class} of {found.num_inputs} predictions are the reference's; they "
+            f"were {then.num_same_class}"
+        )
+    if not found.error <= _CLEARLY_WORSE * then.error < np.inf:
+        reasons.append(
+            f"its largest error is {found.error:.2g} of the largest output; it was {then.error:.2g}"
+        )
+    return tuple(reasons)

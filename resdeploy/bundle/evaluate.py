@@ -1,0 +1,251 @@
+"""How often a model is right, how sure that is, and what another one does on the same samples.
+
+Shapes: N samples, K classes.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.bundle.classifier import Classifier, opened_classifier
+from resdeploy.data.samples import LabelledSamples, inputs_from_raw
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.evaluations import (
+    AccuracyResult,
+    EvaluatedModel,
+    EvaluateReport,
+    Flip,
+    PairedResult,
+)
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.session.run import run_session
+from resdeploy.statistics.proportions import (
+    clopper_pearson,
+    mcnemar_exact,
+    paired_difference_interval,
+)
+
+__all__ = ["CONFIDENCE", "Answers", "LoadSamples", "answer", "compare_answers", "evaluate"]
+
+CONFIDENCE = 0.95
+
+# Inputs of so many samples are in memory at a time.
+_BATCH_SIZE = 64
+
+LoadSamples = Callable[[Preprocess | None], LabelledSamples]
+Progress = Callable[[int, int | None, str], None]
+
+
+def evaluate(
+    model: Path,
+    load: LoadSamples,
+    spec: SessionSpec,
+    *,
+    against: Path | None = None,
+    against_spec: SessionSpec | None = None,
+    max_drop: float | None = None,
+    on_progress: Progress = lambda done, total, remark: None,
+) -> EvaluateReport:
+    """Return how often `model` is right, and next to it `against`, on the same samples.
+
+    Args:
+        model: an ONNX file or a bundle.
+        load: returns the samples, decoded as a model's preprocessing says.
+        spec: where to run.
+        against: another model, likewise.
+        against_spec: where to run that; None for where `model` runs.
+        max_drop: the largest fraction by which `model` may be right less often.
+        on_progress: told how many samples are done, of how many, with which model.
+
+    Raises:
+        ResdeployError: a model or the samples are not what they should be, the samples have no
+            labels or some that are no classes of the model, or an output is not finite.
+        EnvironmentLacksError: the provider did not start.
+    """
+    load_once = functools.cache(load)  # two models mostly agree on how samples are decoded
+    answers = answer(model, load_once, spec, on_progress)
+    others = None
+    if against is not None:
+        others = answer(against, load_once, against_spec or spec, on_progress)
+    return compare_answers(answers, others, max_drop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """What a model said of N samples, and how often it was right.
+
+    Attributes:
+        model: which it is, where it ran, and its accuracy.
+        samples: what it was asked.
+        labels: the names of its classes, where it knows them.
+        truth: (N,), places among its outputs, as are those `predicted`, (N,).
+        margin: (N,), by how much the score of the predicted class leads the next.
+    """
+
+    model: EvaluatedModel
+    samples: LabelledSamples
+    labels: tuple[str, ...]
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    margin: NDArray[np.float64]
+
+    @property
+    def is_correct(self) -> NDArray[np.bool_]:
+        """Return for each sample whether the model was right: (N,)."""
+        return np.asarray(self.truth == self.predicted)
+
+
+def answer(
+    model: Path,
+    load: LoadSamples,
+    spec: SessionSpec,
+    on_progress: Progress = lambda done, total, remark: None,
+) -> Answers:
+    """Return what a model says of the samples; parameters and errors are those of `evaluate`."""
+    with opened_classifier(model, spec) as classifier:
+        return _answers(classifier, load(classifier.preprocess), on_progress)
+
+
+def compare_answers(
+    answers: Answers, against: Answers | None = None, max_drop: float | None = None
+) -> EvaluateReport:
+    """Return how often a model is right, and next to it another one, on the same samples.
+
+    Raises:
+        ResdeployError: the models do not have the same classes.
+    """
+    if (
+        against is not None
+        and answers.labels
+        and against.labels
+        and answers.labels != against.labels
+    ):
+        raise ResdeployError(
+            "The two models do not have the same classes in the same order.",
+            where=f"{answers.model.name} and {against.model.name}",
+            fix="compare models of the same training, or evaluate each by itself",
+        )
+    return EvaluateReport(
+        model=answers.model,
+        samples=answers.samples.description,
+        labels=answers.labels or answers.samples.labels,
+        confidence=CONFIDENCE,
+        against=None if against is None else against.model,
+        paired=None if against is None else _paired(answers, against),
+        max_drop=max_drop,
+    )
+
+
+def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Progress) -> Answers:
+    truth_N = _classes_of(samples, classifier)
+    num_samples = len(samples.x)
+    predicted, margins = [], []
+    for start in range(0, num_samples, _BATCH_SIZE):
+        on_progress(start, num_samples, classifier.name)
+        raw = samples.x[start : start + _BATCH_SIZE]
+        inputs = inputs_from_raw(raw, classifier.preprocess)
+        scores_NK = run_session(classifier.session, inputs).astype(np.float64)
+        if bad := np.flatnonzero(~np.isfinite(scores_NK).all(axis=1)).tolist():
+            raise ResdeployError(
+                "The model's outputs for this sample are not finite.",
+                where=f"{classifier.name}, {samples.names[start + bad[0]]}",
+                fix="check the sample for NaN and huge values, and the model with resdeploy verify",
+            )
+        predicted.append(scores_NK.argmax(axis=1))
+        margins.append(_lead(scores_NK))
+        if start == 0:
+            _check_range(truth_N, scores_NK.shape[1], samples, classifier)
+    on_progress(num_samples, num_samples, classifier.name)
+    predicted_N = np.concatenate(predicted)
+    num_correct = int((predicted_N == truth_N).sum())
+    result = AccuracyResult(
+        num_correct=num_correct,
+        num_samples=num_samples,
+        interval=clopper_pearson(num_correct, num_samples, confidence=CONFIDENCE),
+    )
+    return Answers(
+        model=EvaluatedModel(name=classifier.name, session=classifier.session.info, result=result),
+        samples=samples,
+        labels=classifier.labels,
+        truth=truth_N,
+        predicted=predicted_N,
+        margin=np.concatenate(margins),
+    )
+
+
+def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return by how much the largest score leads the next; of a single class, that score."""
+    if scores_NK.shape[1] == 1:
+        return scores_NK[:, 0]
+    two_N2 = np.partition(scores_NK, -2, axis=1)[:, -2:]
+    return np.asarray(two_N2[:, 1] - two_N2[:, 0])
+
+
+def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.int64]:
+    """Return the label of each sample as a place among the model's outputs.
+
+    By the names of the classes where the model knows all of them: data of fewer classes, or in
+    another order, keep their meaning. By number otherwise, as in ImageNet's folders.
+    """
+    if samples.y is None:
+        raise ResdeployError(
+            "The samples have no labels: there is nothing to be right about.",
+            where=samples.description,
+            fix="give an .npz with x and y, or a folder with one folder of images per class",
+        )
+    if not samples.labels or not classifier.labels or samples.labels == classifier.labels:
+        return samples.y
+    place_of = {label: place for place, label in enumerate(classifier.labels)}
+    if set(samples.labels) <= set(place_of):
+        return np.array([place_of[label] for label in samples.labels], np.int64)[samples.y]
+    if len(samples.labels) != len(classifier.labels):
+        unknown = next(label for label in samples.labels if label not in place_of)
+        raise ResdeployError(
+            f"The data has {len(samples.labels)} classes, the model {len(classifier.labels)}, and "
+            f"{unknown!r} is none of the model's: which is which cannot be told.",
+            where=samples.description,
+            fix="name the folders as the model names its classes: " + ", ".join(place_of),
+        )
+    return samples.y
+
+
+def _check_range(
+    truth_N: NDArray[np.int64], num_classes: int, samples: LabelledSamples, classifier: Classifier
+) -> None:
+    if bad := np.flatnonzero((truth_N < 0) | (truth_N >= num_classes)).tolist():
+        raise ResdeployError(
+            f"The label {truth_N[bad[0]]} is none of the model's classes, 0 to {num_classes - 1}.",
+            where=f"{classifier.name}, {samples.names[bad[0]]}",
+            fix="evaluate on the data that the model was trained for",
+        )
+
+
+def _paired(model: Answers, against: Answers) -> PairedResult:
+    model_only = int((model.is_correct & ~against.is_correct).sum())
+    against_only = int((against.is_correct & ~model.is_correct).sum())
+    names = model.samples.names
+    return PairedResult(
+        num_model_only=model_only,
+        num_against_only=against_only,
+        p_value=mcnemar_exact(model_only, against_only),
+        drop_interval=paired_difference_interval(
+            against_only, model_only, len(names), confidence=CONFIDENCE
+        ),
+        flips=tuple(
+            Flip(
+                sample=names[i],
+                index=i,
+                label=int(model.truth[i]),
+                predicted=int(model.predicted[i]),
+                against_predicted=int(against.predicted[i]),
+                margin=float(model.margin[i]),
+                against_margin=float(against.margin[i]),
+            )
+            for i in np.flatnonzero(model.predicted != against.predicted).tolist()
+        ),
+    )

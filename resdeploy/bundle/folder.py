@@ -1,0 +1,367 @@
+"""A bundle: one flat folder that holds a model and the proof that comes with it.
+
+::
+
+    manifest.json   the other files by size and SHA-256, and the records that led to the model
+    model.onnx
+    golden.npz      inputs, reference outputs in float64, and the noise to judge by
+    labels.txt      one class name a line; absent where there are none
+    README.md       for the person who unpacks it
+    NAME.onnx       other forms of the model that `tune` found to be the best on some machine
+
+`read_bundle` checks all of it before anything is run. It finds every accidental change, and every
+change by someone who does not also make a new manifest: the manifest is not signed, so a digest
+that came by another way is what tells a forged bundle from yours.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from resdeploy.bundle.page import readme_text
+from resdeploy.errors import BundleError, ResdeployError
+from resdeploy.files import atomic_directory, file_info, sha256_file
+from resdeploy.schema.bundles import Manifest
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.tunings import TunedSettings
+from resdeploy.verify.golden_file import Golden, load_golden, save_golden
+
+__all__ = ["MANIFEST", "BundleFolder", "read_bundle", "write_bundle", "write_tuned"]
+
+MANIFEST = "manifest.json"
+_MODEL = "model.onnx"
+_GOLDEN = "golden.npz"
+_LABELS = "labels.txt"
+_README = "README.md"
+
+_REBUILD = "copy the bundle again from where it was made, or build it anew"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BundleFolder:
+    """A bundle whose every byte has been checked.
+
+    Attributes:
+        path: its folder.
+        manifest: its table of contents.
+        digest: the SHA-256 of the manifest's content, which stands for the whole bundle.
+        model: the path of the ONNX model.
+        golden: the golden inputs and their reference outputs.
+        labels: the class names, or () where there are none.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    model: Path
+    golden: Golden
+    labels: tuple[str, ...]
+
+
+def write_bundle(
+    out: Path,
+    *,
+    name: str,
+    model: Path,
+    golden: Golden,
+    labels: Sequence[str],
+    preprocess: Preprocess | None,
+    export: ExportReport | None,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    versions: Mapping[str, str],
+    force: bool = False,
+) -> Manifest:
+    """Write a bundle to the folder `out`, whole or not at all, and return its manifest.
+
+    The same arguments give the same bytes: no date, host or path is written. The paths in
+    `export` are cut to file names for this; texts such as `golden.info.source` are kept as given.
+
+    Args:
+        out: the folder to make.
+        name: what the model is called.
+        model: the ONNX file, with its weights inside.
+        golden: at least one input with its reference outputs.
+        labels: the class names in the order of the outputs, or none.
+        preprocess: how a raw sample becomes an input, or None where that is not known.
+        export: the record of the export that made the model, if there is one.
+        inputs: what the model takes.
+        outputs: what it returns.
+        versions: of the packages that made the model.
+        force: replace an existing bundle, but no other folder.
+
+    Raises:
+        BundleError: the labels do not fit the outputs, or cannot be written one a line.
+        ResdeployError: the model is missing; `out` exists; or it cannot be written.
+    """
+    if not model.is_file():
+        raise ResdeployError("There is no such model file.", where=str(model))
+    _check_labels(labels, golden, where=_LABELS)
+    with atomic_directory(out, force=force, marker=MANIFEST) as folder:
+        shutil.copyfile(model, folder / _MODEL)
+        save_golden(folder / _GOLDEN, golden)
+        if labels:
+            _write_text(folder / _LABELS, "".join(f"{label}\n" for label in labels))
+        _write_text(
+            folder / _README,
+            readme_text(name, inputs, outputs, preprocess, has_labels=bool(labels)),
+        )
+        files = tuple(
+            file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
+        )
+        manifest = Manifest(
+            name=name,
+            files=files,
+            inputs=inputs,
+            outputs=outputs,
+            preprocess=preprocess,
+            num_labels=len(labels),
+            golden=golden.info,
+            export=None if export is None else _without_folders(export),
+            versions=dict(sorted(versions.items())),
+        )
+        _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
+        # What cannot be read back must not be handed out.
+        read_bundle(folder)
+    return manifest
+
+
+def write_tuned(
+    bundle: BundleFolder,
+    out: Path,
+    found: Sequence[tuple[TunedSettings, Path]],
+    *,
+    force: bool = False,
+) -> Manifest:
+    """Write `bundle` to the folder `out` with more ways to run it, and return its manifest.
+
+    Settings for the same machine, runtime and objective are replaced by the last of them. A file
+    whose name another one has already is called by its digest as well.
+
+    Args:
+        bundle: the one that was tuned.
+        out: the folder to make; that of `bundle` itself, with `force`.
+        found: how to run it, and where, each with the model file that it is for.
+        force: replace an existing bundle.
+
+    Raises:
+        BundleError: settings name something else than a file.
+        ResdeployError: `out` exists, or it cannot be written.
+    """
+    new = [one for n, one in enumerate(found) if not _has_same_target(one[0], found[n + 1 :])]
+    tuned = [one for one in bundle.manifest.tuned if not _has_same_target(one, new)]
+    kept = {_MODEL, *(one.model for one in tuned)}
+    with atomic_directory(out, force=force, marker=MANIFEST) as folder:
+        for file in bundle.manifest.files:
+            # A model that no settings ask for any more is not carried along.
+            if file.path in kept or not file.path.endswith(".onnx"):
+                shutil.copyfile(bundle.path / file.path, folder / file.path)
+        for settings, model in new:
+            name = _add_model(model, folder, settings.model)
+            tuned.append(dataclasses.replace(settings, model=name))
+        files = tuple(
+            file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
+        )
+        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=tuple(tuned))
+        _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
+        read_bundle(folder)
+    return manifest
+
+
+def _has_same_target(one: TunedSettings, others: Sequence[tuple[TunedSettings, Path]]) -> bool:
+    """Return whether any of the others is for the same machine, objective and batch size."""
+    targets = [(other.target, other.objective, other.batch_size) for other, _ in others]
+    return (one.target, one.objective, one.batch_size) in targets
+
+
+def _add_model(model: Path, folder: Path, name: str) -> str:
+    """Copy a model into a folder unless it is there already, and return what it is called there."""
+    # Settings also come from other machines, and lead nowhere else.
+    if not name.endswith(".onnx") or any(c in name for c in "/\\:\0"):
+        raise BundleError(f"{name!r} is not the name of a model file.", where=str(model))
+    digest = sha256_file(model)
+    if (folder / name).exists() and sha256_file(folder / name) != digest:
+        name = f"{name.removesuffix('.onnx')}-{digest[:8]}.onnx"
+    if not (folder / name).exists():
+        shutil.copyfile(model, folder / name)
+    return name
+
+
+def read_bundle(path: Path) -> BundleFolder:
+    """Return the bundle in the folder `path`, after checking all of it.
+
+    Raises:
+        BundleError: this is not a bundle; or a file was changed, added, removed or renamed, or is
+            a link; or the parts do not fit each other. The message names the file.
+    """
+    if not path.is_dir():
+        raise BundleError("This is not a bundle: there is no such folder.", where=str(path))
+    manifest, digest = _read_manifest(path / MANIFEST)
+    _check_names(manifest, where=str(path / MANIFEST))
+    _check_listing(path, {file.path for file in manifest.files} | {MANIFEST})
+    for file in manifest.files:
+        _check_content(path / file.path, file)
+    golden = load_golden(path / _GOLDEN)
+    if golden.info != manifest.golden:
+        raise _damaged("The golden file is not the one that the manifest describes", path / _GOLDEN)
+    labels = _read_labels(path / _LABELS) if manifest.num_labels else ()
+    if len(labels) != manifest.num_labels:
+        raise _damaged(
+            f"There are {len(labels)} labels; the manifest says {manifest.num_labels}",
+            path / _LABELS,
+        )
+    _check_labels(labels, golden, where=str(path / _LABELS))
+    return BundleFolder(
+        path=path,
+        manifest=manifest,
+        digest=digest,
+        model=path / _MODEL,
+        golden=golden,
+        labels=labels,
+    )
+
+
+# --- the manifest --------------------------------------------------------------------------------
+
+
+def _manifest_text(record: Mapping[str, Any]) -> str:
+    """Return the text of manifest.json: the record, and the digest of its own text before that."""
+    return _json_text({**record, "digest": _digest(record)})
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json_text(record).encode()).hexdigest()
+
+
+def _json_text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, str]:
+    """Return the manifest and its digest."""
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(
+            f"This is not a bundle: it has no {MANIFEST}.",
+            where=str(path.parent),
+            fix="give the folder that `resdeploy bundle` wrote",
+        )
+    raw = path.read_bytes()
+    try:
+        record = json.loads(raw)
+        digest = record.pop("digest")
+        # The text itself, and not only its meaning, must be what write_bundle makes of the
+        # record: this leaves no byte free, neither a space nor a key given twice.
+        intact = _digest(record) == digest and _manifest_text(record).encode() == raw
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise _damaged("The manifest is damaged, or is not one of a bundle", path) from error
+    if not intact:
+        raise _damaged("The manifest was changed after the bundle was written", path)
+    try:
+        return load_json(Manifest, _json_text(record), where=str(path)), digest
+    except ResdeployError as error:
+        raise BundleError(error.what, where=error.where, fix=error.fix or _REBUILD) from error
+
+
+def _without_folders(export: ExportReport) -> ExportReport:
+    """Return `export` with file names where it had paths, which differ between machines."""
+    verification = export.verification
+    if verification is not None:
+        verification = dataclasses.replace(verification, model=_file_name_only(verification.model))
+    return dataclasses.replace(export, file=_file_name_only(export.file), verification=verification)
+
+
+def _file_name_only(file: FileInfo) -> FileInfo:
+    return dataclasses.replace(file, path=PurePosixPath(file.path.replace("\\", "/")).name)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _check_names(manifest: Manifest, *, where: str) -> None:
+    """Raise BundleError unless the manifest lists plain file names of this folder, each once."""
+    names = [file.path for file in manifest.files]
+    for name in names:
+        # ":" would name a drive or a hidden stream on Windows.
+        if name in ("", ".", "..", MANIFEST) or any(c in name for c in "/\\:\0"):
+            raise BundleError(
+                f"The manifest lists {name!r}, which is not a file of this folder.",
+                where=where,
+                fix="do not use this bundle: no resdeploy wrote it",
+            )
+    # Case is ignored, as some file systems do: two such names would be one file there.
+    if len({name.casefold() for name in names}) != len(names):
+        raise _damaged("The manifest lists a file twice", where)
+    wanted = {_MODEL, _GOLDEN, _README} | ({_LABELS} if manifest.num_labels else set())
+    wanted |= {settings.model for settings in manifest.tuned}
+    if missing := sorted(wanted - set(names)):
+        raise _damaged(f"The manifest does not list {missing[0]}", where)
+
+
+def _check_listing(path: Path, names: set[str]) -> None:
+    """Raise BundleError unless the folder holds these files, as ordinary files, and no others."""
+    found = {entry.name for entry in os.scandir(path)}
+    if missing := sorted(names - found):
+        raise _damaged(f"The file {missing[0]} is missing", path / missing[0])
+    if added := sorted(found - names):
+        raise BundleError(
+            f"The file {added[0]} is not in the manifest: it was added or renamed.",
+            where=str(path / added[0]),
+            fix="move it elsewhere, or copy the bundle again from where it was made",
+        )
+    for name in sorted(names):
+        status = (path / name).lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(f"{name} is not an ordinary file", path / name)
+        if status.st_nlink > 1:
+            # It can be changed through its other name, after it was checked.
+            raise BundleError(
+                f"{name} has a second name elsewhere (a hard link).",
+                where=str(path / name),
+                fix="make a copy of the bundle (cp -r) and use that",
+            )
+
+
+def _check_content(path: Path, file: FileInfo) -> None:
+    size_bytes = path.stat().st_size
+    if size_bytes != file.size_bytes:
+        raise _damaged(
+            f"The file {file.path} has {size_bytes} bytes; the manifest says {file.size_bytes}",
+            path,
+        )
+    if sha256_file(path) != file.sha256:
+        raise _damaged(f"The file {file.path} was changed after the bundle was written", path)
+
+
+def _check_labels(labels: Sequence[str], golden: Golden, *, where: str) -> None:
+    num_outputs = golden.reference.shape[-1]
+    if labels and len(labels) != num_outputs:
+        raise BundleError(f"{len(labels)} labels for {num_outputs} outputs.", where=where)
+    for label in labels:
+        if label.splitlines() != [label]:
+            raise BundleError(f"The label {label!r} is empty, or more than one line.", where=where)
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise _damaged("The labels are not UTF-8 text", path) from error
+
+
+def _damaged(what: str, where: Path | str) -> BundleError:
+    return BundleError(f"{what}.", where=str(where), fix=_REBUILD)
+
+
+def _write_text(path: Path, text: str) -> None:
+    # newline: else Windows would write other bytes.
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,1 @@
+"""Samples on their way to a model: data sets by name, files, preprocessing."""

@@ -1,0 +1,464 @@
+"""Data sets by name: `DataSpec` to raw numpy arrays. Nothing here downloads, and nothing is torch.
+
+Raw means as stored: uint8 images NCHW or NHWC, or float vectors (N, F).
+`resdeploy.data.preprocess.preprocess_batch` turns them into network inputs, in training as on a
+target.
+"""
+
+import os
+import random
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.data.cifar import read_cifar
+from resdeploy.data.preprocess import load_image
+from resdeploy.data.samples import LabelledSamples
+from resdeploy.errors import MissingExtraError, ResdeployError
+from resdeploy.schema.recipes import DataSpec, Preprocess
+
+__all__ = [
+    "DATA_NAMES",
+    "Dataset",
+    "epoch_order",
+    "labelled_arrays",
+    "load_dataset",
+    "load_evaluation",
+    "load_labelled",
+    "parse_data",
+    "stratified_split",
+    "training_files",
+]
+
+EMBEDDED = ("digits", "mnist1d")
+DATA_NAMES = (*EMBEDDED, "cifar10", "cifar100", "image-folder", "npz")
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+_TEST_FRACTION = 0.2
+_DIGIT_WHITE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Dataset:
+    """Raw samples with their labels, int64 (N,); `labels` names the classes, () if unknown."""
+
+    train_x: NDArray[Any]
+    train_y: NDArray[np.int64]
+    test_x: NDArray[Any]
+    test_y: NDArray[np.int64]
+    labels: tuple[str, ...] = ()
+
+
+def parse_data(text: str) -> DataSpec:
+    """Return the data set that a command line names.
+
+    One of `digits`, `mnist1d`, `NAME:PATH` for the others (`cifar10:data/`), a path that ends in
+    `.npz`, or a folder of images.
+
+    Raises:
+        ResdeployError: the text is none of these.
+    """
+    name, colon, path = text.partition(":")
+    if name in DATA_NAMES:
+        if name in EMBEDDED and colon:
+            raise ResdeployError(f"{name} comes with resdeploy and takes no path.", where=text)
+        return DataSpec(name=name, path=path or None)
+    if text.endswith(".npz"):
+        return DataSpec(name="npz", path=text)
+    if text and Path(text).expanduser().is_dir():
+        return DataSpec(name="image-folder", path=text)
+    raise ResdeployError(
+        f"There is no data set {text!r}, and no such folder.",
+        fix="one of: digits, mnist1d, cifar10:PATH, cifar100:PATH, image-folder:PATH, FILE.npz, "
+        "a folder of images",
+    )
+
+
+def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
+    """Return a data set, in memory, in an order that never changes.
+
+    digits: uint8 (N, 1, 8, 8), 0…255; one fifth of each class is held out, by `spec.split_seed`.
+    mnist1d: float32 (N, 40), generated from the package's own seed; 4000 and 1000.
+    cifar10, cifar100: uint8 (N, 3, 32, 32) from the official archives.
+    image-folder: uint8 (N, C, H, W) through `load_image`, from `train/CLASS/` and `test/CLASS/`
+        (or `val/CLASS/`), or from `CLASS/` with a fifth of each class held out.
+    npz: `train_x`, `train_y`, `test_x`, `test_y`.
+
+    Raises:
+        ResdeployError: the data is not where `spec` says, is damaged, or does not fit together.
+        MissingExtraError: the package that generates it is not installed.
+    """
+    match spec.name:
+        case "digits":
+            return _load_digits(spec)
+        case "mnist1d":
+            return _load_mnist1d()
+        case "cifar10" | "cifar100":
+            arrays = read_cifar(spec.name, spec.path)
+            return Dataset(
+                train_x=arrays.train_x,
+                train_y=arrays.train_y,
+                test_x=arrays.test_x,
+                test_y=arrays.test_y,
+                labels=arrays.labels,
+            )
+        case "image-folder":
+            return _load_image_folder(spec, preprocess)
+        case "npz":
+            return _load_npz_dataset(_existing(spec))
+    raise _unknown(spec)
+
+
+def load_evaluation(
+    spec: DataSpec, preprocess: Preprocess
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Return the held-out samples, raw, and their labels or None; see `load_labelled`."""
+    samples = load_labelled(spec, preprocess)
+    return samples.x, samples.y
+
+
+def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
+    """Return the held-out samples, with their labels and names as far as there are any.
+
+    The test part of `load_dataset`; of an .npz `x` and `y` if it has them; and of a folder that
+    holds images rather than classes all of them, in the order of their names, without labels.
+
+    Args:
+        spec: the data set.
+        preprocess: how image files are decoded; only folders of images need it.
+
+    Raises:
+        ResdeployError: as `load_dataset`; or image files are to be decoded, and how is not known.
+        MissingExtraError: as `load_dataset`.
+    """
+    if spec.name == "npz":
+        path = _existing(spec)
+        x, y = _load_npz_evaluation(path)
+        return _in_rows(x, y, (), str(path))
+    if spec.name == "image-folder":
+        return _load_labelled_images(spec, preprocess)
+    # None of these is decoded: how an image becomes an input does not matter here.
+    dataset = load_dataset(spec, preprocess or Preprocess(input_shape=(1,)))
+    return _in_rows(dataset.test_x, dataset.test_y, dataset.labels, spec.name)
+
+
+def labelled_arrays(x: NDArray[Any], y: NDArray[Any]) -> LabelledSamples:
+    """Return raw samples (N, ...) in memory with their classes (N,), whole numbers.
+
+    Raises:
+        ResdeployError: they are not as many, or not whole numbers.
+    """
+    name = "the given samples"
+    return _in_rows(x, _integer_labels(y, len(x), Path(name)), (), name)
+
+
+def _in_rows(
+    x: NDArray[Any], y: NDArray[np.int64] | None, labels: tuple[str, ...], source: str
+) -> LabelledSamples:
+    names = tuple(f"{source}[{row}]" for row in range(len(x)))
+    description = f"all {len(x)} held-out samples of {source}"
+    return LabelledSamples(x=x, y=y, names=names, labels=labels, description=description)
+
+
+def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
+    path = _existing(spec)
+    if preprocess is None:
+        raise ResdeployError(
+            "How an image becomes an input of this model is not known.",
+            where=str(path),
+            fix="name a recipe when the model is made, with --recipe, or give an .npz of inputs",
+        )
+    loose = _image_files(path)
+    parts = None if loose else _find_parts(path, spec)
+    part = _Part(files=loose, y=np.empty(0, np.int64)) if parts is None else parts.test
+    which = f"all {len(part.files)} images"
+    if parts is not None and parts.is_split_here:
+        num_images = len(parts.train.files) + len(part.files)
+        which = f"{len(part.files)} of {num_images} images (the fifth of each class held out)"
+    return LabelledSamples(
+        x=_decode(part.files, preprocess),
+        y=None if parts is None else part.y,
+        names=tuple(map(str, part.files)),
+        labels=() if parts is None else parts.labels,
+        description=f"{which} of {path}",
+    )
+
+
+def training_files(spec: DataSpec) -> tuple[Path, ...]:
+    """Return the images of a folder that are not held out; all of them if it holds no classes.
+
+    Raises:
+        ResdeployError: there is no such folder, or it holds no images.
+    """
+    path = _existing(spec)
+    return _image_files(path) or _find_parts(path, spec).train.files
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of the samples in one epoch, a function of (seed, epoch) alone.
+
+    So that a resumed run needs no state of a random generator.
+    """
+    return np.random.default_rng((seed, epoch)).permutation(num_samples)
+
+
+def stratified_split(
+    y: NDArray[np.int64], *, seed: int, test_fraction: float = _TEST_FRACTION
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of the training and of the test samples, each in ascending order.
+
+    Of each class `test_fraction` is held out, rounded, and at least one sample.
+
+    Raises:
+        ResdeployError: a class has a single sample, which cannot be on both sides.
+    """
+    rng = np.random.default_rng(seed)
+    test: list[NDArray[np.int64]] = []
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < 2:
+            raise ResdeployError(f"Class {label} has a single sample: none is left to train on.")
+        test.append(members[: max(1, round(test_fraction * len(members)))])
+    test_indices = np.sort(np.concatenate(test))
+    return np.setdiff1d(np.arange(len(y)), test_indices), test_indices
+
+
+def _load_digits(spec: DataSpec) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", extra="train") from error
+    bunch = load_digits()
+    # As 8-bit images, so that a picture of a digit from a file means the same as a sample.
+    x = np.rint(bunch.images * (255 / _DIGIT_WHITE)).astype(np.uint8)[:, np.newaxis]
+    y = bunch.target.astype(np.int64)
+    train, test = stratified_split(y, seed=spec.split_seed)
+    return Dataset(
+        train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test], labels=_ten_digits()
+    )
+
+
+def _load_mnist1d() -> Dataset:
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError as error:
+        raise MissingExtraError("mnist1d", extra="train") from error
+    # The package seeds the global generators, which belong to the caller.
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        data = make_dataset(get_dataset_args())
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+    return Dataset(
+        train_x=data["x"].astype(np.float32),
+        train_y=data["y"].astype(np.int64),
+        test_x=data["x_test"].astype(np.float32),
+        test_y=data["y_test"].astype(np.int64),
+        labels=_ten_digits(),
+    )
+
+
+def _ten_digits() -> tuple[str, ...]:
+    return tuple(map(str, range(10)))
+
+
+# --- image folders -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    files: tuple[Path, ...]
+    y: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Parts:
+    """Both parts of a folder; `is_split_here` if it has no such parts of its own."""
+
+    train: _Part
+    test: _Part
+    labels: tuple[str, ...]
+    is_split_here: bool
+
+
+def _load_image_folder(spec: DataSpec, preprocess: Preprocess) -> Dataset:
+    parts = _find_parts(_existing(spec), spec)
+    return Dataset(
+        train_x=_decode(parts.train.files, preprocess),
+        train_y=parts.train.y,
+        test_x=_decode(parts.test.files, preprocess),
+        test_y=parts.test.y,
+        labels=parts.labels,
+    )
+
+
+def _find_parts(path: Path, spec: DataSpec) -> _Parts:
+    held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    if held_out is not None and (path / "train").is_dir():
+        train, labels = _list_classes(path / "train")
+        test, test_labels = _list_classes(held_out)
+        if labels != test_labels:
+            odd = sorted(set(labels) ^ set(test_labels))
+            raise ResdeployError(
+                f"train and {held_out.name} differ in their classes: {', '.join(odd[:5])}.",
+                where=str(path),
+            )
+        return _Parts(train=train, test=test, labels=labels, is_split_here=False)
+    everything, labels = _list_classes(path)
+    train_indices, test_indices = stratified_split(everything.y, seed=spec.split_seed)
+    return _Parts(
+        train=_select(everything, train_indices),
+        test=_select(everything, test_indices),
+        labels=labels,
+        is_split_here=True,
+    )
+
+
+def _select(part: _Part, indices: NDArray[np.int64]) -> _Part:
+    return _Part(files=tuple(part.files[i] for i in indices), y=part.y[indices])
+
+
+def _list_classes(folder: Path) -> tuple[_Part, tuple[str, ...]]:
+    """Return the images of each sub-folder; classes and files are in the order of their names."""
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise ResdeployError(
+            "There is no folder of a class here.",
+            where=str(folder),
+            fix="put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
+        )
+    files: list[Path] = []
+    y: list[int] = []
+    for index, class_folder in enumerate(classes):
+        found = _image_files(class_folder)
+        if not found:
+            raise ResdeployError(
+                "There is no image in this class.",
+                where=str(class_folder),
+                fix=f"the files read end in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        files.extend(found)
+        y.extend([index] * len(found))
+    labels = tuple(p.name for p in classes)
+    return _Part(files=tuple(files), y=np.asarray(y, dtype=np.int64)), labels
+
+
+def _image_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(
+        sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        )
+    )
+
+
+def _decode(files: tuple[Path, ...], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return image files as uint8 (N, C, H, W)."""
+    x = np.empty((len(files), *preprocess.input_shape), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        x[index] = load_image(files[index], preprocess)
+
+    # Threads, as Pillow decodes and resizes without holding the interpreter.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for _ in pool.map(decode, range(len(files))):
+            pass
+    return x
+
+
+# --- npz -----------------------------------------------------------------------------------------
+
+
+def _load_npz_dataset(path: Path) -> Dataset:
+    arrays = _read_npz(path)
+    missing = [n for n in ("train_x", "train_y", "test_x", "test_y") if n not in arrays]
+    if missing:
+        raise ResdeployError(
+            f"The file has no array {missing[0]!r}; it has {', '.join(sorted(arrays)) or 'none'}.",
+            where=str(path),
+            fix="save it with numpy.savez(…, train_x=, train_y=, test_x=, test_y=)",
+        )
+    return Dataset(
+        train_x=_samples(arrays["train_x"], path),
+        train_y=_integer_labels(arrays["train_y"], len(arrays["train_x"]), path),
+        test_x=_samples(arrays["test_x"], path),
+        test_y=_integer_labels(arrays["test_y"], len(arrays["test_x"]), path),
+    )
+
+
+def _load_npz_evaluation(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    arrays = _read_npz(path)
+    prefix = "" if "x" in arrays else "test_"
+    if f"{prefix}x" not in arrays:
+        raise ResdeployError(
+            f"The file has neither 'x' nor 'test_x'; it has {', '.join(sorted(arrays)) or 'none'}.",
+            where=str(path),
+            fix="save it with numpy.savez(…, x=, y=); y is optional",
+        )
+    x = _samples(arrays[f"{prefix}x"], path)
+    y = arrays.get(f"{prefix}y")
+    return x, None if y is None else _integer_labels(y, len(x), path)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        # Opened here, as numpy leaves a damaged archive open.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise ResdeployError("This is a single array, not an .npz.", where=str(path))
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ResdeployError(f"The file cannot be read: {error}.", where=str(path)) from error
+
+
+def _samples(x: NDArray[Any], path: Path) -> NDArray[Any]:
+    if x.ndim < 2 or not len(x):
+        raise ResdeployError(f"Samples of shape {x.shape} are not a batch.", where=str(path))
+    return x
+
+
+def _integer_labels(y: NDArray[Any], num_samples: int, path: Path) -> NDArray[np.int64]:
+    if y.dtype.kind not in "iu" or y.shape != (num_samples,):
+        raise ResdeployError(
+            f"{num_samples} samples need as many whole numbers as labels; "
+            f"found {y.dtype} of shape {y.shape}.",
+            where=str(path),
+        )
+    return y.astype(np.int64)
+
+
+def _existing(spec: DataSpec) -> Path:
+    kind = "an .npz file" if spec.name == "npz" else "a folder"
+    if spec.path is None:
+        raise ResdeployError(
+            f"Where is the data? {spec.name} needs a path.", fix=f"name {kind}: {spec.name}:PATH"
+        )
+    path = Path(spec.path).expanduser()
+    if not (path.is_file() if spec.name == "npz" else path.is_dir()):
+        raise ResdeployError(
+            f"There is no such {'file' if spec.name == 'npz' else 'folder'}.",
+            where=str(path),
+            fix="give an .npz with x, or train_x, train_y, test_x and test_y"
+            if spec.name == "npz"
+            else "put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
+        )
+    return path
+
+
+def _unknown(spec: DataSpec) -> ResdeployError:
+    return ResdeployError(
+        f"There is no data set {spec.name!r}.",
+        where="data.name",
+        fix=f"one of: {', '.join(DATA_NAMES)}",
+    )

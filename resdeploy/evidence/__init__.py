@@ -1,1 +1,0 @@
-"""The layers of a verdict, one module each: arrays in, records out. numpy only."""

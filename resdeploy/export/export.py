@@ -1,0 +1,221 @@
+"""Export a trained model to ONNX: trace, translate, simplify, fold, verify, write.
+
+The BatchNorms are folded by `graph.fold_batchnorm`, and by nothing else: the optimisers of torch's
+exporter and of onnxsim are told not to, as they fold in float32, or wrongly, and without a report.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from resdeploy import __version__
+from resdeploy.data.preprocess import centre_and_scale
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.export.embedded import EmbeddedNetwork
+from resdeploy.export.golden import golden_for
+from resdeploy.export.source import SourceModel, example_inputs
+from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.files import atomic_write, file_info
+from resdeploy.fold.pipeline import optimize
+from resdeploy.graph.lower_opset import OLDEST_OPSET
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
+from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.outputs import judge_outputs
+
+__all__ = ["export_onnx", "stage_versions", "translate"]
+
+# The export's own check is to cost little; the full verdict is the verify command's. About two
+# images of ImageNet's size, or 32 small ones: the fewer outputs, the more inputs to average over.
+_VERIFY_ELEMENTS = 2 * 3 * 224 * 224
+_MOST_VERIFY_INPUTS = 32
+
+# What torch's exporter writes natively.
+_OLDEST_EXPORTER_OPSET = 18
+
+Progress = Callable[[str], None]
+
+
+def export_onnx(
+    source: SourceModel,
+    spec: ExportSpec,
+    out: Path,
+    *,
+    force: bool = False,
+    golden: Golden | None = None,
+    on_stage: Progress = lambda stage: None,
+) -> ExportReport:
+    """Write `source` as one self-contained ONNX file and return what was done to it.
+
+    The file appears at `out` only if it computes what the source computes: a candidate that fails
+    verification is not written, and the report says so (`.verification.passed` is False).
+
+    Args:
+        source: the trained model.
+        spec: opset, batch and whether to fold.
+        out: the file to write.
+        force: replace an existing file.
+        golden: what to verify against; by default a few seeded inputs.
+        on_stage: told the name of each stage as it begins.
+
+    Raises:
+        ResdeployError: the request is wrong, or `out` cannot be written.
+        UnsupportedModelError: the model cannot be traced or translated.
+    """
+    _check_opset(spec.opset)
+    try:
+        with atomic_write(out, force=force) as temporary:
+            return _export(source, spec, temporary, golden=golden, on_stage=on_stage)
+    except _NotEquivalentError as rejected:
+        return rejected.report
+
+
+def stage_versions() -> dict[str, str]:
+    """Return the versions of what took part in an export."""
+    names = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy")
+    # resdeploy by its own word: run from a checkout, it is not an installed distribution.
+    return {"resdeploy": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+class _NotEquivalentError(Exception):
+    """Carries the report out of `atomic_write`, so that the file is dropped."""
+
+    def __init__(self, report: ExportReport) -> None:
+        super().__init__("the exported file does not compute what the source computes")
+        self.report = report
+
+
+def _export(
+    source: SourceModel,
+    spec: ExportSpec,
+    file: Path,
+    *,
+    golden: Golden | None,
+    on_stage: Progress,
+) -> ExportReport:
+    """Do the work of `export_onnx` on a file that will be dropped if this raises."""
+    is_dynamic = spec.batch == "dynamic"
+    on_stage("trace")
+    inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
+    network, pixels = source.module, None
+    if isinstance(network, EmbeddedNetwork):
+        pixels = centre_and_scale(network.preprocess)
+        network = network.network
+    program = trace(network, inputs, dynamic_batch=is_dynamic)
+    on_stage("translate")
+    optimized = optimize(
+        translate(program, opset=spec.opset),
+        opset=spec.opset,
+        batch_dimension=BATCH_DIMENSION if is_dynamic else None,
+        fold=spec.fold,
+        pixels=pixels,
+        on_stage=on_stage,
+    )
+    model = optimized.model
+    if spec.newest_ir_version is not None:
+        # Of an older form, the file says the same: what the newer ones added is not used here.
+        model.ir_version = min(model.ir_version, spec.newest_ir_version)
+    _describe(model, source)
+    # Not onnx.checker: the session of the verification refuses all that it would, and more.
+    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    on_stage("verify")
+    verification = judge_outputs(
+        file,
+        golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
+        # A busy machine has no cores for threads that wait awake.
+        [SessionSpec(provider="cpu", spinning=False)],
+    )
+    report = ExportReport(
+        spec=spec,
+        file=file_info(file, relative_to=file.parent),
+        fold=optimized.fold if spec.fold else None,
+        passes=optimized.passes,
+        inputs=tuple(map(_tensor_spec, model.graph.inputs)),
+        outputs=tuple(map(_tensor_spec, model.graph.outputs)),
+        num_nodes=model.graph.num_nodes(),
+        versions=stage_versions(),
+        verification=verification,
+    )
+    if not verification.passed:
+        raise _NotEquivalentError(report)
+    return report
+
+
+def _check_opset(opset: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ResdeployError(
+            f"Opset {opset} is not supported.",
+            fix=f"choose one from {OLDEST_OPSET} to {newest}",
+        )
+
+
+def translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
+    """Return the program as ONNX, as torch's exporter writes it without its optimiser."""
+    with _quiet_exporter():
+        try:
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                # Below 18 the exporter writes 18 all the same: lower_opset does the rest.
+                opset_version=max(opset, _OLDEST_EXPORTER_OPSET),
+            )
+        except Exception as error:  # the exporter's errors have no common base
+            first = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise UnsupportedModelError(
+                f"torch.onnx.export cannot translate the model: {first}",
+                fix="replace the operator it names, or fix the batch size with --batch N",
+            ) from error
+    assert translated is not None
+    return translated.model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what the exporter prints, warns and logs: none of it is about the user's model."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(model: ir.Model, source: SourceModel) -> None:
+    """Write labels and preprocessing into the file, as JSON, for whoever has nothing else."""
+    model.graph.name = "resdeploy"
+    model.metadata_props["resdeploy.source"] = source.description
+    if source.info is None:
+        return
+    if source.info.labels:
+        model.metadata_props[LABELS_KEY] = json.dumps(source.info.labels)
+    if source.info.preprocess is not None:
+        model.metadata_props[PREPROCESS_KEY] = json.dumps(to_json(source.info.preprocess))
+
+
+def _num_verify_inputs(source: SourceModel) -> int:
+    return max(2, min(_MOST_VERIFY_INPUTS, _VERIFY_ELEMENTS // math.prod(source.input_shape)))
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
+    dimensions = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorSpec(name=value.name, dtype=str(value.dtype).lower(), shape=dimensions)

@@ -1,0 +1,208 @@
+"""Make golden references: a torch module in float64, and how far float32 strays from it.
+
+With them go the yardsticks of the verdict: the propagated deviation of every output, the noise of
+lower precisions, and what rounded weights do to the mean.
+"""
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from resdeploy.data.datasets import load_evaluation
+from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.export.embedded import EmbeddedNetwork, input_roundings
+from resdeploy.export.precision_noise import simulated_noise, weight_noise
+from resdeploy.export.run_module import run_module
+from resdeploy.export.source import SourceModel
+from resdeploy.export.variance import propagated_sigma, trace_any_batch
+from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC
+from resdeploy.verify.golden_file import Golden
+
+__all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs", "synthetic_pixels"]
+
+_NUM_SYNTHETIC = 32
+
+# Sigma is found for as many inputs as four images of ImageNet's size have values: for all of them
+# where they are small. It costs two passes or more, and R and T judge every input.
+_SPREAD_ELEMENTS = 4 * 3 * 224 * 224
+_FEWEST_SPREAD = 4
+
+
+def make_golden(
+    module: nn.Module,
+    inputs: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    source: str,
+    inputs_description: str,
+    in_detail: bool = True,
+) -> Golden:
+    """Return `module`'s outputs for `inputs` in float64, and the error of its own float32.
+
+    Args:
+        module: in eval mode, float32; it is copied, not changed.
+        inputs: (N, ...) float32, preprocessed; or uint8 pixels for an `EmbeddedNetwork`.
+        labels: (N,) int64, or None.
+        source: what the module is, for the record.
+        inputs_description: what the inputs are, for the record.
+        in_detail: also find out how far rounding carries each output, and what lower precisions
+            would do; it takes as long again.
+
+    Raises:
+        ResdeployError: the module's outputs are NaN or infinite, in float32 or even in float64.
+    """
+    # Before the copy: a pruned module can be copied only once it was run without gradients.
+    own = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    reference = run_module(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
+    for outputs, precision in ((reference, "float64"), (own, "float32")):
+        if not np.isfinite(outputs).all():
+            raise ResdeployError(
+                f"The model's own outputs are not finite in {precision}, so they prove nothing.",
+                where=f"{source}, {inputs_description}",
+                fix="check the weights and BatchNorm statistics for NaN, and that training ended",
+            )
+    golden = Golden(
+        inputs=inputs,
+        reference=reference,
+        noise_l2=np.linalg.norm(own - reference, axis=1),
+        labels=labels,
+        info=GoldenInfo(
+            source=source,
+            inputs=inputs_description,
+            num_inputs=len(inputs),
+            sigma_missing="left to the full verification",
+        ),
+    )
+    return _with_detail(golden, module, own) if in_detail else golden
+
+
+def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
+    """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
+    inputs, reference = golden.inputs, golden.reference
+    variance = None
+    if isinstance(module, EmbeddedNetwork):
+        # Beside what rounding its pixels' normalisation adds, it is the network inside.
+        inputs, variance = input_roundings(module, inputs)
+        module = module.network
+    sigma, precision_noise, missing = None, None, None
+    try:
+        program = trace_any_batch(module, inputs)
+        precision_noise = simulated_noise(program, inputs, reference, own)
+        num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // math.prod(inputs.shape[1:]))
+        sigma = propagated_sigma(
+            program,
+            inputs[:num_spread],
+            variance=None if variance is None else variance[:num_spread],
+        )
+        if sigma.shape != reference[:num_spread].shape or not np.isfinite(sigma).all():
+            sigma, missing = None, "the propagated variance overflows"
+    except UnsupportedModelError as error:
+        missing = " ".join(filter(None, (error.what, error.where and f"({error.where})")))
+    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
+    info = dataclasses.replace(
+        golden.info,
+        precision_noise=precision_noise,
+        weight_noise_l2=weight_noise(module, inputs) if has_enough else None,
+        sigma_missing=missing,
+    )
+    return dataclasses.replace(golden, sigma=sigma, info=info)
+
+
+def golden_for(
+    source: SourceModel,
+    *,
+    data: DataSpec | None = None,
+    given: tuple[np.ndarray, str] | None = None,
+    num_inputs: int | None = None,
+    in_detail: bool = True,
+) -> Golden:
+    """Return the golden reference of a trained model on real data, or on given or seeded inputs.
+
+    Args:
+        source: the model.
+        data: where to take held-out samples from, the first `num_inputs` of them (all by default);
+            None for other inputs.
+        given: inputs (N, ...) float32 as the model takes them, and what they are, for the record;
+            None for synthetic ones.
+        num_inputs: how many; by default 32 synthetic ones.
+        in_detail: see `make_golden`.
+
+    Raises:
+        ResdeployError: the data cannot be read or does not fit the model.
+    """
+    if given is not None:
+        inputs, description = given
+        _check_inputs(inputs, source, where=description)
+        return make_golden(
+            source.module,
+            inputs,
+            source=source.description,
+            inputs_description=description,
+            in_detail=in_detail,
+        )
+    if data is None:
+        num_inputs = num_inputs or _NUM_SYNTHETIC
+        takes_pixels = isinstance(source.module, EmbeddedNetwork)
+        synthetic = synthetic_pixels if takes_pixels else synthetic_inputs
+        kind = "images" if takes_pixels else "normal inputs"
+        return make_golden(
+            source.module,
+            synthetic(source.input_shape, num_inputs=num_inputs),
+            source=source.description,
+            inputs_description=f"{num_inputs} seeded {kind}",
+            in_detail=in_detail,
+        )
+    preprocess = source.info.preprocess if source.info is not None else None
+    if preprocess is None:
+        raise ResdeployError(
+            "How samples become inputs of this model is not known.",
+            where=source.description,
+            fix="name a recipe whose preprocessing applies, with --recipe",
+        )
+    raw, labels = load_evaluation(data, preprocess)
+    which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
+    raw, labels = raw[:num_inputs], None if labels is None else labels[:num_inputs]
+    inputs = preprocess_batch(raw, preprocess)
+    _check_inputs(inputs, source, where=data.name)
+    return make_golden(
+        source.module,
+        inputs,
+        labels=labels,
+        source=source.description,
+        inputs_description=f"{which} {len(inputs)} held-out samples of {_title(data)}",
+        in_detail=in_detail,
+    )
+
+
+def _check_inputs(inputs: np.ndarray, source: SourceModel, *, where: str) -> None:
+    if inputs.shape[1:] != source.input_shape:
+        raise ResdeployError(
+            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
+            f"{source.input_shape}.",
+            where=where,
+        )
+
+
+def synthetic_inputs(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
+    """Return (num_inputs, *shape) float32 normal values, which normalised data resembles."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((num_inputs, *shape), dtype=np.float32)
+
+
+def synthetic_pixels(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
+    """Return (num_inputs, *shape) uint8 values, each as likely as any other."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
+
+
+def _title(data: DataSpec) -> str:
+    """Return the name of a data set without the folder it lies in."""
+    return data.name if data.path is None else f"{data.name} ({Path(data.path).name})"

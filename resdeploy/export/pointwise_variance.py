@@ -1,0 +1,270 @@
+"""Rounding variances of what is no layer: functions of single values, norms, and values that move.
+
+Near a kink (ReLU, clamp) the slope is the steepest within 4 sigma: an error may cross it.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from resdeploy.export.trace_refusals import operator_name
+from resdeploy.export.value_with_variance import (
+    REACH,
+    NoisyCall,
+    Rule,
+    ValueWithVariance,
+    by_channel,
+    unknown_variance,
+    value_of,
+    variance_of,
+)
+
+__all__ = [
+    "SMOOTH_ROUNDINGS",
+    "add",
+    "divide",
+    "elementwise",
+    "group_norm",
+    "join",
+    "layer_norm",
+    "log_softmax",
+    "max_pool",
+    "move",
+    "multiply",
+    "pad",
+    "relu",
+    "softmax",
+]
+
+# Roundings in a float32 implementation of a smooth function: within 4 ulp or so.
+SMOOTH_ROUNDINGS = 4.0
+
+
+# --- element by element --------------------------------------------------------------------------
+
+
+def relu(call: NoisyCall) -> ValueWithVariance:
+    """Return the variance where the ReLU is open, or where an error within reach opens it."""
+    x = call.x
+    reach = (REACH * call.unit_roundoff) ** 2
+    is_open = (x.value > 0) | (x.value.square() < reach * x.variance)
+    # Of independent errors the open part is left; of one that all share, less: its square.
+    return ValueWithVariance(
+        call.on(x.value), x.variance * is_open, x.of_mean * by_channel(is_open.float())
+    )
+
+
+def elementwise(num_roundings: float, *, of_input: bool = False) -> Rule:
+    """Return the rule f'(x)^2 Var(x), the steepest within reach, and a few roundings of f's own.
+
+    Args:
+        num_roundings: how many.
+        of_input: whether they are of the size of x rather than f(x): for x times a probability
+            near 0 that is itself computed as a difference.
+    """
+
+    def rule(call: NoisyCall) -> ValueWithVariance:
+        x = call.x
+        reach = REACH * call.unit_roundoff * x.variance.sqrt()
+        value = call.on(x.value)
+        slope = torch.zeros_like(value)
+        for shift in (-1, 0, 1):
+            with torch.enable_grad():
+                at = (x.value + shift * reach).requires_grad_()
+                (gradient,) = torch.autograd.grad(call.on(at).sum(), at)
+            slope = torch.maximum(slope, gradient.abs())
+        rounded = x.value if of_input else value
+        own = num_roundings / 3 * rounded.square()
+        return ValueWithVariance(value, slope.square() * x.variance + own)
+
+    return rule
+
+
+def add(sign: int) -> Rule:
+    """Return the rule of a + sign alpha b: variances add, but for a value added to itself."""
+
+    def rule(call: NoisyCall) -> ValueWithVariance:
+        a, b = call.args[:2]
+        alpha = call.kwargs.get("alpha", 1)
+        target: Any = call.node.target
+        value = target(value_of(a), value_of(b), **call.kwargs)
+        if a is b:
+            variance = (1 + sign * alpha) ** 2 * variance_of(a)
+        else:
+            variance = variance_of(a) + alpha**2 * variance_of(b)
+        mean = None
+        both = isinstance(a, ValueWithVariance) and isinstance(b, ValueWithVariance) and a is not b
+        if both and a.value.shape == b.value.shape:
+            own = by_channel(value.square()) / a.num_positions / 3
+            mean = a.of_mean + alpha**2 * b.of_mean + own
+        return ValueWithVariance(value, variance + value.square() / 3, mean)
+
+    return rule
+
+
+def multiply(call: NoisyCall) -> ValueWithVariance:
+    """Return b^2 Var(a) + a^2 Var(b)."""
+    a, b = call.args[:2]
+    target: Any = call.node.target
+    av, bv = value_of(a), value_of(b)
+    value = target(av, bv)
+    if a is b:
+        variance = 4 * av**2 * variance_of(a)
+    else:
+        variance = variance_of(a) * bv**2 + variance_of(b) * av**2
+    return ValueWithVariance(value, variance + value.square() / 3)
+
+
+def divide(call: NoisyCall) -> ValueWithVariance:
+    """Return (Var(a) + (a/b)^2 Var(b)) / b^2."""
+    a, b = call.args[:2]
+    if call.kwargs or a is b:
+        raise unknown_variance(call.node)
+    target: Any = call.node.target
+    bv = value_of(b)
+    value = target(value_of(a), bv)
+    variance = (variance_of(a) + value.square() * variance_of(b)) / bv**2
+    return ValueWithVariance(value, variance + value.square() / 3)
+
+
+# --- across an axis ------------------------------------------------------------------------------
+
+
+def softmax(call: NoisyCall) -> ValueWithVariance:
+    """Return y_i^2 ((1 - 2 y_i) Var_i + sum_j y_j^2 Var_j), as dy_i/dx_j = y_i (d_ij - y_j)."""
+    x, axis = call.x, call.args[1]
+    y = call.on(x.value)
+    spread = (y.square() * x.variance).sum(axis, keepdim=True)
+    variance = y.square() * ((1 - 2 * y) * x.variance + spread + SMOOTH_ROUNDINGS / 3)
+    return ValueWithVariance(y, variance)
+
+
+def log_softmax(call: NoisyCall) -> ValueWithVariance:
+    """Return (1 - 2 p_i) Var_i + sum_j p_j^2 Var_j, as dy_i/dx_j = d_ij - p_j."""
+    x, axis = call.x, call.args[1]
+    y = call.on(x.value)
+    p = y.exp()
+    variance = (1 - 2 * p) * x.variance + (p.square() * x.variance).sum(axis, keepdim=True)
+    return ValueWithVariance(y, variance + SMOOTH_ROUNDINGS / 3 * (y.square() + x.value.square()))
+
+
+def layer_norm(call: NoisyCall) -> ValueWithVariance:
+    """Return what `_normalise` says of the last axes."""
+    x, rank = call.x, len(call.args[1])
+    gamma, beta = (call.argument(at, name, None) for at, name in ((2, "weight"), (3, "bias")))
+    flat = ValueWithVariance(x.value.flatten(-rank), x.variance.flatten(-rank))
+    gamma, beta = (None if c is None else c.flatten() for c in (gamma, beta))
+    normalised = _normalise(flat, gamma, beta, call.argument(4, "eps", 1e-5))
+    return ValueWithVariance(call.on(x.value), normalised.reshape(x.value.shape))
+
+
+def group_norm(call: NoisyCall) -> ValueWithVariance:
+    """Return what `_normalise` says of each group of channels."""
+    x, groups = call.x, call.args[1]
+    gamma, beta = (call.argument(at, name, None) for at, name in ((2, "weight"), (3, "bias")))
+    shape = (x.value.shape[0], groups, -1)
+    flat = ValueWithVariance(x.value.reshape(shape), x.variance.reshape(shape))
+
+    def spread(c: Any) -> Any:
+        like = x.value[0]
+        shape = (-1, *(1,) * (like.ndim - 1))
+        return None if c is None else c.reshape(shape).expand_as(like).reshape(groups, -1)
+
+    normalised = _normalise(flat, spread(gamma), spread(beta), call.argument(4, "eps", 1e-5))
+    return ValueWithVariance(call.on(x.value), normalised.reshape(x.value.shape))
+
+
+def _normalise(x: ValueWithVariance, gamma: Any, beta: Any, eps: float) -> torch.Tensor:
+    """Return the variance of (x - m)/s gamma + beta, m and s over the last axis of D values.
+
+    With h = (x - m)/s: dh_i/dx_j = (d_ij - 1/D - h_i h_j/D)/s. Own roundings: of x and m in the
+    difference, of their sum, and a few of the rest.
+    """
+    value, var = x.value, x.variance
+    size = value.shape[-1]
+    mean = value.mean(-1, keepdim=True)
+    inverse = (value.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
+    h = (value - mean) * inverse
+
+    def total(weighted: torch.Tensor) -> torch.Tensor:
+        return weighted.sum(-1, keepdim=True) / size**2
+
+    # Together one rounding of x, since every x has its own; m is off by about one of its own.
+    var = var + mean.square() / 3 + value.square() / 3
+    own = SMOOTH_ROUNDINGS / 3 * h.square()
+    jacobian = var * (1 - 2 / size - 2 * h.square() / size)
+    jacobian = jacobian + total(var) + 2 * h * total(var * h)
+    jacobian = (jacobian + h.square() * total(var * h.square())).clamp_min(0) * inverse.square()
+    variance = jacobian + own
+    variance = variance if gamma is None else variance * gamma.square()
+    return variance if beta is None else variance + beta.square() / 3
+
+
+# --- values that move ----------------------------------------------------------------------------
+
+
+def move(call: NoisyCall) -> Any:
+    """Return variances moved as the values are."""
+    values, variances = call.on(call.x.value), call.on(call.x.variance)
+    if isinstance(values, torch.Tensor):
+        if values.dtype not in (torch.float32, torch.float64):
+            raise unknown_variance(call.node)  # another precision, another u
+        moved = ValueWithVariance(values, variances)
+        if (
+            operator_name(call.node) in _SAME_CHANNELS
+            and values.shape[:2] == call.x.value.shape[:2]
+        ):
+            mean = call.x.of_mean
+            if values.shape != call.x.value.shape:  # fewer positions to average over
+                mean = mean + moved.if_independent
+            moved = replace(moved, mean_variance_NC=mean)
+        return moved
+    return [ValueWithVariance(*pair) for pair in zip(values, variances, strict=True)]
+
+
+def pad(call: NoisyCall) -> ValueWithVariance:
+    """Return a padded value; what a constant fills in is exact."""
+    x, mode = call.x, "constant"
+    if operator_name(call.node) == "pad":
+        mode = call.argument(2, "mode", "constant")
+    variance = F.pad(x.variance, call.args[1]) if mode == "constant" else call.on(x.variance)
+    mean, rank = x.mean_variance_NC, x.value.ndim
+    widths = tuple(call.args[1])
+    before = 2 * (rank - 2)  # the positions come first; then the channels, which are padded with 0
+    if mean is not None and mode == "constant" and len(widths) <= before + 2:
+        mean = F.pad(mean, widths[before:] or (0, 0))
+    return ValueWithVariance(call.on(x.value), variance, mean if mode == "constant" else None)
+
+
+def join(call: NoisyCall) -> ValueWithVariance:
+    """Return variances joined as the values are."""
+    parts = call.args[0]
+    variances = [
+        p.variance if isinstance(p, ValueWithVariance) else torch.zeros_like(value_of(p))
+        for p in parts
+    ]
+    return ValueWithVariance(call.on([value_of(p) for p in parts]), call.on(variances))
+
+
+def max_pool(call: NoisyCall) -> ValueWithVariance:
+    """Return the variance of the value that was the largest."""
+    x = call.x
+    pool: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.value.ndim - 3]
+    stride, padding, dilation, ceil = (
+        call.argument(at, name, default)
+        for at, (name, default) in enumerate(
+            (("stride", []), ("padding", 0), ("dilation", 1), ("ceil_mode", False)), start=2
+        )
+    )
+    value, index = pool(
+        x.value, call.args[1], stride or None, padding, dilation, ceil, return_indices=True
+    )
+    chosen = x.variance.flatten(2).gather(2, index.flatten(2))
+    y = ValueWithVariance(value, chosen.reshape(value.shape))
+    return replace(y, mean_variance_NC=x.of_mean + y.if_independent)
+
+
+# Of what moves, what leaves channels where they are if it leaves their number.
+_SAME_CHANNELS = frozenset(("slice", "clone", "contiguous", "dropout", "detach", "alias", "to"))

@@ -1,0 +1,109 @@
+"""The reference graph of a trained model: in float64, folded, and shown to be that model.
+
+A candidate's nodes and weights are compared with this graph. That it is the model is not taken for
+granted: its outputs, by an evaluator in numpy, must be those of the module in PyTorch, both in
+float64, to within a hundredth of the noise of float32.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from resdeploy.data.preprocess import centre_and_scale
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.embedded import EmbeddedNetwork
+from resdeploy.export.export import translate
+from resdeploy.export.source import SourceModel, example_inputs
+from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.fold.pipeline import optimize
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.schema.folds import FoldReport
+from resdeploy.verify.certify import Reference
+from resdeploy.verify.golden_file import Golden
+
+__all__ = ["reference_graph"]
+
+_MOST_OF_THE_NOISE = 0.01
+
+
+def reference_graph(source: SourceModel, golden: Golden) -> Reference:
+    """Return the reference graph of `source`.
+
+    Args:
+        source: the trained model; it is copied, not changed.
+        golden: its outputs, made by `golden_for`.
+
+    Raises:
+        UnsupportedModelError: the model cannot be traced or translated, or its graph does not
+            compute in float64 what the module does.
+    """
+    module = copy.deepcopy(source.module).double()
+    pixels = None
+    if isinstance(module, EmbeddedNetwork):
+        pixels = centre_and_scale(module.preprocess)
+        module = module.network
+    inputs = tuple(x.double() for x in example_inputs(source))
+    try:
+        program = trace(module, inputs)
+        batch: str | None = BATCH_DIMENSION
+    except UnsupportedModelError:
+        program = trace(module, inputs, dynamic_batch=False)
+        batch = None
+    opset = 18
+    optimized = optimize(
+        translate(program, opset=opset), opset=opset, batch_dimension=batch, pixels=pixels
+    )
+    proto = ir.to_proto(optimized.model)
+    _check(proto, golden, source.description)
+    magnitudes = _bias_magnitudes(module, optimized.fold)
+    return Reference(model=proto, bias_magnitudes=magnitudes, is_exact=True)
+
+
+def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
+    """Raise unless `model` computes what the reference does, on the first input."""
+    # A graph of fixed batch takes as many, of which some are then repeated.
+    count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
+    expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
+    found = evaluate_float64(model, {model.graph.input[0].name: samples})
+    outputs_NK = np.concatenate([y.reshape(count, -1) for y in found.values()], axis=1)
+    noise = np.linalg.norm(np.resize(golden.yardstick, count))
+    error = np.linalg.norm(outputs_NK - expected_NK)
+    if not error <= _MOST_OF_THE_NOISE * noise:
+        raise UnsupportedModelError(
+            f"The graph traced from the model errs by {error / noise:.3g} of float32's noise "
+            "in float64, so it is no reference.",
+            where=where,
+        )
+
+
+def _bias_magnitudes(module: nn.Module, report: FoldReport) -> Mapping[str, np.ndarray]:
+    """Return what each folded bias was added up from, by the name of its layer."""
+    found: dict[str, np.ndarray] = {}
+    for site in report.folded:
+        try:
+            norm = module.get_submodule(site.site)
+            layer = module.get_submodule(site.producer)
+        except AttributeError:
+            continue  # a call that is no module's
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+            continue
+        assert norm.running_var is not None
+        with torch.no_grad():
+            gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+            beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+            scale = (gamma / torch.sqrt(norm.running_var + norm.eps)).abs()
+            terms = [beta.abs(), scale * norm.running_mean.abs()]
+            bias = getattr(layer, "bias", None)
+            if isinstance(bias, torch.Tensor) and bias.shape == scale.shape:
+                terms.append(scale * bias.abs())
+            magnitude = torch.stack(terms).sum(dim=0).numpy()
+        if site.producer in found and found[site.producer].shape == magnitude.shape:
+            magnitude = np.maximum(found[site.producer], magnitude)
+        found[site.producer] = magnitude
+    return found

@@ -1,0 +1,270 @@
+"""Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.networks import build_network, input_shape, parse_options
+from resdeploy.recipe import load_recipe
+from resdeploy.schema.folds import FoldedSite
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, SourceSpec
+from resdeploy.training.checkpoint import (
+    CHECKPOINT_NAME,
+    is_own_checkpoint,
+    load_checkpoint,
+    load_foreign_state_dict,
+    load_into,
+    suggest_architectures,
+)
+
+__all__ = [
+    "SourceModel",
+    "example_inputs",
+    "fit_for_folded",
+    "load_source",
+    "model_of_module",
+    "require_module",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceModel:
+    """A trained module and what is known about it.
+
+    Attributes:
+        module: in eval mode, on the CPU.
+        input_shape: of one sample, without the batch.
+        description: what it is, without paths of this machine.
+        info: the network and its preprocessing; None for the module of a factory.
+    """
+
+    module: nn.Module
+    input_shape: tuple[int, ...]
+    description: str
+    info: CheckpointInfo | None
+
+    def __repr__(self) -> str:
+        return f"Model({self.description!r}, input_shape={self.input_shape})"
+
+
+def load_source(spec: SourceSpec) -> SourceModel:
+    """Return the module that `spec` asks for.
+
+    Raises:
+        ResdeployError: the file is missing, damaged, or does not fit; the request contradicts
+            itself; the message says what to give instead.
+    """
+    if spec.factory is not None:
+        return _from_factory(spec)
+    if spec.path is None:
+        raise ResdeployError(
+            "No model was given.", fix="give a checkpoint, or --model package.module:function"
+        )
+    path = Path(spec.path)
+    if path.suffix == ".onnx":
+        raise ResdeployError(
+            "This is an ONNX file; a trained PyTorch model is needed here.", where=str(path)
+        )
+    if path.is_dir() or is_own_checkpoint(path):
+        return _from_own_checkpoint(spec, path)
+    return _from_foreign_weights(spec, path)
+
+
+def model_of_module(
+    module: object, input_shape: Sequence[int] | None, *, name: str = "module"
+) -> SourceModel:
+    """Return a live module as a trained model.
+
+    Args:
+        module: a torch module in eval mode on the CPU; it is not copied.
+        input_shape: of one sample, without the batch.
+        name: what the caller calls it.
+
+    Raises:
+        ResdeployError: it is in training mode or on another device, or its input shape is missing.
+        TypeError: `module` is none.
+    """
+    module, kind = require_module(module, name), type(module).__name__
+    if input_shape is None:
+        raise ResdeployError(
+            "The shape of the module's input is not known.",
+            where=kind,
+            fix="give input_shape, that of one sample, such as (3, 224, 224)",
+        )
+    if module.training:
+        raise ResdeployError(
+            "The module is in training mode, in which BatchNorm and dropout compute otherwise.",
+            where=kind,
+            fix="call .eval() first",
+        )
+    devices = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    if devices - {"cpu"}:
+        raise ResdeployError(
+            f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
+        )
+    return SourceModel(module=module, input_shape=tuple(input_shape), description=kind, info=None)
+
+
+def require_module(module: object, name: str) -> nn.Module:
+    """Return `module`; raise TypeError unless it is a torch module."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise TypeError(f"{name} must be a path, a Model or a torch module, not {kind}")
+    return module
+
+
+def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:
+    """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    preprocess = source.info.preprocess if source.info is not None else None
+    shape = source.input_shape
+    if preprocess is not None and preprocess.embedded:
+        shape = preprocess.input_shape  # the network behind the preprocessing is traced
+    return (torch.randn(batch_size, *shape, generator=generator),)
+
+
+def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
+    """Give `module` the shape of its own folded form, in place, so that folded weights load.
+
+    Each folded BatchNorm becomes the identity, and the layer it went into gets a bias. A LayerNorm
+    is as it was: its folded affine part is ones and zeros.
+    """
+    for site in sites:
+        if site.norm == "batch":
+            parent_name, _, name = site.site.rpartition(".")
+            setattr(module.get_submodule(parent_name), name, nn.Identity())
+        for producer in site.producer.split(", "):
+            layer = module.get_submodule(producer)
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor)
+            if layer.bias is None:
+                layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+
+def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:
+    file = path / CHECKPOINT_NAME if path.is_dir() else path
+    state_dict, info = load_checkpoint(file)
+    if spec.arch not in (None, info.model.arch):
+        raise ResdeployError(
+            f"The checkpoint is a {info.model.arch}, not a {spec.arch}.",
+            where=str(file),
+            fix="leave --arch out: a resdeploy checkpoint says what it is",
+        )
+    module = _empty_network(info.model)
+    fit_for_folded(module, info.folded)
+    load_into(module, state_dict, source=str(file))
+    folded = ", folded" if info.folded else ""
+    return SourceModel(
+        module=module.eval(),
+        input_shape=info.preprocess.input_shape if info.preprocess else input_shape(info.model),
+        description=f"{_title(info.model)}{folded}, from {file.name}",
+        info=_with_recipe(info, spec),
+    )
+
+
+def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
+    state_dict = load_foreign_state_dict(path)
+    if spec.arch is None:
+        suggestions = suggest_architectures(state_dict)
+        raise ResdeployError(
+            "The file holds weights but not the network they belong to.",
+            where=str(path),
+            fix=(
+                f"these weights fit --arch {' or --arch '.join(suggestions)}"
+                if suggestions
+                else "say which it is with --arch"
+            ),
+        )
+    model = ModelSpec(
+        arch=spec.arch,
+        num_classes=_num_classes(state_dict, path),
+        options=parse_options(spec.arch, spec.options),
+    )
+    module = _empty_network(model)
+    load_into(module, state_dict, source=str(path))
+    info = _with_recipe(CheckpointInfo(model=model), spec)
+    return SourceModel(
+        module=module.eval(),
+        input_shape=spec.input_shape or input_shape(model),
+        description=f"{_title(model)}, from {path.name}",
+        info=info,
+    )
+
+
+def _from_factory(spec: SourceSpec) -> SourceModel:
+    assert spec.factory is not None
+    module_name, _, function_name = spec.factory.partition(":")
+    if not function_name or spec.input_shape is None:
+        raise ResdeployError(
+            "A module of your own needs its factory and its input shape.",
+            where=f"--model {spec.factory}",
+            fix="--model package.module:function --input 3,224,224",
+        )
+    # What `python -m` does: the user's code lies where the command is run.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+        module = factory()
+    except Exception as error:  # the user's code may raise anything
+        raise ResdeployError(
+            f"The factory failed: {type(error).__name__}: {error}",
+            where=f"--model {spec.factory}",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(
+            f"The factory returned {type(module).__name__}, not a torch module.",
+            where=f"--model {spec.factory}",
+        )
+    if spec.path is not None:
+        load_into(module, load_foreign_state_dict(spec.path), source=spec.path)
+    return SourceModel(
+        module=module.eval(),
+        input_shape=spec.input_shape,
+        description=f"{type(module).__name__} of {spec.factory}",
+        info=None,
+    )
+
+
+def _empty_network(model: ModelSpec) -> nn.Module:
+    """Return a network without memory for its weights, which are about to be loaded."""
+    with torch.device("meta"):
+        return build_network(model)
+
+
+def _num_classes(state_dict: dict[str, torch.Tensor], path: Path) -> int:
+    """Return the outputs of the last layer: every network here ends in its classifier."""
+    for name in ("fc.weight", "linear.weight"):
+        if name in state_dict:
+            return int(state_dict[name].shape[0])
+    weights = [t for n, t in state_dict.items() if n.endswith(".weight") and t.ndim == 2]
+    if not weights:
+        raise ResdeployError("The file holds no classifier.", where=str(path))
+    return int(weights[-1].shape[0])
+
+
+def _with_recipe(info: CheckpointInfo, spec: SourceSpec) -> CheckpointInfo:
+    """Return `info` with the preprocessing and labels of the recipe that the user names."""
+    if spec.recipe is None:
+        return info
+    recipe = load_recipe(spec.recipe)
+    return CheckpointInfo(
+        model=info.model,
+        preprocess=recipe.preprocess,
+        labels=recipe.labels,
+        recipe=info.recipe,
+        epoch=info.epoch,
+        test_accuracy=info.test_accuracy,
+        folded=info.folded,
+    )
+
+
+def _title(model: ModelSpec) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in model.options.items())
+    return f"{model.arch} ({options})" if options else model.arch

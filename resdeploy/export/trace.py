@@ -1,0 +1,210 @@
+"""Turn a torch module into a functional ATen graph.
+
+Legality of a fold is a question about call sites: who reads this value? Modules cannot answer it (a
+module may be called twice, a hook may sit between, a subclass may do something else). The graph of
+`torch.export` can, once it is functional: every value is written once, so "one reader" means one.
+"""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.trace_refusals import module_path, refuse_what_onnx_would_drop
+
+__all__ = ["BATCH_DIMENSION", "trace"]
+
+BATCH_DIMENSION = "batch"
+
+aten = torch.ops.aten
+
+_AVERAGES = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+
+
+def trace(
+    module: nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """Return `module` as an exported program whose graph is functional (no in-place operation).
+
+    Args:
+        module: in the mode (eval or train) it is to be judged in; it is not changed.
+        example_inputs: the positional inputs; with `dynamic_batch`, axis 0 of each is the batch
+            and must be at least 2 long, as torch.export treats sizes 0 and 1 as fixed.
+        dynamic_batch: trace for any batch size.
+
+    Raises:
+        UnsupportedModelError: the module cannot be traced, bakes its batch size in, or does
+            what its ONNX graph would not (`trace_refusals`).
+    """
+    dynamic_shapes = _dynamic_shapes(module, example_inputs) if dynamic_batch else None
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
+            )
+            _drop_metadata_checks(program)
+            program = _functionalise(program)
+            refuse_what_onnx_would_drop(program)
+            _use_plain_forms(program)
+            return program
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # torch.export has no common base for what it raises
+        raise UnsupportedModelError(
+            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}",
+            where=_user_line(error),
+            fix=(
+                "make the forward pass free of data-dependent Python control flow"
+                + (", or fix the batch size with --batch N" if dynamic_batch else "")
+            ),
+        ) from error
+
+
+def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return, by parameter of `forward`, that axis 0 of each input is the batch."""
+    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)}
+    bound = inspect.signature(module.forward).bind(*example_inputs)
+    return {
+        name: tuple(batch for _ in value) if isinstance(value, tuple) else batch
+        for name, value in bound.arguments.items()
+    }
+
+
+def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
+    """Erase the type checks that a cast leaves behind: they read a value without using it."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _use_plain_forms(program: torch.export.ExportedProgram) -> None:
+    """Write two operators as the plainer ones that they are, which ONNX says more of.
+
+    An InstanceNorm with running statistics is a BatchNorm at inference, of the same arguments; its
+    translation repeats every parameter for each sample. An average over windows that reach beyond
+    the value (`ceil_mode`) counts nothing there; without padding, there is no more to count.
+    """
+    for node in program.graph.nodes:
+        values = list(node.args)
+        if node.target is aten.instance_norm.default and values[3] is not None and not values[5]:
+            node.target = aten.batch_norm.default
+        elif node.target in _AVERAGES and len(values) > 4:
+            _, _, _, padding, ceil_mode, *_ = values
+            if ceil_mode and not any([padding] if isinstance(padding, int) else padding):
+                node.args = (*values[:5], False, *values[6:])
+    program.graph_module.recompile()
+
+
+def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace in-place operations by functional ones.
+
+    The common kind, `relu_` on a value that nobody else reads, is renamed in place: torch's own
+    functionalisation retraces the whole graph, which costs more than the trace itself. Any other
+    kind (views, buffers, values read twice) goes that way.
+    """
+    mutating = [node for node in program.graph.nodes if _mutates(node)]
+    if not mutating:
+        return program
+    replacements = [_functional_twin(node) for node in mutating]
+    if any(twin is None for twin in replacements):
+        for node in mutating:
+            _refuse_untracked_alias(node)
+        return cast(torch.export.ExportedProgram, program.run_decompositions({}))
+    for node, twin in zip(mutating, replacements, strict=True):
+        node.target = twin
+    program.graph_module.recompile()
+    return program
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _functional_twin(node: fx.Node) -> Any:
+    """Return the functional overload of an in-place node if exchanging them is exact, else None."""
+    target: Any = node.target
+    mutated = node.args[0]
+    name = target._schema.name.removeprefix("aten::")
+    twin = getattr(
+        getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None
+    )
+    if twin is None or not name.endswith("_") or not isinstance(mutated, fx.Node):
+        return None
+    only_reader = list(mutated.users) == [node] and node.all_input_nodes.count(mutated) == 1
+    same_arguments = [a.name for a in twin._schema.arguments] == [
+        a.name for a in target._schema.arguments
+    ]
+    return twin if _is_fresh(mutated) and only_reader and same_arguments else None
+
+
+# Return memory of their own, always.
+_FRESH = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear"),
+        *("conv_transpose3d", "matmul", "batch_norm", "layer_norm", "group_norm", "instance_norm"),
+        *("add", "sub", "mul", "div", "relu", "sigmoid", "clone", "cat"),
+        *("max_pool2d", "avg_pool2d"),
+    )
+)
+
+# May return their own input though their schema does not say so, which torch's functionalisation
+# goes by: it would lose the change that an in-place operation then makes to that input.
+_UNTRACKED_ALIASES = frozenset(
+    f"aten::{name}" for name in ("dropout", "feature_dropout", "alpha_dropout", "type_as", "einsum")
+)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether no other value of the graph shares memory with this node's."""
+    if node.op != "call_function":
+        return False
+    first = node.args[0] if node.args else None
+    if _mutates(node):  # its value is the memory of its first argument
+        return isinstance(first, fx.Node) and _is_fresh(first)
+    if _schema_name(node) in _FRESH:
+        return True
+    # A view of a fresh value, or that value itself, is as good if nothing else reads the value.
+    return isinstance(first, fx.Node) and list(first.users) == [node] and _is_fresh(first)
+
+
+def _refuse_untracked_alias(node: fx.Node) -> None:
+    """Raise if `node` changes a value that it reads by way of an operation torch thinks copies."""
+    value: Any = node.args[0]
+    while isinstance(value, fx.Node) and not _is_fresh(value):
+        if _schema_name(value) in _UNTRACKED_ALIASES:
+            raise UnsupportedModelError(
+                f"The in-place operation `{node.name}` changes a value that is read elsewhere.",
+                where=module_path(node) or node.name,
+                fix="use the operation that returns a new value, such as x + y for x += y",
+            )
+        value = value.args[0] if value.args else None
+
+
+def _schema_name(node: fx.Node) -> str | None:
+    schema = getattr(node.target, "_schema", None)
+    return None if schema is None else str(schema.name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _user_line(error: BaseException) -> str | None:
+    """Return "file:line" of the last frame outside torch, which is where the model is at fault."""
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if "/torch/" not in file and not file.startswith("<") and file != __file__:
+            found = f"{file}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found

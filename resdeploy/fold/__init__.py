@@ -1,0 +1,1 @@
+"""The BatchNorm fold: algebra, affine maps, rules of operators, sites and refusals."""

@@ -1,0 +1,245 @@
+"""An affine map of a tensor's values, and how it changes when the tensor is moved about.
+
+A map y = scale * x + shift of a value is held as two arrays of the value's rank, each axis of
+length 1 (the same everywhere) or of the value's length. Where axis 0 is the batch, it has length 1.
+
+Each function answers one question: if this map stands after such an operation, which map before the
+operation has the same effect? None means that no map has. What the operators are called, and which
+of them do what, is known by `graph.affine_flow`, which walks one.
+
+A shape is a sequence of lengths. One that is not known is anything but an int; two of them are the
+same length if they are equal.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.fold.algebra import ExtendedArray
+
+__all__ = [
+    "AffineMap",
+    "add_constant",
+    "along_axis",
+    "compose",
+    "flatten_axes",
+    "multiply_by_constant",
+    "part",
+    "per_channel",
+    "permute",
+    "reorder_channels",
+    "reshape",
+    "same_everywhere",
+    "unshuffle_pixels",
+    "whole",
+]
+
+Shape = Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """scale * x + shift, for a value of the arrays' rank."""
+
+    scale: ExtendedArray
+    shift: ExtendedArray
+
+    @property
+    def rank(self) -> int:
+        """The number of axes of the value."""
+        return self.scale.ndim
+
+    def each(self, change: Callable[[ExtendedArray], ExtendedArray]) -> "AffineMap":
+        """Return the map with `change` made to both arrays."""
+        return AffineMap(change(self.scale), change(self.shift))
+
+    def without_shift(self) -> "AffineMap":
+        """Return the map's scale alone."""
+        return AffineMap(self.scale, np.zeros_like(self.shift))
+
+
+def along_axis(vector: ExtendedArray, axis: int, rank: int) -> ExtendedArray:
+    """Return a vector as an array of `rank` that varies along `axis` alone."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def compose(first: AffineMap, then: AffineMap) -> AffineMap:
+    """Return the map that does `first` and `then` in one."""
+    return AffineMap(then.scale * first.scale, then.scale * first.shift + then.shift)
+
+
+def same_everywhere(affine: AffineMap, axes: Iterable[int]) -> bool:
+    """Whether the map does not vary along `axes`."""
+    return flatten_axes(affine, axes) is not None
+
+
+def flatten_axes(affine: AffineMap, axes: Iterable[int]) -> AffineMap | None:
+    """Return the map with length 1 along `axes`, None if it varies along one of them.
+
+    So it fits values of whatever length there: pooled, padded, made larger.
+    """
+    for axis in axes:
+        first = affine.each(lambda array, axis=axis: np.take(array, [0], axis=axis))  # type: ignore[misc]
+        if (affine.scale != first.scale).any() or (affine.shift != first.shift).any():
+            return None
+        affine = first
+    return affine
+
+
+def per_channel(
+    affine: AffineMap, axis: int, length: int
+) -> tuple[ExtendedArray, ExtendedArray] | None:
+    """Return (scale, shift), each (length,), if the map varies along `axis` alone."""
+    flat = flatten_axes(affine, (k for k in range(affine.rank) if k != axis))
+    if flat is None or not {flat.scale.size, flat.shift.size} <= {1, length}:
+        return None
+    scale, shift = (np.broadcast_to(a.reshape(-1), (length,)) for a in (flat.scale, flat.shift))
+    return scale, shift
+
+
+# --- moving elements about -----------------------------------------------------------------------
+
+
+def reshape(affine: AffineMap, shape: Shape, wanted: Shape) -> AffineMap | None:
+    """Return the map of a value of `shape` as that of the same elements in the shape `wanted`."""
+    if affine.scale.shape[0] != 1 or affine.shift.shape[0] != 1 or not wanted:
+        return None
+    rest, wanted_rest = tuple(shape[1:]), tuple(wanted[1:])
+    if _are_ints((*rest, *wanted_rest)) and 0 < math.prod(rest) == math.prod(wanted_rest):
+        # The elements of one sample are as many as before, so that the batch is the same too.
+        return affine.each(
+            lambda array: np.broadcast_to(array, (1, *rest)).reshape(1, *wanted_rest)
+        )
+    # Else, what stays as it is at either end may be varied along; what lies between may not.
+    shorter = min(len(shape), len(wanted))
+    lead = _num_equal(shape, wanted, shorter)
+    trail = _num_equal(shape[::-1], wanted[::-1], shorter - lead)
+    end, between = len(shape) - trail, len(wanted) - lead - trail
+    flat = flatten_axes(affine, range(lead, end))
+    if flat is None:
+        return None
+    return flat.each(
+        lambda array: array.reshape(array.shape[:lead] + (1,) * between + array.shape[end:])
+    )
+
+
+def _num_equal(shape: Shape, wanted: Shape, limit: int) -> int:
+    """Return how many lengths are equal, from the first on, up to `limit`."""
+    count = 0
+    while count < limit and shape[count] == wanted[count]:
+        count += 1
+    return count
+
+
+def permute(affine: AffineMap, order: Sequence[int]) -> AffineMap:
+    """Return the map of a value as that of the value whose axis k is its axis `order[k]`."""
+    return affine.each(lambda array: array.transpose(order))
+
+
+def part(affine: AffineMap, axis: int, chosen: Any) -> AffineMap | None:
+    """Return the map of the places `chosen` along `axis`: of one part of a value that was joined.
+
+    `chosen` is a sequence of ints, or None where they are not known.
+    """
+    if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
+        return affine
+    if chosen is None:
+        return None
+    return affine.each(
+        lambda array: array if array.shape[axis] == 1 else np.take(array, chosen, axis=axis)
+    )
+
+
+def whole(affine: AffineMap, axis: int, length: int, chosen: Any) -> AffineMap | None:
+    """Return the map of the whole value of which `chosen` along `axis` is a slice.
+
+    What is cut away is left alone, as nobody sees it.
+    """
+    if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
+        return affine
+    if len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
+        return None
+
+    def spread(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
+        shape = list(array.shape)
+        shape[axis] = length
+        result = np.full(shape, elsewhere, np.longdouble)
+        place: list[Any] = [slice(None)] * array.ndim
+        place[axis] = chosen
+        result[tuple(place)] = array
+        return result
+
+    return AffineMap(spread(affine.scale, 1), spread(affine.shift, 0))
+
+
+def unshuffle_pixels(
+    affine: AffineMap, factor: int, *, depth_first: bool = False
+) -> AffineMap | None:
+    """Return the map before blocks of channels became blocks of `factor` x `factor` pixels.
+
+    Pixel (i, j) of output channel c, of C, is input channel c * factor^2 + i * factor + j, or
+    (i * factor + j) * C + c if `depth_first`.
+    """
+    flat = None if affine.rank != 4 else flatten_axes(affine, (2, 3))
+    if flat is None:
+        return None
+    blocks = factor * factor
+
+    def spread(array: ExtendedArray) -> ExtendedArray:
+        if array.shape[1] == 1:
+            return array
+        return np.tile(array, (1, blocks, 1, 1)) if depth_first else np.repeat(array, blocks, 1)
+
+    return flat.each(spread)
+
+
+def reorder_channels(affine: AffineMap, order: Sequence[int]) -> AffineMap:
+    """Return the map of a value as that of the value whose channel k is its channel `order[k]`."""
+    return affine.each(lambda array: array[:, list(order)] if array.shape[1] > 1 else array)
+
+
+# --- taking in constants -------------------------------------------------------------------------
+
+
+def add_constant(
+    affine: AffineMap, constant: npt.ArrayLike, shape: Shape, *, sign: int = 1
+) -> AffineMap | None:
+    """Return scale * (x + sign * constant) + shift as a map of x, a value of `shape`."""
+    array = _as_part_of_map(constant, affine.rank, shape)
+    if array is None:
+        return None
+    return AffineMap(affine.scale, affine.scale * (sign * array) + affine.shift)
+
+
+def multiply_by_constant(
+    affine: AffineMap, constant: npt.ArrayLike, shape: Shape, *, divide: bool = False
+) -> AffineMap | None:
+    """Return scale * (x * constant) + shift, or with x / constant, as a map of x."""
+    array = _as_part_of_map(constant, affine.rank, shape)
+    if array is None or (divide and (array == 0).any()):
+        return None
+    return AffineMap(affine.scale * (1 / array if divide else array), affine.shift)
+
+
+def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> ExtendedArray | None:
+    """Return a constant as an array of `rank`, None if it does more than act on a value of `shape`.
+
+    It does more if it has a value for each sample, or makes the value larger; what is not finite
+    has no inverse and no place in a weight.
+    """
+    array = np.asarray(constant, np.longdouble)
+    if len(shape) != rank or array.ndim > rank or not np.isfinite(array).all():
+        return None
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    fits = all(a in (1, b) for a, b in zip(array.shape, shape, strict=True))
+    return array if fits and array.shape[0] == 1 else None
+
+
+def _are_ints(shape: Shape) -> bool:
+    return all(isinstance(length, int) for length in shape)

@@ -1,0 +1,421 @@
+"""Fold BatchNormalization in an ONNX graph: find the layers each can go into, let the algebra fold.
+
+Before:  y = Conv(x, W, b);  z = BatchNormalization(y, gamma, beta, mean, var)
+After:   z = Conv(x, W', b')          with (W', b') of `resdeploy.fold.algebra`
+
+At inference a BatchNormalization is an affine map per channel. `affine_flow` carries it up to the
+layers that compute what it reads, or, where that fails, down to the layers that read what it
+computes; `layers` says what a layer is. A BatchNorm that was frozen, Mul and Add of constants, is
+such a map as well. Several maps that reach one layer are composed, and its weights rounded once.
+
+With `layernorm`, the affine part of a LayerNormalization goes into the layers that read it. What
+normalises stays, with scales of one and biases of zero.
+
+Refuses, and reports why, when
+1. it normalises by the statistics of the batch (training mode), or by more than the channel, as
+   opset 7 allowed, or is older than that;
+2. one of its parameters or statistics is computed at run time, or is an input of the model;
+3. its map reaches no layer: `affine_flow` says what stands in the way;
+4. a layer's weight or bias is computed at run time, or is an input of the model;
+5. the folded weights would not be finite in their type, or do not fit.
+
+Mul and Add that reach no layer are not reported: any scale and shift look like that.
+
+A weight or bias that has other readers is cloned: each site gets its own. Branches, loop bodies and
+local functions are folded like the graph around them; a BatchNormalization and its layer must lie
+in the same one. Constants may come from anywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.fold import algebra
+from resdeploy.fold.affine_flow import Target, constant_operand, targets_above, targets_below
+from resdeploy.fold.affine_map import (
+    AffineMap,
+    add_constant,
+    along_axis,
+    compose,
+    multiply_by_constant,
+)
+from resdeploy.fold.layers import Layer, Layers
+from resdeploy.graph.editor import (
+    EPSILON_NOTE,
+    GraphEditor,
+    chosen_by_caller,
+    constant_array,
+    constant_tensor,
+    float_attribute,
+    graph_editors,
+    int_attribute,
+    is_op,
+    is_present,
+    module_name,
+    optional_input,
+    remove_if_unread,
+    why_it_varies,
+)
+from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
+
+__all__ = ["fold_batchnorm"]
+
+# What the operator specification gives to a node without the attribute.
+_DEFAULT_EPSILON = 1e-5
+_OLDEST_OPSET = 7
+
+
+def fold_batchnorm(
+    model: ir.Model,
+    *,
+    batchnorm: bool = True,
+    layernorm: bool = False,
+    input_scale: algebra.ExtendedArray | None = None,
+) -> FoldReport:
+    """Fold every BatchNormalization of `model` that may be folded, in place.
+
+    What was refused, and what has nothing to do with a fold, keeps every bit.
+
+    Args:
+        model: what to fold.
+        batchnorm: whether to fold them at all.
+        layernorm: whether to fold the affine part of every LayerNormalization as well.
+        input_scale: (C,); the folded model takes inputs that are still to be multiplied by it,
+            channel by channel. A product takes zero padding along, so that no border differs.
+
+    Raises:
+        UnsupportedModelError: the input's scale reaches no layer.
+    """
+    folded: list[FoldedSite] = []
+    refused: list[RefusedSite] = []
+    for editor in graph_editors(model):
+        folder = _Folder(editor)
+        found = _norms(editor, layernorm=layernorm) if batchnorm or layernorm else ()
+        waiting = list(found)
+        # Again after each success: a BatchNorm that another one reads can go where that one went.
+        while waiting:
+            left = [norm for norm in waiting if not folder.fold(norm)]
+            if len(left) == len(waiting):
+                break
+            waiting = left
+        if input_scale is not None and editor.graph is model.graph:
+            # Last: a BatchNorm between the input and the first layer is then gone, if it can be.
+            folder.fold_input_scale(input_scale)
+        folder.finish()
+        folded += folder.folded_sites()
+        refused += folder.refused_sites(waiting)
+    return FoldReport(folded=tuple(folded), refused=tuple(refused))
+
+
+# --- what is a BatchNorm -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Norm:
+    """A node whose result is an affine map of one of its inputs, or of what its Mul works on.
+
+    Attributes:
+        node: the BatchNormalization, the LayerNormalization, or the Add of a frozen BatchNorm.
+        product: the Mul of a frozen one.
+        place: its place in the graph.
+        name: its name in the model.
+        num_consumers: how many readers what it normalises has.
+    """
+
+    node: ir.Node
+    product: ir.Node | None = None
+    place: int
+    name: str
+    num_consumers: int
+
+    @property
+    def input(self) -> ir.Value:
+        """The value that the map is of, in the graph as it is now."""
+        value = self.node.inputs[0]
+        if self.product is not None:
+            value = self.product.inputs[1 - (constant_operand(self.product) or 0)]
+        assert value is not None
+        return value
+
+    @property
+    def constants(self) -> list[ir.Value | None]:
+        """What it takes its parameters and statistics from."""
+        if self.product is None:
+            return [value for value in self.node.inputs[1:] if value is None or value.name != ""]
+        return [node.inputs[constant_operand(node) or 0] for node in (self.product, self.node)]
+
+
+def _norms(editor: GraphEditor, *, layernorm: bool) -> Iterator[_Norm]:
+    """Yield the BatchNorms in graph order, and the LayerNorms that have an affine part."""
+    for place, node in enumerate(editor.graph.all_nodes()):
+        product = None
+        if is_op(node, "LayerNormalization"):
+            if not layernorm or _has_no_affine_part(node):
+                continue
+        elif not is_op(node, "BatchNormalization"):
+            product = _frozen_product(node)
+            if product is None:
+                continue
+        statistics = node.inputs[3] if is_op(node, "BatchNormalization") else None
+        name = module_name(node, statistics)
+        norm = _Norm(node=node, product=product, place=place, name=name, num_consumers=1)
+        yield replace(norm, num_consumers=len(norm.input.uses()))
+
+
+def _frozen_product(node: ir.Node) -> ir.Node | None:
+    """Return the Mul by a constant that alone feeds an Add of a constant, if `node` is such."""
+    at = constant_operand(node) if is_op(node, "Add") else None
+    value = None if at is None else node.inputs[1 - at]
+    product = None if value is None else value.producer()
+    if value is None or product is None or not is_op(product, "Mul"):
+        return None
+    alone = len(value.uses()) == 1 and not value.is_graph_output() and product.graph is node.graph
+    return product if alone and constant_operand(product) is not None else None
+
+
+def _has_no_affine_part(layernorm: ir.Node) -> bool:
+    scale, bias = layernorm.inputs[1], optional_input(layernorm, 2)
+    if why_it_varies(scale) is not None or scale is None or not (constant_array(scale) == 1).all():
+        return False
+    return bias is None or (why_it_varies(bias) is None and not constant_array(bias).any())
+
+
+def _not_one_map(norm: _Norm, opset: int) -> str | None:
+    """Return why a norm is not one affine map, or None if it is."""
+    if opset < _OLDEST_OPSET:  # Mul and Add too: `axis` says where their constants stand
+        return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
+    reason = chosen_by_caller(norm.node)
+    if reason is not None or not is_op(norm.node, "BatchNormalization"):
+        return reason
+    # Before opset 14, the further outputs are what says that it is training.
+    in_training = int_attribute(norm.node, "training_mode", 0) or any(
+        value.name for value in norm.node.outputs[1:]
+    )
+    if in_training:
+        return "it normalises by the statistics of the batch (it is in training mode)"
+    if int_attribute(norm.node, "spatial", 1) == 0:
+        return "it normalises each pixel by itself (spatial = 0), not each channel"
+    return None
+
+
+# --- folding -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FoldedLayer:
+    """A layer with everything that was folded into it so far."""
+
+    layer: Layer
+    edit: algebra.AffineEdit
+    result: algebra.FoldedAffine
+
+
+class _Folder:
+    """Folds one norm after the other, and writes the new weights at the end, rounded once."""
+
+    def __init__(self, editor: GraphEditor) -> None:
+        self.editor = editor
+        self._graph_layers = Layers.of(editor)
+        self._layers: dict[ir.Node, _FoldedLayer] = {}
+        self._folded: list[tuple[_Norm, list[ir.Node]]] = []
+        self._reasons: dict[ir.Node, str] = {}
+
+    def fold(self, norm: _Norm) -> bool:
+        """Fold a norm, or note why not; return whether it is done with."""
+        if norm.node.graph is None:  # a frozen one that another norm's map has taken in
+            return True
+        try:
+            outcome = self._find(norm)
+        except ValueError as error:  # 5; a NonFiniteFoldError, or shapes that do not fit
+            outcome = str(error)
+        if isinstance(outcome, str):
+            self._reasons[norm.node] = outcome
+            return False
+        targets, layers = outcome
+        self._layers.update({folded.layer.node: folded for folded in layers})
+        self._folded.append((norm, [folded.layer.node for folded in layers]))
+        if is_op(norm.node, "LayerNormalization"):
+            self._take_affine_part(norm.node)
+            return True
+        # At once: a dead reader would make a following norm believe its input is read twice.
+        goes_up = targets[0].side == "after"
+        source, constants = norm.input, norm.constants
+        _bypass(norm.node, source, keep_name=goes_up)
+        if norm.product is not None:
+            _remove(norm.product)
+        # Each once: what lies before a part in two is on the way to both.
+        absorbed = {node.node: node for target in targets for node in target.absorbed}
+        for passed in absorbed.values():
+            constants += [value for value in passed.node.inputs if value is not passed.source]
+            _bypass(passed.node, passed.source, keep_name=True)
+        for value in constants:
+            if value is not None:
+                remove_if_unread(value)
+        return True
+
+    def fold_input_scale(self, scale_C: algebra.ExtendedArray) -> None:
+        """Fold a scale of the model's input into the layers that read it."""
+        value = self.editor.graph.inputs[0]
+        shape = value.shape
+        assert shape is not None
+        scale = along_axis(scale_C, 1, len(shape))
+        targets = targets_below(value, AffineMap(scale, np.zeros_like(scale)), self._graph_layers)
+        reason = targets if isinstance(targets, str) else None
+        try:
+            layers = [] if isinstance(targets, str) else [self._fold_into(t) for t in targets]
+        except algebra.NonFiniteFoldError as error:  # 5
+            reason = str(error)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"The scale of the preprocessing cannot be folded: {reason}.",
+                where=value.name,
+                fix="export without --preprocess embed",
+            )
+        self._layers.update({folded.layer.node: folded for folded in layers})
+
+    def finish(self) -> None:
+        """Write the new weights."""
+        for folded in self._layers.values():
+            folded.layer.rewrite(folded.result, self.editor)
+
+    def folded_sites(self) -> list[FoldedSite]:
+        """Return what was folded; values set to zero count for a layer's first site."""
+        counted: set[ir.Node] = set()
+        sites = []
+        for norm, nodes in sorted(self._folded, key=lambda site: site[0].place):
+            layers = [self._layers[node] for node in nodes]
+            fresh = [folded for folded in layers if folded.layer.node not in counted]
+            counted.update(nodes)
+            sites.append(
+                FoldedSite(
+                    site=norm.name,
+                    producer=", ".join(folded.layer.name for folded in layers),
+                    op=", ".join(sorted({folded.layer.node.op_type for folded in layers})),
+                    max_ulp=max(folded.result.max_ulp for folded in layers),
+                    num_flushed=sum(folded.result.num_flushed for folded in fresh),
+                    num_consumers=norm.num_consumers,
+                    norm="layer" if is_op(norm.node, "LayerNormalization") else "batch",
+                )
+            )
+        return sites
+
+    def refused_sites(self, norms: Sequence[_Norm]) -> list[RefusedSite]:
+        """Return what was not folded, without the arithmetic that looked like a norm."""
+        return [
+            RefusedSite(
+                site=norm.name,
+                reason=self._reasons[norm.node],
+                num_consumers=norm.num_consumers,
+            )
+            for norm in norms
+            if norm.product is None
+        ]
+
+    def _find(self, norm: _Norm) -> tuple[list[Target], list[_FoldedLayer]] | str:
+        """Return where the norm goes, and the layers with it folded in; or why there are none."""
+        reason = _not_one_map(norm, self.editor.opset)  # 1
+        if reason is not None:
+            return reason
+        for value in norm.constants:
+            reason = why_it_varies(value)
+            if reason is not None:  # 2
+                name = "one of them" if value is None else f"`{value.name}`"
+                return f"its parameters are not constant: {name} {reason}"
+        affine = self._affine_map(norm)
+        if isinstance(affine, str):
+            return affine
+        above: list[Target] | str = "its statistics are those of each sample"
+        if not is_op(norm.node, "LayerNormalization"):
+            reader = norm.product or norm.node
+            above = targets_above(norm.input, affine, reader, self._graph_layers)
+        targets = above
+        if isinstance(targets, str):
+            targets = targets_below(norm.node.outputs[0], affine, self._graph_layers)
+            if isinstance(targets, str):  # 3, 4
+                return f"{above}; {targets}"
+        return targets, [self._fold_into(target) for target in targets]
+
+    def _affine_map(self, norm: _Norm) -> AffineMap | str:
+        shape = self.editor.shape(norm.input)
+        if shape is None:
+            return "the number of axes of its input is not known"
+        rank = len(shape)
+        if is_op(norm.node, "BatchNormalization"):
+            scale_C, shift_C = algebra.scale_and_shift(_params(norm.node))
+            if rank < 2:
+                return "its input has no axis of channels"
+            return AffineMap(along_axis(scale_C, 1, rank), along_axis(shift_C, 1, rank))
+        constants = [constant_array(value) for value in norm.constants if value is not None]
+        nothing = np.zeros((1,) * rank, np.longdouble)
+        identity = AffineMap(nothing + 1, nothing)
+        product = multiply_by_constant(identity, constants[0], shape)
+        total = identity
+        if len(constants) > 1:
+            total = add_constant(identity, constants[1], shape) or total
+            if total is identity:
+                return "its shift is not the same for each sample"
+        if product is None:
+            return "its scale is not the same for each sample"
+        return compose(product, total)
+
+    def _fold_into(self, target: Target) -> _FoldedLayer:
+        layer = target.layer
+        edit = algebra.no_edit(layer.num_outputs, None)
+        if layer.node in self._layers:
+            edit = self._layers[layer.node].edit
+        if target.side == "after":
+            edit = algebra.map_after(edit, target.scale, target.shift)
+        else:
+            weight = constant_array(layer.weight)
+            shift = np.longdouble(layer.product_factor) * target.shift
+            edit = algebra.map_before(edit, weight, layer.shape, target.scale, shift)
+        return _FoldedLayer(layer, edit, layer.apply(edit))
+
+    def _take_affine_part(self, layernorm: ir.Node) -> None:
+        """Leave a LayerNormalization its statistics: scales of one, biases of zero."""
+        for at, number in ((1, 1), (2, 0)):
+            value = optional_input(layernorm, at)
+            if value is not None:
+                tensor = constant_tensor(value)
+                plain = np.full(tensor.shape.numpy(), number, tensor.dtype.numpy())
+                new = self.editor.replace(
+                    value, ir.tensor(plain, dtype=tensor.dtype), reader=layernorm
+                )
+                layernorm.replace_input_with(at, new)
+                remove_if_unread(value)
+
+
+def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
+    gamma, beta, mean, var = (
+        constant_array(value) for value in batchnorm.inputs[1:5] if value is not None
+    )
+    if mean.ndim != 1 or not gamma.shape == beta.shape == mean.shape == var.shape:
+        raise ValueError("its parameters are not of one shape (C,)")
+    eps = float_attribute(batchnorm, "epsilon", _DEFAULT_EPSILON)
+    note = batchnorm.metadata_props.get(EPSILON_NOTE)
+    if note is not None and np.float32(exact := float(note)) == eps:
+        eps = exact
+    return algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+
+
+def _bypass(node: ir.Node, source: ir.Value, *, keep_name: bool) -> None:
+    """Remove a node; what it read is now its output.
+
+    A name keeps its meaning where `keep_name`: the numbers of `z` are still called z, as the
+    outputs of a model must be. Where its readers have changed instead, no value has those numbers.
+    """
+    result = node.outputs[0]
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
+    _remove(node)
+    if keep_name:
+        source.name = result.name
+        source.type, source.shape = result.type or source.type, result.shape or source.shape
+
+
+def _remove(node: ir.Node) -> None:
+    assert node.graph is not None
+    assert not any(is_present(value) for value in node.outputs)
+    node.graph.remove(node, safe=True)

@@ -1,0 +1,283 @@
+"""What an affine layer is in ONNX, what it is made of, and how it is given new weights.
+
+A layer computes W x + b per position. It is one of
+
+1. Conv and ConvTranspose: the features are axis 1;
+2. Gemm: alpha A B + beta C, the features of its output the last axis. With transA, those of its
+   input are axis 0. C is one number, one per feature, or, as (M, 1) or (M, N), one per row as well;
+3. MatMul by a matrix on the right, which has no place for a bias;
+4. such a MatMul and the Add of a constant that alone reads it: the bias.
+
+Its parts are given new numbers at the end, when all that is to be folded into it is known. A Gemm
+keeps its alpha, while its beta goes into the bias. A MatMul that gains a bias becomes a Gemm, or is
+followed by an Add where it works on more than matrices.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.fold import algebra
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer, LayerShape, read_layer
+from resdeploy.graph.editor import (
+    GraphEditor,
+    chosen_by_caller,
+    constant_array,
+    constant_tensor,
+    describe,
+    is_op,
+    module_name,
+    optional_input,
+    remove_if_unread,
+    why_it_varies,
+)
+
+__all__ = ["Layer", "Layers", "bias_name"]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+_STORAGE_TYPES = {
+    ir.DataType.DOUBLE: "float64",
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An affine layer as it was before anything was folded.
+
+    Attributes:
+        node: the Conv, ConvTranspose, Gemm or MatMul.
+        adder: the node that reads the bias, as its input `bias_index`; the Add, or `node` itself.
+        bias_index: see there.
+        weight: its weight.
+        bias: its bias, or None where there is none.
+        name: its name in the model.
+    """
+
+    node: ir.Node
+    adder: ir.Node
+    bias_index: int
+    weight: ir.Value
+    bias: ir.Value | None
+    name: str
+
+    @cached_property
+    def affine(self) -> AffineLayer:
+        """Its layout, factors and window.
+
+        Raises:
+            UnsupportedModelError: it is outside the specification.
+        """
+        attributes = {name: found.value for name, found in self.node.attributes.items()}
+        shape = constant_tensor(self.weight).shape.numpy()
+        return read_layer(self.node.op_type, attributes, shape, where=self.name)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether its features are the last axis rather than axis 1."""
+        return is_op(self.node, "Gemm", "MatMul")
+
+    def input_axis(self, rank: int) -> int:
+        """Return the axis of its input, of that rank, along which its features lie."""
+        if not self.is_linear:
+            return 1
+        return 0 if self.affine.reads_columns else rank - 1
+
+    @cached_property
+    def refusal(self) -> str | None:
+        """Why its weight and bias are not numbers known now, or None if they are."""
+        reason = chosen_by_caller(self.node)
+        if reason is not None:
+            return reason
+        for what, value in (("weight", self.weight), ("bias", self.bias)):
+            reason = None if value is None else why_it_varies(value)
+            if reason is not None:
+                return f"the {what} of {describe(self.node)} {reason}"
+        if self.is_linear and len(constant_tensor(self.weight).shape) != 2:
+            return f"the weight of {describe(self.node)} is no matrix"
+        try:
+            _ = self.affine
+        except UnsupportedModelError as error:
+            return f"{describe(self.node)} is not to be read: {error.what}"
+        return None
+
+    @property
+    def shape(self) -> LayerShape:
+        """How its weight is laid out."""
+        return self.affine.shape
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type that its weights are stored in; a computed one may wait in float64."""
+        return self.weight.dtype or constant_tensor(self.weight).dtype
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of features it computes."""
+        return self.affine.num_outputs
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of features it reads."""
+        return self.affine.num_inputs
+
+    @property
+    def pads_with_zeros(self) -> bool:
+        """Whether some of its outputs see zeros from outside its input."""
+        return self.affine.pads_with_zeros
+
+    @property
+    def product_factor(self) -> float:
+        """What its product is multiplied by, outside its weight: the alpha of a Gemm."""
+        return self.affine.alpha
+
+    def own_bias(self) -> FloatArray | None:
+        """Return the bias as it is added, (..., O): times the beta of a Gemm."""
+        if self.bias is None:
+            return None
+        bias = constant_array(self.bias).astype(np.longdouble) * np.longdouble(self.affine.beta)
+        return np.broadcast_to(bias, (*bias.shape[:-1], self.num_outputs))
+
+    def apply(self, edit: algebra.AffineEdit) -> algebra.FoldedAffine:
+        """Return its new weight and bias; the edit is of the layer without its own bias.
+
+        Raises:
+            NonFiniteFoldError: they would not be finite.
+            ValueError: the weights are not floating point.
+        """
+        weight = constant_array(self.weight)
+        dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
+        own = self.own_bias()
+        bias = edit.bias if own is None else edit.out_scale * own + edit.bias
+        rows = bias.reshape(-1, self.num_outputs)
+        # Several rows are rounded below, each once.
+        first = rows[0] if len(rows) == 1 else np.zeros_like(rows[0])
+        edit = algebra.AffineEdit(out_scale=edit.out_scale, in_scale=edit.in_scale, bias=first)
+        folded = algebra.apply_edit(weight, edit, dtype=dtype, shape=self.shape)
+        if len(rows) == 1:
+            stored, others = folded.bias.reshape(bias.shape), None
+        else:  # a bias that differs by row is that of a layer with as many more outputs
+            no_weight = np.zeros((bias.size, 1), np.float32)
+            others = algebra.apply_edit(
+                no_weight, algebra.no_edit(bias.size, bias.reshape(-1)), dtype=dtype
+            )
+            stored = others.bias.reshape(bias.shape)
+        return algebra.FoldedAffine(
+            weight=folded.weight,
+            bias=stored,
+            max_ulp=max(folded.max_ulp, 0.0 if others is None else others.max_ulp),
+            num_flushed=folded.num_flushed + (0 if others is None else others.num_flushed),
+        )
+
+    def rewrite(self, folded: algebra.FoldedAffine, editor: GraphEditor) -> None:
+        """Give the layer its new weight and bias."""
+        old = [self.weight, self.bias]
+        # Converted to the layer's type: from opset 15 on, the BatchNormalization may have another.
+        new_weight, new_bias = (
+            ir.tensor(values.astype(self.dtype.numpy()), dtype=self.dtype)
+            for values in (folded.weight, folded.bias)
+        )
+        self.node.replace_input_with(1, editor.replace(self.weight, new_weight, reader=self.node))
+        if self.bias is not None:
+            bias = editor.replace(self.bias, new_bias, reader=self.adder)
+        else:
+            bias = editor.add(bias_name(self.weight), new_bias, reader=self.node)
+        if self.bias is None and is_op(self.node, "MatMul"):
+            _add_bias(self.node, bias, editor)
+        else:
+            if len(self.adder.inputs) <= self.bias_index:
+                self.adder.resize_inputs(self.bias_index + 1)
+            self.adder.replace_input_with(self.bias_index, bias)
+        if "beta" in self.node.attributes:
+            self.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        for value in old:
+            if value is not None:
+                remove_if_unread(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The layers of a graph, found once: what is a bias at the start stays one.
+
+    Attributes:
+        editor: of the graph.
+        computing: the layer whose result a node computes.
+        reading: the layer whose input a node reads.
+    """
+
+    editor: GraphEditor
+    computing: dict[ir.Node, Layer] = field(default_factory=dict)
+    reading: dict[ir.Node, Layer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, editor: GraphEditor) -> "Layers":
+        """Return the layers of a graph and of the graphs inside it."""
+        layers = cls(editor)
+        for node in editor.graph.all_nodes():
+            layer = _as_layer(node)
+            if layer is not None:
+                layers.computing[layer.adder] = layer
+                layers.reading[layer.node] = layer
+        return layers
+
+
+def _as_layer(node: ir.Node) -> Layer | None:
+    if not is_op(node, *AFFINE_OPERATORS):
+        return None
+    weight = node.inputs[1]
+    assert weight is not None
+    if not is_op(node, "MatMul"):
+        return Layer(node, node, 2, weight, optional_input(node, 2), module_name(node))
+    product = node.outputs[0]
+    if len(product.uses()) == 1 and not product.is_graph_output() and _is_constant_matrix(weight):
+        ((reader, index),) = product.uses()
+        bias = reader.inputs[1 - index] if is_op(reader, "Add") else None
+        if bias is not None and reader.graph is node.graph and why_it_varies(bias) is None:
+            lengths = constant_tensor(bias).shape.numpy()
+            # Else the Add would give the value more features than the layer has.
+            if not lengths or lengths[-1] in (1, constant_tensor(weight).shape.numpy()[1]):
+                return Layer(node, reader, 1 - index, weight, bias, module_name(node))
+    return Layer(node, node, 2, weight, None, module_name(node))
+
+
+def _is_constant_matrix(value: ir.Value) -> bool:
+    return why_it_varies(value) is None and len(constant_tensor(value).shape) == 2
+
+
+def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
+    """Let a Gemm do what a MatMul of two matrices does and add the bias; else let an Add follow."""
+    before, left = matmul.outputs[0], matmul.inputs[0]
+    assert matmul.graph is not None
+    assert left is not None
+    after_matrices = editor.rank(left) == 2
+    if after_matrices:
+        node = ir.node("Gemm", [*matmul.inputs, bias], name=matmul.name)
+        node.metadata_props.update(matmul.metadata_props)
+    else:
+        node = ir.node("Add", [before, bias], name=matmul.name and f"{matmul.name}_bias")
+    after = node.outputs[0]
+    after.type, after.shape = before.type, before.shape
+    matmul.graph.insert_after(matmul, node)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    if after_matrices:
+        matmul.graph.remove(matmul, safe=True)
+        after.name = before.name
+    else:
+        node.replace_input_with(0, before)
+        # The name keeps its meaning: that of the whole layer.
+        after.name, before.name = before.name, editor.new_name(f"{before.name}_product")
+
+
+def bias_name(weight: ir.Value) -> str:
+    """Return `layer.bias` for `layer.weight`, else a name like it."""
+    name = weight.name or "folded"
+    stem = name.removesuffix("weight")
+    return f"{stem}bias" if stem != name and stem.endswith((".", "_", "/")) else f"{name}_bias"

@@ -1,0 +1,310 @@
+"""What each ONNX operator does to an affine map that is carried across it.
+
+`before` answers: if the map stands after this node, which map of what the node works on has the
+same effect? `after` answers the opposite. Both give None where no map has, or a reason where the
+operator is one of these and an attribute is in the way:
+
+1. Identity, Cast to the same type, and Dropout at inference whose mask nobody uses do nothing;
+2. Transpose, Flatten, Reshape, Squeeze and Unsqueeze move elements about; DepthToSpace (only
+   `before`) and Slice do so too;
+3. averages, over windows of values alone: AveragePool that counts no padding, GlobalAveragePool,
+   ReduceMean but of the batch; the map must not vary along the axes averaged over;
+4. the largest of a window: MaxPool and GlobalMaxPool, whose indices nobody uses; the same, and no
+   scale may be negative;
+5. repeating values: Pad with reflect, edge or wrap, Resize and Upsample to the nearest value; the
+   map must not vary along the axes that are made longer.
+
+What a node takes besides (a shape, axes, pads, scales) must be constant; and of several outputs,
+only the first may be used.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.fold.affine_map import (
+    AffineMap,
+    flatten_axes,
+    part,
+    permute,
+    reshape,
+    unshuffle_pixels,
+    whole,
+)
+from resdeploy.graph.editor import (
+    GraphEditor,
+    Shape,
+    chosen_by_caller,
+    constant_array,
+    constant_ints,
+    describe,
+    int_attribute,
+    ints_attribute,
+    is_op,
+    is_present,
+    optional_input,
+    string_attribute,
+    why_it_varies,
+)
+
+__all__ = ["after", "before"]
+
+Crossed = AffineMap | str | None
+
+
+def before(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    """Return the map of the first input of `node` that has the effect of `affine` on its output."""
+    return _cross(node, affine, editor, _BEFORE)
+
+
+def after(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    """Return the map of the output of `node` that has the effect of `affine` on its first input."""
+    return _cross(node, affine, editor, _AFTER)
+
+
+Crossing = Callable[[ir.Node, AffineMap, GraphEditor], Crossed]
+
+
+def _cross(
+    node: ir.Node, affine: AffineMap, editor: GraphEditor, crossings: dict[str, Crossing]
+) -> Crossed:
+    if not is_op(node, *crossings):
+        return None
+    reason = chosen_by_caller(node)
+    if reason is not None:
+        return reason
+    if any(is_present(value) for value in node.outputs[1:]):
+        what = "mask" if is_op(node, "Dropout") else "second output"
+        return f"the {what} of {describe(node)} is used"
+    settings = (optional_input(node, k) for k in range(1, len(node.inputs)))
+    if not is_op(node, "Dropout") and any(
+        value is not None and why_it_varies(value) is not None for value in settings
+    ):
+        return f"what {describe(node)} does depends on the input"
+    return crossings[node.op_type](node, affine, editor)
+
+
+# --- 1: nothing happens --------------------------------------------------------------------------
+
+
+def _identity(_node: ir.Node, affine: AffineMap, _editor: GraphEditor) -> Crossed:
+    return affine
+
+
+def _dropout(node: ir.Node, affine: AffineMap, _editor: GraphEditor) -> Crossed:
+    training = optional_input(node, 2)
+    if training is None:
+        return affine
+    reason = why_it_varies(training)
+    if reason is not None:
+        return f"whether {describe(node)} drops values {reason}"
+    return f"{describe(node)} is in training mode" if constant_array(training).any() else affine
+
+
+def _cast(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    source = node.inputs[0]
+    assert source is not None
+    is_same = editor.dtype(source) == ir.DataType(int_attribute(node, "to", 0))
+    return affine if is_same else None
+
+
+# --- 2: elements are moved about -----------------------------------------------------------------
+
+
+def _before_reshape(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    shape, wanted = editor.shape(node.outputs[0]), _source_shape(node, editor)
+    return None if shape is None or wanted is None else reshape(affine, shape, wanted)
+
+
+def _after_reshape(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    shape, wanted = _source_shape(node, editor), editor.shape(node.outputs[0])
+    return None if shape is None or wanted is None else reshape(affine, shape, wanted)
+
+
+def _before_transpose(node: ir.Node, affine: AffineMap, _editor: GraphEditor) -> Crossed:
+    return permute(affine, np.argsort(_permutation(node, affine.rank)).tolist())
+
+
+def _after_transpose(node: ir.Node, affine: AffineMap, _editor: GraphEditor) -> Crossed:
+    return permute(affine, _permutation(node, affine.rank))
+
+
+def _permutation(node: ir.Node, rank: int) -> list[int]:
+    return ints_attribute(node, "perm") or list(reversed(range(rank)))
+
+
+def _before_depth_to_space(node: ir.Node, affine: AffineMap, _editor: GraphEditor) -> Crossed:
+    factor = int_attribute(node, "blocksize", 1)
+    depth_first = string_attribute(node, "mode", "DCR") == "DCR"
+    return unshuffle_pixels(affine, factor, depth_first=depth_first)
+
+
+def _before_slice(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    shape, slices = _source_shape(node, editor), _slices(node, affine.rank)
+    if shape is None or slices is None:
+        return None
+    crossed: AffineMap | None = affine
+    for axis, cut in slices.items():
+        known = isinstance(shape[axis], int)
+        chosen = np.arange(shape[axis])[cut] if known else ()
+        crossed = None if crossed is None else whole(crossed, axis, shape[axis], chosen)
+    return crossed
+
+
+def _after_slice(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    shape, slices = _source_shape(node, editor), _slices(node, affine.rank)
+    if shape is None or slices is None:
+        return None
+    crossed: AffineMap | None = affine
+    for axis, cut in slices.items():
+        known = isinstance(shape[axis], int)
+        chosen = np.arange(shape[axis])[cut] if known else None
+        crossed = None if crossed is None else part(crossed, axis, chosen)
+    return crossed
+
+
+def _slices(node: ir.Node, rank: int) -> dict[int, slice] | None:
+    """Return the slice of each axis that is cut; inputs since opset 10, attributes before."""
+    given = [
+        ints_attribute(node, name) or constant_ints(optional_input(node, at))
+        for at, name in enumerate(("starts", "ends", "axes", "steps"), start=1)
+    ]
+    starts, ends = given[:2]
+    if starts is None or ends is None:
+        return None
+    axes, steps = given[2] or range(len(starts)), given[3] or [1] * len(starts)
+    cuts = zip(axes, starts, ends, steps, strict=True)
+    return {axis % rank: slice(start, end, step) for axis, start, end, step in cuts}
+
+
+# --- 3 to 5: values are averaged, chosen, repeated along some axes -------------------------------
+
+
+def _along(axes_of: Callable[[ir.Node, int, GraphEditor], Sequence[int] | None]) -> Crossing:
+    """Return the crossing of an operator that a map may cross if it is flat along some axes."""
+
+    def cross(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+        axes = axes_of(node, affine.rank, editor)
+        return None if axes is None else flatten_axes(affine, axes)
+
+    return cross
+
+
+def _image(_node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int]:
+    return range(2, rank)
+
+
+def _averaged(node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int] | None:
+    """Return the axes an AveragePool works on, None if it counts what is not there."""
+    counts_padding = bool(int_attribute(node, "count_include_pad", 0)) and (
+        any(ints_attribute(node, "pads") or ())
+        or string_attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+        or bool(int_attribute(node, "ceil_mode", 0))  # the last window may reach beyond the value
+    )
+    return None if counts_padding else range(2, rank)
+
+
+def _maximum(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:  # 4
+    return _along(_image)(node, affine, editor) if (affine.scale >= 0).all() else None
+
+
+def _padded(node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int] | None:
+    if string_attribute(node, "mode", "constant") not in ("reflect", "edge", "wrap"):
+        return None
+    # Inputs since opset 11, with axes since 18.
+    pads = ints_attribute(node, "pads") or constant_ints(optional_input(node, 1))
+    axes = constant_ints(optional_input(node, 3)) or list(range(rank))
+    if pads is None or len(pads) != 2 * len(axes):
+        return None
+    ends = zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True)
+    return [axis % rank for axis, begin, end in ends if begin or end]
+
+
+def _resized(node: ir.Node, rank: int, editor: GraphEditor) -> Sequence[int] | None:
+    """Return the axes that a Resize or an Upsample changes, None if it computes new values."""
+    new_values = string_attribute(node, "mode", "nearest") != "nearest"
+    crops = string_attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    if new_values or crops:
+        return None
+    axes = [axis % rank for axis in ints_attribute(node, "axes") or range(rank)]
+    scales = _scales(node, editor)
+    if scales is None or len(scales) != len(axes):  # sizes, say: any axis may change
+        shape, changed = _source_shape(node, editor), editor.shape(node.outputs[0])
+        if shape is None or changed is None:
+            return axes
+        return [axis for axis in axes if shape[axis] != changed[axis]]
+    return [axis for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+
+
+def _scales(node: ir.Node, editor: GraphEditor) -> list[float] | None:
+    """Return the scales: an attribute before opset 9, then the second input, since 11 the third."""
+    if "scales" in node.attributes:
+        return list(node.attributes["scales"].as_floats())
+    value = optional_input(node, 2 if is_op(node, "Resize") and editor.opset >= 11 else 1)
+    if value is None or why_it_varies(value) is not None:
+        return None
+    return [float(number) for number in np.ravel(constant_array(value))]
+
+
+def _before_mean(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    keeps = int_attribute(node, "keepdims", 1)
+    axes = _mean_axes(node, _source_shape(node, editor))
+    if axes is None:
+        return None
+    if not keeps:
+        affine = affine.each(lambda array: np.expand_dims(array, axes))
+    return flatten_axes(affine, axes)
+
+
+def _after_mean(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+    axes = _mean_axes(node, _source_shape(node, editor))
+    flat = None if axes is None else flatten_axes(affine, axes)
+    if flat is None or axes is None or int_attribute(node, "keepdims", 1):
+        return flat
+    return flat.each(lambda array: np.squeeze(array, axes))
+
+
+def _mean_axes(node: ir.Node, shape: Shape | None) -> tuple[int, ...] | None:
+    """Return the axes of a ReduceMean, an input since opset 18; None if the batch is among them."""
+    axes = ints_attribute(node, "axes") or constant_ints(optional_input(node, 1))
+    if not axes or shape is None:  # without axes it takes the mean of everything
+        return None
+    positive = tuple(sorted(axis % len(shape) for axis in axes))
+    return None if 0 in positive else positive
+
+
+def _source_shape(node: ir.Node, editor: GraphEditor) -> Shape | None:
+    source = node.inputs[0]
+    assert source is not None
+    return editor.shape(source)
+
+
+_EITHER_WAY: dict[str, Crossing] = {
+    "Identity": _identity,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    "AveragePool": _along(_averaged),
+    "GlobalAveragePool": _along(_image),
+    "MaxPool": _maximum,
+    "GlobalMaxPool": _maximum,
+    "Pad": _along(_padded),
+    "Resize": _along(_resized),
+    "Upsample": _along(_resized),
+}
+_RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_BEFORE = {
+    **_EITHER_WAY,
+    **dict.fromkeys(_RESHAPES, _before_reshape),
+    "Transpose": _before_transpose,
+    "DepthToSpace": _before_depth_to_space,
+    "Slice": _before_slice,
+    "ReduceMean": _before_mean,
+}
+_AFTER = {
+    **_EITHER_WAY,
+    **dict.fromkeys(_RESHAPES, _after_reshape),
+    "Transpose": _after_transpose,
+    "Slice": _after_slice,
+    "ReduceMean": _after_mean,
+}

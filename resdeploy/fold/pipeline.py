@@ -1,0 +1,106 @@
+"""The passes between torch's exporter and the file, in their order and with the reason for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from resdeploy.fold.fold_batchnorm import fold_batchnorm
+from resdeploy.fold.take_pixels import take_pixels
+from resdeploy.graph.exact_constants import compute_exactly, round_once
+from resdeploy.graph.lower_opset import lower_opset
+from resdeploy.graph.name_io import name_io
+from resdeploy.graph.remove_no_ops import remove_no_ops
+from resdeploy.graph.replace_padded_shortcut import replace_padded_shortcut
+from resdeploy.graph.replace_reduce_mean import replace_reduce_mean
+from resdeploy.graph.resolve_castlike import resolve_castlike
+from resdeploy.graph.simplify import simplify
+from resdeploy.graph.strip_metadata import strip_metadata
+from resdeploy.graph.write_zero_bias import write_zero_bias
+from resdeploy.schema.exports import PassReport
+from resdeploy.schema.folds import FoldReport
+
+__all__ = ["Optimized", "optimize", "simplified"]
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimized:
+    """A graph ready to be written.
+
+    Attributes:
+        model: the graph.
+        fold: what was folded, and what was refused; empty if nothing was to be.
+        passes: what each pass changed.
+    """
+
+    model: ir.Model
+    fold: FoldReport
+    passes: tuple[PassReport, ...]
+
+
+def optimize(
+    model: ir.Model,
+    *,
+    opset: int,
+    batch_dimension: str | None,
+    fold: bool = True,
+    pixels: tuple[Array, Array] | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Optimized:
+    """Return `model` simplified and folded, in the opset asked for.
+
+    Args:
+        model: as translated; it is used up.
+        opset: to write it in.
+        batch_dimension: what to call an open batch dimension; None if it is fixed.
+        fold: fold its BatchNorms.
+        pixels: centre and scale, (C,) each, for a model that is to take pixels: what is taken off
+            them (`take_pixels`), and what they are multiplied by then (`fold_batchnorm`).
+        on_stage: told the name of each stage as it begins.
+
+    Raises:
+        UnsupportedModelError: a pass cannot handle the graph.
+    """
+    on_stage("simplify")
+    model, reports = simplified(model, batch_dimension=batch_dimension)
+    on_stage("fold")
+    centre_C, scale_C = pixels or (None, None)
+    report = fold_batchnorm(model, batchnorm=fold, input_scale=scale_C)
+    round_once(model)
+    if centre_C is not None:
+        reports.append(take_pixels(model, centre_C))
+    reports.append(lower_opset(model, opset))  # last: there are fewer operators to lower
+    reports.append(strip_metadata(model))  # simplify leaves comments of its own
+    model.producer_name = "resdeploy"
+    model.producer_version = None
+    return Optimized(model=model, fold=report, passes=tuple(reports))
+
+
+def simplified(
+    model: ir.Model, *, batch_dimension: str | None
+) -> tuple[ir.Model, list[PassReport]]:
+    """Return `model` simplified, with its notes (`editor.NOTES`) and computed constants unrounded.
+
+    Raises:
+        UnsupportedModelError: a pass cannot handle the graph.
+    """
+    reports = [
+        name_io(model, batch_dimension=batch_dimension),
+        # Before simplify, which drops the module names nodes are called by.
+        strip_metadata(model, keep_notes=True),
+        resolve_castlike(model),  # before the next ones, which then see that these are constants
+        write_zero_bias(model),
+        compute_exactly(model),  # before simplify, which would compute them in float32
+    ]
+    model, report = simplify(model)
+    reports += [
+        report,
+        remove_no_ops(model),  # what simplify leaves
+        replace_reduce_mean(model),  # after simplify, which computes the axes
+        replace_padded_shortcut(model),  # likewise the bounds of the slice
+    ]
+    return model, reports

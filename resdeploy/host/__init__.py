@@ -1,1 +1,0 @@
-"""Where models are made: the only folder that imports torch."""

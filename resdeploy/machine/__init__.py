@@ -1,0 +1,1 @@
+"""The machine: environment, state, CPU features, probe, doctor, compatibility."""

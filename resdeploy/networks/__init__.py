@@ -1,0 +1,225 @@
+"""The architectures by name: `build_network` makes one from a `ModelSpec`.
+
+An option of an architecture is a keyword argument of the function that makes it; name, type,
+choices and default are read from its signature, so that there is no second list to keep.
+"""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from resdeploy.errors import ResdeployError
+from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, cifar_plain, cifar_resnet
+from resdeploy.networks.preact_resnet import cifar_preact_resnet
+from resdeploy.networks.residual_mlp import residual_mlp
+from resdeploy.networks.resnet import RESNET_LAYOUTS, resnet, resnet_layernorm
+from resdeploy.networks.resnet8_tiny import resnet8_tiny
+from resdeploy.schema.recipes import ModelSpec, Scalar
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "build_network",
+    "find_architecture",
+    "input_shape",
+    "parse_options",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A network that can be asked for by name.
+
+    Attributes:
+        name: what a recipe and the command line call it.
+        factory: makes it; takes `num_classes` and the options, by keyword.
+        input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
+            images take other sizes too.
+        family: what it is and where it comes from, in one line.
+    """
+
+    name: str
+    factory: Callable[..., nn.Module]
+    input_shape: tuple[int, ...]
+    family: str
+
+    @property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the factory that are options, with type and default, by name."""
+        parameters = inspect.signature(self.factory).parameters
+        return {name: p for name, p in parameters.items() if name != "num_classes"}
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Return the network that `spec` describes, newly initialised, in training mode.
+
+    Raises:
+        ResdeployError: the architecture or an option is unknown, or an option's value is of
+            another type than the option, not among its choices, or out of range.
+    """
+    architecture = find_architecture(spec.arch)
+    if type(spec.num_classes) is not int or spec.num_classes < 1:
+        raise ResdeployError(
+            f"num_classes must be a whole number of at least 1, not {spec.num_classes!r}.",
+            where=f"architecture {spec.arch}",
+        )
+    _check_options(architecture, spec.options)
+    return architecture.factory(num_classes=spec.num_classes, **spec.options)
+
+
+def input_shape(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the shape of one sample, (C, H, W) or (F,), with the options of `spec`.
+
+    Raises:
+        ResdeployError: as `build_network`.
+    """
+    architecture = find_architecture(spec.arch)
+    _check_options(architecture, spec.options)
+    first, *others = architecture.input_shape
+    for name in ("in_channels", "in_features"):
+        if name in spec.options:
+            first = int(spec.options[name])
+    return (first, *others)
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of that name.
+
+    Raises:
+        ResdeployError: there is none; the message has the names that are near, or all.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = difflib.get_close_matches(name, ARCHITECTURES, n=5)
+    raise ResdeployError(
+        f"There is no architecture {name!r}.",
+        fix=f"did you mean {' or '.join(near)}?"
+        if near
+        else f"use one of {', '.join(ARCHITECTURES)}",
+    )
+
+
+def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:
+    """Return options given as text, as on a command line, in the types that `arch` takes.
+
+    A text that is no such value is left as it is, for `build_network` to refuse with its reason.
+
+    Raises:
+        ResdeployError: there is no such architecture.
+    """
+    known = find_architecture(arch).options
+    return {
+        name: _parse(text, known[name].annotation) if name in known else text
+        for name, text in texts.items()
+    }
+
+
+def _parse(text: str, kind: Any) -> Scalar:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind in (int, float):
+        try:
+            return int(text) if kind is int else float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _check_options(architecture: Architecture, options: Mapping[str, Scalar]) -> None:
+    known = architecture.options
+    fix = "its options are " + ", ".join(_describe(option) for option in known.values())
+    for name, value in options.items():
+        if name not in known:
+            raise ResdeployError(f"{architecture.name} has no option {name!r}.", fix=fix)
+        if not _fits(value, known[name].annotation):
+            expected = _expected(known[name].annotation)
+            raise ResdeployError(
+                f"The option {name} of {architecture.name} must be {expected}, not {value!r}.",
+                fix=fix,
+            )
+
+
+def _fits(value: Scalar, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    # A bool is an int to Python, and no number to a reader.
+    if kind is float:
+        return type(value) in (int, float)
+    # Every whole number among the options is a count: of channels, features or layers.
+    return type(value) is kind and (type(value) is not int or value >= 1)
+
+
+def _expected(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    names = {
+        bool: "true or false",
+        int: "a whole number of at least 1",
+        float: "a number",
+        str: "a text",
+    }
+    return names[kind]
+
+
+def _describe(option: inspect.Parameter) -> str:
+    return f"{option.name} ({_expected(option.annotation)}; default {option.default!r})"
+
+
+def _list_architectures() -> Iterable[Architecture]:
+    image = (3, 224, 224)
+    for name, layout in RESNET_LAYOUTS.items():
+        yield Architecture(
+            name=name,
+            factory=partial(resnet, layout),
+            input_shape=image,
+            family="ImageNet ResNet v1.5, with torchvision's parameter names",
+        )
+    yield Architecture(
+        name="resnet18_layernorm",
+        factory=partial(resnet_layernorm, RESNET_LAYOUTS["resnet18"]),
+        input_shape=image,
+        family="ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds",
+    )
+    small_image = (3, 32, 32)
+    for depth in CIFAR_DEPTHS:
+        yield Architecture(
+            name=f"cifar_resnet{depth}",
+            factory=partial(cifar_resnet, depth),
+            input_shape=small_image,
+            family="CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C",
+        )
+    for depth in CIFAR_DEPTHS:
+        yield Architecture(
+            name=f"cifar_plain{depth}",
+            factory=partial(cifar_plain, depth),
+            input_shape=small_image,
+            family="the layers of the CIFAR ResNet without shortcuts, to show degradation",
+        )
+    for depth in CIFAR_DEPTHS:
+        yield Architecture(
+            name=f"cifar_preact_resnet{depth}",
+            factory=partial(cifar_preact_resnet, depth),
+            input_shape=small_image,
+            family="CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
+        )
+    yield Architecture(
+        name="resnet8_tiny",
+        factory=resnet8_tiny,
+        input_shape=small_image,
+        family="ResNet-8 of MLPerf Tiny's image classification",
+    )
+    yield Architecture(
+        name="residual_mlp",
+        factory=residual_mlp,
+        input_shape=(40,),
+        family="residual network of linear layers, for vectors such as MNIST-1D's",
+    )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _list_architectures()}

@@ -1,0 +1,174 @@
+"""The pre-activation ResNets ("v2") for CIFAR.
+
+He et al. 2016, arXiv 1603.05027: the norm and the ReLU move in front of each convolution,
+
+    y = x + conv2(relu(bn2(conv1(relu(bn1(x))))))
+
+so that nothing but additions lies on the residual stream. Depths and widths are those of
+`cifar_resnet`: 6n + 2 layers with weights.
+
+For folding this is the hard case. bn1 reads the stream, which the shortcut reads too, and a ReLU
+parts it from conv1, so that there is no layer it folds into; bn2 follows conv1 alone and folds.
+So does bn1 of the first block, as there the shortcut starts after bn1 (see `PreactBlock`).
+
+In shape comments N is the batch, (H, W) the size of the input image and C is `width`.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdeploy.networks.cifar_resnet import ZeroPadShortcut
+from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d
+
+__all__ = ["CifarPreactResNet", "PreactBlock", "PreactShortcutOption", "cifar_preact_resnet"]
+
+# Options A and B of `cifar_resnet`. There is no C: an identity wherever the shape allows is what
+# the architecture is about.
+PreactShortcutOption = Literal["A", "B"]
+
+
+def cifar_preact_resnet(
+    depth: int,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: int = 16,
+    shortcut: PreactShortcutOption = "A",
+    norm: NormKind = "batch",
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+) -> "CifarPreactResNet":
+    """Return a pre-activation network with `depth` weighted layers, newly initialised.
+
+    There is no `zero_init_last_gamma`: the last norm of a branch is followed by a ReLU, and a ReLU
+    whose input is zero passes no gradient, so that the branch would stay zero for good.
+
+    Raises:
+        ResdeployError: `norm` is "none".
+    """
+    spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
+    spec.require_kept(arch=f"cifar_preact_resnet{depth}")
+    return CifarPreactResNet(
+        depth,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        width=width,
+        shortcut=shortcut,
+        norm=spec,
+    )
+
+
+class CifarPreactResNet(nn.Module):
+    """A convolution, three stages of pre-activation blocks, a last norm, pooling, a classifier."""
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: int,
+        shortcut: PreactShortcutOption,
+        norm: NormSpec,
+    ) -> None:
+        super().__init__()
+        num_blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.layer1 = _make_stage(
+            width, width, num_blocks=num_blocks, stride=1, shortcut=shortcut, norm=norm
+        )
+        self.layer2 = _make_stage(
+            width, 2 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
+        )
+        self.layer3 = _make_stage(
+            2 * width, 4 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
+        )
+        # The blocks end in an addition, so that the activation of the last one is still due.
+        self.bn = make_norm2d(norm, 4 * width)
+        self.linear = nn.Linear(4 * width, num_classes)
+        init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of the images x (N, in_channels, H, W)."""
+        x = self.conv1(x)  # (N, C, H, W)
+        x = self.layer1(x)  # (N, C, H, W)
+        x = self.layer2(x)  # (N, 2 C, H/2, W/2)
+        x = self.layer3(x)  # (N, 4 C, H/4, W/4)
+        x = F.relu(self.bn(x))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 4 C)
+        logits: Tensor = self.linear(x)
+        return logits
+
+
+def _make_stage(
+    in_channels: int,
+    out_channels: int,
+    *,
+    num_blocks: int,
+    stride: int,
+    shortcut: PreactShortcutOption,
+    norm: NormSpec,
+) -> nn.Sequential:
+    # Only the first stage neither strides nor widens: its first block follows the stem.
+    first = PreactBlock(
+        in_channels,
+        out_channels,
+        stride=stride,
+        shortcut=shortcut,
+        follows_stem=stride == 1,
+        norm=norm,
+    )
+    others = [
+        PreactBlock(
+            out_channels, out_channels, stride=1, shortcut=shortcut, follows_stem=False, norm=norm
+        )
+        for _ in range(num_blocks - 1)
+    ]
+    return nn.Sequential(first, *others)
+
+
+class PreactBlock(nn.Module):
+    """Full pre-activation: y = x' + conv2(relu(bn2(conv1(a)))) with a = relu(bn1(x)).
+
+    x' is x where the shape allows. In three places it is not:
+
+    1. in the network's first block it is a, as conv1 of the stem has no activation yet (the
+       paper's appendix);
+    2. with option A, where the shape changes, it is x with fewer pixels and more channels;
+    3. with option B, there, it is the 1x1 projection of a (the paper's appendix again).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        shortcut: PreactShortcutOption,
+        follows_stem: bool,
+        norm: NormSpec,
+    ) -> None:
+        super().__init__()
+        changes_shape = stride != 1 or in_channels != out_channels
+        projects = changes_shape and shortcut == "B"
+        self.bn1 = make_norm2d(norm, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = make_norm2d(norm, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Module
+        if projects:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        elif changes_shape:
+            self.shortcut = ZeroPadShortcut(in_channels, out_channels, stride=stride)
+        else:
+            self.shortcut = nn.Identity()
+        self.shortcut_is_activated = follows_stem or projects
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        activated = F.relu(self.bn1(x))
+        branch: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        kept: Tensor = self.shortcut(activated if self.shortcut_is_activated else x)
+        return kept + branch

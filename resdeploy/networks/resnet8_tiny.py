@@ -1,0 +1,93 @@
+"""ResNet-8, the image classification network of MLPerf Tiny.
+
+Banbury et al. 2021, arXiv 2106.07597, after its Keras reference model: a convolution, three stacks
+of one residual block with 16, 32 and 64 channels, average pooling and a classifier. The second and
+third stacks halve the image, and their shortcut is a 1x1 convolution without a norm of its own.
+
+As in the reference every convolution has a bias, also in front of a BatchNorm, where it is
+redundant: the parameters are then the reference's 78,666 (of which 480 are running statistics),
+and a fold has to carry the bias along.
+
+Not as in the reference: its padding with stride 2 is on the right and bottom alone ("same" of
+Keras), here it is on all sides, as everywhere in PyTorch; and eps and momentum of BatchNorm are
+PyTorch's (Keras: 1e-3, and 0.01 in PyTorch's sense). Its weights thus do not carry over.
+
+In shape comments N is the batch, (H, W) the size of the input image and C is `width`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
+
+__all__ = ["ResNet8Tiny", "TinyBlock", "resnet8_tiny"]
+
+
+def resnet8_tiny(
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: int = 16,
+    norm: NormKind = "batch",
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+    zero_init_last_gamma: bool = False,
+) -> "ResNet8Tiny":
+    """Return a ResNet-8, newly initialised."""
+    network = ResNet8Tiny(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        width=width,
+        norm=NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum),
+    )
+    if zero_init_last_gamma:
+        for block in (network.stack1, network.stack2, network.stack3):
+            zero_last_scale(block.conv2, block.bn2)
+    return network
+
+
+class ResNet8Tiny(nn.Module):
+    """A convolution, three residual blocks, global average pooling and a linear classifier."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, norm: NormSpec) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.bn1 = make_norm2d(norm, width)
+        self.stack1 = TinyBlock(width, width, stride=1, norm=norm)
+        self.stack2 = TinyBlock(width, 2 * width, stride=2, norm=norm)
+        self.stack3 = TinyBlock(2 * width, 4 * width, stride=2, norm=norm)
+        self.fc = nn.Linear(4 * width, num_classes)
+        init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes) of the images x (N, in_channels, H, W)."""
+        x = F.relu(self.bn1(self.conv1(x)))  # (N, C, H, W)
+        x = self.stack1(x)  # (N, C, H, W)
+        x = self.stack2(x)  # (N, 2 C, H/2, W/2)
+        x = self.stack3(x)  # (N, 4 C, H/4, W/4)
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 4 C)
+        logits: Tensor = self.fc(x)
+        return logits
+
+
+class TinyBlock(nn.Module):
+    """Two 3x3 convolutions: y = relu(x' + bn2(conv2(relu(bn1(conv1(x)))))).
+
+    x' is x, or its 1x1 convolution, without a norm, where the shape changes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: NormSpec) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.bn1 = make_norm2d(norm, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.bn2 = make_norm2d(norm, out_channels)
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Conv2d(in_channels, out_channels, 1, stride=stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))

@@ -1,0 +1,152 @@
+"""Lower the precision of an ONNX file: model and data in, model and report out."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import onnx
+
+from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write
+from resdeploy.graph.onnx_file import load_onnx
+from resdeploy.machine.compatibility import read_target
+from resdeploy.machine.cpu_features import read_cpu_features
+from resdeploy.quant.calibration_data import load_calibration
+from resdeploy.quant.float16 import quantize_float16
+from resdeploy.quant.int8 import quantize_int8
+from resdeploy.quant.samples import Samples
+from resdeploy.quant.saturation import lacks_vnni
+from resdeploy.recipe import load_recipe
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.exports import PREPROCESS_KEY
+from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
+from resdeploy.schema.recipes import DataSpec, Preprocess
+from resdeploy.session.providers import PROVIDERS
+
+__all__ = ["quantize_file", "spec_for", "types_for"]
+
+_ARM = ("aarch64", "arm64")
+
+
+def spec_for(
+    spec: QuantSpec, *, types: IntegerTypes | None, reduce_range: bool | None, target: Path | None
+) -> tuple[QuantSpec, tuple[str, ...]]:
+    """Return `spec` with the integers that the target computes with, and what to know about them.
+
+    Args:
+        spec: the request.
+        types: those asked for; None to take what suits the target best.
+        reduce_range: weights of 7 bits, None to take them where the target needs them.
+        target: the record of `probe` on the target; without it, it is this machine.
+
+    Raises:
+        ResdeployError: the record is missing or is none.
+    """
+    machine, features, wanted = platform.machine(), read_cpu_features(), None
+    if target is not None:
+        probe = read_target(target)
+        machine, features = probe.environment.machine, probe.cpu_features
+        wanted = types_for([found.provider for found in probe.providers if found.starts])
+    types = types or wanted or ("s8s8" if machine.lower() in _ARM else "u8s8")
+    saturates = types == "u8s8" and lacks_vnni(features)
+    warnings = []
+    if saturates and reduce_range is not False:
+        warnings.append("the CPU has no VNNI and adds products in 16 bits: weights have 7 bits")
+    elif saturates:
+        warnings.append("the CPU has no VNNI and adds products in 16 bits: sums may be cut off")
+    chosen = dataclasses.replace(
+        spec, types=types, reduce_range=saturates if reduce_range is None else reduce_range
+    )
+    return chosen, tuple(warnings)
+
+
+def types_for(providers: Iterable[str]) -> IntegerTypes | None:
+    """Return the integers that one of these providers insists on; None where none does."""
+    # A probe also names providers that are not in the table.
+    known = (PROVIDERS[name].integer_types for name in providers if name in PROVIDERS)
+    return next(filter(None, known), None)
+
+
+def quantize_file(
+    path: Path,
+    out: Path,
+    spec: QuantSpec,
+    data: DataSpec,
+    *,
+    recipe: str | None = None,
+    preprocess: Preprocess | None = None,
+    warnings: tuple[str, ...] = (),
+    force: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> QuantReport:
+    """Lower the precision of the model in a file; nothing is written unless the report passes.
+
+    Args:
+        path: a folded ONNX model in float32.
+        out: the file to write.
+        spec: the request.
+        data: samples to calibrate and to judge with.
+        recipe: whose preprocessing applies; the model's own is known if resdeploy exported it.
+        preprocess: what applies where no recipe is named, if that is known.
+        warnings: to go into the report.
+        force: replace an existing file.
+        on_stage: is told what is being done.
+
+    Raises:
+        ResdeployError: the model or the data is not what it should be; `out` exists.
+    """
+    on_stage("load")
+    model = load_onnx(path)
+    if recipe is not None:
+        preprocess = load_recipe(recipe).preprocess
+    preprocess = preprocess or _preprocess_of(model)
+    samples = load_calibration(data, preprocess)
+    try:
+        with atomic_write(out, force=force) as temporary:
+            quantized, report = _quantize(model, samples, spec, preprocess, warnings, on_stage)
+            _require_good(report)
+            temporary.write_bytes(quantized.SerializeToString(deterministic=True))
+    except _NotGoodEnoughError as rejected:
+        return rejected.report
+    return dataclasses.replace(report, output=out.name)
+
+
+def _require_good(report: QuantReport) -> None:
+    if not report.passed:
+        raise _NotGoodEnoughError(report)
+
+
+class _NotGoodEnoughError(Exception):
+    """Carries the report out of `atomic_write`, so that nothing is written."""
+
+    def __init__(self, report: QuantReport) -> None:
+        super().__init__("; ".join(report.reasons))
+        self.report = report
+
+
+def _quantize(
+    model: onnx.ModelProto,
+    samples: Samples,
+    spec: QuantSpec,
+    preprocess: Preprocess | None,
+    warnings: tuple[str, ...],
+    on_stage: Callable[[str], None],
+) -> tuple[onnx.ModelProto, QuantReport]:
+    if spec.precision == "int8":
+        return quantize_int8(
+            model, samples, spec, preprocess=preprocess, warnings=warnings, on_stage=on_stage
+        )
+    return quantize_float16(model, samples, spec, on_stage=on_stage)
+
+
+def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:
+    """Return what `export` wrote into a model about its inputs."""
+    for entry in model.metadata_props:
+        if entry.key == PREPROCESS_KEY:
+            try:
+                return from_json(Preprocess, json.loads(entry.value), where=entry.key)
+            except ValueError as error:
+                raise ResdeployError(f"This is not JSON: {error}.", where=entry.key) from error
+    return None

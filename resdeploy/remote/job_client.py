@@ -1,0 +1,311 @@
+"""This end of a keeper: its requests sent, its answers read, its death explained.
+
+What a device answers is data and nothing else: its length is limited, and it is read as JSON.
+"""
+
+import asyncio
+import hashlib
+import json
+import shlex
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import asyncssh
+
+from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.remote.connection import ssh_arguments
+from resdeploy.remote.remote_job import GREETING, SILENCE_S
+from resdeploy.schema.codec import from_json
+from resdeploy.schema.remotes import DeviceSpec
+
+__all__ = [
+    "BEAT_S",
+    "KEEPER",
+    "MOST_OUTPUT_BYTES",
+    "CompletedCommand",
+    "DeviceInfo",
+    "Environment",
+    "Link",
+    "linked",
+]
+
+T = TypeVar("T")
+
+# A result with a million latencies has some 10 MB.
+MOST_OUTPUT_BYTES = 64 << 20
+_MOST_WELCOME_LINES = 1000
+BEAT_S = SILENCE_S / 6
+# The keeper asks a process to end, and makes it end 3 seconds later; then it removes files.
+_STOP_TIMEOUT_S = 15.0
+_MOST_PROGRESS_LETTERS = 80
+_CHUNK_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 22
+KEEPER = Path(__file__).with_name("keeper.py")
+_BOOTSTRAP = "import sys; exec(sys.stdin.buffer.raw.readline())"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedCommand:
+    """How a command ended there: its code (negative for a signal), and what it wrote.
+
+    `code` is None where it wrote more than is read; `stderr` is the last of that.
+    """
+
+    code: int | None
+    stdout: bytes
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a keeper says of its device, and the folder of the job."""
+
+    folder: str
+    executable: str
+    python_version: tuple[int, ...]
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A private environment there, locked for this job, and whether it was made before."""
+
+    folder: str
+    complete: bool
+
+
+class Link:
+    """A keeper at work on a device."""
+
+    def __init__(self, process: "asyncssh.SSHClientProcess[bytes]", device: DeviceSpec) -> None:
+        self._process = process
+        self._device = device
+        self._greeted = False
+
+    async def greet(self) -> DeviceInfo:
+        """Start the keeper, and return what it says of the device."""
+        source = json.dumps(KEEPER.read_text(encoding="utf-8"))
+        try:
+            async with asyncio.timeout(self._device.connect_timeout_s):
+                self._write(f"exec({source})\n".encode())
+                await self._await_greeting()
+                self._greeted = True
+                return self._read_as(DeviceInfo, await self._ask("greet", cache=self._device.cache))
+        except TimeoutError as error:
+            raise EnvironmentLacksError(
+                f"{self._device.python} there has not answered in "
+                f"{self._device.connect_timeout_s:g} seconds.",
+                where=self._device.address,
+                fix="see what the device is busy with; connect_timeout_s of a fleet file is longer",
+            ) from error
+
+    async def end(self) -> None:
+        """Ask the keeper to stop everything and end, and wait for that."""
+        with suppress(Exception):
+            self._process.stdin.write_eof()
+            # What is no keeper may never end.
+            if self._greeted:
+                await asyncio.wait_for(self._process.wait_closed(), _STOP_TIMEOUT_S)
+        self._process.close()
+
+    async def prepare(self, name: str) -> Environment:
+        """Lock the environment of this name, and wait for who has locked it."""
+        return self._read_as(Environment, await self._ask("prepare", name=name))
+
+    async def complete(self) -> None:
+        """Say that the environment is complete, and may stay."""
+        await self._ask("complete")
+
+    async def put(self, path: Path, name: str) -> None:
+        """Copy a file into the folder of the job."""
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            self._request("put", name=name, size=path.stat().st_size)
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                self._write(chunk)
+                await self._drain()
+        answer, _ = await self._answer()
+        if answer.get("sha256") != digest.hexdigest():
+            raise self._nonsense("another digest of a file than was sent")
+
+    async def get(self, name: str, path: Path, size_bytes: int) -> None:
+        """Copy a file of `size_bytes` from the folder of the job to `path`."""
+        with path.open("xb") as file:
+            while (start := file.tell()) < size_bytes:
+                most_bytes = min(_PIECE_BYTES, size_bytes - start)
+                self._request("get", name=name, start=start, most_bytes=most_bytes)
+                _, piece = await self._answer()
+                if not 0 < len(piece) <= most_bytes:
+                    raise self._nonsense(f"{len(piece)} bytes of {name}")
+                file.write(piece)
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        on_progress: Callable[[str], None] = lambda text: None,
+    ) -> CompletedCommand:
+        """Run a command in the folder of the job, to its end.
+
+        Args:
+            command: its words.
+            environment: variables to set for it.
+            on_progress: told what it says of how far it is.
+        """
+        self._request(
+            "run",
+            command=list(command),
+            most_bytes=MOST_OUTPUT_BYTES,
+            environment=dict(environment),
+        )
+        answer, stdout = await self._answer()
+        while "progress" in answer:
+            text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
+            on_progress("".join(letter for letter in text if letter.isprintable()))
+            answer, stdout = await self._answer()
+        code, stderr = answer.get("code"), answer.get("stderr")
+        if not isinstance(code, int | None) or not isinstance(stderr, str):
+            raise self._nonsense(f"{answer!r:.80}")
+        return CompletedCommand(code, stdout, stderr)
+
+    async def _ask(self, do: str, **content: Any) -> dict[str, Any]:
+        self._request(do, **content)
+        return (await self._answer())[0]
+
+    def _read_as(self, kind: type[T], answer: dict[str, Any]) -> T:
+        """Return an answer as what it should be, with nothing in it that a terminal obeys."""
+        try:
+            found = from_json(kind, answer, where="")
+        except ResdeployError as error:
+            raise self._nonsense(error.what) from error
+        if not all(text.isprintable() for text in answer.values() if isinstance(text, str)):
+            raise self._nonsense(f"{answer!r:.80}")
+        return found
+
+    def _request(self, do: str, **content: Any) -> None:
+        self._write(json.dumps({"do": do, **content}).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        with suppress(OSError):  # that the device has gone, the next answer will say
+            self._process.stdin.write(data)
+
+    async def _drain(self) -> None:
+        with suppress(OSError, asyncssh.Error):
+            await self._process.stdin.drain()
+
+    async def _await_greeting(self) -> None:
+        for _ in range(_MOST_WELCOME_LINES):
+            if await self._line() == GREETING.encode() + b"\n":
+                return
+        raise self._nonsense("a welcome without end")
+
+    async def _answer(self) -> tuple[dict[str, Any], bytes]:
+        reading = asyncio.ensure_future(self._line())
+        try:
+            while not (await asyncio.wait({reading}, timeout=BEAT_S))[0]:
+                self._write(b"\n")
+            line = await reading
+        finally:
+            reading.cancel()
+        try:
+            answer = json.loads(line)
+            size = answer.pop("size", None)
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise self._nonsense(repr(line[:80])) from error
+        if not isinstance(size, int) or not 0 <= size <= MOST_OUTPUT_BYTES:
+            raise self._nonsense(repr(line[:80]))
+        payload = await self._read(size)
+        if "failed" in answer:
+            raise EnvironmentLacksError(
+                f"The device cannot do that: {answer['failed']}.",
+                where=f"{self._device.address}: {answer.get('where')}",
+                fix="see that there is free space and that this can be read and written; `cache` "
+                "in a fleet file names another folder",
+            )
+        return answer, payload
+
+    async def _line(self) -> bytes:
+        with suppress(OSError, asyncssh.Error):
+            line = await self._process.stdout.readline()
+            if line.endswith(b"\n"):
+                return line
+            if len(line) > _CHUNK_BYTES:
+                raise self._nonsense(repr(line[:80]))
+        raise await self._death()
+
+    async def _read(self, size: int) -> bytes:
+        with suppress(OSError, asyncssh.Error, asyncio.IncompleteReadError):
+            return await self._process.stdout.readexactly(size) if size else b""
+        raise await self._death()
+
+    async def _death(self) -> EnvironmentLacksError:
+        """Return why no answer came."""
+        process, where = self._process, self._device.address
+        said = ""
+        with suppress(OSError, asyncssh.Error, TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait_closed()
+                said = (await process.stderr.read(_CHUNK_BYTES)).decode("utf-8", "replace").strip()
+        last = said.splitlines()[-1] if said else ""
+        if process.exit_status == 127 or "not found" in last:
+            return EnvironmentLacksError(
+                f"There is no {self._device.python} on the device.",
+                where=where,
+                fix="install Python 3.11 or newer there, or say where it is: `python` or "
+                "`environment` in a fleet file",
+            )
+        if process.exit_signal is not None:
+            return EnvironmentLacksError(
+                f"The process on the device was killed by SIG{process.exit_signal[0]}.",
+                where=where,
+                fix="see there whether memory ran out: dmesg",
+            )
+        if process.exit_status is not None:
+            return EnvironmentLacksError(
+                f"The process on the device ended with code {process.exit_status}: {last or '-'}",
+                where=where,
+                fix="see whether its Python works: "
+                f"ssh {ssh_arguments(self._device)} {shlex.quote(self._device.python)} -V",
+            )
+        return EnvironmentLacksError(
+            "The connection to the device was lost.",
+            where=where,
+            fix="see whether it is still on and on the network, and run again: what ran there ends "
+            f"by itself, {SILENCE_S:g} seconds later at the latest",
+        )
+
+    def _nonsense(self, found: str) -> EnvironmentLacksError:
+        return EnvironmentLacksError(
+            f"The device answers something else than was asked for: {found}.",
+            where=self._device.address,
+            fix="see what its login scripts print and its Python does",
+        )
+
+
+@asynccontextmanager
+async def linked(
+    connection: asyncssh.SSHClientConnection, device: DeviceSpec
+) -> AsyncIterator[Link]:
+    """Give a link to a keeper on the device, which ends all it has started with the block."""
+    python = f"{device.environment}/bin/python" if device.environment else device.python
+    # In quotes the shell would take ~ as it stands.
+    home = "~/" if python.startswith("~/") else ""
+    interpreter = home + shlex.quote(python.removeprefix("~/"))
+    command = f"exec {interpreter} -c {shlex.quote(_BOOTSTRAP)}"
+    try:
+        process = await connection.create_process(command, encoding=None)
+    except (OSError, asyncssh.Error) as error:
+        raise EnvironmentLacksError(
+            f"The device does not run commands: {error}.", where=device.address
+        ) from error
+    link = Link(process, device)
+    try:
+        yield link
+    finally:
+        await link.end()  # also when cancelled

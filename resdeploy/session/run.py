@@ -1,0 +1,74 @@
+"""Feed samples to a session, whatever batches it takes."""
+
+import numpy as np
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.files import TensorSpec
+from resdeploy.session.batches import BATCH_SIZE, run_rows
+from resdeploy.session.session import Session, input_specs
+
+__all__ = ["fixed_batch", "run_session"]
+
+
+def run_session(
+    session: Session, inputs: np.ndarray, *, batch_size: int = BATCH_SIZE
+) -> np.ndarray:
+    """Return the session's outputs for (N, ...) inputs as (N, K), whatever its batch size.
+
+    Several outputs are laid side by side in K.
+
+    Args:
+        session: an open session of a model with one input.
+        inputs: the samples.
+        batch_size: how many at a time, where the model leaves that open.
+
+    Raises:
+        ResdeployError: the model has several inputs, or one of another shape.
+    """
+    spec = _only_input(input_specs(session))
+    _check_shape(spec, inputs)
+    _check_type(spec, inputs)
+    if spec.dtype == "float16":  # a model of lower precision through and through
+        inputs = inputs.astype(np.float16)
+    return run_rows(
+        lambda batch: session.run({spec.name: batch}).values(),
+        inputs,
+        fixed=fixed_batch(session),
+        size=batch_size,
+    )
+
+
+def fixed_batch(session: Session) -> int | None:
+    """Return the one batch size that the model takes; None if it takes any."""
+    size = _only_input(input_specs(session)).shape[0]
+    return size if isinstance(size, int) else None
+
+
+def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
+    if len(specs) != 1:
+        raise ResdeployError(
+            f"The model has {len(specs)} inputs; verify knows models of one.",
+            where=", ".join(spec.name for spec in specs),
+        )
+    return specs[0]
+
+
+def _check_type(spec: TensorSpec, inputs: np.ndarray) -> None:
+    if (spec.dtype == "uint8") == (inputs.dtype == np.uint8):
+        return
+    raise ResdeployError(
+        f"The model's input {spec.name!r} takes {spec.dtype}, not {inputs.dtype}.",
+        fix="feed pixels (uint8) to a model whose preprocessing is embedded, and to no other",
+    )
+
+
+def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:
+    wanted, found = spec.shape[1:], inputs.shape[1:]
+    fits = len(wanted) == len(found) and all(
+        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
+    )
+    if not fits:
+        raise ResdeployError(
+            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
+            fix="verify against the checkpoint and the input shape the model was exported from",
+        )

@@ -1,0 +1,1 @@
+"""Statistics of measurements: latency summaries, paired comparison, racing, proportions."""

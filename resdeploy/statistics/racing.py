@@ -1,0 +1,138 @@
+"""Which of many is the fastest: all are timed in turn, and whoever is beaten leaves the race.
+
+It ends when one is left, or when no other can be faster than the one ahead by more than would
+matter: to tell equals apart takes the longest and gains nothing.
+
+The logarithm of a candidate's time in one block is taken to be the sum of the candidate's own, of
+what the machine was like in that block, and of noise. Whatever slowed the machine slowed all who
+ran in that block, and drops out of every difference; the noise is estimated from all candidates
+together, so that two blocks are enough to drop the hopeless (the two-way layout of Montgomery,
+"Design and Analysis of Experiments", chapter 4; racing after Maron and Moore 1994 and F-Race,
+Birattari et al. 2002).
+
+Shapes: B blocks, C candidates.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resdeploy.statistics.paired import student_quantile
+
+__all__ = ["CONFIDENCE", "INDIFFERENCE", "Race", "beaten", "race"]
+
+CONFIDENCE = 0.95
+
+# Who could at most be faster than the one ahead by this fraction is not waited for.
+INDIFFERENCE = 0.02
+
+# Blocks after which the race is looked at: each time as much evidence again as there was.
+_RUNGS = (2, 4, 8, 16)
+
+# Slower than the best by this factor after a single block is no chance: fresh processes on a busy
+# machine differ by a few percent, now and then by tens.
+_HOPELESS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """How a race went.
+
+    Attributes:
+        log_times: for each candidate the logarithms of its times, one for each block it was in.
+        num_blocks: how many there were.
+        in_race: the candidates that were never beaten, the fastest first.
+    """
+
+    log_times: tuple[tuple[float, ...], ...]
+    num_blocks: int
+    in_race: tuple[int, ...]
+
+    @property
+    def winner(self) -> int:
+        """The fastest of those that were never beaten."""
+        return self.in_race[0]
+
+
+def beaten(logs_BC: NDArray[np.float64], *, confidence: float = CONFIDENCE) -> NDArray[np.bool_]:
+    """Return (C,), which candidates are slower than the fastest by more than chance explains.
+
+    A difference of two means has the standard error s sqrt(2/B), s^2 the mean square of what the
+    sums of candidate and block leave, with (B-1)(C-1) degrees of freedom. The confidence is that
+    of all C-1 comparisons together (Bonferroni), so that the fastest leaves in at most one race of
+    twenty.
+
+    Args:
+        logs_BC: logarithms of times; every candidate in every block.
+        confidence: that no candidate as fast as the fastest is called beaten.
+
+    Raises:
+        ValueError: there are fewer than two blocks or two candidates.
+    """
+    behind_C, limit = _standing(logs_BC, confidence)
+    return behind_C > limit
+
+
+def _standing(logs_BC: NDArray[np.float64], confidence: float) -> tuple[NDArray[np.float64], float]:
+    """Return (C,) how far each is behind the one ahead, and how much of that may be chance."""
+    num_blocks, num_candidates = logs_BC.shape
+    if num_blocks < 2 or num_candidates < 2:
+        raise ValueError("a race needs at least two blocks and two candidates")
+    means_C = logs_BC.mean(axis=0)
+    left_BC = logs_BC - means_C - logs_BC.mean(axis=1, keepdims=True) + logs_BC.mean()
+    degrees = (num_blocks - 1) * (num_candidates - 1)
+    variance = float((left_BC**2).sum()) / degrees
+    # Bonferroni's share of a one-sided test, as the two-sided quantile wants it.
+    alpha = 2 * (1 - confidence) / (num_candidates - 1)
+    quantile = student_quantile(1 - min(alpha, 0.5), degrees=degrees)
+    limit = quantile * math.sqrt(2 * variance / num_blocks)
+    return means_C - means_C.min(), limit
+
+
+def race(
+    num_candidates: int,
+    measure: Callable[[Sequence[int], int], Sequence[float]],
+    *,
+    max_blocks: int = _RUNGS[-2],
+    indifference: float = INDIFFERENCE,
+) -> Race:
+    """Time candidates block by block until one is left, all are as good, or no blocks are left.
+
+    Args:
+        num_candidates: at least one.
+        measure: takes the candidates still in the race and the number of the block, and returns
+            the time of each, measured in turn.
+        max_blocks: how many blocks at most.
+        indifference: end once nobody can be faster than the one ahead by more than this fraction,
+            with the confidence of `beaten`.
+
+    Raises:
+        ValueError: there is no candidate, or a time is not positive.
+    """
+    if num_candidates < 1:
+        raise ValueError("a race needs a candidate")
+    logs: list[list[float]] = [[] for _ in range(num_candidates)]
+    alive = list(range(num_candidates))
+    number = 0
+    while number < max_blocks and (len(alive) > 1 or number == 0):
+        for candidate, time in zip(alive, measure(tuple(alive), number), strict=True):
+            if not time > 0:
+                raise ValueError(f"the time of candidate {candidate} is {time}")
+            logs[candidate].append(math.log(time))
+        number += 1
+        if number == 1:
+            first = min(logs[candidate][0] for candidate in alive)
+            alive = [c for c in alive if logs[c][0] - first < math.log(_HOPELESS)]
+        elif (number in _RUNGS or number == max_blocks) and len(alive) > 1:
+            logs_BC = np.array([logs[candidate] for candidate in alive]).T
+            behind_C, limit = _standing(logs_BC, CONFIDENCE)
+            alive = [c for c, behind in zip(alive, behind_C, strict=True) if behind <= limit]
+            # The one ahead is not behind itself, and is not its own rival.
+            rivals_C = np.sort(behind_C)[1:]
+            if limit - rivals_C.min() <= math.log1p(indifference):
+                break
+    fastest_first = sorted(alive, key=lambda candidate: float(np.mean(logs[candidate])))
+    return Race(log_times=tuple(map(tuple, logs)), num_blocks=number, in_race=tuple(fastest_first))

@@ -1,1 +1,0 @@
-"""Where models run: onnxruntime and numpy, nothing heavier."""

@@ -1,0 +1,1 @@
+"""Training: augmentation, the loop, checkpoints and state on disk."""

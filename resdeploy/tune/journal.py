@@ -1,0 +1,132 @@
+"""What a search has found so far, kept in a folder: stopped, it goes on from there."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resdeploy.bundle.folder import MANIFEST, BundleFolder
+from resdeploy.bundle.tuned_settings import target_of
+from resdeploy.errors import ResdeployError
+from resdeploy.files import sha256_file
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.machines import Environment
+from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.tunings import TuneSpec
+
+__all__ = ["JOURNAL", "Journal", "identity_of"]
+
+JOURNAL = "search.jsonl"
+
+# JSON data.
+T = TypeVar("T")
+
+
+def identity_of(
+    bundle: BundleFolder,
+    spec: TuneSpec,
+    environment: Environment,
+    *,
+    variants: Sequence[Path],
+    precisions: Sequence[str],
+    data: Mapping[str, DataSpec | None],
+) -> dict[str, Any]:
+    """Return what a search's findings hold for, as JSON data: of anything else they say nothing.
+
+    Args:
+        bundle: the model; its manifest has the hashes of all of its files.
+        spec: what is searched.
+        environment: the machine.
+        variants: files of other forms of the model.
+        precisions: those that are made for the search.
+        data: what is judged and calibrated with.
+    """
+    identity: dict[str, Any] = to_json(
+        {
+            "bundle": sha256_file(bundle.path / MANIFEST),
+            "options": spec,
+            "machine": target_of(environment),
+            "variants": {path.name: sha256_file(path) for path in variants},
+            "precisions": precisions,
+            **{what: (used, _file_hash(used)) for what, used in data.items()},
+        }
+    )
+    return identity
+
+
+def _file_hash(data: DataSpec | None) -> str | None:
+    if data is None or data.path is None or not Path(data.path).is_file():
+        return None
+    return sha256_file(Path(data.path))
+
+
+class Journal:
+    """What steps that take long have found, each kept as soon as it is known.
+
+    Without a folder nothing is kept. In one, the first line of `search.jsonl` says what the search
+    is, and each other line what a step of it found.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+        self._path: Path | None = None
+
+    @classmethod
+    def open(cls, folder: Path, identity: Mapping[str, Any]) -> "Journal":
+        """Return the journal in `folder`, which is made if it is not there.
+
+        Raises:
+            ResdeployError: the folder holds another search or something else, or cannot be used.
+        """
+        journal = cls()
+        journal._path = folder / JOURNAL
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            is_there = journal._path.exists()
+            if not is_there and any(folder.iterdir()):
+                raise _refused(folder, "holds something else than a search")
+            content = journal._path.read_bytes() if is_there else b""
+            # The last line was being written when the search was stopped.
+            whole = content[: content.rfind(b"\n") + 1]
+            if not whole and _line(identity).startswith(content):
+                journal._path.write_bytes(_line(identity))
+                return journal
+            started, *steps = map(json.loads, whole.splitlines())
+            if changed := [key for key in identity if started.get(key) != identity[key]]:
+                raise _refused(folder, f"holds another search, with other {', '.join(changed)}")
+            journal._found = {step["step"]: step["found"] for step in steps}
+            os.truncate(journal._path, len(whole))
+        except OSError as error:
+            raise _refused(folder, f"cannot be used: {error.strerror or error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _refused(folder, f"holds something else than a search: {error!r}") from error
+        return journal
+
+    def once(self, step: str, find: Callable[[], T]) -> T:
+        """Return what the step found before, or let it find it now: JSON data."""
+        if step not in self._found:
+            self._found[step] = find()
+            self._keep({"step": step, "found": self._found[step]})
+        found: T = self._found[step]
+        return found
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        with self._path.open("ab") as file:
+            file.write(_line(line))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+def _refused(folder: Path, why: str) -> ResdeployError:
+    return ResdeployError(
+        f"The folder to work in {why}.",
+        where=str(folder),
+        fix="give another folder, or remove this one",
+    )

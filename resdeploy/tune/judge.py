@@ -1,0 +1,89 @@
+"""Whether a candidate of `tune` may be had at all: its answers, judged before its speed."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.bundle.evaluate import Answers, LoadSamples, answer, compare_answers
+from resdeploy.bundle.folder import BundleFolder
+from resdeploy.errors import EnvironmentLacksError
+from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TuneSpec
+from resdeploy.session.providers import find_provider
+from resdeploy.session.session import open_session
+from resdeploy.tune.space import Candidate, Variant
+from resdeploy.verify.outputs import judge_session_outputs
+
+__all__ = ["Judge", "Judgement"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Whether a candidate's answers will do: the evidence, or why they will not."""
+
+    evidence: str = ""
+    drop: float | None = None
+    out: str | None = None
+
+
+class Judge:
+    """Judges a candidate's answers, each way of computing them once.
+
+    Threads, spinning and the batch size change no answer beyond float32's own noise.
+    """
+
+    def __init__(self, bundle: BundleFolder, spec: TuneSpec, load: LoadSamples | None) -> None:
+        self._bundle = bundle
+        self._spec = spec
+        # Every candidate is judged on the same samples: they are read once.
+        self._load = None if load is None else functools.cache(load)
+        self._known: dict[tuple[Path, SessionSpec], Judgement] = {}
+        self._reference: Answers | None = None
+
+    def __call__(self, candidate: Candidate) -> Judgement:
+        """Return whether its answers will do."""
+        session = dataclasses.replace(candidate.session, num_threads=None, spinning=True)
+        key = (candidate.variant.path, session)
+        if key not in self._known:
+            self._known[key] = self._judged(candidate.variant, session)
+        return self._known[key]
+
+    def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
+        if variant.refused is not None:
+            return Judgement(out=variant.refused)
+        provider = find_provider(session.provider)
+        if variant.precision in ("float16", "bfloat16") and provider.computes_float16 is False:
+            return Judgement(out=f"{provider.ort_name} computes {variant.precision} in float32")
+        try:
+            if self._spec.max_drop is None:
+                return self._lossless(variant, session)
+            return self._within(variant, session, self._spec.max_drop)
+        except EnvironmentLacksError as error:
+            return Judgement(out=error.what)
+
+    def _lossless(self, variant: Variant, session: SessionSpec) -> Judgement:
+        opened = open_session(variant.path, session)
+        (verdict,) = judge_session_outputs(variant.path, self._bundle.golden, [opened]).verdicts
+        if not verdict.passed:
+            return Judgement(out=f"not lossless: {verdict.reasons[0]}")
+        ratio = verdict.comparison.noise_ratio
+        return Judgement(evidence=f"PASS as float32, R = {ratio:.3g}")
+
+    def _within(self, variant: Variant, session: SessionSpec, max_drop: float) -> Judgement:
+        if self._load is None:
+            raise ValueError("an accuracy budget needs samples")
+        if variant.path == self._bundle.model and session == SessionSpec():
+            return Judgement(evidence="the model it is measured by", drop=0.0)
+        # The drop is one from float32: another session's arithmetic may lose something too.
+        if self._reference is None:
+            self._reference = answer(self._bundle.model, self._load, SessionSpec())
+        answers = answer(variant.path, self._load, session)
+        report = compare_answers(answers, self._reference, max_drop)
+        if report.paired is None:
+            raise ValueError("two models were given")
+        low, high = (100 * end for end in report.paired.drop_interval)
+        shown = f"drop {100 * (report.drop or 0):.2f} points ({low:.2f} to {high:.2f})"
+        if not report.passed:
+            return Judgement(drop=report.drop, out=f"{shown}, not shown to be within the budget")
+        return Judgement(drop=report.drop, evidence=shown)

@@ -1,0 +1,100 @@
+"""What `tune` searches: every form of the model, on every provider, opened in every useful way."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resdeploy.errors import ResdeployError
+from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.quants import QuantReport
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.tunings import TuneSpec
+from resdeploy.session.onnx_wire import stored_precision
+from resdeploy.session.providers import find_provider
+
+__all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_for"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A form of the bundle's model: a file, and the arithmetic that it asks for.
+
+    Attributes:
+        path: the file.
+        precision: of most of its weights.
+        quant: how it was made, where that is known.
+        refused: why it could not be made; there is no file then.
+    """
+
+    path: Path
+    precision: PrecisionName = "float32"
+    quant: QuantReport | None = field(default=None, compare=False)
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A form of the model in a session, with the number of samples of a run."""
+
+    variant: Variant
+    session: SessionSpec
+    batch_size: int
+
+    def bench_spec(self, num_runs: int) -> BenchSpec:
+        """Return how to time it: warm, whatever that takes."""
+        return BenchSpec(session=self.session, batch_size=self.batch_size, num_runs=num_runs)
+
+
+def read_variants(paths: Sequence[Path]) -> list[Variant]:
+    """Return files as variants, each with the precision of its weights.
+
+    Raises:
+        ResdeployError: a file is no model, or is not there.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ResdeployError("There is no such model file.", where=str(path))
+    return [Variant(path=path, precision=stored_precision(path)) for path in paths]
+
+
+def candidates_for(
+    default: Candidate, variants: Sequence[Variant], spec: TuneSpec
+) -> list[Candidate]:
+    """Return every combination once, the defaults first; one of a variant that is not there."""
+    found = [default]
+    found += [dataclasses.replace(default, variant=v) for v in variants if v.refused is not None]
+    made = [variant for variant in variants if variant.refused is None]
+    for variant, provider in itertools.product(made, spec.providers):
+        for session, size in itertools.product(sessions_for(provider, spec), spec.batch_sizes):
+            found.append(Candidate(variant=variant, session=session, batch_size=size))
+    return list(dict.fromkeys(found))
+
+
+def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
+    """Yield the ways to open a session on `provider` that are worth trying; its defaults first.
+
+    A provider that has a faster arithmetic beside float32 is tried in both, and without an accuracy
+    budget in float32 alone.
+    """
+    switch = find_provider(provider).arithmetics
+    if switch is None:
+        bases = [SessionSpec(provider=provider)]
+    else:
+        arithmetics = (switch.exact,) if spec.max_drop is None else (switch.fast, switch.exact)
+        bases = [SessionSpec(provider=provider, **options) for options in arithmetics]
+    for base in bases:
+        yield from _ways_to_open(base, spec)
+
+
+def _ways_to_open(base: SessionSpec, spec: TuneSpec) -> Iterator[SessionSpec]:
+    """Yield what there is to choose on the provider of `base` besides its arithmetic."""
+    provider = find_provider(base.provider)
+    threads = spec.threads if provider.on_cpu else (None,)
+    for number, *values in itertools.product(threads, *provider.choices.values()):
+        changes = dict(zip(provider.choices, values, strict=True))
+        way = dataclasses.replace(base, num_threads=number, **changes)
+        # One thread has nobody to wait for.
+        if way.spinning or number != 1:
+            yield way

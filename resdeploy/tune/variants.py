@@ -1,0 +1,103 @@
+"""The other forms of a bundle's model that `tune` is given, and those that it makes itself.
+
+What it makes is what `quantize` makes, and as much is known of it: the report goes with the file.
+Needs no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from resdeploy.bundle.folder import BundleFolder
+from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write
+from resdeploy.quant.calibration_data import load_calibration
+from resdeploy.quant.quantize import quantize_file, spec_for, types_for
+from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
+from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.tunings import TuneSpec
+from resdeploy.session.providers import find_provider
+from resdeploy.tune.space import Variant
+
+__all__ = ["make_variants", "precisions_for"]
+
+_SHORT_NAMES = {"int8": "int8", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def precisions_for(providers: Sequence[str]) -> tuple[QuantizedPrecision, ...]:
+    """Return the lower precisions that are worth making for a search on these providers."""
+    # Others may widen float16 to float32 first: nothing is gained there.
+    computed = any(find_provider(name).computes_float16 for name in providers)
+    return ("int8", "float16") if computed else ("int8",)
+
+
+def make_variants(
+    bundle: BundleFolder,
+    folder: Path,
+    spec: TuneSpec,
+    data: DataSpec,
+    *,
+    precisions: Sequence[QuantizedPrecision],
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> list[Variant]:
+    """Return lower precisions of a bundle's model, each a file in `folder` or refused, and why.
+
+    Args:
+        bundle: whose model is lowered.
+        folder: a folder of theirs alone; what it has of an earlier call is not made again.
+        spec: the search they are for.
+        data: samples to calibrate with.
+        precisions: those to make.
+        on_stage: is told what is being done.
+
+    Raises:
+        ResdeployError: the data is not there, or is not what it should be.
+    """
+    # Before anything is made: what is wrong with the data is wrong for every precision.
+    load_calibration(data, bundle.manifest.preprocess)
+    return [_made(bundle, folder, spec, data, precision, on_stage) for precision in precisions]
+
+
+def _made(
+    bundle: BundleFolder,
+    folder: Path,
+    spec: TuneSpec,
+    data: DataSpec,
+    precision: QuantizedPrecision,
+    on_stage: Callable[[str], None],
+) -> Variant:
+    name = _SHORT_NAMES[precision]
+    path, record = folder / f"{name}.onnx", folder / f"{name}.json"
+    # Of more changed predictions than the accuracy may fall by, the judge of the search decides.
+    max_flips = max(QuantSpec().max_flips, spec.max_drop or 0)
+    asked, warnings = spec_for(
+        QuantSpec(precision=precision, max_flips=max_flips),
+        types=types_for(spec.providers),
+        reduce_range=None,
+        target=None,
+    )
+    if record.is_file():
+        before = load_json(QuantReport, record.read_bytes(), where=str(record))
+        if before.spec == asked:
+            return _variant(path, precision, before)
+    try:
+        report = quantize_file(
+            bundle.model,
+            path,
+            asked,
+            data,
+            preprocess=bundle.manifest.preprocess,
+            warnings=warnings,
+            force=True,  # a file without its record is of a call that was stopped
+            on_stage=lambda stage: on_stage(f"make {name}: {stage}"),
+        )
+    except ResdeployError as error:
+        return Variant(path=path, precision=precision, refused=f"not made: {error.what}")
+    with atomic_write(record, force=True) as temporary:
+        temporary.write_text(dump_json(report), encoding="utf-8")
+    return _variant(path, precision, report)
+
+
+def _variant(path: Path, precision: QuantizedPrecision, report: QuantReport) -> Variant:
+    refused = None if report.passed else f"not made: {report.reasons[0]}"
+    return Variant(path=path, precision=precision, quant=report, refused=refused)

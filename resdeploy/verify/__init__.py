@@ -1,0 +1,1 @@
+"""The evidence of a verdict: wiring, weights, layers, outputs, conformance, planted faults."""

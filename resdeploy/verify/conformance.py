@@ -1,0 +1,199 @@
+"""Call a session in every way it may be called: other batches, other graph levels, odd values."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from resdeploy.errors import ReportedError
+from resdeploy.schema.sessions import GraphLevel, SessionSpec
+from resdeploy.schema.verdicts import Conformance
+from resdeploy.session.run import fixed_batch, run_session
+from resdeploy.session.session import Session, open_session
+from resdeploy.verify.conformance_evidence import (
+    Repetition,
+    judge_conformance,
+    noise_units,
+    stress_units,
+)
+from resdeploy.verify.golden_file import Golden
+
+__all__ = ["check_conformance"]
+
+# An odd one, a prime, and neither a multiple of what vector units and tiles take; the largest
+# stands for the batches of a server, and is kept where a check still takes seconds.
+_BATCHES = (2, 3, 7)
+_LARGEST_BATCH = 32
+
+_NUM_LEVEL_INPUTS = 3
+_NUM_RUNS = 3
+
+# Subnormal numbers of float32 lie below 2^-126.
+_SUBNORMAL = 2.0**-130
+
+# Extreme inputs: this far below what still comes out finite, for another order of summation may
+# reach larger sums on the way: by the number of terms, up to 2^13 in a ResNet, and by the
+# transforms of Winograd's convolution, below 2^7.
+_MARGIN_LOG2 = 20
+_EXTREMES_LOG2 = range(120, 0, -20)
+
+# Steps to measure rounding by, over the size of the input: 64 units in the last place and more, so
+# that the errors at either end are independent; short enough that few ReLUs switch on the way.
+_STEPS = (2.0**-16, 2.0**-17, 2.0**-18)
+
+
+def check_conformance(model: Path | bytes, golden: Golden, session: Session) -> Conformance:
+    """Return whether `session` computes the same in every way it may be called.
+
+    Args:
+        model: what `session` was opened on.
+        golden: the inputs to use, and the noise of float32 in this network.
+        session: the session to be judged.
+
+    Raises:
+        ResdeployError: the inputs are not those of the model.
+        ProviderError: the provider failed while it ran.
+    """
+    missing: list[str] = []
+    inputs = golden.inputs[:_LARGEST_BATCH]
+    single_NK = run_session(session, inputs, batch_size=1)
+    units_N = noise_units(golden)
+    few = slice(_NUM_LEVEL_INPUTS)
+    return judge_conformance(
+        batches={
+            str(size): Repetition(
+                outputs=run_session(session, inputs[:size], batch_size=size),
+                expected=single_NK[:size],
+                units=units_N[:size],
+            )
+            for size in _batches(session, len(inputs), missing)
+        },
+        levels={
+            level: Repetition(
+                outputs=run_session(other, inputs[few], batch_size=1),
+                expected=single_NK[few],
+                units=units_N[few],
+            )
+            for level, other in _other_levels(model, session, missing).items()
+        },
+        stress=_stress(model, golden, session, missing),
+        runs=[
+            run_session(session, inputs[: max(_BATCHES)], batch_size=max(_BATCHES))
+            for _ in range(_NUM_RUNS)
+        ],
+        missing=tuple(missing),
+    )
+
+
+def _batches(session: Session, num_inputs: int, missing: list[str]) -> tuple[int, ...]:
+    """Return the batch sizes to try beside one."""
+    if (fixed := fixed_batch(session)) is not None:
+        missing.append(f"other batches: the model takes batches of {fixed} only")
+        return ()
+    possible = tuple(size for size in _BATCHES if size <= num_inputs)
+    if len(possible) < len(_BATCHES):
+        missing.append(f"batches of more than {num_inputs}: there are no more inputs")
+    return tuple(dict.fromkeys((*possible, *((num_inputs,) if num_inputs > 1 else ()))))
+
+
+def _other_levels(
+    model: Path | bytes, session: Session, missing: list[str]
+) -> Mapping[str, Session]:
+    """Open the model at every graph level but the session's own."""
+    sessions = {}
+    for level in get_args(GraphLevel):
+        if level == session.info.spec.graph_level:
+            continue
+        try:
+            spec = dataclasses.replace(session.info.spec, graph_level=level)
+            sessions[level] = open_session(model, spec)
+        except ReportedError as error:  # such as nodes that need optimising to run there at all
+            missing.append(f"graph level {level}: {error.what}")
+    return sessions
+
+
+def _stress(
+    model: Path | bytes, golden: Golden, session: Session, missing: list[str]
+) -> dict[str, Repetition]:
+    """Run odd inputs, one by one and all in one batch, here and on another implementation.
+
+    The other one is the CPU without optimisation, and with all of it for that session itself.
+    """
+    if golden.inputs.dtype.kind != "f":
+        missing.append("stress inputs: pixels have no steps small enough to measure rounding by")
+        return {}
+    plain = SessionSpec(num_threads=session.info.spec.num_threads, graph_level="disabled")
+    if session.info.spec == plain:
+        plain = dataclasses.replace(plain, graph_level="all")
+    try:
+        other = open_session(model, plain)
+    except ReportedError as error:
+        missing.append(f"stress inputs: there is nothing to compare with. {error.what}")
+        return {}
+    odd = _odd_inputs(golden.inputs)
+    if (extreme := _extreme_inputs(golden.inputs, other)) is None:
+        missing.append("stress input extreme: none is both large and finite")
+    else:
+        odd["extreme"] = extreme
+    together = run_session(session, np.concatenate(list(odd.values())), batch_size=_LARGEST_BATCH)
+    found, start = {}, 0
+    for name, inputs in odd.items():
+        expected_NK = run_session(other, inputs, batch_size=1)
+        alone_NK = run_session(session, inputs, batch_size=1)
+        rows_NK = together[start : start + len(inputs)]
+        start += len(inputs)
+        units_N = stress_units(golden, expected_NK, _steps(other, inputs, golden.inputs))
+        found[name] = Repetition(
+            outputs=np.concatenate([alone_NK, rows_NK]),
+            expected=np.tile(expected_NK, (2, 1)),
+            units=np.tile(units_N, 2),
+        )
+    return found
+
+
+def _steps(
+    session: Session, inputs: np.ndarray, ordinary: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the outputs a step ahead of each input and a step back, for each length of step.
+
+    A step is constant over the sample, so that a constant sample stays one.
+    """
+    per_sample = tuple(range(1, inputs.ndim))
+    sizes = np.abs(inputs.astype(np.float64)).max(axis=per_sample, keepdims=True)
+    sizes = np.maximum(sizes, np.abs(ordinary).max())
+    return [
+        (
+            run_session(session, (inputs + step * sizes).astype(inputs.dtype), batch_size=1),
+            run_session(session, (inputs - step * sizes).astype(inputs.dtype), batch_size=1),
+        )
+        for step in _STEPS
+    ]
+
+
+def _odd_inputs(inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Return inputs no larger than ordinary ones that take unusual ways through the arithmetic."""
+    values = np.array([0.0, inputs.min(), inputs.max()], inputs.dtype)
+    shape = (len(values), *inputs.shape[1:])
+    per_sample = (-1, *(1 for _ in inputs.shape[1:]))
+    return {
+        "constant": np.broadcast_to(values.reshape(per_sample), shape).copy(),
+        "subnormal": _scaled(inputs[:1], _SUBNORMAL),
+    }
+
+
+def _extreme_inputs(inputs: np.ndarray, session: Session) -> np.ndarray | None:
+    """Return one input, enlarged as far as the outputs stay finite by a margin; None if nowhere."""
+    for log2 in _EXTREMES_LOG2:
+        if np.isfinite(run_session(session, _scaled(inputs[:1], 2.0**log2), batch_size=1)).all():
+            extreme = _scaled(inputs[:1], 2.0 ** (log2 - _MARGIN_LOG2))
+            return extreme if np.abs(extreme).max() > np.abs(inputs).max() else None
+    return None
+
+
+def _scaled(inputs: np.ndarray, largest: float) -> np.ndarray:
+    """Return `inputs` times a number that makes `largest` their largest magnitude."""
+    exact = inputs.astype(np.float64)
+    magnitude = np.abs(exact).max()
+    return (exact * (largest / magnitude if magnitude else 0.0)).astype(inputs.dtype)

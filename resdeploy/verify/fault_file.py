@@ -1,0 +1,60 @@
+"""Write the one node that is wrong as a model of its own, with its inputs and what it should say.
+
+    NODE.onnx   the node alone, with the candidate's own weights
+    NODE.npz    x, what it was given; computed, what the provider made of it; exact, in float64
+
+Whoever has the provider can run the first on `x` of the second and see the fault, with nothing of
+the network around it.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resdeploy.files import atomic_write
+from resdeploy.verify.compare_structure import Affine, SkeletonNode
+from resdeploy.verify.run_layers import NodeFault, convolution_alone, node_model
+
+__all__ = ["write_fault"]
+
+
+def write_fault(folder: Path, fault: NodeFault, model: onnx.ModelProto) -> Path:
+    """Write a fault of `model` into `folder`, over one of the same name; return the model's path.
+
+    Raises:
+        ResdeployError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', fault.node.name)}.onnx"
+    with atomic_write(path, force=True) as temporary:
+        temporary.write_bytes(_node_alone(fault.node, model, fault.inputs.ndim).SerializeToString())
+    with atomic_write(path.with_suffix(".npz"), force=True) as temporary:
+        np.savez(temporary, x=fault.inputs, computed=fault.computed, exact=fault.exact)
+    return path
+
+
+def _node_alone(node: SkeletonNode, model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
+    assert node.affine is not None
+    affine: Affine = node.affine
+    weight, bias = (_stored(array, affine.dtype) for array in (affine.weight, affine.bias))
+    make = onnx.helper.make_node
+    if node.op == "Linear":
+        nodes = [
+            make("MatMul", ["x", "weight"], ["product"]),
+            make("Add", ["product", "bias"], ["y"]),
+        ]
+        weight = np.ascontiguousarray(weight.T)
+    elif node.op == "BatchNormalization":
+        nodes = [make("Mul", ["x", "weight"], ["product"]), make("Add", ["product", "bias"], ["y"])]
+        along = (-1, *[1] * (rank - 2))
+        weight, bias = weight.reshape(along), bias.reshape(along)
+    else:
+        nodes = [convolution_alone(next(n for n in model.graph.node if node.writes in n.output))]
+    return node_model(nodes, weight, bias, rank)
+
+
+def _stored(array: NDArray[np.float64], dtype: str) -> NDArray[np.floating]:
+    return np.ascontiguousarray(array, "float32" if dtype == "bfloat16" else dtype)

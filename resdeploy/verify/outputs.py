@@ -1,0 +1,120 @@
+"""The outputs of a model on named providers, judged against a golden file: L3 of a verdict.
+
+Not the verdict: a weight may be moved by several float steps and every output still be within the
+noise of float32. That is `resdeploy.verify`, which adds the wiring, the weights and the layers;
+here is what a device can judge, where neither the network nor onnx is. The report says what it
+lacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.files import file_info
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.verdicts import Attribution, ProviderVerdict, VerifyReport
+from resdeploy.session.placement import read_placement
+from resdeploy.session.run import run_session
+from resdeploy.session.session import Session, open_session
+from resdeploy.verify.attribution import attribute_error, facts
+from resdeploy.verify.compare import accuracy
+from resdeploy.verify.conformance import check_conformance
+from resdeploy.verify.end_to_end import judge_end_to_end
+from resdeploy.verify.golden_file import Golden
+
+__all__ = ["judge_outputs", "judge_session_outputs", "open_sessions"]
+
+_ONLY_OUTPUTS = "a golden file holds outputs only, not the network"
+
+
+def judge_outputs(
+    model: Path,
+    golden: Golden,
+    specs: Sequence[SessionSpec],
+    *,
+    precision: PrecisionName = "float32",
+) -> VerifyReport:
+    """Return what the outputs of `model` say, for each session of `specs`, in that order.
+
+    Args:
+        model: an ONNX file with one input.
+        golden: inputs, float64 reference and the noise of float32.
+        specs: where to run it.
+        precision: the arithmetic it is said to compute in, whose noise is the yardstick.
+
+    Raises:
+        ResdeployError: the model is not the network of the reference (shapes differ), or cannot be
+            read.
+        ProviderError: a provider did not start.
+    """
+    return judge_session_outputs(model, golden, open_sessions(model, specs), precision=precision)
+
+
+def open_sessions(model: Path, specs: Sequence[SessionSpec]) -> list[Session]:
+    """Open every session before any is run: a provider that does not start is known at once.
+
+    Raises:
+        ResdeployError: the model cannot be read.
+        ProviderError: a provider did not start.
+    """
+    return [open_session(model, spec) for spec in specs]
+
+
+def judge_session_outputs(
+    model: Path,
+    golden: Golden,
+    sessions: Sequence[Session],
+    *,
+    precision: PrecisionName = "float32",
+    conformance: bool = False,
+) -> VerifyReport:
+    """Return what the outputs of open sessions of `model` say: L3, placement and conformance.
+
+    Args:
+        model: what they were opened on.
+        golden: inputs, float64 reference and the noise of float32.
+        sessions: those to be judged.
+        precision: the arithmetic they are said to compute in.
+        conformance: whether to call each in other ways too: batches, graph levels, odd values.
+
+    Raises:
+        ResdeployError: the model is not the network of the reference (shapes differ).
+    """
+    missing = {"node_local": _ONLY_OUTPUTS}
+    if conformance and precision != "float32":
+        conformance = False
+        missing["conformance"] = "its unit is the noise of float32"
+    verdicts = []
+    for session in sessions:
+        outputs_NK = run_session(session, golden.inputs)
+        attribution = attribute_error(model, golden, session, outputs_NK)
+        verdicts.append(
+            ProviderVerdict(
+                session=session.info,
+                comparison=judge_end_to_end(
+                    outputs_NK, golden, precision=precision, facts=facts(session.info.spec)
+                ),
+                accuracy=_accuracy(outputs_NK, golden),
+                missing=_with_reason(missing, "attribution", attribution),
+                placement=read_placement(model, session, golden.inputs),
+                conformance=check_conformance(model, golden, session) if conformance else None,
+                attribution=attribution if isinstance(attribution, Attribution) else None,
+            )
+        )
+    return VerifyReport(
+        model=file_info(model, relative_to=model.parent),
+        golden=golden.info,
+        verdicts=tuple(verdicts),
+        reference_accuracy=_accuracy(golden.reference, golden),
+        missing={"structure": _ONLY_OUTPUTS, "static": _ONLY_OUTPUTS},
+    )
+
+
+def _with_reason(missing: Mapping[str, str], layer: str, found: object) -> Mapping[str, str]:
+    """Return `missing` with why a layer was not found, where that is what was found."""
+    return {**missing, layer: found} if isinstance(found, str) else missing
+
+
+def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:
+    return None if golden.labels is None else accuracy(outputs_NK, golden.labels)

@@ -1,0 +1,150 @@
+"""Expose the inputs and outputs of the affine nodes of a model, and compute both in float64.
+
+Shapes: N inputs, of which all are run as one batch.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.schema.verdicts import NodeError, NodeLocalResult
+from resdeploy.verify.compare_structure import Affine, SkeletonNode
+from resdeploy.verify.layer_bounds import judge_node, judge_nodes
+
+__all__ = ["NodeFault", "Run", "certify_nodes", "convolution_alone", "expose", "node_model"]
+
+Array = NDArray[Any]
+# Runs a serialised model on inputs by name; returns outputs by name.
+Run = Callable[[bytes, Mapping[str, Array]], Mapping[str, Array]]
+
+# One image of ImageNet's size gives each layer of a ResNet-50 1e5 outputs and more, and 90 MB of
+# values to keep; of small inputs, two.
+_MOST_INPUTS = 2
+_MOST_ELEMENTS = 3 * 224 * 224
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NodeFault:
+    """A node that is wrong, with what it was given, what it computed and what it should have."""
+
+    node: SkeletonNode
+    affine: Affine
+    inputs: Array
+    computed: Array
+    exact: Array
+    error: NodeError
+
+
+def certify_nodes(
+    model: onnx.ModelProto,
+    layers: Sequence[tuple[SkeletonNode, Affine]],
+    inputs: Array,
+    run: Run,
+    *,
+    unit_roundoff: float = 2.0**-24,
+) -> tuple[NodeLocalResult, NodeFault | None]:
+    """Return the verdict on every layer of `model`, and the first one that is wrong.
+
+    Args:
+        model: the candidate, with its weights in it.
+        layers: its affine nodes, each with the numbers it should have.
+        inputs: (N, ...); the first one or two are run.
+        run: what computes a model's outputs, with optimisations that keep them as they are.
+        unit_roundoff: u of the arithmetic that is claimed.
+    """
+    names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
+    affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    name = next(v.name for v in model.graph.input if v.name not in initialised)
+    values = dict(run(expose(model, list(names)), {name: batch}))
+    values[name] = batch
+    protos = {output: node for node in model.graph.node for output in node.output}
+    found: list[NodeError] = []
+    fault = None
+    for node, affine in layers:
+        x, y = values[node.reads], values[node.writes]
+        exact, magnitude = _exact(node, protos[node.writes], affine, x)
+        error = judge_node(
+            node.name,
+            y,
+            exact.reshape(y.shape),
+            magnitude.reshape(y.shape),
+            affine.num_products,
+            unit_roundoff=unit_roundoff,
+        )
+        found.append(error)
+        if fault is None and not error.of_estimate <= 1:
+            fault = NodeFault(
+                node=node, affine=affine, inputs=x, computed=y, exact=exact, error=error
+            )
+    return judge_nodes(found, num_inputs=len(batch)), fault
+
+
+def expose(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """Return `model`, serialised, with the values of these names as further outputs."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {value.name for value in exposed.graph.output}
+    given = {value.name for value in exposed.graph.input}
+    exposed.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in present | given
+    )
+    return bytes(exposed.SerializeToString())
+
+
+def node_model(
+    nodes: Sequence[onnx.NodeProto], weight: Array, bias: Array, rank: int
+) -> onnx.ModelProto:
+    """Return a model of a layer alone: `nodes` read x, weight and bias, and compute y."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, kind, [f"{name}{axis}" for axis in range(rank)])
+        for name in "xy"
+    )
+    numbers = (("weight", weight), ("bias", bias))
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in numbers]
+    graph = onnx.helper.make_graph(nodes, "node", [x], [y], initializers)
+    opset = onnx.helper.make_opsetid("", 13)
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def convolution_alone(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a convolution as `node_model` takes it: with its attributes, and other names."""
+    single = onnx.NodeProto()
+    single.CopyFrom(node)
+    del single.input[:], single.output[:]
+    single.input.extend(["x", "weight", "bias"])
+    single.output.append("y")
+    return single
+
+
+def _exact(
+    node: SkeletonNode, proto: onnx.NodeProto, affine: Affine, x: Array
+) -> tuple[Array, Array]:
+    """Return (W x + b, |W| |x| + |b|) in float64; `proto` is the node that writes the value."""
+    wide = x.astype(np.float64)
+    pairs = (
+        (wide, affine.weight, affine.bias),
+        (np.abs(wide), np.abs(affine.weight), affine.bias_magnitude),
+    )
+    exact, magnitude = (_apply(node, proto, *numbers) for numbers in pairs)
+    return exact, magnitude
+
+
+def _apply(
+    node: SkeletonNode, proto: onnx.NodeProto, x: Array, weight: Array, bias: Array
+) -> Array:
+    if node.op == "Linear":
+        return np.asarray(x @ weight.T + bias)
+    if node.op in ("BatchNormalization", "Sub"):  # a scale and a shift
+        along = (-1,) + (1,) * (x.ndim - 2)
+        return np.asarray(weight.reshape(along) * x + bias.reshape(along))
+    model = node_model([convolution_alone(proto)], weight, np.ascontiguousarray(bias), x.ndim)
+    return evaluate_float64(model, {"x": x})["y"]

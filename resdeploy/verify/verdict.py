@@ -1,0 +1,68 @@
+"""The full verdict on a model file, L0 to L3: the one place where it is put together.
+
+The outputs are judged by `target`, wiring, weights and layers by `graph`, which do not know each
+other. `resdeploy.verify`, the self-test and the benchmarks all come here. Needs no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from resdeploy.graph.onnx_file import load_onnx
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.verdicts import VerifyReport
+from resdeploy.session.session import Session, open_session
+from resdeploy.verify.certify import Reference, add_certificate, certify_file
+from resdeploy.verify.fault_file import write_fault
+from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.outputs import judge_session_outputs
+from resdeploy.verify.run_layers import Run
+
+__all__ = ["judge_model"]
+
+
+def judge_model(
+    model: Path,
+    original: Reference | str,
+    golden: Golden,
+    sessions: Sequence[Session],
+    *,
+    precision: PrecisionName = "float32",
+    conformance: bool = True,
+    artifacts: Path | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_fault: Callable[[str, Path], None] = lambda provider, path: None,
+) -> VerifyReport:
+    """Return the full verdict on `model`: its wiring, weights, layers, outputs and conformance.
+
+    Args:
+        model: an ONNX file with one input.
+        original: the reference graph; or why there is none, and outputs and layers alone can be
+            judged.
+        golden: inputs, float64 reference outputs of `original` and the noise of float32.
+        sessions: open sessions of `model`.
+        precision: the arithmetic it is said to compute in.
+        conformance: whether to call each session in other ways too.
+        artifacts: the folder to write the first faulty node of each provider to.
+        on_stage: told what is being done.
+        on_fault: told the provider of a faulty node, and the file it was written to.
+
+    Raises:
+        ResdeployError: the model is not the network of the reference (shapes differ), cannot be
+            read or run; or `artifacts` cannot be written.
+    """
+    on_stage("run")
+    report = judge_session_outputs(
+        model, golden, sessions, precision=precision, conformance=conformance
+    )
+    on_stage("certify weights and nodes")
+    proto = load_onnx(model)
+    candidate = certify_file(proto, original, precision=precision)
+    report, faults = add_certificate(report, candidate, golden.inputs, _run_on, precision=precision)
+    if artifacts is not None:
+        for provider, fault in faults.items():
+            on_fault(provider, write_fault(artifacts / provider, fault, proto))
+    return report
+
+
+def _run_on(spec: SessionSpec) -> Run:
+    return lambda model, inputs: open_session(model, spec).run(inputs)

@@ -1,0 +1,195 @@
+"""The exported file: what it holds, what it must not hold, and when there is none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.export import export as export_module
+from resdeploy.export.export import export_onnx
+from resdeploy.export.golden import golden_for, run_module
+from resdeploy.export.source import SourceModel
+from resdeploy.networks import build_network
+from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+
+MODEL = ModelSpec(arch="cifar_resnet20", num_classes=10)
+PREPROCESS = Preprocess(input_shape=(3, 16, 16), divisor=255.0)
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(0)
+    network = build_network(MODEL)
+    network(torch.randn(8, 3, 16, 16))  # gives the BatchNorms statistics
+    return SourceModel(
+        module=network.eval(),
+        input_shape=(3, 16, 16),
+        description="a ResNet-20",
+        info=CheckpointInfo(
+            model=MODEL, preprocess=PREPROCESS, labels=tuple(f"class {k}" for k in range(10))
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    return path, export_onnx(source, ExportSpec(), path)
+
+
+def test_the_file_holds_layers_and_nothing_else(exported):
+    path, report = exported
+    model = onnx.load(path)
+    kinds = {node.op_type for node in model.graph.node}
+    assert kinds == {"Conv", "Relu", "Add", "GlobalAveragePool", "Reshape", "Gemm"}
+    assert report.num_nodes == len(model.graph.node)
+    assert report.fold.complete
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_input_output_and_batch_have_their_names(exported):
+    path, report = exported
+    (entry,), (result,) = report.inputs, report.outputs
+    assert (entry.name, entry.dtype, entry.shape) == ("input", "float", ("batch", 3, 16, 16))
+    assert (result.name, result.shape) == ("logits", ("batch", 10))
+    session = ort.InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 3, 16, 16]
+
+
+def test_nodes_are_called_by_their_modules(exported):
+    names = {node.name for node in onnx.load(exported[0]).graph.node}
+    assert {"conv1/Conv", "layer2.0.conv2/Conv", "linear/Gemm"} <= names
+
+
+def test_what_a_layer_gained_is_called_after_its_weight(exported):
+    model = onnx.load(exported[0])
+    biases = {node.input[-1] for node in model.graph.node if node.op_type == "Conv"}
+    assert {"conv1.bias", "layer1.0.conv1.bias"} <= biases
+    assert not any(node.metadata_props for node in model.graph.node)
+
+
+def test_sites_are_called_by_their_modules(exported):
+    report = exported[1].fold
+    assert ("layer1.0.bn1", "layer1.0.conv1") in [(s.site, s.producer) for s in report.folded]
+
+
+def test_a_model_is_traced_once(source, tmp_path, monkeypatch):
+    genuine, calls = torch.export.export, []
+    monkeypatch.setattr(torch.export, "export", lambda *a, **k: calls.append(1) or genuine(*a, **k))
+    export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert len(calls) == 1
+
+
+def test_nothing_of_the_build_machine_is_in_the_file(exported):
+    raw = exported[0].read_bytes()
+    for trace in (str(Path(__file__).parents[2]), "site-packages", ".py", "torch", "stack"):
+        assert trace.encode() not in raw
+
+
+def test_labels_and_preprocessing_are_in_the_file(exported):
+    metadata = {p.key: p.value for p in onnx.load(exported[0]).metadata_props}
+    assert json.loads(metadata["resdeploy.labels"])[3] == "class 3"
+    assert json.loads(metadata["resdeploy.preprocess"])["divisor"] == 255.0
+    assert metadata["resdeploy.source"] == "a ResNet-20"
+
+
+def test_the_same_model_gives_the_same_bytes(source, exported, tmp_path):
+    again = tmp_path / "again.onnx"
+    export_onnx(source, ExportSpec(), again)
+    assert again.read_bytes() == exported[0].read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_a_dynamic_batch_takes_any_size(source, exported, batch_size):
+    x = np.random.default_rng(0).normal(size=(batch_size, 3, 16, 16)).astype(np.float32)
+    outputs = ort.InferenceSession(exported[0]).run(None, {"input": x})[0]
+    expected = run_module(source.module, x, dtype=torch.float32)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_is_fixed(source, tmp_path, batch):
+    report = export_onnx(source, ExportSpec(batch=batch), tmp_path / "model.onnx")
+    assert report.inputs[0].shape[0] == report.outputs[0].shape[0] == batch
+    assert report.verification.passed
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20, 22])
+def test_the_opset_is_the_one_that_was_asked_for(source, tmp_path, opset):
+    """torch's exporter writes 18 for everything below, and says so only in its log."""
+    export_onnx(source, ExportSpec(opset=opset), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert [item.version for item in model.opset_import] == [opset]
+
+
+@pytest.mark.parametrize("opset", [12, 99])
+def test_refuses_an_opset_out_of_range(source, tmp_path, opset):
+    with pytest.raises(ResdeployError, match="is not supported") as caught:
+        export_onnx(source, ExportSpec(opset=opset), tmp_path / "model.onnx")
+    assert "from 13 to" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_folding_every_batchnorm_stays(source, tmp_path):
+    report = export_onnx(source, ExportSpec(fold=False), tmp_path / "model.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds.count("BatchNormalization") == 19
+    assert report.fold is None
+    assert report.verification.passed
+
+
+def test_a_model_that_computes_something_else_is_not_written(source, tmp_path, monkeypatch):
+    """One bias off by a part in ten thousand, planted after the fold."""
+    genuine = export_module.optimize
+
+    def off_by_a_little(model, **options):
+        optimized = genuine(model, **options)
+        weight = optimized.model.graph.initializers["layer2.0.conv1.weight"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1 + 1e-4))
+        return optimized
+
+    monkeypatch.setattr(export_module, "optimize", off_by_a_little)
+    report = export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert not report.verification.passed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept_without_force(source, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("precious")
+    with pytest.raises(ResdeployError, match="exists already"):
+        export_onnx(source, ExportSpec(), path)
+    assert path.read_text() == "precious"
+    export_onnx(source, ExportSpec(), path, force=True)
+    assert onnx.load(path).graph.node
+
+
+def test_what_the_exporter_cannot_translate_is_an_error_with_a_fix(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x @ x.transpose(1, 2)).real
+
+    source = SourceModel(module=Odd().eval(), input_shape=(4, 4), description="odd", info=None)
+    with pytest.raises(UnsupportedModelError, match=r"torch\.onnx\.export cannot translate"):
+        export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_are_announced_in_order(source, tmp_path):
+    stages = []
+    export_onnx(source, ExportSpec(), tmp_path / "model.onnx", on_stage=stages.append)
+    assert stages == ["trace", "translate", "simplify", "fold", "verify"]
+
+
+def test_golden_inputs_of_the_caller_are_used(source, tmp_path):
+    golden = golden_for(source, num_inputs=5)
+    report = export_onnx(source, ExportSpec(), tmp_path / "model.onnx", golden=golden)
+    assert report.verification.golden.num_inputs == 5

@@ -1,0 +1,136 @@
+"""Intervals of proportions against their definitions, in fractions, and against printed tables."""
+
+from fractions import Fraction
+from math import comb
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resdeploy.statistics.proportions import (
+    clopper_pearson,
+    mcnemar_exact,
+    paired_difference_interval,
+)
+
+counts = st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+def tail(p, n, first, last):
+    """P(first <= X <= last), exactly."""
+    p = Fraction(p)
+    return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(first, last + 1))
+
+
+# --- Clopper and Pearson -------------------------------------------------------------------------
+
+
+@given(counts, st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+@settings(max_examples=40, deadline=None)
+def test_both_ends_of_an_exact_interval_leave_half_of_alpha(count, confidence):
+    hits, trials = count
+    low, high = clopper_pearson(hits, trials, confidence=confidence)
+    half = (1 - confidence) / 2
+    assert low <= hits / trials <= high
+    if hits > 0:
+        assert float(tail(low, trials, hits, trials)) == pytest.approx(half, rel=1e-9)
+    if hits < trials:
+        assert float(tail(high, trials, 0, hits)) == pytest.approx(half, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "printed"),
+    [
+        # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 5.
+        (81, 263, (0.2527, 0.3676)),
+        (15, 148, (0.0578, 0.1617)),
+        (0, 20, (0.0000, 0.1684)),
+        (1, 29, (0.0009, 0.1776)),
+    ],
+)
+def test_an_exact_interval_is_the_printed_one(hits, trials, printed):
+    assert clopper_pearson(hits, trials) == pytest.approx(printed, abs=5.1e-5)
+
+
+def test_no_hits_and_only_hits_have_the_closed_form():
+    assert clopper_pearson(0, 10) == pytest.approx((0, 1 - 0.025**0.1), rel=1e-12)
+    assert clopper_pearson(10, 10) == pytest.approx((0.025**0.1, 1), rel=1e-12)
+
+
+def test_the_size_of_imagenet_is_no_trouble():
+    """Beta quantiles of scipy 1.17; the binomial coefficients have 15,000 digits."""
+    expected = (0.7562314900, 0.7637383035)
+    assert clopper_pearson(38_000, 50_000) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [(-1, 5), (6, 5), (0, 0)])
+def test_what_is_no_proportion_is_refused(wrong):
+    with pytest.raises(ValueError, match="no proportion"):
+        clopper_pearson(*wrong)
+    with pytest.raises(ValueError, match="confidence"):
+        clopper_pearson(1, 2, confidence=1.0)
+
+
+# --- paired --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_counts_what_is_as_unlikely_on_either_side(b, c):
+    exact = 2 * tail(Fraction(1, 2), b + c, 0, min(b, c))
+    assert mcnemar_exact(b, c) == pytest.approx(min(1.0, float(exact)), rel=1e-15)
+    assert mcnemar_exact(b, c) == mcnemar_exact(c, b)
+
+
+def test_mcnemar_is_the_printed_one():
+    """Bentur's airways, in Fagerland, Lydersen and Laake (2013): 1 and 7 discordant of 21."""
+    assert mcnemar_exact(1, 7) == 0.0703125
+    assert mcnemar_exact(0, 0) == 1.0
+    assert 0.2049 < mcnemar_exact(3000, 3100) < 0.2050
+
+
+def test_the_paired_interval_is_the_printed_one():
+    """The same data in their paper of 2014, Tango's row: -0.517 to -0.026."""
+    expected = (-0.517, -0.026)
+    assert paired_difference_interval(1, 7, 21) == pytest.approx(expected, abs=5e-4)
+
+
+def test_samples_that_never_disagree_still_leave_a_width():
+    low, high = paired_difference_interval(0, 0, 512)
+    width = 1.959963985**2 / (512 + 1.959963985**2)
+    assert (low, high) == pytest.approx((-width, width), rel=1e-9)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
+def test_the_paired_interval_holds_what_was_found_and_turns_with_its_sides(b, c, agreeing):
+    num = b + c + agreeing
+    low, high = paired_difference_interval(b, c, num)
+    assert -1 <= low <= (b - c) / num <= high <= 1
+    assert low < high
+    turned = paired_difference_interval(c, b, num)
+    assert (low, high) == pytest.approx((-turned[1], -turned[0]), abs=1e-12)
+
+
+def test_where_every_sample_is_discordant_the_interval_ends_at_one():
+    low, high = paired_difference_interval(21, 0, 21)
+    assert high == 1.0
+    assert 0.5 < low < 1
+    assert paired_difference_interval(0, 21, 21) == pytest.approx((-1.0, -low))
+
+
+def test_the_paired_interval_covers_as_often_as_it_says():
+    """All outcomes of 30 samples, weighed: near 95 %, as Tango's simulations find."""
+    n, p12, p21 = 30, Fraction(3, 10), Fraction(1, 10)
+    covered = Fraction(0)
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            low, high = paired_difference_interval(b, c, n)
+            if low <= float(p12 - p21) <= high:
+                ways = comb(n, b) * comb(n - b, c)
+                covered += ways * p12**b * p21**c * (1 - p12 - p21) ** (n - b - c)
+    assert 0.94 < float(covered) < 0.965
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_counts_beyond_the_samples_are_refused(wrong):
+    with pytest.raises(ValueError, match="no paired proportions"):
+        paired_difference_interval(*wrong)
