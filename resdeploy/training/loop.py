@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from resdeploy.data.datasets import Dataset, epoch_order, load_dataset
+from resdeploy.data.datasets import epoch_order, load_dataset
 from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.data.samples import Dataset
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.networks import build_network, input_shape
 from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainReport, TrainSpec
