@@ -3,9 +3,8 @@
 A map y = scale * x + shift of a value is held as two arrays of the value's rank, each axis of
 length 1 (the same everywhere) or of the value's length. Where axis 0 is the batch, it has length 1.
 
-Each function answers one question: if this map stands after such an operation, which map before the
-operation has the same effect? None means that no map has. What the operators are called, and which
-of them do what, is known by `graph.affine_flow`, which walks one.
+Each function gives, for a map after an operation, the map before it of the same effect; None where
+there is none. The operators are those of `map_rules`, the walk along a graph is `affine_flow`'s.
 
 A shape is a sequence of lengths. One that is not known is anything but an int; two of them are the
 same length if they are equal.
@@ -31,9 +30,7 @@ __all__ = [
     "part",
     "per_channel",
     "permute",
-    "reorder_channels",
     "reshape",
-    "same_everywhere",
     "unshuffle_pixels",
     "whole",
 ]
@@ -72,11 +69,6 @@ def along_axis(vector: ExtendedArray, axis: int, rank: int) -> ExtendedArray:
 def compose(first: AffineMap, then: AffineMap) -> AffineMap:
     """Return the map that does `first` and `then` in one."""
     return AffineMap(then.scale * first.scale, then.scale * first.shift + then.shift)
-
-
-def same_everywhere(affine: AffineMap, axes: Iterable[int]) -> bool:
-    """Whether the map does not vary along `axes`."""
-    return flatten_axes(affine, axes) is not None
 
 
 def flatten_axes(affine: AffineMap, axes: Iterable[int]) -> AffineMap | None:
@@ -130,7 +122,7 @@ def reshape(affine: AffineMap, shape: Shape, wanted: Shape) -> AffineMap | None:
 
 
 def _num_equal(shape: Shape, wanted: Shape, limit: int) -> int:
-    """Return how many lengths are equal, from the first on, up to `limit`."""
+    """Return the number of equal lengths, from the first on, up to `limit`."""
     count = 0
     while count < limit and shape[count] == wanted[count]:
         count += 1
@@ -159,11 +151,11 @@ def part(affine: AffineMap, axis: int, chosen: Any) -> AffineMap | None:
 def whole(affine: AffineMap, axis: int, length: int, chosen: Any) -> AffineMap | None:
     """Return the map of the whole value of which `chosen` along `axis` is a slice.
 
-    What is cut away is left alone, as nobody sees it.
+    `chosen` is None where it is not known. What is cut away is left alone.
     """
     if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
         return affine
-    if len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
+    if chosen is None or len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
         return None
 
     def spread(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
@@ -197,11 +189,6 @@ def unshuffle_pixels(
         return np.tile(array, (1, blocks, 1, 1)) if depth_first else np.repeat(array, blocks, 1)
 
     return flat.each(spread)
-
-
-def reorder_channels(affine: AffineMap, order: Sequence[int]) -> AffineMap:
-    """Return the map of a value as that of the value whose channel k is its channel `order[k]`."""
-    return affine.each(lambda array: array[:, list(order)] if array.shape[1] > 1 else array)
 
 
 # --- taking in constants -------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class FoldedAffine:
     Attributes:
         weight: as the layer's own weight; of the storage type, or float32 for bfloat16, which
             numpy lacks.
-        bias: (C,), likewise.
+        bias: (C,), likewise, or of the shape of the edit's.
         max_ulp: largest distance from the exact value, in units in the last place of the storage
             type, before subnormal values became zero.
         num_flushed: values that were subnormal in the storage type and are now zero (float16
@@ -107,12 +107,12 @@ class FoldedAffine:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AffineEdit:
-    """What has been folded into a layer so far: it computes (out_scale W in_scale) x + bias.
+    """The maps folded into a layer so far: (out_scale W in_scale) x + bias.
 
     Attributes:
         out_scale: (O,).
         in_scale: (I,), or None where nothing was folded from before the layer.
-        bias: (O,).
+        bias: (O,), or (..., O) where it differs by row.
     """
 
     out_scale: ExtendedArray

@@ -142,7 +142,7 @@ class _Norm:
 
     @property
     def constants(self) -> list[ir.Value | None]:
-        """What it takes its parameters and statistics from."""
+        """Its parameters and statistics."""
         if self.product is None:
             return [value for value in self.node.inputs[1:] if value is None or value.name != ""]
         return [node.inputs[constant_operand(node) or 0] for node in (self.product, self.node)]
@@ -184,7 +184,7 @@ def _has_no_affine_part(layernorm: ir.Node) -> bool:
 
 
 def _not_one_map(norm: _Norm, opset: int) -> str | None:
-    """Return why a norm is not one affine map, or None if it is."""
+    """Return the reason why a norm is not one affine map, or None."""
     if opset < _OLDEST_OPSET:  # Mul and Add too: `axis` says where their constants stand
         return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
     reason = chosen_by_caller(norm.node)
@@ -205,8 +205,8 @@ def _not_one_map(norm: _Norm, opset: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _FoldedLayer:
-    """A layer with everything that was folded into it so far."""
+class _Edited:
+    """A layer, the maps folded into it so far, and its new numbers."""
 
     layer: Layer
     edit: algebra.AffineEdit
@@ -219,12 +219,12 @@ class _Folder:
     def __init__(self, editor: GraphEditor) -> None:
         self.editor = editor
         self._graph_layers = Layers.of(editor)
-        self._layers: dict[ir.Node, _FoldedLayer] = {}
+        self._layers: dict[ir.Node, _Edited] = {}
         self._folded: list[tuple[_Norm, list[ir.Node]]] = []
         self._reasons: dict[ir.Node, str] = {}
 
     def fold(self, norm: _Norm) -> bool:
-        """Fold a norm, or note why not; return whether it is done with."""
+        """Fold a norm, or note the reason against it; False in that case."""
         if norm.node.graph is None:  # a frozen one that another norm's map has taken in
             return True
         try:
@@ -282,7 +282,7 @@ class _Folder:
             folded.layer.rewrite(folded.result, self.editor)
 
     def folded_sites(self) -> list[FoldedSite]:
-        """Return what was folded; values set to zero count for a layer's first site."""
+        """Return the folded sites; values set to zero count for a layer's first one."""
         counted: set[ir.Node] = set()
         sites = []
         for norm, nodes in sorted(self._folded, key=lambda site: site[0].place):
@@ -303,7 +303,7 @@ class _Folder:
         return sites
 
     def refused_sites(self, norms: Sequence[_Norm]) -> list[RefusedSite]:
-        """Return what was not folded, without the arithmetic that looked like a norm."""
+        """Return the refused sites, without the arithmetic that looked like a norm."""
         return [
             RefusedSite(
                 site=norm.name,
@@ -314,8 +314,8 @@ class _Folder:
             if norm.product is None
         ]
 
-    def _find(self, norm: _Norm) -> tuple[list[Target], list[_FoldedLayer]] | str:
-        """Return where the norm goes, and the layers with it folded in; or why there are none."""
+    def _find(self, norm: _Norm) -> tuple[list[Target], list[_Edited]] | str:
+        """Return the norm's targets, and the layers with it folded in; or the reason against it."""
         reason = _not_one_map(norm, self.editor.opset)  # 1
         if reason is not None:
             return reason
@@ -348,31 +348,29 @@ class _Folder:
             if rank < 2:
                 return "its input has no axis of channels"
             return AffineMap(along_axis(scale_C, 1, rank), along_axis(shift_C, 1, rank))
-        constants = [constant_array(value) for value in norm.constants if value is not None]
+        scale, *shifts = (constant_array(value) for value in norm.constants if value is not None)
         nothing = np.zeros((1,) * rank, np.longdouble)
         identity = AffineMap(nothing + 1, nothing)
-        product = multiply_by_constant(identity, constants[0], shape)
-        total = identity
-        if len(constants) > 1:
-            total = add_constant(identity, constants[1], shape) or total
-            if total is identity:
-                return "its shift is not the same for each sample"
+        product = multiply_by_constant(identity, scale, shape)
+        total = add_constant(identity, shifts[0], shape) if shifts else identity
+        if total is None:
+            return "its shift is not the same for each sample"
         if product is None:
             return "its scale is not the same for each sample"
         return compose(product, total)
 
-    def _fold_into(self, target: Target) -> _FoldedLayer:
+    def _fold_into(self, target: Target) -> _Edited:
         layer = target.layer
-        edit = algebra.no_edit(layer.num_outputs, None)
+        edit = algebra.no_edit(layer.affine.num_outputs, None)
         if layer.node in self._layers:
             edit = self._layers[layer.node].edit
         if target.side == "after":
             edit = algebra.map_after(edit, target.scale, target.shift)
         else:
             weight = constant_array(layer.weight)
-            shift = np.longdouble(layer.product_factor) * target.shift
-            edit = algebra.map_before(edit, weight, layer.shape, target.scale, shift)
-        return _FoldedLayer(layer, edit, layer.apply(edit))
+            shift = np.longdouble(layer.affine.alpha) * target.shift
+            edit = algebra.map_before(edit, weight, layer.affine.shape, target.scale, shift)
+        return _Edited(layer, edit, layer.apply(edit))
 
     def _take_affine_part(self, layernorm: ir.Node) -> None:
         """Leave a LayerNormalization its statistics: scales of one, biases of zero."""
