@@ -23,9 +23,10 @@ import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
-from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer, read_layer
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer
 from resdeploy.graph.editor import (
     GraphEditor,
+    bias_name,
     chosen_by_caller,
     constant_array,
     constant_tensor,
@@ -33,11 +34,12 @@ from resdeploy.graph.editor import (
     is_op,
     module_name,
     optional_input,
+    read_ir_layer,
     remove_if_unread,
     why_it_varies,
 )
 
-__all__ = ["Layer", "Layers", "bias_name"]
+__all__ = ["Layer", "Layers"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -76,9 +78,7 @@ class Layer:
         Raises:
             UnsupportedModelError: it is outside the specification.
         """
-        attributes = {name: found.value for name, found in self.node.attributes.items()}
-        shape = constant_tensor(self.weight).shape.numpy()
-        return read_layer(self.node.op_type, attributes, shape, where=self.name)
+        return read_ir_layer(self.node, self.weight)
 
     @cached_property
     def refusal(self) -> str | None:
@@ -219,10 +219,3 @@ def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
         node.replace_input_with(0, before)
         # The name keeps its meaning: that of the whole layer.
         after.name, before.name = before.name, editor.new_name(f"{before.name}_product")
-
-
-def bias_name(weight: ir.Value) -> str:
-    """Return `layer.bias` for `layer.weight`, else a name like it."""
-    name = weight.name or "folded"
-    stem = name.removesuffix("weight")
-    return f"{stem}bias" if stem != name and stem.endswith((".", "_", "/")) else f"{name}_bias"

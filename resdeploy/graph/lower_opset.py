@@ -92,7 +92,7 @@ def _check_exists(node: ir.Node, found: int, opset: int) -> None:
 
 
 def _has_no_effect(node: ir.Node, name: str, schema: onnx.defs.OpSchema) -> bool:
-    """Whether an attribute has its default value, or cannot matter for this node."""
+    """True if an attribute has its default value, or cannot matter for this node."""
     if node.op_type == "Reshape" and name == "allowzero":
         # It decides what a 0 in the target shape means.
         value = node.inputs[1]

@@ -1,4 +1,4 @@
-"""Let onnxsim fold constants and drop what nothing needs.
+"""Simplification by onnxsim: constants folded, unused nodes dropped.
 
 Before:  Shape -> Gather -> Concat -> Reshape chains, constants computed at run time
 After:   the layers of the network
@@ -17,13 +17,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS
 from resdeploy.graph.editor import NOTES
 from resdeploy.graph.exact_constants import is_exact
 from resdeploy.schema.exports import PassReport
 
 __all__ = ["simplify"]
-
-_READ_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def simplify(model: ir.Model) -> tuple[ir.Model, PassReport]:
@@ -66,7 +65,7 @@ def _notes_by_name(graph: ir.Graph) -> dict[str | None, dict[str, str]]:
 
 
 def _weight_name(node: ir.Node) -> str | None:
-    weight = node.inputs[1] if node.op_type in _READ_WEIGHTS else None
+    weight = node.inputs[1] if node.op_type in AFFINE_OPERATORS else None
     return None if weight is None else weight.name
 
 
@@ -76,7 +75,7 @@ def _set_weights_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         readers = {node.op_type for node, _ in value.uses()}
-        is_weight = bool(readers) and readers <= _READ_WEIGHTS and not value.is_graph_output()
+        is_weight = bool(readers) and readers <= AFFINE_OPERATORS and not value.is_graph_output()
         if tensor is None or not (is_weight or is_exact(value)):
             continue
         if value.is_graph_input():  # it may be fed another value: not ours to move

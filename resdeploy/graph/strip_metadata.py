@@ -1,4 +1,4 @@
-"""Remove what an exporter writes about the machine it ran on.
+"""Remove an exporter's notes about its machine.
 
 Before:  nodes and values carry stack traces, source lines and paths of the build machine
 After:   names, types and weights only

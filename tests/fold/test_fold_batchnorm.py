@@ -505,7 +505,7 @@ def in_function(line: str, argument: str) -> onnx.ModelProto:
 
 def test_refuses_a_layer_whose_attributes_the_caller_chooses():
     _, report = fold(in_function("y = Conv <group: int = @e> (a, w)", "1"))
-    reason = "group of `y` (Conv) is chosen by whoever calls the function"
+    reason = "group of `y` (Conv) is chosen by the caller of the function"
     assert reason in report.refused[0].reason
 
 
@@ -517,7 +517,7 @@ def test_refuses_a_layer_outside_the_specification():
 
 def test_refuses_to_cross_what_the_caller_chooses():
     _, report = fold(in_function("u = Conv (a, w) y = Cast <to: int = @e> (u)", "1"))
-    reason = "to of `y` (Cast) is chosen by whoever calls the function"
+    reason = "to of `y` (Cast) is chosen by the caller of the function"
     assert reason in report.refused[0].reason
 
 
@@ -532,7 +532,7 @@ def test_refuses_what_the_caller_of_a_function_chooses():
     )
     model = network("z = local.block <e = 0.5> (x)", {}, functions=function)
     _, report = fold(model)
-    assert "chosen by whoever calls the function" in report.refused[0].reason
+    assert "chosen by the caller of the function" in report.refused[0].reason
 
 
 # --- refusals, by the numbers of the module's docstring ------------------------------------------
