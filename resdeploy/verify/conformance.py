@@ -1,4 +1,4 @@
-"""Call a session in every way it may be called: other batches, other graph levels, odd values."""
+"""Conformance of a session, tried: other batches, other graph levels, odd values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -45,10 +45,10 @@ _STEPS = (2.0**-16, 2.0**-17, 2.0**-18)
 
 
 def check_conformance(model: Path | bytes, golden: Golden, session: Session) -> Conformance:
-    """Return whether `session` computes the same in every way it may be called.
+    """Return the conformance of `session`: the same results in every way of calling it.
 
     Args:
-        model: what `session` was opened on.
+        model: the file or bytes of `session`.
         golden: the inputs to use, and the noise of float32 in this network.
         session: the session to be judged.
 

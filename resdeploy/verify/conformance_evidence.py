@@ -1,4 +1,4 @@
-"""Judge whether a session computes the same in every way it may be called.
+"""Conformance: the same results from a session in every way of calling it, judged.
 
 An implementation is not one function: another batch size, another level of graph optimisation and
 another range of values each take other kernels, and a verdict on one says nothing about the next.
@@ -39,11 +39,11 @@ from numpy.typing import NDArray
 from resdeploy.schema.verdicts import Conformance
 from resdeploy.verify.end_to_end import NOISE_RATIO_LIMIT
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["CONFORMANCE_LIMIT", "Repetition", "judge_conformance", "noise_units", "stress_units"]
 
 CONFORMANCE_LIMIT = 2 * NOISE_RATIO_LIMIT
-_UNIT_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,7 +146,7 @@ def _finite_rows(values_NK: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _relative_noise(golden: Golden) -> float:
     norm = float(np.linalg.norm(golden.reference))
-    return max(float(np.linalg.norm(golden.noise_l2)) / norm if norm else 0.0, _UNIT_ROUNDOFF)
+    return max(float(np.linalg.norm(golden.noise_l2)) / norm if norm else 0.0, FLOAT32_ROUNDOFF)
 
 
 def _distance(one: Repetition) -> float:

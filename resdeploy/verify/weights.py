@@ -32,7 +32,7 @@ def judge_static(
     limit_ulp: float = STATIC_LIMIT_ULP,
     dtype: str | None = None,
 ) -> StaticResult:
-    """Return how far each layer's weights are from their exact values.
+    """Return the distance of each layer's weights from their exact values.
 
     Args:
         pairs: (reference, candidate) affine layers of equal shapes; others are left out, as the
