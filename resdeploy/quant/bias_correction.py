@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.im2col import can_unfold, mean_patch
-from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, with_outputs
 

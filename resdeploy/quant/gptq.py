@@ -1,7 +1,7 @@
 """GPTQ: round a layer's weights one by one, each taking over the errors of those before.
 
-To the nearest integer, each weight is as near as can be, and their errors add up as chance has it.
-What counts is the layer's output: the squared error of a row of weights w, over inputs x, is
+Rounded to the nearest integers, weights have errors that add up at random. The error that counts is
+the output's: for a row of weights w, over inputs x, its square is
 
     (q - w)^T H (q - w),    H = sum over patches of x x^T
 

@@ -31,7 +31,7 @@ def keep_sensitive(
             samples are enough.
         is_enough: whether a quality is within the budget.
         always: names of layers that stay in float32 in any case.
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
     """
     quality = judge(always, False)
     if is_enough(quality):

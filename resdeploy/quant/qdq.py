@@ -8,7 +8,8 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
+from resdeploy.graph.onnx_file import copy_of
+from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.ranges import Range
 from resdeploy.schema.quants import IntegerTypes
 

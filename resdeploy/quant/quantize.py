@@ -33,7 +33,7 @@ _ARM = ("aarch64", "arm64")
 def spec_for(
     spec: QuantSpec, *, types: IntegerTypes | None, reduce_range: bool | None, target: Path | None
 ) -> tuple[QuantSpec, tuple[str, ...]]:
-    """Return `spec` with the integers that the target computes with, and what to know about them.
+    """Return `spec` with the integer types of the target, and warnings about them.
 
     Args:
         spec: the request.
@@ -92,7 +92,7 @@ def quantize_file(
         preprocess: what applies where no recipe is named, if that is known.
         warnings: to go into the report.
         force: replace an existing file.
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
 
     Raises:
         ResdeployError: the model or the data is not what it should be; `out` exists.
@@ -142,7 +142,7 @@ def _quantize(
 
 
 def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:
-    """Return what `export` wrote into a model about its inputs."""
+    """Return the preprocessing that `export` wrote into a model, None if there is none."""
     for entry in model.metadata_props:
         if entry.key == PREPROCESS_KEY:
             try:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-from resdeploy.quant.onnx_graph import copy_of, new_name
+from resdeploy.graph.onnx_file import copy_of
+from resdeploy.quant.onnx_graph import new_name
 from resdeploy.quant.ranges import Range
 from resdeploy.quant.runtime import Runner
 from resdeploy.schema.quants import IntegerTypes
@@ -53,7 +54,7 @@ def refine_ranges(
         widest: from each one's least value to its largest, 0 included.
         inputs: (N, ...) samples to look at.
         types: of the quantised activations.
-        on_tensor: is told which tensor's turn it is.
+        on_tensor: told the name of each tensor at its turn.
     """
     reference = Runner(model, optimize=True).run_rows(inputs)
     refined = dict(ranges)
@@ -120,7 +121,7 @@ class _Alone:
         self._runner = Runner(changed, optimize=True)
 
     def error_of(self, tried: Range) -> float:
-        """Return how far the outputs are from those in float32 with this range."""
+        """Return the distance of the outputs with this range from those in float32."""
         least, largest = get_qmin_qmax_for_qType(self._type, symmetric=self._symmetric)
         ends = (np.array(end, np.float32) for end in tried)
         zero_point, scale = compute_scale_zp(*ends, least, largest, symmetric=self._symmetric)

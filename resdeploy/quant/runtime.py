@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
+from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_rows
 from resdeploy.session.providers import find_provider
@@ -63,7 +64,7 @@ class Runner:
 
     @property
     def batch_size(self) -> int:
-        """How many inputs to give at a time."""
+        """The number of inputs of one batch."""
         return self._fixed or BATCH_SIZE
 
     def run_batches(
@@ -93,10 +94,7 @@ def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     Raises:
         ResdeployError: it has several.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    given: list[onnx.ValueInfoProto] = [
-        value for value in model.graph.input if value.name not in constants
-    ]
+    given = fed_inputs(model)
     if len(given) != 1:
         raise ResdeployError(f"The model has {len(given)} inputs; quantize knows models of one.")
     return given[0]
@@ -104,8 +102,7 @@ def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy whose outputs are these tensors, and nothing else."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     del copy.graph.output[:]
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
@@ -124,7 +121,7 @@ def optimized_graph(model: onnx.ModelProto, *, signed: bool) -> onnx.GraphProto:
 
 
 def _configure(*, signed: bool, out: Path | None = None) -> Callable[[Any], None]:
-    """Return what sets the options that quantisation alone has; `out` gets the runtime's graph."""
+    """Return the setter of quantisation's own options; the runtime's graph goes to `out`."""
 
     def configure(options: Any) -> None:
         # Otherwise the session keeps the largest batch's tensors for good.

@@ -113,7 +113,7 @@ def spread(indices: Sequence[int], most: int) -> list[int]:
 
 
 def memory_limit(sample: Array, num_bytes: int, most: int) -> int:
-    """Return how many samples of this size to keep: what fits, at least one, at most `most`."""
+    """Return the number of samples of this size that fit, at least one and at most `most`."""
     return max(1, min(most, num_bytes // max(1, sample.nbytes)))
 
 

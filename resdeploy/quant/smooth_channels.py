@@ -22,8 +22,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.channel_groups import ChannelGroups, find_channel_groups
-from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["smooth_channels"]
