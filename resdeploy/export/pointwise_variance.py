@@ -220,7 +220,7 @@ def move(call: NoisyCall) -> Any:
 
 
 def pad(call: NoisyCall) -> ValueWithVariance:
-    """Return a padded value; what a constant fills in is exact."""
+    """Return a padded value; constant padding is exact."""
     x, mode = call.x, "constant"
     if operator_name(call.node) == "pad":
         mode = call.argument(2, "mode", "constant")
@@ -257,5 +257,5 @@ def max_pool(call: NoisyCall) -> ValueWithVariance:
     return replace(y, mean_variance_NC=x.of_mean + y.if_independent)
 
 
-# Of what moves, what leaves channels where they are if it leaves their number.
+# The moves that leave channels in place if they leave their number.
 _SAME_CHANNELS = frozenset(("slice", "clone", "contiguous", "dropout", "detach", "alias", "to"))

@@ -87,10 +87,10 @@ def simulated_noise(
 def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
     """Return the mean shift of the outputs over all inputs when parameters are rounded.
 
-    No average over inputs takes it away: weights rounded to float32, and scales that
-    float32 computes from BatchNorm's statistics, are the same for every input. Each parameter and
-    statistic p becomes p (1 + d), d even in +-u; the result is the root mean square, over draws, of
-    the norm over K of the mean change over inputs.
+    No average over inputs takes it away: weights rounded to float32, and scales that float32
+    computes from BatchNorm's statistics, are the same for every input. Each parameter and statistic
+    p becomes p (1 + d), d even in +-u; the result is the root mean square, over draws, of the norm
+    over K of the mean change over inputs.
 
     Args:
         module: in eval mode, unfolded; it is copied, not changed.

@@ -1,7 +1,7 @@
 """Rounding variance of a network in float32, propagated along its traced graph.
 
 Each value of the traced graph goes with the variance of its rounding error. A layer of n products
-per output adds the roundings of its own sum to what its inputs bring along:
+per output adds the roundings of its own sum to the variance of its inputs:
 
     Var(y) <- conv(Var(x), W^2) + n u^2/3 (conv(x^2, W^2) + b^2) + n u^2/9 y^2
 

@@ -3,8 +3,8 @@
 Each rule is the first-order propagation of independent errors, Var(f) = sum_j (df/dx_j)^2 Var(x_j),
 plus the operator's own roundings. Variances are in units of u^2, one rounding of y is y^2/3.
 
-Errors of different positions of an image are not independent: neighbours share what they read. It
-matters where positions are averaged, so the variance of each channel's mean error goes along.
+Errors of different positions of an image are not independent: neighbours share inputs. It matters
+where positions are averaged, so the variance of each channel's mean error goes along.
 """
 
 import math
@@ -166,7 +166,7 @@ def _average(call: NoisyCall) -> ValueWithVariance:
     n = x.value.numel() / value.numel()
     variance = call.on(x.variance + n / 3 * x.value.square()) / n
     if x.value.ndim > 2 and value.numel() == math.prod(x.value.shape[:2]) and _keeps(call, value):
-        more = x.of_mean - x.if_independent  # what positions that share errors add
+        more = x.of_mean - x.if_independent  # of positions that share errors
         variance = variance + more.clamp_min(0).reshape(value.shape)
     return _summed(value, variance, n)
 

@@ -2,7 +2,7 @@
 
 `affine_map` holds the algebra of maps, `map_rules` the effect of each operator on one.
 
-Upwards, to the layers that compute a value. Besides what `map_rules` lists, the map crosses
+Upwards, to the layers that compute a value. Besides the operators of `map_rules`, the map crosses
 
 1. Concat, where it parts;
 2. Add, Sub and Sum of values, each of which takes the scale and one the shift; along an axis where
@@ -83,11 +83,11 @@ def targets_above(
     """Return the layers that compute `value`, each with its part of the map; or why there are none.
 
     Args:
-        value: what the map's place reads, and nothing else may read.
+        value: the input at the map's place, which nothing else may read.
         affine: the map.
         reader: the node that reads it on the way here.
         layers: those of the graph.
-        absorbed: what the map has taken in on the way here.
+        absorbed: the nodes that the map has taken in on the way here.
     """
     node = value.producer()
     if node is None:
@@ -236,8 +236,8 @@ _NO_LAYER_BELOW = "no layer alone reads its output"
 def targets_below(value: ir.Value, affine: AffineMap, layers: Layers) -> list[Target] | str:
     """Return the layers that read the mapped `value`, each with the map to fold in before it.
 
-    `value` is the result of what the map stands for. Its readers are changed, not itself: so every
-    one of them must lead to layers, or none may be changed.
+    `value` is the result of the map. Its readers are changed, not itself: so every one of them must
+    lead to layers, or none may be changed.
     """
     if value.is_graph_output() or not value.uses():
         return _NO_LAYER_BELOW
@@ -268,7 +268,7 @@ def _targets_in(reader: ir.Node, affine: AffineMap, layers: Layers) -> list[Targ
     return targets_below(reader.outputs[0], crossed, layers)
 
 
-# --- what both ways share ------------------------------------------------------------------------
+# --- both ways -----------------------------------------------------------------------------------
 
 
 def _into_layer(

@@ -74,7 +74,7 @@ def compose(first: AffineMap, then: AffineMap) -> AffineMap:
 def flatten_axes(affine: AffineMap, axes: Iterable[int]) -> AffineMap | None:
     """Return the map with length 1 along `axes`, None if it varies along one of them.
 
-    So it fits values of whatever length there: pooled, padded, made larger.
+    So it fits values of any length there: pooled, padded, made larger.
     """
     for axis in axes:
         first = affine.each(lambda array, axis=axis: np.take(array, [0], axis=axis))  # type: ignore[misc]
@@ -108,7 +108,7 @@ def reshape(affine: AffineMap, shape: Shape, wanted: Shape) -> AffineMap | None:
         return affine.each(
             lambda array: np.broadcast_to(array, (1, *rest)).reshape(1, *wanted_rest)
         )
-    # Else, what stays as it is at either end may be varied along; what lies between may not.
+    # Else, the map may vary along equal axes at either end, and not between them.
     shorter = min(len(shape), len(wanted))
     lead = _num_equal(shape, wanted, shorter)
     trail = _num_equal(shape[::-1], wanted[::-1], shorter - lead)
@@ -151,7 +151,7 @@ def part(affine: AffineMap, axis: int, chosen: Any) -> AffineMap | None:
 def whole(affine: AffineMap, axis: int, length: int, chosen: Any) -> AffineMap | None:
     """Return the map of the whole value of which `chosen` along `axis` is a slice.
 
-    `chosen` is None where it is not known. What is cut away is left alone.
+    `chosen` is None where it is not known. The cut places keep their values.
     """
     if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
         return affine
@@ -217,8 +217,8 @@ def multiply_by_constant(
 def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> ExtendedArray | None:
     """Return a constant as an array of `rank`, None if it does more than act on a value of `shape`.
 
-    It does more if it has a value for each sample, or makes the value larger; what is not finite
-    has no inverse and no place in a weight.
+    It does more if it has a value for each sample, or makes the value larger; a number that is not
+    finite has no inverse and no place in a weight.
     """
     array = np.asarray(constant, np.longdouble)
     if len(shape) != rank or array.ndim > rank or not np.isfinite(array).all():

@@ -14,11 +14,11 @@ one affine layer:
 Zero padding does no harm to the first: the zeros enter x, before W. The second does not hold for a
 padded convolution unless shift is 0, since the map makes those zeros shift.
 
-Any number of such maps leaves the form (out_scale W in_scale) x + bias, which is what an
-`AffineEdit` holds. Scales and biases are kept in extended precision, products are formed in
-float64, and every weight is rounded once, at the end, to the type it is stored in. Rounding the
-scale first, as the usual float32 fold does, makes an error common to all weights of a channel,
-which does not average out: it doubles the error of the outputs.
+Any number of such maps leaves the form (out_scale W in_scale) x + bias, held by an `AffineEdit`.
+Scales and biases are kept in extended precision, products are formed in float64, and every weight
+is rounded once, at the end, to the type it is stored in. Rounding the scale first, as the usual
+float32 fold does, makes an error common to all weights of a channel, which does not average out: it
+doubles the error of the outputs.
 
 Suffixes: C = channels of the map, O and I = output and input channels of the layer, G = groups, R =
 all but the first axis, K = taps of the kernel.
@@ -150,7 +150,7 @@ def no_edit(
     Args:
         num_outputs: O.
         bias: (O,), or fewer where it is broadcast, or None.
-        factors: what the layer multiplies its product and its bias by (Gemm's alpha and beta).
+        factors: of its product and its bias (Gemm's alpha and beta).
     """
     ones = np.ones(num_outputs, np.longdouble)
     own = np.zeros_like(ones) if bias is None else np.asarray(bias, np.longdouble)
@@ -196,7 +196,7 @@ def apply_edit(
 
     Args:
         weight: the layer's own, laid out as `shape` says.
-        edit: what is to be folded into it.
+        edit: the maps to be folded into it.
         dtype: the type the result will be stored in: float64, float32, float16 or bfloat16.
         shape: the layout of the weight.
 
@@ -270,7 +270,7 @@ def round_once(exact: Float64Array, dtype: str) -> Float64Array:
     """Return `exact` rounded to the nearest number of `dtype`, ties to even, held in float64.
 
     float64 -> bfloat16 by way of float32 would round twice. The detour is harmless if the first
-    step rounds to odd (Boldo & Melquiond 2008), which is what is done here.
+    step rounds to odd (Boldo & Melquiond 2008), as it does here.
     """
     with np.errstate(over="ignore"):
         if dtype == "float64":

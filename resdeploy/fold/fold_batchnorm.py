@@ -4,9 +4,9 @@ Before:  y = Conv(x, W, b);  z = BatchNormalization(y, gamma, beta, mean, var)
 After:   z = Conv(x, W', b')          with (W', b') of `resdeploy.fold.algebra`
 
 At inference a BatchNormalization is an affine map per channel. `affine_flow` carries it up to the
-layers that compute what it reads, or, where that fails, down to the layers that read what it
-computes; `layers` says what a layer is. A BatchNorm that was frozen, Mul and Add of constants, is
-such a map as well. Several maps that reach one layer are composed, and its weights rounded once.
+layers that compute its input, or, where that fails, down to the layers that read its output;
+`layers` defines a layer. A BatchNorm that was frozen, Mul and Add of constants, is such a map as
+well. Several maps that reach one layer are composed, and its weights rounded once.
 
 With `layernorm`, the affine part of a LayerNormalization goes into the layers that read it. What
 normalises stays, with scales of one and biases of zero.
@@ -15,7 +15,7 @@ Refuses, and reports why, when
 1. it normalises by the statistics of the batch (training mode), or by more than the channel, as
    opset 7 allowed, or is older than that;
 2. one of its parameters or statistics is computed at run time, or is an input of the model;
-3. its map reaches no layer: `affine_flow` says what stands in the way;
+3. its map reaches no layer: `affine_flow` gives the obstacle;
 4. a layer's weight or bias is computed at run time, or is an input of the model;
 5. the folded weights would not be finite in their type, or do not fit.
 
@@ -63,7 +63,7 @@ from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["fold_batchnorm"]
 
-# What the operator specification gives to a node without the attribute.
+# The operator specification's, for a node without the attribute.
 _DEFAULT_EPSILON = 1e-5
 _OLDEST_OPSET = 7
 
@@ -77,10 +77,10 @@ def fold_batchnorm(
 ) -> FoldReport:
     """Fold every BatchNormalization of `model` that may be folded, in place.
 
-    What was refused, and what has nothing to do with a fold, keeps every bit.
+    Refused sites, and all that has nothing to do with a fold, keep every bit.
 
     Args:
-        model: what to fold.
+        model: the one to fold.
         batchnorm: whether to fold them at all.
         layernorm: whether to fold the affine part of every LayerNormalization as well.
         input_scale: (C,); the folded model takes inputs that are still to be multiplied by it,
@@ -110,19 +110,19 @@ def fold_batchnorm(
     return FoldReport(folded=tuple(folded), refused=tuple(refused))
 
 
-# --- what is a BatchNorm -------------------------------------------------------------------------
+# --- BatchNorms in the graph ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Norm:
-    """A node whose result is an affine map of one of its inputs, or of what its Mul works on.
+    """A node whose result is an affine map of one of its inputs, or of its Mul's.
 
     Attributes:
         node: the BatchNormalization, the LayerNormalization, or the Add of a frozen BatchNorm.
         product: the Mul of a frozen one.
         place: its place in the graph.
         name: its name in the model.
-        num_consumers: how many readers what it normalises has.
+        num_consumers: the number of readers of its input.
     """
 
     node: ir.Node
@@ -190,7 +190,7 @@ def _not_one_map(norm: _Norm, opset: int) -> str | None:
     reason = chosen_by_caller(norm.node)
     if reason is not None or not is_op(norm.node, "BatchNormalization"):
         return reason
-    # Before opset 14, the further outputs are what says that it is training.
+    # Before opset 14, further outputs mean training.
     in_training = int_attribute(norm.node, "training_mode", 0) or any(
         value.name for value in norm.node.outputs[1:]
     )
@@ -240,13 +240,13 @@ class _Folder:
         if is_op(norm.node, "LayerNormalization"):
             self._take_affine_part(norm.node)
             return True
-        # At once: a dead reader would make a following norm believe its input is read twice.
+        # At once: with a dead reader, a following norm would have an input that is read twice.
         goes_up = targets[0].side == "after"
         source, constants = norm.input, norm.constants
         _bypass(norm.node, source, keep_name=goes_up)
         if norm.product is not None:
             _remove(norm.product)
-        # Each once: what lies before a part in two is on the way to both.
+        # Each once: a node before a part in two is on the way to both.
         absorbed = {node.node: node for target in targets for node in target.absorbed}
         for passed in absorbed.values():
             constants += [value for value in passed.node.inputs if value is not passed.source]
@@ -400,7 +400,7 @@ def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
 
 
 def _bypass(node: ir.Node, source: ir.Value, *, keep_name: bool) -> None:
-    """Remove a node; what it read is now its output.
+    """Remove a node; its input takes the place of its output.
 
     A name keeps its meaning where `keep_name`: the numbers of `z` are still called z, as the
     outputs of a model must be. Where its readers have changed instead, no value has those numbers.

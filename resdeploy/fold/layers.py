@@ -150,7 +150,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The layers of a graph, found once: what is a bias at the start stays one.
+    """The layers of a graph, found once: a bias at the start stays one.
 
     Attributes:
         editor: of the graph.
@@ -198,7 +198,7 @@ def _is_constant_matrix(value: ir.Value) -> bool:
 
 
 def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
-    """Let a Gemm do what a MatMul of two matrices does and add the bias; else let an Add follow."""
+    """Replace a MatMul of two matrices by a Gemm with a bias; let an Add follow any other."""
     before, left = matmul.outputs[0], matmul.inputs[0]
     assert matmul.graph is not None
     assert left is not None

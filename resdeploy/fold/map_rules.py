@@ -1,8 +1,8 @@
 """The rules of affine maps carried across ONNX operators.
 
 `before` gives, for a map after a node, the map before it of the same effect, `after` the opposite.
-Both give None where there is none, or a reason where the operator is one of these and an
-attribute is in the way:
+Both give None where there is none, or a reason where the operator is one of these and an attribute
+is in the way:
 
 1. Identity, Cast to the same type, and Dropout at inference with an unused mask do nothing;
 2. Transpose, Flatten, Reshape, Squeeze and Unsqueeze move elements about; DepthToSpace (only
@@ -14,7 +14,7 @@ attribute is in the way:
 5. repeating values: Pad with reflect, edge or wrap, Resize and Upsample to the nearest value; the
    map must not vary along the axes that are made longer.
 
-What a node takes besides (a shape, axes, pads, scales) must be constant; and of several outputs,
+The further inputs of a node (a shape, axes, pads, scales) must be constant; and of several outputs,
 only the first may be used.
 """
 
@@ -192,7 +192,7 @@ def _image(_node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int]:
 
 
 def _averaged(node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int] | None:
-    """Return the axes an AveragePool works on, None if it counts what is not there."""
+    """Return the axes an AveragePool works on, None if it counts padding."""
     counts_padding = bool(int_attribute(node, "count_include_pad", 0)) and (
         any(ints_attribute(node, "pads") or ())
         or string_attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")

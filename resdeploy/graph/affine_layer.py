@@ -187,7 +187,7 @@ def read_layer(
         raise UnsupportedModelError(
             f"This {op} is not one of ONNX's specification: {error}.",
             where=where,
-            fix="see what onnx.checker.check_model says of the file",
+            fix="run onnx.checker.check_model on the file",
         ) from error
 
 

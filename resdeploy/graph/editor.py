@@ -45,7 +45,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 # A length is an int, a name, or an object that is equal to nothing else.
 Shape = tuple[Any, ...]
 
-# What is known of a node beyond its attributes, between the exporter and the file: the path of its
+# Facts about a node beyond its attributes, between the exporter and the file: the path of its
 # module, "" for the root, and the epsilon of a norm, which ONNX holds in float32, to its last bit.
 PATH_NOTE, EPSILON_NOTE = "resdeploy.path", "resdeploy.epsilon"
 NOTES = (PATH_NOTE, EPSILON_NOTE)

@@ -5,12 +5,12 @@ After:   y = Conv(x, weight)        with a constant in float64, until `round_onc
 
 Weights made of constants (weight_norm, spectral_norm, pruning, a BatchNorm written out) would be
 rounded at each step, and once more when something is folded into them. So a constant that was
-computed waits in float64, under a value that still has the type of the model; a fold reads
-all its digits.
+computed waits in float64, under a value that still has the type of the model; a fold reads all its
+digits.
 
 Left to others
-1. what is only moved about or cast: there is nothing to round;
-2. what float64's evaluator does not know.
+1. values only moved about or cast: there is nothing to round;
+2. operators unknown to float64's evaluator.
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ def is_exact(value: ir.Value) -> bool:
 
 
 def round_once(model: ir.Model) -> None:
-    """Round what `compute_exactly` left to the type of the model, in place."""
+    """Round the constants of `compute_exactly` to the type of the model, in place."""
     for value in model.graph.initializers.values():
         if is_exact(value):
             assert value.dtype is not None

@@ -81,10 +81,10 @@ def float64_evaluator(doubled: onnx.ModelProto) -> Evaluate:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the evaluator raises into our errors."""
+    """Turn the evaluator's exceptions into our errors."""
     try:
         yield
-    # Its operators are a hundred small programs: what they raise has no common base.
+    # Its operators are a hundred small programs: their exceptions have no common base.
     except Exception as error:
         is_unknown = isinstance(error, NotImplementedError)
         kind = UnknownOperatorError if is_unknown else UnsupportedModelError
@@ -155,7 +155,7 @@ def _inside(nodes: Any) -> list[onnx.GraphProto]:
 
 
 def _double_attributes(node: onnx.NodeProto) -> None:
-    """Let what makes floats make float64: Cast, and the forms of Constant that hold no tensor."""
+    """Let float-making nodes make float64: Cast, and the forms of Constant without a tensor."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
             attribute.i = onnx.TensorProto.DOUBLE

@@ -23,7 +23,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
-    """Return the model, and whether some of its weights lay in other files; see `load_onnx`."""
+    """Return the model, and True if some of its weights lay in other files; see `load_onnx`."""
     if not path.is_file():
         raise ResdeployError("There is no such model file.", where=str(path))
     try:

@@ -5,7 +5,7 @@ After:   x
 
 Identity, Dropout without a mode, Cast to the same type, Transpose in the same order, Reshape to the
 same shape, Pad by nothing, Mul by one and Add of zero are gone by then: onnxsim takes them, as it
-computes what constants alone decide.
+folds constants.
 
 Leaves a node as it is when
 1. a Slice's bounds are computed at run time, or an axis is not whole: it starts at zero, steps by

@@ -5,8 +5,8 @@ After:   y = Conv(x, W)          1x1, strides s, W[b + c, c] = 1 and zeros elsew
 
 Option A of He et al. (2016, section 4.2). The same bits for finite x: every output is one input
 times one, plus zeros (a negative zero becomes positive). An infinity, which a float32 network that
-works has none of, would spread to the other channels as NaN. Where a provider rounds what
-convolutions read, as CUDA does with --tf32, it rounds the shortcut too.
+works has none of, would spread to the other channels as NaN. Where a provider rounds the inputs of
+convolutions, as CUDA does with --tf32, it rounds the shortcut too.
 
 Why, measured in turn on one core (`benchmarks/export/shortcut.py`): a ResNet-20 takes 0.95 of the
 time at batch 1 and 0.97 at batch 8. ONNX Runtime has no blocked kernels for Slice and Pad, and so
@@ -17,7 +17,7 @@ float32: with it, 4 QuantizeLinear and 4 DequantizeLinear run, with the convolut
 Leaves it as it is when
 1. the Slice is not known to take every s-th row and column of whole channels, from the first on;
 2. the Pad adds anything but zeros, or anywhere but to the channels;
-3. something else reads what the Slice computes;
+3. something else reads the Slice's output;
 4. x is not known to be an image of floats with at most 64 channels: the products grow with their
    square, and from 128 on the convolution was no faster.
 """

@@ -3,7 +3,7 @@
 Before:  Shape -> Gather -> Concat -> Reshape chains, constants computed at run time
 After:   the layers of the network
 
-Its own BatchNorm fold is switched off: it works in float32 and reports no refusals, and what
+Its own BatchNorm fold is switched off: it works in float32 and reports no refusals, and a site that
 resdeploy refused must stay refused.
 
 Weights that only Conv, ConvTranspose, Gemm and MatMul read are set aside meanwhile, as inputs of
@@ -39,7 +39,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, PassReport]:
     weights = _set_weights_aside(model.graph)
     try:
         simplified, _ = onnxsim.simplify(ir.to_proto(model), skip_fuse_bn=True)
-    except Exception as error:  # a C++ extension: what it raises has no common base
+    except Exception as error:  # a C++ extension: its exceptions have no common base
         raise UnsupportedModelError(f"onnxsim cannot simplify the graph: {error}") from error
     result = ir.from_proto(simplified)
     _put_back(result.graph, weights)

@@ -2,7 +2,7 @@
 
 ReLU, pooling, padding with zeros, slices of the image and sums commute with a positive scale per
 channel. So all channels that these operators connect form one group: a residual stream is one group
-per channel, however many blocks read and write it, and so is what lies between two layers of a
+per channel, however many blocks read and write it, and so are the channels between two layers of a
 block. A group may be scaled if every layer around it can take the scale into its weights.
 
 They are joined one by one, by union-find, as a shortcut that pads channels moves them.

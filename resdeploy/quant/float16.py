@@ -7,8 +7,8 @@ the costliest rounding. Casts stand where the precision changes.
 The CPU provider has no float16 kernels: it computes such a model in float32, and comparing its
 outputs proves nothing. So the rounding itself is simulated, on a float32 graph: the weights, and
 every tensor that a node computes, are rounded to the lower precision, while the sums inside a node
-stay in float32, as matrix units keep them. What no simulation shows, such as a faulty kernel of a
-device, `verify --precision float16 --provider …` shows there.
+stay in float32, as matrix units keep them. A fault that no simulation shows, such as a kernel of a
+device, is shown by `verify --precision float16 --provider …` there.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -69,7 +69,7 @@ def quantize_float16(
         on_stage: told the name of each stage.
 
     Raises:
-        ResdeployError: the model or a sample is not what it should be.
+        ResdeployError: the model or a sample is not usable.
     """
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")

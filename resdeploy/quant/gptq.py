@@ -26,7 +26,7 @@ from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["gptq", "gptq_weights"]
 
-# Added to the diagonal of H, over its mean: what has no inputs must not be free.
+# Added to the diagonal of H, over its mean: weights without inputs must not be free.
 _DAMPING = 1e-3
 # Of each sample, at most as many patches are looked at: neighbours are alike.
 _PATCHES_PER_SAMPLE = 64
@@ -79,7 +79,7 @@ def gptq(
     hessian_KK = hessian_KK[np.ix_(order, order)]
     damping = _DAMPING * float(np.mean(np.diag(hessian_KK)))
     hessian_KK[np.diag_indices_from(hessian_KK)] += damping if damping > 0 else 1.0
-    # The rows of this upper factor hold what an error at j does to the best weights after j.
+    # The rows of this upper factor hold the effect of an error at j on the best weights after j.
     factor_KK = np.linalg.cholesky(np.linalg.inv(hessian_KK)).T
     rest_OK = weight_OK.astype(np.float64)[:, order]
     scale_O = scale_O.astype(np.float64)

@@ -103,7 +103,7 @@ def quantize_int8(
         on_stage: told the name of each stage.
 
     Raises:
-        ResdeployError: the model or a sample is not what it should be.
+        ResdeployError: the model or a sample is not usable.
     """
     prepared = prepare(model)
     on_stage("read samples")
@@ -322,7 +322,7 @@ def _ranges(
     ranges = {name: find_range(method, histogram) for name, histogram in histograms.items()}
     if grid is not None:
         names = list(ranges)
-        # The input and what lies between it and the grid stay in float.
+        # The tensors from the input to the grid stay in float.
         ranges = {name: ranges[name] for name in names[names.index(grid) :]}
         ranges[grid] = GRID_RANGE
     return ranges

@@ -22,8 +22,8 @@ def keep_sensitive(
 ) -> tuple[KeptFloat, ...]:
     """Return the layers to leave in float32, those that help most by themselves first.
 
-    None if the budget holds as it is. What does not lower the error is not kept; where the budget
-    holds with none, all that help are.
+    None if the budget holds as it is. A layer that does not lower the error is not kept; where the
+    budget holds with none, all that help are.
 
     Args:
         nodes: those to choose from.

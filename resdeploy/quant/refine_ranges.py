@@ -1,14 +1,14 @@
 """Range refinement: for each tensor, the range that the network's outputs are best with.
 
-A method that looks at a tensor alone does not know what reads it: before the sum of a residual
-block the lowest values may be clipped, as the ReLU after it drops them anyway, and one rare image
-can widen a range that everything depends on. So a tensor is rounded to its 256 levels, the rest of
-the network stays in float32, and both ends of the range are moved for as long as the outputs get
-nearer to those in float32.
+A method that looks at a tensor alone ignores its readers: before the sum of a residual block the
+lowest values may be clipped, as the ReLU after it drops them anyway, and one rare image can widen a
+range that everything depends on. So a tensor is rounded to its 256 levels, the rest of the network
+stays in float32, and both ends of the range are moved for as long as the outputs get nearer to
+those in float32.
 
 Each tensor has its own turn and no second one, because rounding errors of different tensors have
-nothing to do with each other: the squares of what each does to the outputs add up to the square of
-what all do at once (in a ResNet-20, 0.0208 and 0.0202 of the outputs).
+nothing to do with each other: the squares of their single effects on the outputs add up to the
+square of their common effect (in a ResNet-20, 0.0208 and 0.0202 of the outputs).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -25,7 +25,7 @@ __all__ = ["Runner", "input_of", "optimized_graph", "runtime_name", "with_output
 
 Array = NDArray[Any]
 
-# What a model takes besides its one input, the same for every batch.
+# The further inputs of a model, the same for every batch.
 _NOTHING: Mapping[str, Array] = MappingProxyType({})
 # Lets x86 fuse int8 activations, as ARM does by itself.
 _FUSE_SIGNED = "session.qdqisint8allowed"
@@ -44,8 +44,8 @@ class Runner:
 
         Args:
             model: with one input.
-            optimize: use the runtime's fused and integer kernels; without, each node computes in
-                float32 what it stands for.
+            optimize: use the runtime's fused and integer kernels; without, each node computes
+                in float32.
             signed: fuse int8 activations too.
         """
         self._session = open_session(
@@ -111,7 +111,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def optimized_graph(model: onnx.ModelProto, *, signed: bool) -> onnx.GraphProto:
-    """Return the graph that the runtime makes of a model: what it will run."""
+    """Return the graph that the runtime makes of a model, and runs."""
     with tempfile.TemporaryDirectory(prefix="resdeploy-quant-") as folder:
         path = Path(folder) / "optimized.onnx"
         # Integer kernels are chosen at this level; the next renames float nodes for their layout.

@@ -28,7 +28,7 @@ class Samples:
     """Network inputs that can be read as often as needed.
 
     Attributes:
-        description: what they are, for the record.
+        description: for the record.
         num: how many there are.
         read: yields those of the given ascending indices, one by one: float32 (C, H, W) or (F,),
             or uint8 (H, W, C) for a model that takes pixels.
@@ -57,7 +57,7 @@ class SampleSplit:
         calibrate: the indices that ranges come from.
         explored: some of these, in memory, to choose with.
         held_out: others, in memory, to judge by.
-        warnings: what is odd about the samples.
+        warnings: oddities of the samples.
     """
 
     samples: Samples

@@ -1,8 +1,8 @@
 """Attribution of an error to a provider's faster arithmetic: the model run both ways.
 
 A relative error of 2e-3 on CUDA may be TF32, or a wrong weight with TF32 on top. One run under each
-position of the provider's own switch tells them apart: what remains without the fast arithmetic is
-the model's.
+position of the provider's own switch tells them apart: the error that remains without the fast
+arithmetic is the model's.
 """
 
 import dataclasses

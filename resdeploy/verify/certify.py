@@ -65,11 +65,11 @@ def certify_file(
     *,
     precision: PrecisionName = "float32",
 ) -> Candidate:
-    """Return L0 and L1 of `model`, and what L2 needs.
+    """Return L0 and L1 of `model`, and its layers for L2.
 
     Without a reference, L2 judges each node by the candidate's own weights; `reference` may then
-    say why there is none. Weights may be rounded to the type that `precision` claims, wherever
-    they are stored; TF32 rounds them only as it computes.
+    say why there is none. Weights may be rounded to the type that `precision` claims, in any
+    storage type; TF32 rounds them only as it computes.
     """
     missing: dict[str, str] = {}
     own: tuple[tuple[SkeletonNode, Affine], ...] = ()
@@ -99,7 +99,7 @@ def certify_file(
         # Written by the same exporter, so that another operator is another network.
         structure = replace(structure, same_form=True)
     if alignment.pairs:
-        # What was folded and rounded, and then rounded once more, is a little further away.
+        # Weights folded and rounded, and then rounded once more, are a little further away.
         rounded_once = is_ours and precision in ("float32", "tf32")
         limit = ROUNDED_ONCE_ULP if rounded_once else STATIC_LIMIT_ULP
         dtype = precision if precision in ("float16", "bfloat16") else None
@@ -120,7 +120,7 @@ def certify_file(
         and candidate.affine is not None
         and exact.affine.weight.shape == candidate.affine.weight.shape
     }
-    # Where something was still to be folded, a value is not yet what the reference has there.
+    # Before the rest of a fold, values differ from the reference's of the same name.
     if not is_folded:
         expected_by_value = {}
     layers = tuple((node, expected_by_value.get(node.writes, affine)) for node, affine in own)
@@ -166,9 +166,9 @@ def add_certificate(
 
     Args:
         report: the verdicts end to end.
-        candidate: what `certify_file` found.
+        candidate: from `certify_file`.
         inputs: (N, ...) float32, to run nodes on.
-        run_on: returns what runs models on such a session.
+        run_on: returns the runner of models on such a session.
         precision: the arithmetic that is claimed.
     """
     verdicts, faults = [], {}

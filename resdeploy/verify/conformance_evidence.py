@@ -3,7 +3,7 @@
 An implementation is not one function: another batch size, another level of graph optimisation and
 another range of values each take other kernels, and a verdict on one says nothing about the next.
 
-The bound is no guess. Let e be what rounding in float32 does to one row of outputs, the noise unit
+The bound is no guess. Let e be the rounding error of float32 in one row of outputs, the noise unit
 (`noise_units`). The end-to-end verdict passes an implementation within 4 e of the exact outputs, so
 that two of them, by the triangle inequality, are within
 
@@ -100,11 +100,11 @@ def judge_conformance(
     """Return the verdict on a session.
 
     Args:
-        batches: by batch size, with the results in batches of one as what is expected.
-        levels: by graph-optimisation level, with the session's own results as what is expected.
+        batches: by batch size, beside the results in batches of one.
+        levels: by graph-optimisation level, beside the session's own results.
         stress: by kind of input. Where the expected row is not finite, nothing is asked.
         runs: R times the same run, (N, K) each.
-        missing: what could not be tried, and why.
+        missing: the ways that could not be tried, with the reasons.
     """
     asked = {name: _where_expected_is_finite(one) for name, one in stress.items()}
     found = {
@@ -150,7 +150,7 @@ def _relative_noise(golden: Golden) -> float:
 
 
 def _distance(one: Repetition) -> float:
-    """Return the largest distance of a row from what is expected, in its noise units."""
+    """Return the largest distance of a row from the expected one, in its noise units."""
     outputs_NK, expected_NK = (v.astype(np.float64) for v in (one.outputs, one.expected))
     if outputs_NK.shape != expected_NK.shape:
         return float("inf")

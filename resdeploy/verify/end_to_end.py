@@ -15,7 +15,7 @@ top-1 a changed prediction is excused where the reference's margin is below 4 de
       difference of the two outputs: 4 sqrt(sigma_i^2 + sigma_j^2).
 T     N max(0, ||mean e|| - a)^2 / mean ||e||^2, for N >= 128: noise gives about 1, an offset N. It
       sees systematic faults below the noise floor. A correctly rounded weight is one, too: a is 3
-      times what rounding every parameter does to the mean (`export/precision_noise.py`). Correct
+      times the shift of the mean by rounding every parameter (`export/precision_noise.py`). Correct
       ones stayed at T = 0, on networks whose T without a was up to 31.
       The limit is 5, and more for errors of few degrees of freedom; see `_systematic_limit`.
 
@@ -79,10 +79,10 @@ def judge_end_to_end(
     """Return the verdict on a candidate's outputs for the golden inputs.
 
     Args:
-        outputs_NK: (N, K), what the candidate computed.
+        outputs_NK: (N, K), the candidate's.
         golden: the reference, with the yardsticks.
         precision: the arithmetic that the candidate is said to compute in.
-        facts: what else is known of how it ran.
+        facts: about its session.
 
     Raises:
         ResdeployError: the candidate's outputs have another shape, or the reference itself is not
@@ -299,7 +299,7 @@ def _systematic_limit(centred_NK: NDArray[np.float64]) -> float:
     27). The quantile of chi-square / nu is Wilson & Hilferty's.
     """
     num_inputs, num_outputs = centred_NK.shape
-    # Whichever Gram matrix is smaller: both have C's eigenvalues.
+    # The smaller of the two Gram matrices: both have C's eigenvalues.
     tall = num_inputs > num_outputs
     gram = centred_NK.T @ centred_NK if tall else centred_NK @ centred_NK.T
     square = float(np.sum(gram**2))

@@ -33,7 +33,7 @@ class Golden:
     """Reference outputs for fixed inputs, with the yardstick they are to be compared by.
 
     Attributes:
-        inputs: (N, ...) what the model is fed: float32, preprocessed; or uint8, the pixels
+        inputs: (N, ...): float32, preprocessed; or uint8, the pixels
             themselves, where the preprocessing is part of the model.
         reference: (N, K) float64, the outputs of the model computed in float64.
         noise_l2: (N,) float64, for each input the Euclidean norm over K of the error of PyTorch
@@ -129,7 +129,7 @@ def load_golden(path: Path) -> Golden:
 
 
 def _check(golden: Golden, *, where: str) -> None:
-    """Raise BundleError unless the arrays are what `Golden` says."""
+    """Raise BundleError unless the arrays are as in `Golden`."""
     num_inputs = golden.info.num_inputs
     wanted: list[tuple[str, NDArray[Any], type[np.generic], bool]] = [
         ("inputs", golden.inputs, _input_type(golden), golden.inputs.ndim >= 2),
@@ -194,6 +194,6 @@ def _npy_from_array(array: NDArray[np.generic]) -> bytes:
 
 
 def _array_from_npy(data: bytes) -> NDArray[Any]:
-    # Never pickles: loading one runs whatever program its author put into it.
+    # Never pickles: loading one can run any program.
     array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     return array

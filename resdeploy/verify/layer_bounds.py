@@ -12,8 +12,8 @@ A2815), and as kernels add in blocks they stay far below: the largest of all out
 0.6 at lambda = 1 in convolutions, and 1.3 in BatchNormalizations, of a few roundings each. A node
 beyond the smaller of the two bounds, at lambda = 2, is wrong.
 
-As every node is judged on what it was given, errors do not grow with depth, and the first node
-that fails is the guilty one. Kernels by Winograd or FFT, and TF32, are outside the bound.
+As every node is judged on its own inputs, errors do not grow with depth, and the first node that
+fails is the guilty one. Kernels by Winograd or FFT, and TF32, are outside the bound.
 """
 
 import math

@@ -42,7 +42,7 @@ _TRANSPARENT = frozenset(
 # Of scale and shift: var + eps, square root, division; mean * scale and the difference.
 _ROUNDINGS_OF_BATCHNORM = 5
 
-# A BatchNorm, or what a frozen one is written as.
+# A BatchNorm, or the product of a frozen one.
 _MAY_FOLD = frozenset({"BatchNormalization", "Mul"})
 
 _IMAGE_RANK = 4
@@ -61,7 +61,7 @@ def skeleton_of(
 
     Args:
         model: with its weights in it.
-        fold: fold what BatchNormalizations can be; otherwise they are layers of their own.
+        fold: fold the BatchNormalizations that can be; otherwise they are layers of their own.
         bias_magnitudes: by the name of a layer's weight without its last part, the largest of its
             bias's terms; elsewhere the bias itself.
 
@@ -157,7 +157,7 @@ class _Reducer:
             )
         steps_over = node.op_type in _TRANSPARENT or self._casts_floats(node)
         if steps_over and node.input[0] in self._places:
-            # What a Reshape reads beside the data says where the elements go, not what they are.
+            # The other inputs of a Reshape move its elements, and do not change them.
             self._places[node.output[0]] = self._places[node.input[0]]
             return
         if self._extend_bias(node) or self._take_padded_shortcut(node):

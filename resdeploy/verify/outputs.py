@@ -71,7 +71,7 @@ def judge_session_outputs(
     """Return the verdict on the outputs of open sessions: L3, placement and conformance.
 
     Args:
-        model: what they were opened on.
+        model: their file.
         golden: inputs, float64 reference and the noise of float32.
         sessions: those to be judged.
         precision: the arithmetic they are said to compute in.

@@ -1,11 +1,11 @@
 """The arithmetic named by the size of an error.
 
-Float32 is where R <= 4 (see `end_to_end`). Beyond, the error is compared with what each precision
-does to this very network, as simulated for the golden file, and named after the nearest on a log
-scale, if within a factor of 4: real bfloat16 on a CPU was 1.0 to 1.2 times its simulation, and the
-nearest two levels that arithmetic can tell apart (int8 and bfloat16) are a factor of 3 to 8 apart.
-TF32 and float16 round to the same 11 bits: their levels differ by less than implementations do, so
-between these two what is known of the session decides.
+Float32 is where R <= 4 (see `end_to_end`). Beyond, the error is compared with the noise of each
+precision in this very network, as simulated for the golden file, and named after the nearest on a
+log scale, if within a factor of 4: real bfloat16 on a CPU was 1.0 to 1.2 times its simulation, and
+the nearest two levels that arithmetic can tell apart (int8 and bfloat16) are a factor of 3 to 8
+apart. TF32 and float16 round to the same 11 bits: their levels differ by less than implementations
+do, so between these two the facts about the session decide.
 
 Golden files without such levels are read by those of a ResNet-18, in units of R: TF32 1.4e3,
 float16 1.0e3, bfloat16 1.1e4, int8 3.5e4.
@@ -91,9 +91,9 @@ def find_precision(
     """Return the precision whose noise is nearest to an error; "unknown" if none is near.
 
     Args:
-        noise_ratio: the R of the error. What is no worse than float32 is float32.
+        noise_ratio: the R of the error; up to float32's limit it is float32.
         levels: the R of each precision.
-        facts: what decides between two that round alike.
+        facts: about the session, to decide between two that round alike.
     """
     if noise_ratio <= PRECISION_FACTOR:
         return "float32"

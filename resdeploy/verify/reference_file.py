@@ -41,8 +41,8 @@ def load_reference(
     Args:
         path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
-        run_rows: what computes its outputs in float32, its graph as it stands.
-        given: inputs (N, ...) float32 to take instead, and what they are, for the record.
+        run_rows: computes its outputs in float32, without optimisations.
+        given: inputs (N, ...) float32 to take instead, and their description.
 
     Raises:
         ResdeployError: the file is missing, is no ONNX model or has other inputs.

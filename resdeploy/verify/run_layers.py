@@ -57,7 +57,7 @@ def certify_nodes(
         model: the candidate, with its weights in it.
         layers: its affine nodes, each with the numbers it should have.
         inputs: (N, ...); the first one or two are run.
-        run: what computes a model's outputs, with optimisations that keep them as they are.
+        run: computes a model's outputs, with optimisations that keep them as they are.
         unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))

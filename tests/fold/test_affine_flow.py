@@ -159,7 +159,7 @@ def test_refuses_a_reshape_that_mixes_channels_and_places():  # crossings 2
 
 
 def test_refuses_a_reshape_where_the_map_differs_by_sample():  # crossings 2
-    """What is normalised is the batch of the layer, which a Transpose has brought to axis 1."""
+    """The normalised axis is the batch of the layer, which a Transpose has brought to axis 1."""
     model = model_of(
         f"u = MatMul (x, w) r = Reshape (u, shape) y = Transpose <perm = [1, 0, 2]> (r) {BN}",
         channels=4,
@@ -580,7 +580,7 @@ def test_a_constant_before_a_part_in_two_is_taken_in_once():
 
 
 def test_a_layer_that_nobody_reads_stays():
-    """What it feeds is folded into it all the same; taking in the constant does not remove it."""
+    """The BatchNorm after it is folded into it ; the constant stays in it."""
     body = f"u = Conv (x, w) y = Add (u, k) {BN.replace('z =', 'd =')} z = Relu (x)"
     assert operators(check(model_of(body, weights={"k": normal(6, 1, 1)}))) == ["Conv", "Relu"]
 
@@ -640,7 +640,7 @@ def test_refuses_a_transposed_convolution_below():  # flow 7
 
 
 def test_refuses_a_convolution_below_whose_weight_is_computed():
-    """Whether `same` pads anything would depend on the kernel."""
+    """The padding of `same` would depend on the kernel."""
     assert "the weight of `z` (Conv) is computed at run time" in refusal_below(
         f'{BEFORE} n = Neg (w) z = Conv <auto_pad = "SAME_UPPER"> (y, n)'
     )

@@ -165,7 +165,7 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-        name: what is wrong.
+        name: a description.
         plant: makes a faulty model, or None where the network has no such thing.
         single_layer: whether it sits in the target alone, which then has to be named.
     """

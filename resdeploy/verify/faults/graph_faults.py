@@ -1,4 +1,4 @@
-"""Graphs gone wrong: paddings, activations and shortcuts, what is done to inputs and outputs."""
+"""Graphs gone wrong: paddings, activations, shortcuts, inputs and outputs."""
 
 from collections.abc import Callable
 from functools import partial

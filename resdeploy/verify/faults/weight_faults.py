@@ -83,7 +83,7 @@ def _weights_as(
     *,
     activations: int | None = None,
 ) -> onnx.ModelProto:
-    """Store every weight in fewer bits; pass what layers read through the type `activations`."""
+    """Store every weight in fewer bits; cast the inputs of layers to the type `activations`."""
     edit = Edit(work.model)
     nodes = list(edit.affine_nodes())
     for node in {node.input[1]: node for node in nodes}.values():
