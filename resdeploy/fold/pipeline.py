@@ -33,8 +33,8 @@ class Optimized:
 
     Attributes:
         model: the graph.
-        fold: what was folded, and what was refused; empty if nothing was to be.
-        passes: what each pass changed.
+        fold: the folded and the refused sites; empty if nothing was to be folded.
+        passes: the changes of each pass.
     """
 
     model: ir.Model
@@ -56,10 +56,10 @@ def optimize(
     Args:
         model: as translated; it is used up.
         opset: to write it in.
-        batch_dimension: what to call an open batch dimension; None if it is fixed.
+        batch_dimension: the name of an open batch dimension; None if it is fixed.
         fold: fold its BatchNorms.
-        pixels: centre and scale, (C,) each, for a model that is to take pixels: what is taken off
-            them (`take_pixels`), and what they are multiplied by then (`fold_batchnorm`).
+        pixels: centre and scale, (C,) each, for a model that is to take pixels: subtracted from
+            them (`take_pixels`), and then multiplied into them (`fold_batchnorm`).
         on_stage: told the name of each stage as it begins.
 
     Raises:
@@ -99,7 +99,7 @@ def simplified(
     model, report = simplify(model)
     reports += [
         report,
-        remove_no_ops(model),  # what simplify leaves
+        remove_no_ops(model),  # the rest of simplify's work
         replace_reduce_mean(model),  # after simplify, which computes the axes
         replace_padded_shortcut(model),  # likewise the bounds of the slice
     ]

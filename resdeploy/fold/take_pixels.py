@@ -26,7 +26,7 @@ __all__ = ["take_pixels"]
 
 
 def take_pixels(model: ir.Model, centre_C: npt.NDArray[np.floating]) -> PassReport:
-    """Put the centring and what comes before it in front of `model`, in place.
+    """Put the transpose, the cast and the centring in front of `model`, in place.
 
     Raises:
         UnsupportedModelError: its input is not one of images.
