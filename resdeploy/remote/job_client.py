@@ -44,7 +44,7 @@ _STOP_TIMEOUT_S = 15.0
 _MOST_PROGRESS_LETTERS = 80
 _CHUNK_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 22
-KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(__file__).with_name("remote_job.py")
 _BOOTSTRAP = "import sys; exec(sys.stdin.buffer.raw.readline())"
 
 
