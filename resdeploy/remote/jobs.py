@@ -1,6 +1,7 @@
-"""What each command asks of a device: the files it needs there, and the commands to run."""
+"""Remote jobs, one for each command: the files to copy to a device, and the commands to run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from resdeploy.bundle.archive import is_archive, opened_bundle
@@ -21,7 +22,7 @@ Options = tuple[tuple[str, ...], ...]
 
 _MODEL = "model.onnx"
 _TUNED = "tuned"
-# What the check before a benchmark is told too.
+# Options that the check before a benchmark takes too.
 _ANSWERING = [option.flag for option in SESSION_OPTIONS.values() if option.changes_answers]
 
 
@@ -53,9 +54,8 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
     if model.is_dir() or is_archive(model):
         files, argument = _bundle_files(model)
         session = tuple(option for option in options if option[0] in _ANSWERING)
-        calls = (
-            DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=session),
-        )
+        check = DeviceCall(command="check", record=CheckReport, options=session)
+        calls = (replace(check, arguments=(argument,)),)
     else:
         files, argument = _model_files(model, "model")
     if against is not None:
@@ -80,7 +80,7 @@ def tune_job(
     calibration: DataSpec | None,
     folder: Path,
 ) -> DeviceJob:
-    """Return the job of `resdeploy tune`, which brings back the winner's file if it was made there.
+    """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
     Args:
         bundle: to be tuned.
@@ -88,7 +88,7 @@ def tune_job(
         variants: the files of `--variant`.
         data: the samples of `--data`.
         calibration: those of `--calibration`.
-        folder: where files are brought to, by `fetched_model`.
+        folder: for fetched files, named by `fetched_model`.
 
     Raises:
         ResdeployError: there is no such file, or the bundle is not intact.
@@ -111,23 +111,14 @@ def tune_job(
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
-    call = DeviceCall(
-        command="tune",
-        record=TuneReport,
-        arguments=(argument,),
-        options=(*options, ("-o", _TUNED)),
-    )
-    return DeviceJob(
-        command="tune",
-        calls=(call,),
-        files=files,
-        extras=() if calibration is None else ("quantize",),
-        fetch=fetch,
-    )
+    options = (*options, ("-o", _TUNED))
+    call = DeviceCall(command="tune", record=TuneReport, arguments=(argument,), options=options)
+    extras = () if calibration is None else ("quantize",)
+    return DeviceJob(command="tune", calls=(call,), files=files, extras=extras, fetch=fetch)
 
 
 def fetched_model(folder: Path, number: int, name: str) -> Path:
-    """Return where the file that a device made is brought to.
+    """Return the local path for a file that a device made.
 
     Raises:
         EnvironmentLacksError: the name that the device sent is not that of a model.
@@ -142,7 +133,7 @@ def fetched_model(folder: Path, number: int, name: str) -> Path:
 
 
 def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return the files of a data set with their names there, and the argument that means it."""
+    """Return the files of a data set with their names there, and the argument for it."""
     if spec.path is None:
         return (), spec.name
     path = Path(spec.path).expanduser()
@@ -156,7 +147,7 @@ def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ..
 
 
 def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return the files of a bundle with their names there, and the argument that means it."""
+    """Return the files of a bundle with their names there, and the argument for it."""
     with opened_bundle(path) as bundle:
         names = [MANIFEST, *(file.path for file in bundle.manifest.files)]
     if is_archive(path):
@@ -165,7 +156,7 @@ def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
 
 
 def _model_files(path: Path, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return a file, and the weights beside it where it keeps them there."""
+    """Return a model file and its external weights, if any, and the argument for it."""
     if not path.is_file():
         raise ResdeployError(
             "There is no such file.", where=str(path), fix="give an .onnx file or a bundle"
