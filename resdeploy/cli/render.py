@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +13,9 @@ from resdeploy.cli.render_evaluate import render_evaluate
 from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune, render_tuned
-from resdeploy.cli.tables import print_table as _print_table
+from resdeploy.cli.tables import print_table
+from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.files import atomic_write
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
 from resdeploy.schema.codec import dump_json
@@ -36,7 +39,7 @@ from resdeploy.schema.verdicts import (
 )
 from resdeploy.verify.precision import title as precision_title
 
-__all__ = ["emit", "render"]
+__all__ = ["emit", "emit_verdict", "render", "write_record"]
 
 
 def emit(record: Any, *, as_json: bool) -> None:
@@ -45,6 +48,19 @@ def emit(record: Any, *, as_json: bool) -> None:
         click.echo(dump_json(record))
     else:
         render(record)
+
+
+def emit_verdict(record: Any, *, as_json: bool) -> None:
+    """Print a record of a check to stdout, and exit with 1 unless it passed."""
+    emit(record, as_json=as_json)
+    if not record.passed:
+        raise SystemExit(EXIT_CHECK_FAILED)
+
+
+def write_record(record: Any, out: Path, *, force: bool) -> None:
+    """Write a record as JSON to the file `out`; `force` replaces an existing one."""
+    with atomic_write(out, force=force) as temporary:
+        temporary.write_text(dump_json(record) + "\n", encoding="utf-8", newline="\n")
 
 
 def render(record: Any) -> None:
@@ -88,7 +104,7 @@ def _fold(report: FoldReport) -> None:
         (s.site, "", str(s.num_consumers), f"refused: {s.reason}", "") for s in report.refused
     ]
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
-    _print_table("BatchNorm", columns, folded + refused)
+    print_table("BatchNorm", columns, folded + refused)
     click.echo(_fold_summary(report))
     if report.not_judged is not None:
         click.echo(f"not judged: {report.not_judged}")
@@ -138,7 +154,7 @@ def _verify(report: VerifyReport) -> None:
         *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
         "accuracy",
     )
-    _print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
+    print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
     click.echo(f"inputs: {report.golden.inputs}")
     if report.reference_accuracy is not None:
         click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
@@ -247,7 +263,7 @@ def _selftest(report: SelftestReport) -> None:
 
     columns = ("fault", "L0", "L1", "L2", "L3", "named", *report.tolerances)
     title = f"faults planted into {report.model}, {report.num_inputs} inputs"
-    _print_table(title, columns, map(row, report.faults))
+    print_table(title, columns, map(row, report.faults))
     caught = sum(fault.caught for fault in report.faults)
     click.echo(f"{caught} of {len(report.faults)} faults caught")
     for name in report.tolerances:
@@ -317,7 +333,7 @@ def _verdict_lines(report: VerifyReport) -> list[str]:
 
 def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
-    _print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+    print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
 
 
 def _check(report: CheckReport) -> None:
@@ -336,7 +352,7 @@ def _remote(report: RemoteReport) -> None:
 
 def _demo(report: DemoReport) -> None:
     rows = [(s.stage, s.outcome, f"{s.duration_s:.1f} s") for s in report.stages]
-    _print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
+    print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
     click.echo("\n".join(f"{name:<12}{path}" for name, path in report.paths.items()))
     click.echo("PASS" if report.passed else "FAIL")
 

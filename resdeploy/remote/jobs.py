@@ -1,21 +1,27 @@
 """Remote jobs, one for each command: the files to copy to a device, and the commands to run."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from resdeploy.api.arguments import optional_data
+from resdeploy.api.tune import refuse_contradictions
 from resdeploy.bundle.archive import is_archive, opened_bundle
-from resdeploy.bundle.folder import MANIFEST
+from resdeploy.bundle.folder import MANIFEST, write_tuned
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.files import refuse_existing_directory
 from resdeploy.remote.fleet_run import DeviceCall, DeviceJob, FetchedFile
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import SESSION_OPTIONS
-from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.tunings import Objective, TuneReport
 
-__all__ = ["Options", "bench_job", "check_job", "fetched_model", "probe_job", "tune_job"]
+__all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_on_devices"]
 
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
@@ -71,7 +77,7 @@ def probe_job() -> DeviceJob:
     return DeviceJob(command="probe", calls=(DeviceCall(command="probe", record=ProbeReport),))
 
 
-def tune_job(
+def _tune_job(
     bundle: Path,
     options: Options,
     *,
@@ -82,16 +88,7 @@ def tune_job(
 ) -> DeviceJob:
     """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
-    Args:
-        bundle: to be tuned.
-        options: of the command, without those that name files here.
-        variants: the files of `--variant`.
-        data: the samples of `--data`.
-        calibration: those of `--calibration`.
-        folder: for fetched files, named by `fetched_model`.
-
-    Raises:
-        ResdeployError: there is no such file, or the bundle is not intact.
+    Fetched files go to `folder`, named by `_fetched_model`.
     """
     files, argument = _bundle_files(bundle)
     for path in variants:
@@ -107,7 +104,7 @@ def tune_job(
         name = report.settings.model
         if name in here:
             return None
-        path = fetched_model(folder, number, name)
+        path = _fetched_model(folder, number, name)
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
@@ -117,8 +114,75 @@ def tune_job(
     return DeviceJob(command="tune", calls=(call,), files=files, extras=extras, fetch=fetch)
 
 
-def fetched_model(folder: Path, number: int, name: str) -> Path:
-    """Return the local path for a file that a device made.
+def tune_on_devices(
+    run: Callable[[DeviceJob], RemoteReport],
+    bundle: Path,
+    out: Path | None,
+    options: Options,
+    *,
+    max_drop: float | None,
+    data: str | None,
+    calibration: str | None,
+    precisions: Sequence[str],
+    variants: Sequence[Path],
+    batch_sizes: Sequence[int],
+    objective: Objective,
+    force: bool,
+    **_of_each_device: Any,
+) -> RemoteReport:
+    """Search on every device, and write the settings of those that are done to the bundle `out`.
+
+    Args:
+        run: runs a job on the devices.
+        bundle: to be tuned.
+        out: the bundle to write; None only to report.
+        options: of the command, without those that name files here.
+        max_drop: as of `resdeploy.tune`, as are the others.
+        data: labelled samples here.
+        calibration: training samples here.
+        precisions: to make from `calibration`.
+        variants: model files here.
+        batch_sizes: samples of a run.
+        objective: of the search.
+        force: replace an existing bundle.
+
+    Raises:
+        ResdeployError: arguments contradict each other, a file is not what it should be, or `out`
+            exists.
+    """
+    refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
+    samples, training_samples = optional_data(data), optional_data(calibration, "calibration")
+    if out is not None:
+        refuse_existing_directory(out, force=force, marker=MANIFEST)
+    with (
+        opened_bundle(bundle) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
+    ):
+        here = {path.name: path for path in (*variants, opened.model)}
+        folder = Path(temporary)
+        report = run(
+            _tune_job(
+                bundle,
+                options,
+                variants=variants,
+                data=samples,
+                calibration=training_samples,
+                folder=folder,
+            )
+        )
+        found = []
+        for number, result in enumerate(report.devices):
+            if result.tune is not None and result.failure is None:
+                settings = result.tune.settings
+                model = here.get(settings.model) or _fetched_model(folder, number, settings.model)
+                found.append((settings, model))
+        if out is not None and found:
+            write_tuned(opened, out, found, force=force)
+    return report
+
+
+def _fetched_model(folder: Path, number: int, name: str) -> Path:
+    """Return the path here for a model that a device made.
 
     Raises:
         EnvironmentLacksError: the name that the device sent is not that of a model.
