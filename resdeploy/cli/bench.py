@@ -10,6 +10,7 @@ from resdeploy.cli.bench_options import SESSION_FIELDS, loadgen_spec, with_optio
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
     PATH,
+    POSITIVE,
     Number,
     Percent,
     json_option,
@@ -46,10 +47,10 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 @click.option(
     "--warmup",
     "num_warmup",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     help="Runs of warm-up.  [default: until the times have settled]",
 )
-@click.option("--runs", "num_runs", default=200, show_default=True, type=click.IntRange(min=1))
+@click.option("--runs", "num_runs", default=200, show_default=True, type=POSITIVE)
 @click.option(
     "--scenario",
     type=click.Choice(get_args(Scenario)),

@@ -7,14 +7,12 @@ import click
 
 from resdeploy.cli.options import (
     PATH,
-    batch_option,
+    POSITIVE,
+    export_options,
     force_option,
     json_option,
-    opset_option,
     output_option,
-    preprocess_option,
     source_options,
-    target_option,
 )
 from resdeploy.schema.recipes import SourceSpec
 
@@ -25,10 +23,8 @@ from resdeploy.schema.recipes import SourceSpec
 @source_options("source")
 @click.option("--name", help="The model's name.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
-@click.option("--num-inputs", default=32, show_default=True, type=click.IntRange(min=1))
-@opset_option
-@target_option
-@batch_option
+@click.option("--num-inputs", default=32, show_default=True, type=POSITIVE)
+@export_options
 @click.option(
     "--triton", type=PATH, metavar="DIR", help="Also write it into this model repository of Triton."
 )
@@ -41,7 +37,6 @@ from resdeploy.schema.recipes import SourceSpec
 @click.option(
     "--ort-format", type=PATH, metavar="DIR", help="Also write model.ort and its list of operators."
 )
-@preprocess_option
 @force_option
 @json_option
 def bundle(source: SourceSpec, out: Path, as_json: bool, **options: Any) -> None:

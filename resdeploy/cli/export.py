@@ -7,14 +7,11 @@ import click
 
 from resdeploy.cli.options import (
     PATH,
-    batch_option,
+    export_options,
     force_option,
     json_option,
-    opset_option,
     output_option,
-    preprocess_option,
     source_options,
-    target_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.recipes import SourceSpec
@@ -24,11 +21,8 @@ from resdeploy.schema.recipes import SourceSpec
 @click.argument("source", required=False, type=PATH)
 @output_option("The ONNX file to write.")
 @source_options("source")
-@opset_option
-@target_option
-@batch_option
+@export_options
 @click.option("--no-fold", is_flag=True, help="Leave every BatchNorm where it is.")
-@preprocess_option
 @force_option
 @json_option
 def export(source: SourceSpec, out: Path, no_fold: bool, as_json: bool, **options: Any) -> None:

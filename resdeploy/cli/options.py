@@ -15,13 +15,14 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
-    *("PATH", "Number", "Percent", "Points", "batch_option", "choice_of", "force_option"),
-    *("json_option", "numbers", "opset_option", "output_option", "preprocess_option"),
-    *("providers_option", "session_options", "session_was_given", "sessions_options"),
-    *("source_options", "target_option", "threads_option"),
+    *("PATH", "POSITIVE", "Number", "Percent", "Points", "choice_of", "export_options"),
+    *("force_option", "json_option", "numbers", "output_option", "providers_option"),
+    *("session_options", "session_was_given", "sessions_options", "source_options"),
+    *("target_option", "threads_option"),
 ]
 
 PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -80,23 +81,12 @@ def choice_of(values: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
-opset_option = click.option(
-    "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
-)
 target_option = click.option(
     "--for",
     "target",
     type=PATH,
     metavar="TARGET.JSON",
     help="The record that `resdeploy probe -o` wrote on the target.",
-)
-preprocess_option = click.option(
-    "--preprocess",
-    "embed_preprocess",
-    default="outside",
-    show_default=True,
-    help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
-    **choice_of({"outside": False, "embed": True}),
 )
 
 
@@ -108,13 +98,31 @@ def _batch(_context: Any, _option: Any, text: str) -> int | Literal["dynamic"]:
     return int(text)
 
 
-batch_option = click.option(
-    "--batch",
-    default="dynamic",
-    show_default=True,
-    callback=_batch,
-    help="dynamic, or a number of samples.",
-)
+def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about the form of an exported model."""
+    return _with_options(
+        command,
+        click.option(
+            "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
+        ),
+        target_option,
+        click.option(
+            "--batch",
+            default="dynamic",
+            show_default=True,
+            callback=_batch,
+            help="dynamic, or a number of samples.",
+        ),
+        click.option(
+            "--preprocess",
+            "embed_preprocess",
+            default="outside",
+            show_default=True,
+            help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
+            **choice_of({"outside": False, "embed": True}),
+        ),
+    )
+
 
 # Options of every command that runs a model for its outputs.
 _ANSWERING = tuple(
@@ -144,7 +152,7 @@ def _click_option(name: str) -> Callable[[Command], Command]:
     return click.option(
         option.flag,
         name,
-        type=click.IntRange(min=1) if choices is None else click.Choice(choices),
+        type=POSITIVE if choices is None else click.Choice(choices),
         default=option.default,
         show_default=choices is not None,
         help=option.help,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import PATH, json_option, session_options, session_was_given
+from resdeploy.cli.options import PATH, POSITIVE, json_option, session_options, session_was_given
 from resdeploy.schema.sessions import SessionSpec
 
 
@@ -16,7 +16,7 @@ from resdeploy.schema.sessions import SessionSpec
     "--top",
     default=5,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     help="Number of classes to name.",
 )
 @json_option

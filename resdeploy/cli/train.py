@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, choice_of, json_option
+from resdeploy.cli.options import PATH, POSITIVE, choice_of, json_option
 from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
 _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -15,7 +15,7 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 @click.argument("recipe")
 @click.option("-o", "--output", "out", type=PATH, help="The run directory.  [default: runs/RECIPE]")
 @click.option("--data", help="Other data than the recipe's: NAME or NAME:PATH.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Another length than the recipe's.")
+@click.option("--epochs", type=POSITIVE, help="Another length than the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda.")
 @click.option(

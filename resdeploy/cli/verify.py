@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, json_option, sessions_options, source_options
+from resdeploy.cli.options import PATH, POSITIVE, json_option, sessions_options, source_options
 from resdeploy.schema.recipes import SourceSpec
 
 
@@ -21,9 +21,7 @@ from resdeploy.schema.recipes import SourceSpec
     type=PATH,
     help="Verify on these inputs: a folder of images or arrays, or one .npy or .npz.",
 )
-@click.option(
-    "--num-inputs", type=click.IntRange(min=1), help="Number of inputs.  [default: 32, or all data]"
-)
+@click.option("--num-inputs", type=POSITIVE, help="Number of inputs.  [default: 32, or all data]")
 @click.option(
     "--artifacts",
     type=PATH,

@@ -21,7 +21,7 @@ from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import SESSION_OPTIONS
 from resdeploy.schema.tunings import Objective, TuneReport
 
-__all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_on_devices"]
+__all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_job", "tune_on_devices"]
 
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
@@ -77,7 +77,7 @@ def probe_job() -> DeviceJob:
     return DeviceJob(command="probe", calls=(DeviceCall(command="probe", record=ProbeReport),))
 
 
-def _tune_job(
+def tune_job(
     bundle: Path,
     options: Options,
     *,
@@ -88,7 +88,7 @@ def _tune_job(
 ) -> DeviceJob:
     """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
-    Fetched files go to `folder`, named by `_fetched_model`.
+    Fetched files go to `folder`, named by `fetched_model`.
     """
     files, argument = _bundle_files(bundle)
     for path in variants:
@@ -104,7 +104,7 @@ def _tune_job(
         name = report.settings.model
         if name in here:
             return None
-        path = _fetched_model(folder, number, name)
+        path = fetched_model(folder, number, name)
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
@@ -132,19 +132,8 @@ def tune_on_devices(
 ) -> RemoteReport:
     """Search on every device, and write the settings of those that are done to the bundle `out`.
 
-    Args:
-        run: runs a job on the devices.
-        bundle: to be tuned.
-        out: the bundle to write; None only to report.
-        options: of the command, without those that name files here.
-        max_drop: as of `resdeploy.tune`, as are the others.
-        data: labelled samples here.
-        calibration: training samples here.
-        precisions: to make from `calibration`.
-        variants: model files here.
-        batch_sizes: samples of a run.
-        objective: of the search.
-        force: replace an existing bundle.
+    `run` runs a job on the devices; `options` are those of the command, without the names of files
+    here; the other arguments are those of `resdeploy.tune`.
 
     Raises:
         ResdeployError: arguments contradict each other, a file is not what it should be, or `out`
@@ -161,7 +150,7 @@ def tune_on_devices(
         here = {path.name: path for path in (*variants, opened.model)}
         folder = Path(temporary)
         report = run(
-            _tune_job(
+            tune_job(
                 bundle,
                 options,
                 variants=variants,
@@ -174,14 +163,14 @@ def tune_on_devices(
         for number, result in enumerate(report.devices):
             if result.tune is not None and result.failure is None:
                 settings = result.tune.settings
-                model = here.get(settings.model) or _fetched_model(folder, number, settings.model)
+                model = here.get(settings.model) or fetched_model(folder, number, settings.model)
                 found.append((settings, model))
         if out is not None and found:
             write_tuned(opened, out, found, force=force)
     return report
 
 
-def _fetched_model(folder: Path, number: int, name: str) -> Path:
+def fetched_model(folder: Path, number: int, name: str) -> Path:
     """Return the path here for a model that a device made.
 
     Raises:

@@ -163,10 +163,6 @@ class BenchResult(Record):
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
     Attributes:
-        spec: the request.
-        model: the file.
-        session: its session.
-        environment: the machine and the software.
         input_shape: of one run.
         load_ns: from the file to an open session.
         warmup_ns: time of each run of the warm-up; the first is the first run.
@@ -175,10 +171,8 @@ class BenchResult(Record):
             without the copies.
         arrivals_ns: time of each request since the start; empty in "single-stream". The latency
             then counts from there, waiting in the queue included.
-        summary: of the latencies.
         unstable_reasons: reasons not to rely on the summary; empty if stable.
-        before: the machine before the timed runs.
-        after: and after.
+        before: the machine before the timed runs, as `after` is after.
         process_s: CPU time of this process in between.
         ram_base_bytes: the process's peak memory before the model was loaded.
         ram_peak_bytes: and at the end; None if unreadable.
@@ -186,7 +180,6 @@ class BenchResult(Record):
         placement: of the kernels of one further run, if asked for.
         num_subnormal_weights: subnormal weights, which are slow on some CPUs; None if unreadable.
         warnings: the runtime's own warnings about speed.
-        profile: layer times, if asked for.
         loadgen: LoadGen's result, if it drove the runs.
     """
 
@@ -261,13 +254,9 @@ class BenchJob(Record):
 class BenchSide(Record):
     """One side of a comparison: a model in a runner.
 
-    Attributes:
-        spec: the request.
-        model: the file; None if a factory made the module.
-        session: its session.
-        options: settings in force, in the runtime's own words.
-        rel_l2: relative distance of its outputs from the golden file's float64 reference; None
-            without one, or if an output is not finite.
+    `model` is None if a factory made the module; `options` are the settings in force, in the
+    runtime's own words; `rel_l2` is the relative distance of its outputs from the golden file's
+    float64 reference, None without one, or if an output is not finite.
     """
 
     spec: BenchSpec
@@ -307,9 +296,6 @@ class BenchComparison(Record):
     """Two sessions timed in turn, or one against a saved result, and the ratio of their times.
 
     Attributes:
-        candidate: the model in question.
-        baseline: the model to compare with.
-        environment: the machine and the software.
         interleaved: True if both were timed in turn; False is weaker evidence.
         blocks: the raw latencies.
         confidence: of the intervals.
@@ -317,8 +303,7 @@ class BenchComparison(Record):
         p99: ratio of the 99th percentiles; None if there were too few runs.
         max_slowdown: the largest fraction by which the candidate may be slower, or None.
         caveats: limits of the evidence.
-        before: the machine before.
-        after: and after.
+        before: the machine before the runs, as `after` is after.
     """
 
     candidate: BenchSide

@@ -31,14 +31,9 @@ class EvaluatedModel(Record):
 class Flip(Record):
     """A sample that two models put into different classes.
 
-    Attributes:
-        sample: its file, or its file and row.
-        index: its place among the samples.
-        label: its class.
-        predicted: the class by the model.
-        against_predicted: the class by the other model.
-        margin: lead of the model's largest output over the next, in units of its outputs.
-        against_margin: the same of the other model.
+    `sample` is its file, or its file and row; `index` its place among the samples; `label` its
+    class. A margin is the lead of a model's largest output over the next, in units of its outputs;
+    `against_` is of the other model.
     """
 
     sample: str
@@ -54,13 +49,9 @@ class Flip(Record):
 class PairedResult(Record):
     """Two models on the same samples: "only" counts those that one gets right and the other wrong.
 
-    Attributes:
-        num_model_only: samples that the model alone gets right.
-        num_against_only: samples that the other alone gets right.
-        p_value: of McNemar's exact test that both are right equally often.
-        drop_interval: Tango's score interval of the fraction by which the model is right less
-            often than the other; below zero it is right more often.
-        flips: every sample whose class changed, also from one wrong class to another.
+    `p_value` is of McNemar's exact test for equal accuracies; `drop_interval` is Tango's score
+    interval of the drop in accuracy, as a fraction, negative for a gain; `flips` has every sample
+    whose class changed, also from one wrong class to another.
     """
 
     num_model_only: int
@@ -74,14 +65,8 @@ class PairedResult(Record):
 class EvaluateReport(Record):
     """Accuracy of a model on labelled samples, beside that of another model if one is given.
 
-    Attributes:
-        model: the model.
-        samples: the samples, in words.
-        labels: the names of the classes, if they are known.
-        confidence: of every interval here.
-        against: the other model, or None.
-        paired: the two on the same samples.
-        max_drop: the largest drop in accuracy that is allowed, as a fraction, or None.
+    `samples` is a description; `labels` are the names of the classes, if known; `confidence` is of
+    every interval here; `max_drop` is the largest drop that is allowed, as a fraction.
     """
 
     model: EvaluatedModel

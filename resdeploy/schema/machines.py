@@ -94,9 +94,7 @@ class ProbeReport(Record):
     """A machine's abilities: its runtime, its providers, and the instructions that decide speed.
 
     Attributes:
-        environment: the machine and its software.
         runtime: the package that holds ONNX Runtime.
-        runtime_version: its version.
         available_providers: those the runtime was built with, in its order; not all may start.
         providers: the outcome of opening a tiny model on each.
         plugins: the packages of plugin providers that are installed, with their versions.

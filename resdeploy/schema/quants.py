@@ -93,10 +93,7 @@ class KeptFloat(Record):
 class IntegerProof(Record):
     """The operators of the runtime's optimised graph, by count.
 
-    Attributes:
-        runtime: the runtime that optimised it.
-        operators: number of each.
-        left_in_float: layers and residual additions that compute in float32, unasked.
+    `left_in_float` has layers and residual additions that compute in float32, unasked.
     """
 
     runtime: str
@@ -116,16 +113,12 @@ class QuantReport(Judged):
     Attributes:
         spec: the request, with the choices that this machine decides filled in.
         output: the file that was written, or None.
-        calibration: the calibration data.
         num_calibration: samples that the ranges come from.
         quality: of the result, on held-out samples.
         judged_on: the runtime that computed the result's outputs.
-        trials: everything tried, in order.
-        kept_float: layers that stay in float32.
         proof: for int8, the operators that the runtime runs.
         saturating: layers whose 8-bit weights overflow 16-bit sums on a CPU without VNNI.
         warnings: about the calibration data and the machine.
-        reasons: for a failure; empty for a pass.
     """
 
     spec: QuantSpec

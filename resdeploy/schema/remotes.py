@@ -62,12 +62,9 @@ class DeviceSpec(Record):
 class Installation(Record):
     """The Python environment that was used on a device.
 
-    Attributes:
-        python: the path of its interpreter there.
-        python_version: of that interpreter, or of the one that made the environment.
-        machine: the device's name of its processor, such as aarch64.
-        origin: "given" by the user, "made" for this run, or "found" as an earlier run made it.
-        wheel_sha256: of the resdeploy in it; None for a given environment.
+    `python` is the path of its interpreter there; `machine` the device's name of its processor,
+    such as aarch64; `origin` is "given" by the user, "made" for this run, or "found" as an earlier
+    run made it; `wheel_sha256` is of the resdeploy in it, None for a given environment.
     """
 
     python: str

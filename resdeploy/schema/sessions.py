@@ -122,7 +122,6 @@ class Placement(Judged):
         num_copies: kernels that only moved a tensor between devices.
         strays: nodes and kernels of other providers, "name (operator) on provider"; those that only
             describe or arrange values are no failure.
-        reasons: for a failure; empty for a pass.
     """
 
     planned: Mapping[str, int] | None

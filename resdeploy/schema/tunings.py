@@ -21,7 +21,6 @@ class TuneSpec(Record):
             the process's peak memory, or the size of the model file.
         max_drop: the largest drop in accuracy below the bundle's own model, as a fraction; None is
             "lossless": a candidate must pass `verify` as float32.
-        providers: execution providers to search.
         batch_sizes: samples of a run; more than one for the throughput only.
         threads: numbers of threads of the CPU; None is ONNX Runtime's own choice.
         num_runs: of each process at most; slow models run less often, fast ones in the first block.
@@ -42,9 +41,6 @@ class TuneTrial(Record):
     """One candidate, a model in a session with a batch size, and its outcome.
 
     Attributes:
-        model: the file's name.
-        session: its session.
-        batch_size: samples of one run.
         size_bytes: of the file; 0 if it could not be made.
         times_ns: the objective's percentile of a run, one for each block.
         ram_peak_bytes: of its process; None if unreadable.
@@ -86,10 +82,8 @@ class TunedTarget(Record):
 class GoldenAnswers(Record):
     """Agreement of a session with a bundle's golden outputs.
 
-    Attributes:
-        num_inputs: number of golden inputs.
-        num_same_class: inputs whose largest output is the reference's.
-        error: the largest difference from the reference, over the reference's largest output.
+    `num_same_class` counts inputs whose largest output is the reference's; `error` is the largest
+    difference from the reference, over the reference's largest output.
     """
 
     num_inputs: int
@@ -102,11 +96,7 @@ class TunedSettings(Record):
     """The settings that `tune` found for a bundle on one kind of machine.
 
     Attributes:
-        target: the kind of machine.
-        model: the file of the bundle to open.
-        session: the session to open it in.
-        batch_size: samples of one run.
-        objective: the objective of the search.
+        model: the file of the bundle to open in `session`.
         ratio: its time over that of the bundle's model with the provider's defaults, with its
             interval; None if it is just that.
         max_drop: the budget of the search; None is lossless.
@@ -133,8 +123,6 @@ class TuneReport(Record):
 
     Attributes:
         name: of the bundle.
-        spec: the request.
-        environment: the machine and the software.
         trials: every candidate, those excluded before the race too.
         winner: the place of the best among `trials`.
         ties: places of those not significantly slower.

@@ -52,11 +52,9 @@ class GoldenInfo(Record):
 class TensorDiff(Record):
     """Distance of a candidate's output from the float64 reference.
 
-    Attributes:
-        max_abs: largest absolute difference of one element.
-        rel_l2: Euclidean norm of the difference over that of the reference.
-        num_nonfinite: elements of the candidate that are NaN or infinite where the reference is
-            not.
+    `max_abs` is the largest difference of one element; `rel_l2` the Euclidean norm of the
+    difference over that of the reference; `num_nonfinite` counts elements that are NaN or infinite
+    in the candidate alone.
     """
 
     max_abs: float
@@ -68,10 +66,8 @@ class TensorDiff(Record):
 class Precision(Record):
     """The arithmetic that a candidate's error is the size of, beside what was claimed.
 
-    Attributes:
-        claimed: the candidate's stated arithmetic, by which it is judged.
-        found: the arithmetic with an error of this size; "unknown" if none has.
-        ratio: its error over the noise of the claimed arithmetic.
+    The candidate is judged by the one `claimed`; `found` is "unknown" if no arithmetic has an error
+    of this size; `ratio` is the error over the noise of the claimed arithmetic.
     """
 
     claimed: PrecisionName
@@ -91,7 +87,6 @@ class Comparison(Judged):
         worst_input_ratio: the largest R of a single input.
         noise_ratio_limit: the largest R that passes.
         top1_agreement: fraction of inputs whose largest output is the reference's.
-        reasons: for a failure; empty for a pass.
         z_rms: root mean square of z, each output's error over its propagated standard deviation.
         z_max: the largest |z| of one output.
         systematic: the statistic T, the error common to all inputs beyond chance and rounded
@@ -176,10 +171,8 @@ class StaticResult(Judged):
 class NodeError(Record):
     """Error of one node's outputs for its own inputs, as fractions of two bounds.
 
-    Attributes:
-        node: its name.
-        of_bound: of the rigorous one, gamma_n times the sum of the products' magnitudes.
-        of_estimate: of the statistical one, with the square root of n.
+    The rigorous bound is gamma_n times the sum of the products' magnitudes; the estimate has the
+    square root of n instead of n.
     """
 
     node: str
@@ -218,7 +211,6 @@ class Conformance(Judged):
         limit: the largest distance that passes.
         deterministic: True if the same run again gave the same bits; reported, not judged.
         max_run_to_run: the largest difference of an output element between two such runs.
-        reasons: for a failure; empty for a pass.
         missing: untried calls, with reasons.
     """
 
