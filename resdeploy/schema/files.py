@@ -2,8 +2,6 @@
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "TensorSpec"]
-
 
 @record
 class TensorSpec(Record):
