@@ -24,7 +24,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_write
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
-from resdeploy.graph.onnx_file import read_onnx
+from resdeploy.graph.onnx_file import given_inputs, read_onnx
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import Comparison, GoldenInfo
 from resdeploy.verify.end_to_end import judge_end_to_end
@@ -205,7 +205,7 @@ def _seeded_inputs(source: _Source) -> dict[str, Array]:
     """Return one input for each that must be given: noise, or zeros where it is not of floats."""
     random = np.random.default_rng(_SEED)
     inputs: dict[str, Array] = {}
-    for value in _given_inputs(source.model):
+    for value in given_inputs(source.model):
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             raise UnsupportedModelError(
@@ -226,12 +226,6 @@ def _seeded_inputs(source: _Source) -> dict[str, Array]:
     return inputs
 
 
-def _given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the inputs that have no value of their own."""
-    initialised = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in initialised]
-
-
 def _stated_sizes(value: onnx.ValueInfoProto, sample: tuple[int, ...] | None) -> list[int | None]:
     """Return the sizes of an input, None where open; `sample` is what the caller says."""
     dims = value.type.tensor_type.shape.dim
@@ -244,5 +238,5 @@ def _open_sizes(source: _Source) -> bool:
     samples = [source.input_shape] + [None] * len(source.model.graph.input)
     return any(
         None in _stated_sizes(value, sample)[1:]
-        for value, sample in zip(_given_inputs(source.model), samples, strict=False)
+        for value, sample in zip(given_inputs(source.model), samples, strict=False)
     )

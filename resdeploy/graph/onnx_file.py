@@ -9,7 +9,13 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
 
-__all__ = ["load_onnx", "read_onnx"]
+__all__ = ["given_inputs", "load_onnx", "read_onnx"]
+
+
+def given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that have no value of their own."""
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initialised]
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
+from resdeploy.graph.onnx_file import given_inputs
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_rows
 from resdeploy.session.providers import find_provider
@@ -93,10 +94,7 @@ def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     Raises:
         ResdeployError: it has several.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    given: list[onnx.ValueInfoProto] = [
-        value for value in model.graph.input if value.name not in constants
-    ]
+    given = given_inputs(model)
     if len(given) != 1:
         raise ResdeployError(f"The model has {len(given)} inputs; quantize knows models of one.")
     return given[0]

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.graph.onnx_file import given_inputs
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
 from resdeploy.verify.compare_structure import Affine, SkeletonNode
 from resdeploy.verify.layer_bounds import judge_node, judge_nodes
@@ -61,8 +62,7 @@ def certify_nodes(
     names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
     affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
-    initialised = {tensor.name for tensor in model.graph.initializer}
-    name = next(v.name for v in model.graph.input if v.name not in initialised)
+    name = given_inputs(model)[0].name
     values = dict(run(expose(model, list(names)), {name: batch}))
     values[name] = batch
     protos = {output: node for node in model.graph.node for output in node.output}
