@@ -71,7 +71,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Where a name is, if not under its own name in `errors` or `api`.
 _ELSEWHERE = {
     "Bundle": ("api.bundle", "Bundle"),
-    "Model": ("host.build", "SourceModel"),
+    "Model": ("export.source", "SourceModel"),
     "SessionSpec": ("schema.sessions", "SessionSpec"),
     "fold_batchnorm": ("api.fold", "fold_batchnorm"),
 }

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from resdeploy.data.preprocess import centre_and_scale, kind_for
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.fold.take_pixels import take_pixels
+from resdeploy.fold.write_zero_bias import write_zero_bias
 from resdeploy.graph.exact_constants import compute_exactly, round_once
 from resdeploy.graph.lower_opset import lower_opset
 from resdeploy.graph.name_io import name_io
@@ -17,7 +18,6 @@ from resdeploy.graph.replace_reduce_mean import replace_reduce_mean
 from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
-from resdeploy.graph.write_zero_bias import write_zero_bias
 from resdeploy.schema.exports import PassReport
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.recipes import Preprocess

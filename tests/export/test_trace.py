@@ -1,10 +1,9 @@
 """A traced program is functional: what a module changes in place is seen, or refused."""
 
 import contextlib
-import importlib.util
-import sys
-from pathlib import Path
 
+import fold_judge as judge
+import fold_suite as suite
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,6 @@ from torch import nn
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.trace import trace
-
-
-def _load(name: str):
-    if name not in sys.modules:
-        path = Path(__file__).with_name(f"{name}.py")
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-judge, suite = _load("fold_judge"), _load("fold_suite")
 
 IMAGES = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(1))
 

@@ -667,7 +667,7 @@ def import_session(*lines):
     return done.stdout
 
 
-@pytest.mark.parametrize("first", ["target.runtime", "quant.qdq", "quant.runtime"])
+@pytest.mark.parametrize("first", ["session.runtime", "quant.qdq", "quant.runtime"])
 def test_a_session_leaves_no_file_of_telemetry(model, tmp_path, first):
     """ONNX Runtime 1.31 keeps a device's number and a store of events in HOME and TMPDIR."""
     script = f"""

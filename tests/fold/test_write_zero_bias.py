@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from resdeploy.graph.write_zero_bias import write_zero_bias
+from resdeploy.fold.write_zero_bias import write_zero_bias
 
 
 def model(value: str) -> ir.Model:
