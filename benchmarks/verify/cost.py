@@ -17,8 +17,9 @@ import click
 import torch
 from null import make_network
 
+from resdeploy.data.input_kinds import FLOATS
 from resdeploy.export.export import export_onnx
-from resdeploy.export.golden import golden_for, run_module, synthetic_inputs
+from resdeploy.export.golden import golden_for, run_module
 from resdeploy.export.reference import reference_graph
 from resdeploy.export.source import SourceModel
 from resdeploy.machine.environment import read_environment
@@ -67,7 +68,7 @@ def main(pairs: int, num_inputs: int, json_path: Path | None) -> None:
     source = SourceModel(
         module=made.module, input_shape=(3, 224, 224), description="resnet50", info=None
     )
-    inputs = synthetic_inputs(source.input_shape, num_inputs=num_inputs)
+    inputs = FLOATS.draw((num_inputs, *source.input_shape))
     double = copy.deepcopy(source.module).double()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

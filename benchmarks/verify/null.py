@@ -25,10 +25,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from resdeploy.data.input_kinds import FLOATS
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.export.export import export_onnx
 from resdeploy.export.fold_module import fold_batchnorm
-from resdeploy.export.golden import make_golden, run_module, synthetic_inputs
+from resdeploy.export.golden import make_golden, run_module
 from resdeploy.export.reference import reference_graph
 from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.graph.onnx_file import load_onnx
@@ -211,7 +212,7 @@ def main(sets: int, json_path: Path | None) -> None:
             candidates = implementations(source, folded, unfolded)
             for index in range(sets):
                 num_inputs = MANY if index == 0 else FEW
-                inputs = synthetic_inputs(source.input_shape, num_inputs=num_inputs, seed=index)
+                inputs = FLOATS.draw((num_inputs, *source.input_shape), seed=index)
                 golden = make_golden(
                     source.module, inputs, source=arch, inputs_description=f"seed {index}"
                 )

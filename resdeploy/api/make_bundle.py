@@ -85,7 +85,7 @@ def pack_bundle(
         model=model,
         golden=golden,
         labels=source.info.labels if source.info else (),
-        preprocess=source.info.preprocess if source.info else None,
+        preprocess=source.preprocess,
         export=report,
         inputs=report.inputs,
         outputs=report.outputs,

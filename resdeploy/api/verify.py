@@ -122,8 +122,7 @@ def verify(
         from resdeploy.export.golden import golden_for
 
         source = _source_for(sessions[0], reference, input_shape)
-        preprocess = source.info.preprocess if source.info is not None else None
-        given = _given(inputs, preprocess, num_inputs)
+        given = _given(inputs, source.preprocess, num_inputs)
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
         original = reference_or_reason(source, answers)
     from resdeploy.verify.verdict import judge_model
@@ -203,17 +202,17 @@ def _source_for(
     session: "Session", reference: Any, input_shape: Sequence[int] | None
 ) -> "SourceModel":
     """Return the reference, as a model of pixels where the candidate is one."""
-    from resdeploy.export.embedded import EmbeddedNetwork
-    from resdeploy.session.session import input_specs, takes_pixels
+    from resdeploy.data.input_kinds import FLOATS, KINDS
+    from resdeploy.data.preprocess import kind_for
+    from resdeploy.session.session import input_specs
 
-    if input_shape is None:
-        shape = input_specs(session)[0].shape[1:]
-        input_shape = tuple(size for size in shape if isinstance(size, int))
-        if len(input_shape) < len(shape):
-            input_shape = None
+    tensor = input_specs(session)[0]
+    sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
+    if input_shape is None and len(sizes) == len(tensor.shape[1:]):
+        input_shape = sizes
     of_file = is_path(reference) or isinstance(reference, SourceSpec)
     source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
-    if takes_pixels(session) and not isinstance(source.module, EmbeddedNetwork):
+    if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 
         return embed_preprocess(source)

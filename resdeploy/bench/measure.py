@@ -13,6 +13,7 @@ from resdeploy.bench.layer_times import check_profile, read_profile
 from resdeploy.bench.loadgen import drive, require_loadgen
 from resdeploy.bench.runners import Runner, activate
 from resdeploy.bench.stability import machine_reasons, unstable_reasons
+from resdeploy.data.input_kinds import KINDS
 from resdeploy.errors import ResdeployError
 from resdeploy.files import file_info
 from resdeploy.machine.environment import read_environment
@@ -207,13 +208,11 @@ def set_up(
     load_ns = time.perf_counter_ns() - start_ns
     tensor = runner.input
     shape = _input_shape(tensor, spec.batch_size, where=str(model))
-    rng = np.random.default_rng(_INPUT_SEED)
-    if inputs is not None:
-        values = np.resize(inputs, (spec.batch_size, *inputs.shape[1:])).astype(tensor.dtype)
-    elif tensor.dtype == "uint8":
-        values = rng.integers(0, 256, shape, dtype=np.uint8)
+    if inputs is None:
+        values = KINDS[tensor.dtype].draw(shape, seed=_INPUT_SEED)
     else:
-        values = rng.standard_normal(shape, dtype=np.float32).astype(tensor.dtype)
+        values = np.resize(inputs, (spec.batch_size, *inputs.shape[1:]))
+    values = values.astype(tensor.dtype)
     with runner.errors():
         once = runner.infer(values)
     return TimedRunner(

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from resdeploy.bench.runners import Runner
+from resdeploy.data.input_kinds import KINDS
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.files import TensorSpec
@@ -143,7 +144,7 @@ def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
         raise ResdeployError(
             f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
         )
-    if inputs[0].dtype not in ("float16", "float32", "float64", "uint8"):
+    if inputs[0].dtype not in KINDS:
         raise ResdeployError(
             f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
             "numbers or pixels can be timed.",

@@ -19,7 +19,7 @@ import onnx
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.files import atomic_directory
-from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.files import TensorSpec, numpy_name
 from resdeploy.verify.golden_file import Golden
 
 __all__ = ["write_onnx_test_data"]
@@ -58,7 +58,7 @@ def write_onnx_test_data(
             _save(data_set / "input_0.pb", golden.inputs[rows], inputs[0].name)
             columns = 0
             for k, tensor in enumerate(outputs):
-                shape, dtype = _shape_of_one(tensor), _dtype(tensor)
+                shape, dtype = _shape_of_one(tensor), numpy_name(tensor.dtype)
                 width = math.prod(shape)
                 part = golden.reference[rows, columns : columns + width]
                 columns += width
@@ -73,10 +73,6 @@ def _shape_of_one(tensor: TensorSpec) -> tuple[int, ...]:
             f"The shape of the output is open: {tensor.shape}.", where=tensor.name
         )
     return shape
-
-
-def _dtype(tensor: TensorSpec) -> np.dtype[np.generic]:
-    return np.dtype({"float": "float32", "double": "float64"}.get(tensor.dtype, tensor.dtype))
 
 
 def _save(path: Path, array: np.ndarray, name: str) -> None:

@@ -1,5 +1,6 @@
 """The README.md inside a bundle, for a user without any other page."""
 
+from resdeploy.data.preprocess import kind_for
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.recipes import Preprocess
 
@@ -73,19 +74,19 @@ def _tensor_line(role: str, tensor: TensorSpec) -> str:
 def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
     if preprocess is None:
         return ["Not recorded: feed the model what it was trained on."]
-    embedded = (
-        "Part of the model, which takes pixels: uint8, rows, columns, channels. For the record:"
-    )
+    kind = kind_for(preprocess)
+    notice = f"Part of the model, which takes pixels: {kind.layout}. For the record:"
+    size = " x ".join(map(str, preprocess.input_shape))
     lines = [
-        *([embedded, ""] if preprocess.embedded else []),
+        *([notice, ""] if kind.is_raw else []),
         "    x = (raw / divisor - mean) / std        per channel",
         "",
         f"- divisor: {preprocess.divisor}",
         f"- mean: {', '.join(map(str, preprocess.mean))}",
         f"- std: {', '.join(map(str, preprocess.std))}",
-        f"- shape of one image: {' x '.join(map(str, preprocess.input_shape))}, channels first"
-        if preprocess.embedded
-        else f"- shape of one sample: {' x '.join(map(str, preprocess.input_shape))}",
+        f"- shape of one image: {size}, channels first"
+        if kind.is_raw
+        else f"- shape of one sample: {size}",
     ]
     if preprocess.color != "none":
         how = (

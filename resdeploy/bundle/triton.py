@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_directory
-from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.files import TensorSpec, numpy_name
 
 __all__ = ["config_text", "write_triton"]
 
@@ -26,10 +26,8 @@ _LABELS = "labels.txt"
 _MAX_BATCH_SIZE = 32
 
 _TYPES = {
-    "float": "TYPE_FP32",
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
-    "double": "TYPE_FP64",
     "float64": "TYPE_FP64",
     "int8": "TYPE_INT8",
     "uint8": "TYPE_UINT8",
@@ -91,7 +89,7 @@ def config_text(
 
 
 def _tensor_text(role: str, tensor: TensorSpec, *, batched: bool, more: str = "") -> str:
-    if tensor.dtype not in _TYPES:
+    if (dtype := numpy_name(tensor.dtype)) not in _TYPES:
         raise UnsupportedModelError(
             f"Triton has no name for the type {tensor.dtype}.", where=tensor.name
         )
@@ -100,8 +98,7 @@ def _tensor_text(role: str, tensor: TensorSpec, *, batched: bool, more: str = ""
     dims = ", ".join(str(d) if isinstance(d, int) else "-1" for d in shape)
     quoted = tensor.name.replace("\\", "\\\\").replace('"', '\\"')
     return (
-        f'{role} {{\n  name: "{quoted}"\n  data_type: {_TYPES[tensor.dtype]}\n'
-        f"  dims: [ {dims} ]\n{more}}}"
+        f'{role} {{\n  name: "{quoted}"\n  data_type: {_TYPES[dtype]}\n  dims: [ {dims} ]\n{more}}}'
     )
 
 

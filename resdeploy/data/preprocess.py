@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resdeploy.data.input_kinds import FLOATS, PIXELS, InputKind
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["centre_and_scale", "load_image", "preprocess_batch"]
+__all__ = ["centre_and_scale", "kind_for", "load_image", "preprocess_batch"]
 
 _MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
 
@@ -59,11 +60,16 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
             )
         raw = _as_nchw(raw, spec)
         if spec.embedded:
-            return np.ascontiguousarray(raw.transpose(0, 2, 3, 1))
+            return np.ascontiguousarray(raw.transpose(kind_for(spec).order))
     else:
         _check_shape(raw, spec, (spec.input_shape,))
     scaled = raw.astype(np.float32) / np.float32(spec.divisor)
     return np.ascontiguousarray((scaled - mean) / std)
+
+
+def kind_for(spec: Preprocess | None) -> InputKind:
+    """Return the kind of input of a model so preprocessed, inside it or before it."""
+    return PIXELS if spec is not None and spec.embedded else FLOATS
 
 
 def centre_and_scale(spec: Preprocess) -> tuple[NDArray[np.longdouble], NDArray[np.longdouble]]:

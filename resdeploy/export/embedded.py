@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from resdeploy.data.preprocess import centre_and_scale, preprocess_batch
+from resdeploy.data.preprocess import centre_and_scale, kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.export.source import SourceModel
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["EmbeddedNetwork", "embed_preprocess", "input_roundings"]
+__all__ = ["EmbeddedNetwork", "embed_preprocess", "input_roundings", "split_preprocess"]
 
 
 class EmbeddedNetwork(nn.Module):
@@ -33,9 +33,9 @@ class EmbeddedNetwork(nn.Module):
         self.preprocess = preprocess
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the outputs for pixels (N, H, W, C), as whole numbers in a floating type."""
-        x = pixels.permute(0, 3, 1, 2).contiguous()
+        """Return the outputs for pixels as they are fed, as whole numbers in a floating type."""
         spec = self.preprocess
+        x = pixels.permute(*np.argsort(kind_for(spec).order)).contiguous()
         divisor, mean, std = (
             # From float64: in a float64 network they are as exact as they were written. Tensors,
             # as torch would multiply by the reciprocal of a number.
@@ -52,7 +52,7 @@ def embed_preprocess(source: SourceModel) -> SourceModel:
     Raises:
         ResdeployError: its preprocessing is not known, or is not one of images.
     """
-    preprocess = source.info.preprocess if source.info is not None else None
+    preprocess = source.preprocess
     if source.info is None or preprocess is None:
         raise ResdeployError(
             "How samples become inputs of this model is not known: there is nothing to embed.",
@@ -65,23 +65,29 @@ def embed_preprocess(source: SourceModel) -> SourceModel:
             f"{source.input_shape}: only that of images can be embedded.",
             where=source.description,
         )
-    channels, height, width = preprocess.input_shape
     embedded = dataclasses.replace(preprocess, embedded=True)
     return SourceModel(
-        module=EmbeddedNetwork(source.module, preprocess).eval(),
-        input_shape=(height, width, channels),
+        module=EmbeddedNetwork(source.module, embedded).eval(),
+        input_shape=tuple(embedded.input_shape[axis - 1] for axis in kind_for(embedded).order[1:]),
         description=source.description,
         info=dataclasses.replace(source.info, preprocess=embedded),
     )
 
 
-def input_roundings(network: EmbeddedNetwork, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_preprocess(module: nn.Module) -> tuple[nn.Module, Preprocess | None]:
+    """Return the network inside an `EmbeddedNetwork`, and what is before it; or the module."""
+    if isinstance(module, EmbeddedNetwork):
+        return module.network, module.preprocess
+    return module, None
+
+
+def input_roundings(pixels: np.ndarray, spec: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     """Return what the network inside reads, float32, and the variance of its rounding in u^2.
 
     The centre and the difference are each rounded once: u^2/3 (centre^2 + (pixels - centre)^2), in
     units of the scaled value.
     """
-    inputs = preprocess_batch(pixels, network.preprocess)
-    centre_C, scale_C = centre_and_scale(network.preprocess)
+    inputs = preprocess_batch(pixels, dataclasses.replace(spec, embedded=False))
+    centre_C, scale_C = centre_and_scale(spec)
     shift_C11 = (centre_C * scale_C).astype(np.float32).reshape(-1, 1, 1)
     return inputs, (np.square(inputs) + np.square(shift_C11)) / 3

@@ -18,9 +18,8 @@ import onnx_ir as ir
 import torch
 
 from resdeploy import __version__
-from resdeploy.data.preprocess import centre_and_scale
 from resdeploy.errors import ResdeployError, UnsupportedModelError
-from resdeploy.export.embedded import EmbeddedNetwork
+from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
 from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.export.trace import BATCH_DIMENSION, trace
@@ -108,10 +107,7 @@ def _export(
     is_dynamic = spec.batch == "dynamic"
     on_stage("trace")
     inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
-    network, pixels = source.module, None
-    if isinstance(network, EmbeddedNetwork):
-        pixels = centre_and_scale(network.preprocess)
-        network = network.network
+    network, preprocess = split_preprocess(source.module)
     program = trace(network, inputs, dynamic_batch=is_dynamic)
     on_stage("translate")
     optimized = optimize(
@@ -119,7 +115,7 @@ def _export(
         opset=spec.opset,
         batch_dimension=BATCH_DIMENSION if is_dynamic else None,
         fold=spec.fold,
-        pixels=pixels,
+        embed=preprocess,
         on_stage=on_stage,
     )
     model = optimized.model

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from resdeploy.data.datasets import load_evaluation
-from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
-from resdeploy.export.embedded import EmbeddedNetwork, input_roundings
+from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.precision_noise import simulated_noise, weight_noise
 from resdeploy.export.run_module import run_module
 from resdeploy.export.source import SourceModel
@@ -26,7 +26,7 @@ from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC
 from resdeploy.verify.golden_file import Golden
 
-__all__ = ["golden_for", "make_golden", "run_module", "synthetic_inputs", "synthetic_pixels"]
+__all__ = ["golden_for", "make_golden", "run_module"]
 
 _NUM_SYNTHETIC = 32
 
@@ -49,7 +49,7 @@ def make_golden(
 
     Args:
         module: in eval mode, float32; it is copied, not changed.
-        inputs: (N, ...) float32, preprocessed; or uint8 pixels for an `EmbeddedNetwork`.
+        inputs: (N, ...) float32, preprocessed; or pixels for an `EmbeddedNetwork`.
         labels: (N,) int64, or None.
         source: what the module is, for the record.
         inputs_description: what the inputs are, for the record.
@@ -88,10 +88,10 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
     """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
     inputs, reference = golden.inputs, golden.reference
     variance = None
-    if isinstance(module, EmbeddedNetwork):
+    module, preprocess = split_preprocess(module)
+    if preprocess is not None:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
-        inputs, variance = input_roundings(module, inputs)
-        module = module.network
+        inputs, variance = input_roundings(inputs, preprocess)
     sigma, precision_noise, missing = None, None, None
     try:
         program = trace_any_batch(module, inputs)
@@ -138,71 +138,34 @@ def golden_for(
     Raises:
         ResdeployError: the data cannot be read or does not fit the model.
     """
-    if given is not None:
-        inputs, description = given
-        _check_inputs(inputs, source, where=description)
-        return make_golden(
-            source.module,
-            inputs,
-            source=source.description,
-            inputs_description=description,
-            in_detail=in_detail,
-        )
+    labels, preprocess = None, source.preprocess
     if data is None:
-        num_inputs = num_inputs or _NUM_SYNTHETIC
-        takes_pixels = isinstance(source.module, EmbeddedNetwork)
-        synthetic = synthetic_pixels if takes_pixels else synthetic_inputs
-        kind = "images" if takes_pixels else "normal inputs"
-        return make_golden(
-            source.module,
-            synthetic(source.input_shape, num_inputs=num_inputs),
-            source=source.description,
-            inputs_description=f"{num_inputs} seeded {kind}",
-            in_detail=in_detail,
-        )
-    preprocess = source.info.preprocess if source.info is not None else None
-    if preprocess is None:
+        shape = (num_inputs or _NUM_SYNTHETIC, *source.input_shape)
+        inputs, description = given or kind_for(preprocess).seeded(shape)
+    elif preprocess is None:
         raise ResdeployError(
             "How samples become inputs of this model is not known.",
             where=source.description,
             fix="name a recipe whose preprocessing applies, with --recipe",
         )
-    raw, labels = load_evaluation(data, preprocess)
-    which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
-    raw, labels = raw[:num_inputs], None if labels is None else labels[:num_inputs]
-    inputs = preprocess_batch(raw, preprocess)
-    _check_inputs(inputs, source, where=data.name)
+    else:
+        raw, labels = load_evaluation(data, preprocess)
+        which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
+        title = data.name if data.path is None else f"{data.name} ({Path(data.path).name})"
+        inputs = preprocess_batch(raw[:num_inputs], preprocess)
+        labels = None if labels is None else labels[:num_inputs]
+        description = f"{which} {len(inputs)} held-out samples of {title}"
+    if inputs.shape[1:] != source.input_shape:
+        raise ResdeployError(
+            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
+            f"{source.input_shape}.",
+            where=description if data is None else data.name,
+        )
     return make_golden(
         source.module,
         inputs,
         labels=labels,
         source=source.description,
-        inputs_description=f"{which} {len(inputs)} held-out samples of {_title(data)}",
+        inputs_description=description,
         in_detail=in_detail,
     )
-
-
-def _check_inputs(inputs: np.ndarray, source: SourceModel, *, where: str) -> None:
-    if inputs.shape[1:] != source.input_shape:
-        raise ResdeployError(
-            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
-            f"{source.input_shape}.",
-            where=where,
-        )
-
-
-def synthetic_inputs(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
-    """Return (num_inputs, *shape) float32 normal values, which normalised data resembles."""
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((num_inputs, *shape), dtype=np.float32)
-
-
-def synthetic_pixels(shape: tuple[int, ...], *, num_inputs: int, seed: int = 0) -> np.ndarray:
-    """Return (num_inputs, *shape) uint8 values, each as likely as any other."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
-
-
-def _title(data: DataSpec) -> str:
-    """Return the name of a data set without the folder it lies in."""
-    return data.name if data.path is None else f"{data.name} ({Path(data.path).name})"

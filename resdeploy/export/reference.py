@@ -14,9 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from resdeploy.data.preprocess import centre_and_scale
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.export.embedded import EmbeddedNetwork
+from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.export import translate
 from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.export.trace import BATCH_DIMENSION, trace
@@ -42,11 +41,7 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
         UnsupportedModelError: the model cannot be traced or translated, or its graph does not
             compute in float64 what the module does.
     """
-    module = copy.deepcopy(source.module).double()
-    pixels = None
-    if isinstance(module, EmbeddedNetwork):
-        pixels = centre_and_scale(module.preprocess)
-        module = module.network
+    module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
     inputs = tuple(x.double() for x in example_inputs(source))
     try:
         program = trace(module, inputs)
@@ -56,7 +51,7 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
         batch = None
     opset = 18
     optimized = optimize(
-        translate(program, opset=opset), opset=opset, batch_dimension=batch, pixels=pixels
+        translate(program, opset=opset), opset=opset, batch_dimension=batch, embed=preprocess
     )
     proto = ir.to_proto(optimized.model)
     _check(proto, golden, source.description)

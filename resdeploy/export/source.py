@@ -13,7 +13,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.folds import FoldedSite
-from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, SourceSpec
+from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 from resdeploy.training.checkpoint import (
     CHECKPOINT_NAME,
     is_own_checkpoint,
@@ -48,6 +48,11 @@ class SourceModel:
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How a raw sample becomes an input; None where that is not known."""
+        return None if self.info is None else self.info.preprocess
 
     def __repr__(self) -> str:
         return f"Model({self.description!r}, input_shape={self.input_shape})"
@@ -122,10 +127,9 @@ def require_module(module: object, name: str) -> nn.Module:
 def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:
     """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
     generator = torch.Generator().manual_seed(0)
-    preprocess = source.info.preprocess if source.info is not None else None
     shape = source.input_shape
-    if preprocess is not None and preprocess.embedded:
-        shape = preprocess.input_shape  # the network behind the preprocessing is traced
+    if source.preprocess is not None and source.preprocess.embedded:
+        shape = source.preprocess.input_shape  # the network behind the preprocessing is traced
     return (torch.randn(batch_size, *shape, generator=generator),)
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from resdeploy.data.preprocess import centre_and_scale, kind_for
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.fold.take_pixels import take_pixels
 from resdeploy.fold.write_zero_bias import write_zero_bias
@@ -21,10 +20,9 @@ from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
 from resdeploy.schema.exports import PassReport
 from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["Optimized", "optimize", "simplified"]
-
-Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ def optimize(
     opset: int,
     batch_dimension: str | None,
     fold: bool = True,
-    pixels: tuple[Array, Array] | None = None,
+    embed: Preprocess | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Optimized:
     """Return `model` simplified and folded, in the opset asked for.
@@ -58,8 +56,8 @@ def optimize(
         opset: to write it in.
         batch_dimension: the name of an open batch dimension; None if it is fixed.
         fold: fold its BatchNorms.
-        pixels: centre and scale, (C,) each, for a model that is to take pixels: subtracted from
-            them (`take_pixels`), and then multiplied into them (`fold_batchnorm`).
+        embed: the preprocessing of a model that is to take pixels: its centre is taken off them
+            (`take_pixels`), its scale goes into the weights (`fold_batchnorm`).
         on_stage: told the name of each stage as it begins.
 
     Raises:
@@ -68,11 +66,11 @@ def optimize(
     on_stage("simplify")
     model, reports = simplified(model, batch_dimension=batch_dimension)
     on_stage("fold")
-    centre_C, scale_C = pixels or (None, None)
+    centre_C, scale_C = (None, None) if embed is None else centre_and_scale(embed)
     report = fold_batchnorm(model, batchnorm=fold, input_scale=scale_C)
     round_once(model)
     if centre_C is not None:
-        reports.append(take_pixels(model, centre_C))
+        reports.append(take_pixels(model, centre_C, kind_for(embed)))
     reports.append(lower_opset(model, opset))  # last: there are fewer operators to lower
     reports.append(strip_metadata(model))  # simplify leaves comments of its own
     model.producer_name = "resdeploy"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from resdeploy.data.input_kinds import PIXELS, InputKind
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.editor import graph_editors
 from resdeploy.schema.exports import PassReport
@@ -25,8 +26,10 @@ from resdeploy.schema.exports import PassReport
 __all__ = ["take_pixels"]
 
 
-def take_pixels(model: ir.Model, centre_C: npt.NDArray[np.floating]) -> PassReport:
-    """Put the transpose, the cast and the centring in front of `model`, in place.
+def take_pixels(
+    model: ir.Model, centre_C: npt.NDArray[np.floating], kind: InputKind = PIXELS
+) -> PassReport:
+    """Put the centring and what comes before it in front of `model`, in place.
 
     Raises:
         UnsupportedModelError: its input is not one of images.
@@ -44,13 +47,15 @@ def take_pixels(model: ir.Model, centre_C: npt.NDArray[np.floating]) -> PassRepo
     assert dtype is not None
     editor = next(iter(graph_editors(model)))
     first = next(iter(graph))
-    batch, channels, height, width = shape
+    element = ir.DataType.from_numpy(np.dtype(kind.dtypes[0]))
     pixels = ir.Value(
         name=old.name,
-        shape=ir.Shape([batch, height, width, channels]),
-        type=ir.TensorType(ir.DataType.UINT8),
+        shape=ir.Shape([shape[axis] for axis in kind.order]),
+        type=ir.TensorType(element),
     )
-    planes = ir.node("Transpose", [pixels], {"perm": [0, 3, 1, 2]}, name="pixels/Transpose")
+    planes = ir.node(
+        "Transpose", [pixels], {"perm": np.argsort(kind.order).tolist()}, name="pixels/Transpose"
+    )
     numbers = ir.node("Cast", [planes.outputs[0]], {"to": dtype}, name="pixels/Cast")
     centred = ir.node("Sub", [numbers.outputs[0]], name="pixels/Sub", num_outputs=1)
     graph.insert_before(first, [planes, numbers, centred])
@@ -62,7 +67,7 @@ def take_pixels(model: ir.Model, centre_C: npt.NDArray[np.floating]) -> PassRepo
         value = node.outputs[0]
         value.name = editor.new_name(f"{node.name}_output")
         value.shape, value.dtype = shape, dtype
-    planes.outputs[0].dtype = ir.DataType.UINT8
+    planes.outputs[0].dtype = element
     old.replace_all_uses_with(centred.outputs[0])
     graph.inputs[list(graph.inputs).index(old)] = pixels
     return PassReport(name="take_pixels", num_changed=1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resdeploy.data.datasets import load_dataset, training_files
 from resdeploy.data.preprocess import load_image, preprocess_batch
+from resdeploy.data.samples import inputs_from_raw
 from resdeploy.errors import ResdeployError
 from resdeploy.quant.samples import Samples
 from resdeploy.schema.recipes import DataSpec, Preprocess
@@ -66,10 +67,7 @@ def _of_npz(path: Path, preprocess: Preprocess | None) -> Samples:
 
     def read(indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         for raw in _rows(path, member, indices):
-            if preprocess is None:
-                yield raw.astype(np.float32)
-            else:
-                yield preprocess_batch(raw[np.newaxis], preprocess)[0]
+            yield inputs_from_raw(raw[np.newaxis], preprocess)[0]
 
     return Samples(description=f"npz ({path.name}, {member[:-4]})", num=shape[0], read=read)
 

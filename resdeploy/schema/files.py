@@ -2,6 +2,14 @@
 
 from resdeploy.schema.codec import Record, record
 
+__all__ = ["FileInfo", "TensorSpec", "numpy_name"]
+
+
+def numpy_name(dtype: str) -> str:
+    """Return NumPy's name of a type, from ONNX's ("float") or ONNX Runtime's ("tensor(float)")."""
+    element = dtype.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(element, element)
+
 
 @record
 class TensorSpec(Record):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.files import numpy_name
 from resdeploy.session.runtime import onnxruntime
 
 __all__ = ["Recorded", "RecordedRuns"]
@@ -22,14 +23,6 @@ __all__ = ["Recorded", "RecordedRuns"]
 # The run option by which ONNX Runtime tells graphs apart; 0 is its own, and -1 none.
 _GRAPH_NUMBER = "gpu_graph_id"
 _FIRST_NUMBER = 1
-
-_NUMPY = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(uint8)": np.uint8,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +80,7 @@ class RecordedRuns:
         for output in self._session.get_outputs():
             shape = _shape_for(output, batch_size)
             empty = value_of.ortvalue_from_shape_and_type(
-                shape, _NUMPY[output.type], self._device, 0
+                shape, numpy_name(output.type), self._device, 0
             )
             binding.bind_ortvalue_output(output.name, empty)
         options = onnxruntime.RunOptions()

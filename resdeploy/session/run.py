@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from resdeploy.data.input_kinds import require_kind
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.files import TensorSpec
 from resdeploy.session.batches import BATCH_SIZE, run_rows
@@ -27,7 +28,7 @@ def run_session(
     """
     spec = _only_input(input_specs(session))
     _check_shape(spec, inputs)
-    _check_type(spec, inputs)
+    require_kind(inputs, spec.dtype, name=spec.name)
     if spec.dtype == "float16":  # a model of lower precision through and through
         inputs = inputs.astype(np.float16)
     return run_rows(
@@ -51,15 +52,6 @@ def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
             where=", ".join(spec.name for spec in specs),
         )
     return specs[0]
-
-
-def _check_type(spec: TensorSpec, inputs: np.ndarray) -> None:
-    if (spec.dtype == "uint8") == (inputs.dtype == np.uint8):
-        return
-    raise ResdeployError(
-        f"The model's input {spec.name!r} takes {spec.dtype}, not {inputs.dtype}.",
-        fix="feed pixels (uint8) to a model whose preprocessing is embedded, and to no other",
-    )
 
 
 def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:

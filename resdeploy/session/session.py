@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ProviderError, ReportedError, ResdeployError
 from resdeploy.files import refuse_outside_weight
-from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.files import TensorSpec, numpy_name
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionInfo, SessionSpec
 from resdeploy.session.cuda_graph import RecordedRuns
 from resdeploy.session.diagnosis import (
@@ -50,7 +50,6 @@ __all__ = [
     "open_session",
     "output_specs",
     "planned_kernels",
-    "takes_pixels",
 ]
 
 _GRAPH_LEVELS = {
@@ -59,8 +58,6 @@ _GRAPH_LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-
-_DTYPES = {"float": "float32", "double": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +161,6 @@ def input_specs(session: Session) -> tuple[TensorSpec, ...]:
 def output_specs(session: Session) -> tuple[TensorSpec, ...]:
     """Return the model's outputs, in its order."""
     return tuple(map(_tensor_spec, session.ort.get_outputs()))
-
-
-def takes_pixels(session: Session) -> bool:
-    """Test for embedded preprocessing: the model's one input is uint8."""
-    return [tensor.dtype for tensor in input_specs(session)] == ["uint8"]
 
 
 def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
@@ -380,10 +372,9 @@ def _explain(error: Exception, request: _Request, output: str) -> ReportedError:
 
 
 def _tensor_spec(value: Any) -> TensorSpec:
-    element = value.type.removeprefix("tensor(").removesuffix(")")
     return TensorSpec(
         name=value.name,
-        dtype=_DTYPES.get(element, element),
+        dtype=numpy_name(value.type),
         # A dynamic dimension need not have a name.
         shape=tuple("?" if dimension is None else dimension for dimension in value.shape),
     )

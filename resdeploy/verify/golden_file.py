@@ -6,6 +6,7 @@ Shapes: N inputs, K outputs.
 import io
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resdeploy.data.input_kinds import FLOATS, KINDS
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.verdicts import GoldenInfo
@@ -129,49 +131,38 @@ def load_golden(path: Path) -> Golden:
 
 
 def _check(golden: Golden, *, where: str) -> None:
-    """Raise BundleError unless the arrays are as in `Golden`."""
-    num_inputs = golden.info.num_inputs
-    wanted: list[tuple[str, NDArray[Any], type[np.generic], bool]] = [
-        ("inputs", golden.inputs, _input_type(golden), golden.inputs.ndim >= 2),
-        ("reference", golden.reference, np.float64, golden.reference.ndim == 2),
-        ("noise_l2", golden.noise_l2, np.float64, golden.noise_l2.ndim == 1),
+    """Raise BundleError unless the arrays are what `Golden` says."""
+    for problem in _problems(golden):
+        raise BundleError(f"The golden array {problem}.", where=where, fix=_FIX)
+
+
+def _problems(golden: Golden) -> Iterator[str]:
+    """Yield what is wrong with the arrays; what follows a problem may not make sense."""
+    num_inputs, reference, sigma = golden.info.num_inputs, golden.reference, golden.sigma
+    kind = KINDS.get(golden.inputs.dtype.name, FLOATS)
+    wanted: list[tuple[str, NDArray[Any] | None, str, int]] = [
+        ("inputs", golden.inputs, kind.dtypes[0], max(2, golden.inputs.ndim)),
+        ("reference", reference, "float64", 2),
+        ("noise_l2", golden.noise_l2, "float64", 1),
+        ("labels", golden.labels, "int64", 1),
     ]
-    if golden.labels is not None:
-        wanted.append(("labels", golden.labels, np.int64, golden.labels.ndim == 1))
-    if golden.sigma is not None:
-        wanted.append(("sigma", golden.sigma, np.float64, True))
-    for name, array, dtype, right_rank in wanted:
-        if array.dtype != dtype:
-            what = f"is {array.dtype}, not {np.dtype(dtype)}"
-        elif name == "sigma":
-            continue
-        elif not right_rank or array.shape[0] != num_inputs or num_inputs < 1:
-            what = f"has shape {array.shape}, which does not fit {num_inputs} inputs"
-        else:
-            continue
-        raise BundleError(f"The golden array {name!r} {what}.", where=where, fix=_FIX)
-    if golden.sigma is not None:
-        first_rows = golden.reference[: len(golden.sigma)] if golden.sigma.ndim else None
-        if first_rows is None or golden.sigma.shape != first_rows.shape or not len(first_rows):
-            raise BundleError(
-                f"The golden array 'sigma' has shape {golden.sigma.shape}, which does not fit "
-                f"outputs of shape {golden.reference.shape}.",
-                where=where,
-                fix=_FIX,
-            )
+    for name, array, dtype, rank in wanted:
+        if array is not None and array.dtype != dtype:
+            yield f"{name!r} is {array.dtype}, not {dtype}"
+        if array is not None and (array.ndim != rank or not 0 < num_inputs == len(array)):
+            yield f"{name!r} has shape {array.shape}, which does not fit {num_inputs} inputs"
     # A NaN fails these comparisons too.
     if not np.all(golden.noise_l2 >= 0):
-        raise BundleError(
-            "The golden array 'noise_l2' holds a number that is no norm.", where=where, fix=_FIX
-        )
-    if golden.sigma is not None and not np.all(golden.sigma >= 0):
-        raise BundleError(
-            "The golden array 'sigma' holds a number that is no deviation.", where=where, fix=_FIX
-        )
-
-
-def _input_type(golden: Golden) -> type[np.generic]:
-    return np.uint8 if golden.inputs.dtype == np.uint8 else np.float32
+        yield "'noise_l2' holds a number that is no norm"
+    if sigma is None:
+        return
+    if sigma.dtype != "float64":
+        yield f"'sigma' is {sigma.dtype}, not float64"
+    if not sigma.shape or not len(sigma) or sigma.shape != reference[: len(sigma)].shape:
+        outputs = f"outputs of shape {reference.shape}"
+        yield f"'sigma' has shape {sigma.shape}, which does not fit {outputs}"
+    if not np.all(sigma >= 0):
+        yield "'sigma' holds a number that is no deviation"
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from resdeploy.data.input_kinds import KINDS, InputKind
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import float64_evaluator, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
+from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session import batches
 from resdeploy.verify.certify import Reference
@@ -25,8 +27,6 @@ __all__ = ["load_reference"]
 
 # Runs a serialised model on inputs (N, ...), for any batch size; returns outputs (N, K).
 RunRows = Callable[[bytes, Array], Array]
-
-_SEED = 0
 
 
 def load_reference(
@@ -49,22 +49,13 @@ def load_reference(
         UnsupportedModelError: it has operators that cannot be computed in float64.
     """
     model = load_onnx(path)
-    name, fixed_batch, shape, takes_pixels = _only_input(model, path)
-    random = np.random.default_rng(_SEED)
-    inputs: Array
-    if given is None and takes_pixels:
-        inputs = random.integers(0, 256, (num_inputs, *shape), dtype=np.uint8)
-        description = f"{num_inputs} seeded images"
-    elif given is None:
-        inputs = random.standard_normal((num_inputs, *shape), dtype=np.float32)
-        description = f"{num_inputs} seeded normal inputs"
-    else:
-        inputs, description = given
-        if list(inputs.shape[1:]) != shape:
-            raise ResdeployError(
-                f"The inputs have shape {inputs.shape[1:]}; the reference takes {tuple(shape)}.",
-                where=description,
-            )
+    name, fixed_batch, shape, kind = _only_input(model, path)
+    inputs, description = given or kind.seeded((num_inputs, *shape))
+    if list(inputs.shape[1:]) != shape:
+        raise ResdeployError(
+            f"The inputs have shape {inputs.shape[1:]}; the reference takes {tuple(shape)}.",
+            where=description,
+        )
     doubled = to_float64(model)
     evaluate = float64_evaluator(doubled)
     reference_NK = batches.run_rows(
@@ -89,23 +80,23 @@ def load_reference(
     return golden, Reference(model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False)
 
 
-def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], bool]:
-    """Return the input's name, its batch size if fixed, a sample's shape, and whether of pixels."""
+def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], InputKind]:
+    """Return the input's name, its batch size if fixed, a sample's shape, and its kind."""
     inputs = fed_inputs(model)
     if len(inputs) != 1:
         raise ResdeployError(
             f"The reference has {len(inputs)} inputs; verify knows models of one.", where=str(path)
         )
-    kind = inputs[0].type.tensor_type
-    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    tensor = inputs[0].type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
     shape = [size for size in sizes[1:] if size is not None]
-    takes_pixels = kind.elem_type == onnx.TensorProto.UINT8
-    is_known = takes_pixels or kind.elem_type == onnx.TensorProto.FLOAT
-    if len(shape) != len(sizes) - 1 or not is_known:
+    dtype = numpy_name(onnx.TensorProto.DataType.Name(tensor.elem_type).lower())
+    kind = KINDS.get(dtype)
+    if len(shape) != len(sizes) - 1 or kind is None or dtype != kind.dtypes[0]:
         raise UnsupportedModelError(
             f"The input {inputs[0].name!r} of the reference is not float32, or pixels, of a known "
             "shape.",
             where=str(path),
             fix="export it with fixed sizes but for the batch, or verify against the checkpoint",
         )
-    return inputs[0].name, sizes[0], shape, takes_pixels
+    return inputs[0].name, sizes[0], shape, kind

@@ -92,7 +92,7 @@ def test_in_float64_the_normalisation_is_exact(plain, source):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 16, 3), dtype=np.uint8)
     wide = (pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
     x = torch.from_numpy(wide.transpose(0, 3, 1, 2).copy())
-    module = EmbeddedNetwork(nn.Identity(), PREPROCESS)
+    module = EmbeddedNetwork(nn.Identity(), source.preprocess)
     np.testing.assert_allclose(module(torch.from_numpy(pixels).double()), x, rtol=1e-14)
     raw = pixels.transpose(0, 3, 1, 2)
     explicit = torch.from_numpy(preprocess_batch(raw, PREPROCESS))

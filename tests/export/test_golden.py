@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from resdeploy.data.input_kinds import FLOATS
 from resdeploy.errors import ResdeployError
 from resdeploy.export import precision_noise
-from resdeploy.export.golden import golden_for, make_golden, run_module, synthetic_inputs
+from resdeploy.export.golden import golden_for, make_golden, run_module
 from resdeploy.export.source import SourceModel
 from resdeploy.networks import build_network
 from resdeploy.schema.recipes import CheckpointInfo, DataSpec, ModelSpec, Preprocess
@@ -30,7 +31,7 @@ def source_of(module, shape, preprocess=None):
 
 
 def test_the_reference_is_computed_in_float64():
-    module, x = linear(), synthetic_inputs((5,), num_inputs=20)
+    module, x = linear(), FLOATS.draw((20, 5))
     golden = make_golden(module, x, source="s", inputs_description="i")
     exact = x.astype(np.float64) @ module.weight.detach().double().numpy().T
     exact += module.bias.detach().double().numpy()
@@ -41,13 +42,13 @@ def test_the_reference_is_computed_in_float64():
 def test_a_pruned_module_has_a_reference_too():
     """Its weight is computed from another, which copy.deepcopy refuses before the first run."""
     module = prune.l1_unstructured(linear(), "weight", amount=0.5).eval()
-    x = synthetic_inputs((5,), num_inputs=4)
+    x = FLOATS.draw((4, 5))
     golden = make_golden(module, x, source="s", inputs_description="i")
     assert np.isfinite(golden.reference).all()
 
 
 def test_the_noise_is_the_error_of_float32():
-    module, x = linear(), synthetic_inputs((5,), num_inputs=20)
+    module, x = linear(), FLOATS.draw((20, 5))
     golden = make_golden(module, x, source="s", inputs_description="i")
     own = run_module(module, x, dtype=torch.float32)
     np.testing.assert_allclose(golden.noise_l2, np.linalg.norm(own - golden.reference, axis=1))
@@ -61,16 +62,7 @@ def test_refuses_a_model_that_overflows(scale, precision):
             return x * 16 * scale
 
     with pytest.raises(ResdeployError, match=f"not finite in {precision}"):
-        make_golden(
-            Large(), synthetic_inputs((5,), num_inputs=4), source="s", inputs_description="i"
-        )
-
-
-def test_synthetic_inputs_are_seeded():
-    a, b = (synthetic_inputs((2, 3), num_inputs=4) for _ in range(2))
-    assert a.tobytes() == b.tobytes()
-    assert a.tobytes() != synthetic_inputs((2, 3), num_inputs=4, seed=1).tobytes()
-    assert a.dtype == np.float32
+        make_golden(Large(), FLOATS.draw((4, 5)), source="s", inputs_description="i")
 
 
 def test_several_outputs_are_laid_side_by_side():
@@ -78,7 +70,7 @@ def test_several_outputs_are_laid_side_by_side():
         def forward(self, x):
             return x.sum(1, keepdim=True), x.reshape(-1, 2, 2)
 
-    outputs = run_module(Two(), synthetic_inputs((4,), num_inputs=9), dtype=torch.float64)
+    outputs = run_module(Two(), FLOATS.draw((9, 4)), dtype=torch.float64)
     assert outputs.shape == (9, 5)
 
 
@@ -129,7 +121,7 @@ def small_network():
 
 
 def test_sigma_and_the_noise_of_each_precision_come_with_it():
-    module, x = small_network(), synthetic_inputs((3, 8, 8), num_inputs=12)
+    module, x = small_network(), FLOATS.draw((12, 3, 8, 8))
     golden = make_golden(module, x, source="s", inputs_description="i")
     assert golden.sigma.shape == golden.reference.shape
     assert (golden.info.sigma_missing, golden.info.weight_noise_l2) == (None, None)
@@ -147,7 +139,7 @@ def test_sigma_and_the_noise_of_each_precision_come_with_it():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_precision_that_is_really_computed_in_is_recognised(dtype):
-    module, x = small_network(), synthetic_inputs((3, 8, 8), num_inputs=64)
+    module, x = small_network(), FLOATS.draw((64, 3, 8, 8))
     golden = make_golden(module, x, source="s", inputs_description="i")
     real = copy.deepcopy(module).to(getattr(torch, dtype))
     with torch.no_grad():
@@ -167,7 +159,7 @@ def test_tf32_keeps_ten_bits_of_mantissa_rounded_to_even():
 
 
 def test_what_overflows_in_float16_has_no_level_there():
-    module, x = linear(), 1e5 + synthetic_inputs((5,), num_inputs=4)
+    module, x = linear(), 1e5 + FLOATS.draw((4, 5))
     noise = make_golden(module, x, source="s", inputs_description="i").info.precision_noise
     assert noise.float16 is None
     assert noise.bfloat16 is not None
@@ -187,7 +179,7 @@ def test_why_there_is_no_sigma_is_recorded():
         def forward(self, x):
             return x.cumsum(1)
 
-    x = synthetic_inputs((5,), num_inputs=4)
+    x = FLOATS.draw((4, 5))
     golden = make_golden(Cumulative(), x, source="s", inputs_description="i")
     assert golden.sigma is None
     assert "variance of cumsum is not known" in golden.info.sigma_missing
@@ -195,7 +187,7 @@ def test_why_there_is_no_sigma_is_recorded():
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
-    x = synthetic_inputs((3, 8, 8), num_inputs=130)
+    x = FLOATS.draw((130, 3, 8, 8))
     for name in ("a", "b"):
         golden = make_golden(small_network(), x, source="s", inputs_description="i")
         save_golden(tmp_path / name, golden)
@@ -208,7 +200,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(("eps", "passes"), [(1e-5, True), (1.1e-5, False), (0.9e-5, False)])
 def test_an_epsilon_off_in_one_layer_is_systematic(eps, passes):
     """A tenth of epsilon, 5e-7 of the scale, drowns in the noise: R is 2.6, z's rms 0.67."""
-    module, x = small_network(), synthetic_inputs((3, 8, 8), num_inputs=256)
+    module, x = small_network(), FLOATS.draw((256, 3, 8, 8))
     golden = make_golden(module, x, source="s", inputs_description="i")
     changed = copy.deepcopy(module)
     next(m for m in changed.modules() if isinstance(m, nn.BatchNorm2d)).eps = eps

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resdeploy.data.input_kinds import FLOATS
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export import variance_rules
-from resdeploy.export.golden import run_module, synthetic_inputs
+from resdeploy.export.golden import run_module
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.value_with_variance import ValueWithVariance
 from resdeploy.export.variance import propagated_sigma, trace_any_batch
@@ -220,7 +221,7 @@ def predicted_over_drawn(*, positive):
     """The propagated variance of a layer over that of sums rounded one by one, all outputs."""
     torch.manual_seed(0)
     layer = nn.Linear(NUM_TERMS, 16).eval()
-    x = synthetic_inputs((NUM_TERMS,), num_inputs=16)
+    x = FLOATS.draw((16, NUM_TERMS))
     if positive:
         x = np.abs(x)
         layer.weight.data.abs_()
@@ -312,7 +313,7 @@ def test_what_pytorch_computes_in_float32_stays_within_sigma(arch, shape, option
     with torch.no_grad():
         module(torch.randn(32, *shape))  # statistics other than 0 and 1
     module.eval()
-    x = synthetic_inputs(shape, num_inputs=24)
+    x = FLOATS.draw((24, *shape))
     program = trace_any_batch(module, x)
     sigma = propagated_sigma(program, x)
     exact = run_module(copy.deepcopy(module).double(), x, dtype=torch.float64)
@@ -327,7 +328,7 @@ def test_the_batch_does_not_matter_and_the_module_is_not_changed():
     torch.manual_seed(0)
     module = build_network(ModelSpec(arch="resnet8_tiny", num_classes=10)).eval()
     before = copy.deepcopy(module.state_dict())
-    x = synthetic_inputs((3, 8, 8), num_inputs=11)
+    x = FLOATS.draw((11, 3, 8, 8))
     program = trace_any_batch(module, x)
     sigma = propagated_sigma(program, x)
     assert sigma.shape == (11, 10)
@@ -340,7 +341,7 @@ def test_the_batch_does_not_matter_and_the_module_is_not_changed():
 
 
 def test_sigma_grows_with_the_roundoff():
-    module, x = nn.Linear(5, 3).eval(), synthetic_inputs((5,), num_inputs=2)
+    module, x = nn.Linear(5, 3).eval(), FLOATS.draw((2, 5))
     program = trace_any_batch(module, x)
     fine, coarse = (propagated_sigma(program, x, unit_roundoff=u) for u in (2.0**-24, 2.0**-11))
     np.testing.assert_allclose(coarse / fine, 2.0**13)
@@ -348,12 +349,12 @@ def test_sigma_grows_with_the_roundoff():
 
 def test_several_outputs_are_laid_side_by_side():
     two = Function(lambda x: (x.sum(1, keepdim=True), x.reshape(-1, 2, 2)))
-    x = synthetic_inputs((4,), num_inputs=9)
+    x = FLOATS.draw((9, 4))
     assert propagated_sigma(trace_any_batch(two, x), x).shape == (9, 5)
 
 
 def test_an_operator_without_a_rule_is_refused_by_name():
-    x = synthetic_inputs((4,), num_inputs=2)
+    x = FLOATS.draw((2, 4))
     program = trace_any_batch(Function(lambda x: x.cumsum(1)), x)
     with pytest.raises(UnsupportedModelError, match="variance of cumsum is not known") as raised:
         propagated_sigma(program, x)
@@ -361,7 +362,7 @@ def test_an_operator_without_a_rule_is_refused_by_name():
 
 
 def test_a_weight_computed_from_the_input_is_refused():
-    x = synthetic_inputs((4, 4), num_inputs=2)
+    x = FLOATS.draw((2, 4, 4))
     program = trace_any_batch(Function(lambda x: F.linear(x[:, 0], x[0])), x)
     with pytest.raises(UnsupportedModelError, match="linear is not known"):
         propagated_sigma(program, x)
