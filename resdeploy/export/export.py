@@ -25,7 +25,7 @@ from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.files import atomic_write, file_info
 from resdeploy.fold.pipeline import optimize
-from resdeploy.graph.lower_opset import OLDEST_OPSET
+from resdeploy.graph.onnx_file import OLDEST_OPSET
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec

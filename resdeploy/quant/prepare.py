@@ -17,8 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.graph.lower_opset import OLDEST_OPSET
-from resdeploy.graph.onnx_file import copy_of, opset_of
+from resdeploy.graph.onnx_file import OLDEST_OPSET, copy_of, opset_of
 from resdeploy.quant.onnx_graph import (
     Constants,
     attribute,
