@@ -215,7 +215,7 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _build_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
     # Decay shrinks the maps. The vectors are biases and the gains and offsets of norms, whose
-    # size is what the data says it is.
+    # size follows from the data.
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     return torch.optim.SGD(
