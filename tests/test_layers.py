@@ -193,7 +193,6 @@ def test_sessions_are_opened_by_one_door():
 CALLS_BELOW = {
     "doctor": {"resdeploy.machine.doctor.examine"},
     "probe": {"resdeploy.machine.probe.probe"},
-    "selftest": {"resdeploy.export.source.load_source"},
 }
 # Beside verbs: options and progress, records, devices, and the names of the providers.
 OPEN_TO_COMMANDS = ("api", "cli", "errors", "remote", "schema", "session.providers")
