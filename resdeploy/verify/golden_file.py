@@ -109,21 +109,13 @@ def load_golden(path: Path) -> Golden:
     except FileNotFoundError as error:
         raise BundleError("The golden file is missing.", where=where) from error
     except KeyError as error:
-        raise BundleError(
-            f"The golden file has no array {error}.", where=where, fix=_FIX
-        ) from error
+        raise _damaged(f"file has no array {error}", where) from error
     except ResdeployError as error:
         raise BundleError(error.what, where=error.where, fix=error.fix or _FIX) from error
     except _DAMAGED as error:
-        raise BundleError(
-            f"The golden file cannot be read: {error}.", where=where, fix=_FIX
-        ) from error
+        raise _damaged(f"file cannot be read: {error}", where) from error
     if arrays:
-        raise BundleError(
-            f"The golden file has an array {min(arrays)!r} that does not belong there.",
-            where=where,
-            fix=_FIX,
-        )
+        raise _damaged(f"file has an array {min(arrays)!r} that does not belong there", where)
     _check(golden, where=where)
     return golden
 
@@ -131,8 +123,9 @@ def load_golden(path: Path) -> Golden:
 def _check(golden: Golden, *, where: str) -> None:
     """Raise BundleError unless the arrays are as in `Golden`."""
     num_inputs = golden.info.num_inputs
+    input_type = np.uint8 if golden.inputs.dtype == np.uint8 else np.float32
     wanted: list[tuple[str, NDArray[Any], type[np.generic], bool]] = [
-        ("inputs", golden.inputs, _input_type(golden), golden.inputs.ndim >= 2),
+        ("inputs", golden.inputs, input_type, golden.inputs.ndim >= 2),
         ("reference", golden.reference, np.float64, golden.reference.ndim == 2),
         ("noise_l2", golden.noise_l2, np.float64, golden.noise_l2.ndim == 1),
     ]
@@ -149,29 +142,21 @@ def _check(golden: Golden, *, where: str) -> None:
             what = f"has shape {array.shape}, which does not fit {num_inputs} inputs"
         else:
             continue
-        raise BundleError(f"The golden array {name!r} {what}.", where=where, fix=_FIX)
+        raise _damaged(f"array {name!r} {what}", where)
     if golden.sigma is not None:
         first_rows = golden.reference[: len(golden.sigma)] if golden.sigma.ndim else None
         if first_rows is None or golden.sigma.shape != first_rows.shape or not len(first_rows):
-            raise BundleError(
-                f"The golden array 'sigma' has shape {golden.sigma.shape}, which does not fit "
-                f"outputs of shape {golden.reference.shape}.",
-                where=where,
-                fix=_FIX,
-            )
+            what = f"has shape {golden.sigma.shape}, which does not fit outputs of shape"
+            raise _damaged(f"array 'sigma' {what} {golden.reference.shape}", where)
     # A NaN fails these comparisons too.
     if not np.all(golden.noise_l2 >= 0):
-        raise BundleError(
-            "The golden array 'noise_l2' holds a number that is no norm.", where=where, fix=_FIX
-        )
+        raise _damaged("array 'noise_l2' holds a number that is no norm", where)
     if golden.sigma is not None and not np.all(golden.sigma >= 0):
-        raise BundleError(
-            "The golden array 'sigma' holds a number that is no deviation.", where=where, fix=_FIX
-        )
+        raise _damaged("array 'sigma' holds a number that is no deviation", where)
 
 
-def _input_type(golden: Golden) -> type[np.generic]:
-    return np.uint8 if golden.inputs.dtype == np.uint8 else np.float32
+def _damaged(what: str, where: str) -> BundleError:
+    return BundleError(f"The golden {what}.", where=where, fix=_FIX)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -801,12 +801,16 @@ def test_goes_down_through_the_largest_where_no_scale_is_negative():  # crossing
     assert NONE_BELOW in refusal_below(body)
 
 
+def second_statistics(channels: int) -> dict[str, np.ndarray]:
+    return dict(zip(("g2", "b2", "m2", "v2"), statistics(channels, seed=5).values(), strict=True))
+
+
 def test_two_maps_go_down_into_one_layer():
     body = (
         "a = Relu (x) c = BatchNormalization (a, g2, b2, m2, v2) "
         "y = BatchNormalization (c, gamma, beta, mean, var) z = Conv (y, w)"
     )
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(4, seed=5).values(), strict=True))
+    more = second_statistics(4)
     check(model_of(body, channels=4, weights=more), folded=2)
 
 
@@ -815,7 +819,7 @@ def test_maps_on_both_sides_of_a_layer():
         "a = Relu (x) c = BatchNormalization (a, g2, b2, m2, v2) "
         f"y = Gemm <alpha = 0.5, beta = 2.0> (c, w, b) {BN}"
     )
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(4, seed=5).values(), strict=True))
+    more = second_statistics(4)
     more |= {"w": normal(4, 6), "b": normal(3, 6)}
     check(model_of(body, weights=more, **ROWS), folded=2)
 
@@ -910,6 +914,8 @@ def test_consumers_are_counted():
 
 # --- frozen BatchNorms ---------------------------------------------------------------------------
 
+FROZEN = {"s": normal(6, 1, 1), "t": normal(6, 1, 1)}
+
 
 @pytest.mark.parametrize("line", ["m = Mul (u, s) z = Add (m, t)", "m = Mul (s, u) z = Add (t, m)"])
 def test_a_frozen_batchnorm_folds(line):
@@ -938,21 +944,12 @@ def test_arithmetic_that_reaches_no_layer_is_not_reported(body):
     assert (report.folded, report.refused) == ((), ())
 
 
-def test_a_frozen_batchnorm_whose_product_is_read_stays():
+@pytest.mark.parametrize("reader", ["", " r = Relu (m)"])
+def test_a_frozen_batchnorm_whose_product_is_read_stays(reader):
     model = model_of(
-        f"{CONV} m = Mul (u, s) z = Add (m, t)",
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
-        outputs="float[a, b, c, d] z, float[a, b, c, d] m",
-    )
-    _, report = fold(model)
-    assert report.folded == ()
-
-
-def test_a_frozen_batchnorm_whose_product_is_read_by_another_stays():
-    model = model_of(
-        f"{CONV} m = Mul (u, s) z = Add (m, t) r = Relu (m)",
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
-        outputs="float[a, b, c, d] z, float[a, b, c, d] r",
+        f"{CONV} m = Mul (u, s) z = Add (m, t){reader}",
+        weights=FROZEN,
+        outputs=f"float[a, b, c, d] z, float[a, b, c, d] {'r' if reader else 'm'}",
     )
     _, report = fold(model)
     assert report.folded == ()
@@ -965,7 +962,7 @@ def test_a_frozen_batchnorm_in_two_graphs_stays():
     )
     model = model_of(
         body,
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
+        weights=FROZEN,
         inputs="float[2, 4, 5, 5] x, bool chosen",
     )
     _, report = fold(model)
@@ -994,8 +991,7 @@ def test_a_frozen_batchnorm_of_an_old_opset_stays():
 
 def test_a_frozen_batchnorm_and_a_plain_one():
     body = f"{CONV} m = Mul (u, s) y = Add (m, t) {BN}"
-    weights = {"s": normal(6, 1, 1), "t": normal(6, 1, 1)}
-    assert operators(check(model_of(body, weights=weights), folded=2)) == ["Conv"]
+    assert operators(check(model_of(body, weights=FROZEN), folded=2)) == ["Conv"]
 
 
 def test_a_frozen_batchnorm_that_another_map_has_taken_in():
@@ -1114,7 +1110,7 @@ def test_an_add_that_gives_a_matmul_more_features_is_no_bias():
 def test_a_matmul_that_an_add_follows_once_the_batchnorm_is_gone():
     """The Add was no bias when the layers were found, and must not become one half way."""
     body = f"u = MatMul (x, w) v = BatchNormalization (u, g2, b2, m2, v2) y = Add (v, k) {BN}"
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(6, seed=5).values(), strict=True))
+    more = second_statistics(6)
     more |= {"w": normal(4, 6), "k": normal(6)}
     assert operators(check(model_of(body, weights=more, **ROWS), folded=2)) == ["Gemm"]
 
