@@ -66,7 +66,7 @@ def load() -> dict[str, Any]:
 
 
 def values_at(data: Any, pointer: str) -> Iterator[float]:
-    """Yield what a JSON pointer leads to; `*` stands for every entry of a list."""
+    """Yield the values at a JSON pointer; `*` stands for every entry of a list."""
     found = [data]
     for part in pointer.split("/")[1:]:
         if part == "*":
@@ -103,7 +103,7 @@ def stated_values(figure: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 
 def agrees(stated: str, found: float) -> bool:
-    """Return whether a number, rounded to as many places as it is stated with, reads so."""
+    """Test for a number that reads as stated, rounded to that many places."""
     plain = stated.replace(",", "")
     return f"{found:.{len(plain.partition('.')[2])}f}" == plain
 

@@ -37,7 +37,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class ReportedError(Exception):
-    """An error with the three parts a stranger needs: what happened, where, and how to fix it."""
+    """An error in three parts: what happened, where, and the fix."""
 
     exit_code: ClassVar[int]
 
@@ -48,12 +48,8 @@ class ReportedError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.where is not None:
-            lines.append(f"  where: {self.where}")
-        if self.fix is not None:
-            lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        parts = (("", self.what), ("  where: ", self.where), ("  fix:   ", self.fix))
+        return "\n".join(f"{title}{part}" for title, part in parts if part is not None)
 
 
 class ResdeployError(ReportedError):

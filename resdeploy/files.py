@@ -1,6 +1,6 @@
 """Files by content, and outputs that are whole or absent.
 
-An output is made in a private folder beside its target, on the same file system, and renamed into
+An output is made in a private folder next to its target, on the same file system, and renamed into
 place at the end. A run that fails or is killed leaves the target as it was: never half of it.
 """
 
@@ -51,7 +51,7 @@ def file_info(path: Path, *, relative_to: Path) -> FileInfo:
 
 
 def refuse_outside_weight(name: str, location: str, *, model: Path | None) -> None:
-    """Raise unless a weight's file is one below the folder of its model: a model is not trusted.
+    """Refuse a weight's file outside the folder of its model: a model is not trusted.
 
     Args:
         name: the weight.
@@ -91,14 +91,14 @@ def atomic_write(
 ) -> Iterator[Path]:
     """Give a path to write to; the file appears at `path` when the block ends well.
 
-    The temporary path has the file name of `path`, so that a writer that looks at the name or its
-    suffix does what it would have done there. Whatever else the block writes beside it is dropped.
+    The temporary path has the file name of `path`, as some writers depend on the name or its
+    suffix. Other files that the block writes next to it are dropped.
 
     Args:
         path: the file to make.
         force: replace an existing file.
-        companion: the name of a second file that the block may write beside the first, and that
-            is kept beside it: both appear, or neither.
+        companion: the name of a second file that the block may write next to the first: both
+            appear, or neither.
 
     Raises:
         ResdeployError: a target exists and `force` is not given, or is not a regular file, or
@@ -118,9 +118,9 @@ def atomic_write(
 
 
 def _replace_pair(temporary: Path, path: Path, companion: str) -> None:
-    """Rename a file and its companion into place, or put back what was there.
+    """Rename a file and its companion into place, or put the old ones back.
 
-    An old file steps aside first: it must never stand beside the companion of the new one.
+    An old file steps aside first: it must never stand next to the companion of the new one.
     """
     second = path.with_name(companion)
     aside = temporary.parent / "old"
@@ -149,7 +149,7 @@ def atomic_directory(
         force: replace an existing folder, with all that is in it.
         marker: a file name that shows an existing folder to be one of ours; `force` replaces a
             folder only if it has this file or is empty, so that a slip of the hand
-            (`-o . --force`) does not delete a stranger's files.
+            (`-o . --force`) does not delete other files.
 
     Raises:
         ResdeployError: the target exists and may not be replaced, or the folder around it is
@@ -176,7 +176,7 @@ def atomic_directory(
 
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """Give a private folder beside `target`, and remove it whatever happens."""
+    """Give a private folder next to `target`, and remove it at the end in any case."""
     parent = target.absolute().parent
     if not parent.is_dir():
         raise ResdeployError(
@@ -221,7 +221,7 @@ def _refuse_existing_file(path: Path, *, force: bool) -> None:
 
 
 def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
-    """Raise what `atomic_directory` would, before the work that leads there."""
+    """Raise the errors of `atomic_directory` about `path`, before the work that leads there."""
     if not os.path.lexists(path):
         return
     if not path.is_dir():

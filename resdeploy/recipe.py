@@ -1,4 +1,4 @@
-"""Read a recipe: `models/NAME/recipe.toml`, with `labels.txt` beside it, to a `Recipe`."""
+"""Recipes, read from `models/NAME/recipe.toml` and its `labels.txt`."""
 
 import dataclasses
 import tomllib

@@ -7,7 +7,6 @@ import json
 import math
 import pickle
 import pkgutil
-import sys
 import types
 import typing
 
@@ -103,7 +102,7 @@ def test_every_record_is_frozen_slotted_keyword_only_and_public(cls):
     assert issubclass(cls, Record)
     assert "__slots__" in vars(cls)
     assert all(field.kw_only for field in dataclasses.fields(cls))
-    assert cls.__name__ in sys.modules[cls.__module__].__all__
+    assert cls.__name__[0] != "_"
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}("), "the docstring is dataclass's own"
 

@@ -1,4 +1,4 @@
-"""How often `bench --against` calls a model slower than itself, and how often it sees 3 %.
+"""Error rates of `bench --against`: a model slower than itself, and 3 % unseen.
 
 Each A/A trial is a whole comparison of a small network with itself: every verdict but "cannot tell"
 is a false call. Each slow trial compares it with one that has a further 1 x 1 convolution, some 3 %
@@ -91,7 +91,7 @@ def bootstrap_over_runs(blocks: Sequence[BenchBlock], seed: int) -> tuple[float,
 
 
 def trial(comparison: BenchComparison, seed: int) -> dict:
-    """Return what one comparison came to; of the raw latencies, the ratio of each block."""
+    """Return the result of one comparison; of the raw latencies, the ratio of each block."""
     return {
         "p50": to_json(comparison.p50),
         "p99": to_json(comparison.p99),

@@ -1,4 +1,4 @@
-"""Whether `bench` times what a plain loop times, what it adds to a run, and what it imports.
+"""Agreement of `bench` with a plain loop, its overhead on a run, and its imports.
 
 Processes take turns: one is `bench`'s worker, with an I/O binding as it uses it; the other a loop
 around `run_with_iobinding` that uses nothing of resdeploy. Both do the same numbers of runs of the

@@ -1,1 +1,1 @@
-"""Prove and time the networks on a GPU, beside everything else that can run them there."""
+"""Proofs and timings of the networks on a GPU, against every other runtime for them there."""

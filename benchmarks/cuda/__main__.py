@@ -1,4 +1,4 @@
-"""The one command: `python -m benchmarks.cuda`. What it measures is in the README beside it."""
+"""The one command: `python -m benchmarks.cuda`. Its measurements are described in the README."""
 
 import signal
 import sys

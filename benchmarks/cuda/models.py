@@ -28,7 +28,7 @@ _NUM_STATISTICS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """Where the files of one network lie, whether or not they have been made."""
+    """Paths of the files of one network, made or not."""
 
     folder: Path
 
@@ -50,7 +50,7 @@ class Files:
 
     @property
     def work(self) -> Path:
-        """What the layers have to do."""
+        """Work of the layers."""
         return self.folder / "work.json"
 
     def model(self, form: Form) -> Path:
@@ -58,7 +58,7 @@ class Files:
         return self.folder / f"{form}.onnx"
 
     def read_work(self) -> NetworkWork:
-        """Return what the layers have to do.
+        """Return the work of the layers.
 
         Raises:
             ResdeployError: the file is damaged.

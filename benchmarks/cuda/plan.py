@@ -1,4 +1,4 @@
-"""What there is to do, the most informative first: a run may be cut short at any moment."""
+"""Cases of a run, the most informative first: it may be cut short at any moment."""
 
 import dataclasses
 import itertools

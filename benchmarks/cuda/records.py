@@ -1,4 +1,4 @@
-"""What a run is asked for and what it writes: records with a JSON form, as those of resdeploy."""
+"""Records of a run, its request and its results, with a JSON form as those of resdeploy."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ Form = Literal["float32", "float16", "int8"]
 
 @record
 class RunSpec(Record):
-    """What decides the numbers of a run; results of another one are not mixed with it.
+    """Settings that decide the numbers of a run; results of another one are not mixed with it.
 
     Attributes:
         provider: the short name of the provider to look at.
@@ -47,7 +47,7 @@ class RunSpec(Record):
     num_runs: int = 100
 
     def runs_for(self, batch_size: int) -> int:
-        """Return how many runs are timed at a batch: fewer of those that take long by themselves.
+        """Return the number of timed runs at a batch size: fewer where one takes long.
 
         Each still is hundreds of samples; 20 is the least that a median is worth.
         """
@@ -79,7 +79,7 @@ class Case(Record):
 
     @property
     def key(self) -> str:
-        """What tells it from every other."""
+        """Its key among all cases."""
         return json.dumps(to_json(self), sort_keys=True)
 
     @property
@@ -98,12 +98,12 @@ class Case(Record):
 
     @property
     def arithmetic(self) -> PrecisionName:
-        """What it claims to compute in: float32, tf32, float16 or int8."""
+        """Its nominal precision: float32, tf32, float16 or int8."""
         return arithmetic(self.form, self.session or SessionSpec())
 
 
 def arithmetic(form: Form, session: SessionSpec) -> PrecisionName:
-    """Return what a model of a form claims to compute in, in a session."""
+    """Return the nominal precision of a form in a session."""
     return "tf32" if form == "float32" and session.use_tf32 else form
 
 
@@ -115,7 +115,7 @@ def session_title(session: SessionSpec) -> str:
 
 @record
 class Ceilings(Record):
-    """What the device can do at best, by torch; what it cannot is in `missing`, with the reason.
+    """Ceilings of the device, by torch; `missing` has the reason for each that is absent.
 
     Attributes:
         device: torch's name for it.
@@ -135,7 +135,7 @@ class Ceilings(Record):
 
 @record
 class LayerWork(Record):
-    """What one kernel must do for one sample: arithmetic, and float32 bytes read and written.
+    """Work of one kernel for one sample: arithmetic, and float32 bytes read and written.
 
     `fixed_bytes` are those that a batch shares, its weights; `sample_bytes` those of each sample.
     """
@@ -156,7 +156,7 @@ class NetworkWork(Record):
 
 @record
 class Timed(Record):
-    """What became of one of those timed in turn, in one process.
+    """Result of one contender timed in turn, in one process.
 
     Attributes:
         name: in tables.
@@ -177,7 +177,7 @@ class Timed(Record):
 
 @record
 class Outcome(Record):
-    """What became of a case: one of the records below, or the reason why there is none.
+    """Outcome of a case: one of the records below, or the reason why there is none.
 
     `duration_s` is the time of its process, from its start to its end; 0 until that is known.
     """
@@ -193,7 +193,7 @@ class Outcome(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether it was done, and nothing speaks against what was verified."""
+        """True if it was done, and every verification passed."""
         return self.failure is None and (self.verify is None or self.verify.passed)
 
 
@@ -207,5 +207,5 @@ class GpuReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether every case did; at least one."""
+        """True if every case passed, of at least one."""
         return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)

@@ -1,4 +1,4 @@
-"""What a device could do at best, and the least time that a network's layers take on it.
+"""Roofline of a device, and the least time of a network's layers on it.
 
 A layer must do its multiplications and must move its bytes; a device does both at once, each at a
 rate that a large matrix product and a large copy show. No run is faster than
@@ -56,7 +56,7 @@ class Bound:
 
     @property
     def limit(self) -> Literal["arithmetic", "memory"]:
-        """What most of the time is limited by."""
+        """Resource that limits most of the time."""
         return "memory" if self.memory_share > 0.5 else "arithmetic"
 
 
@@ -80,7 +80,7 @@ def bound_of(
 
 
 def work_of(model: Path) -> NetworkWork:
-    """Return what each kernel of a float32 model must do.
+    """Return the work of each kernel of a float32 model.
 
     From the shapes of two profiles on the CPU, of one sample and of two: what the second adds
     belongs to a sample, and the rest is shared. At the graph level "all" a convolution takes its
@@ -121,7 +121,7 @@ def work_of(model: Path) -> NetworkWork:
 
 
 def measure_ceilings(device: str, *, matrix_size: int, copy_bytes: int) -> Ceilings:
-    """Return what torch's largest products and copies reach on `device`: the best of some tries.
+    """Return the rates of torch's largest products and copies on `device`: the best of some tries.
 
     Args:
         device: "cpu" or "cuda".

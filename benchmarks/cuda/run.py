@@ -39,7 +39,7 @@ _START_SHARE, _ALL_STARTED_SHARE = 0.4, 0.7
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long a case may take, when all must be over (on `time.monotonic`), and who is left out.
+    """Limits: of a case, of the whole run (on `time.monotonic`), and the peers left out.
 
     `end_s` is None where nobody waits.
     """
@@ -94,7 +94,7 @@ class Store:
         return cls(folder, report, retry=retry)
 
     def is_done(self, case: Case) -> bool:
-        """Whether a case needs no further run."""
+        """Test for a case that needs no further run."""
         outcome = next((o for o in self.report.outcomes if o.case.key == case.key), None)
         return outcome is not None and (outcome.passed or not self._retry)
 
@@ -192,7 +192,7 @@ def _needs(case: Case, files: Files, store: Store) -> Outcome | None:
 def run_case(
     case: Case, spec: RunSpec, models: Path, limits: Limits, *, case_s: float
 ) -> Outcome | None:
-    """Return what a case came to in a process of its own; None if only the end of all cut it off.
+    """Return the outcome of a case in a process of its own; None if the end of the run cut it off.
 
     Args:
         case: what to do.

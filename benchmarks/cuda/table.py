@@ -1,4 +1,4 @@
-"""A report as a page of Markdown: verdicts, latencies beside the roofline, settings, peers."""
+"""A report as a page of Markdown: verdicts, latencies against the roofline, settings, peers."""
 
 import math
 import statistics
@@ -106,7 +106,7 @@ def _bits(is_deterministic: bool, difference: float) -> str:
 
 
 def _switches(outcome: Outcome) -> Iterator[str]:
-    """Yield what a faster arithmetic is to blame for, of the sessions whose provider has one."""
+    """Yield the deviations due to a faster arithmetic, of the sessions whose provider has one."""
     if outcome.verify is None or outcome.case.form != "float32":
         return
     for verdict in outcome.verify.verdicts:
@@ -211,7 +211,7 @@ def _turns(report: GpuReport, kind: str, title: str, baseline: str | None) -> It
 
 
 def _tally(tables: Iterable[Sequence[Sequence[Timed]]], baseline: str) -> Iterator[tuple[str, ...]]:
-    """Yield what of all tables together says whether a default is right."""
+    """Yield the evidence of all tables for and against each default."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for blocks in tables:
         for name, ratio in ratios_of(blocks, baseline).items():

@@ -1,4 +1,4 @@
-"""How fast `resdeploy train` steps, beside torch's own plain loop and the device's roofline.
+"""Speed of a step of `resdeploy train`, against torch's own plain loop and the roofline.
 
     python -m benchmarks.cuda.train_speed --json benchmarks/cuda/train_speed.json
     python -m benchmarks.cuda.train_speed --device cpu --arch resnet18 --side 32 --batch 2 --steps 4
@@ -63,7 +63,7 @@ class Way(Record):
 
 @record
 class WaySpeed(Record):
-    """What a way came to.
+    """Result of a way.
 
     Attributes:
         way: it.
@@ -125,7 +125,7 @@ def ways_on(*, compiles: bool) -> list[Way]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all ways have in common: the network, its images, and how many of them."""
+    """Workload of all ways: the network, its images, and their number."""
 
     arch: str
     side: int
@@ -288,7 +288,7 @@ def _own_epoch(
 def _plain_epoch(
     setting: Setting, way: Way, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[], float]:
-    """Return what trains one epoch as torch's tutorials do, and returns its seconds."""
+    """Return a call that trains one epoch as torch's tutorials do, and returns its seconds."""
     import torch
     import torch.nn.functional as F
 

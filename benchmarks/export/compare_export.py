@@ -1,4 +1,4 @@
-"""How long `resdeploy export` of a ResNet-50 takes, beside a bare export that verifies nothing.
+"""Duration of `resdeploy export` of a ResNet-50, against a bare export without verification.
 
 Both are whole processes, from a weight file to an ONNX file, run in turn:
 

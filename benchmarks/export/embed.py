@@ -1,4 +1,4 @@
-"""What embedding the preprocessing costs, and in which form it costs least.
+"""Cost of embedded preprocessing, in each of its forms.
 
 A ResNet-20 on pixels, uint8 NHWC, in four forms timed in turn; the claim is the ratio to the first,
 with its interval over blocks of fresh processes, each on one core. Beside it stands how far the

@@ -1,4 +1,4 @@
-"""What the graph passes are worth: option A's shortcut in three forms, the mean in two.
+"""Gain of the graph passes: option A's shortcut in three forms, the mean in two.
 
 One model in several forms is timed in turn; the claim is the ratio to the form that torch exports,
 with its interval over blocks of fresh processes, each on one core.

@@ -1,4 +1,4 @@
-"""What other tools do with each condition of BatchNorm folding.
+"""Other tools under each condition of BatchNorm folding.
 
 Every case of `tests/support/fold_suite.py` goes through every peer. The result is held against the
 module in float64:
@@ -60,7 +60,7 @@ class NotApplicableError(Exception):
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a peer made of a case: how to run it, and how many BatchNorms are left in it."""
+    """Result of a peer on a case: a call that runs it, and the number of BatchNorms left."""
 
     run: Callable[..., Any]
     num_left: int
@@ -68,7 +68,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: `kind` is ok, wrong, crash or n/a."""
+    """Outcome of a case: `kind` is ok, wrong, crash or n/a."""
 
     kind: str
     folded: int | None = None

@@ -1,4 +1,4 @@
-"""What a fold costs, beside the `torch.export` trace it works on.
+"""Cost of a fold, against the `torch.export` trace before it.
 
 Each run is a process of its own: it traces a network, translates and folds it, and reports the
 seconds of trace and fold, and how much the peak memory grew while folding. The claims are the ratio

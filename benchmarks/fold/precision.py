@@ -1,4 +1,4 @@
-"""How much of the outputs' error comes from rounding folded weights: resdeploy beside torch's fold.
+"""Share of rounded folded weights in the outputs' error: resdeploy against torch's fold.
 
 Both fold the same network; the folded float32 weights are then evaluated in float64, so that what
 is left is the error of the weights alone. The claim is the ratio of the two errors, each the
@@ -65,7 +65,7 @@ def fold_by_torch(network: nn.Module, report: FoldReport) -> dict[str, torch.Ten
 
 
 def logits_in_float64(arch: str, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Return what the folded weights compute when nothing else is rounded."""
+    """Return the outputs of the folded weights with all else in float64."""
     spec = ModelSpec(arch=arch, num_classes=1000, options={"norm": "none"})
     network = build_network(spec).double().eval()
     network.load_state_dict({name: tensor.double() for name, tensor in weights.items()})

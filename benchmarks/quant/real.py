@@ -1,4 +1,4 @@
-"""What `quantize` leaves of a real ResNet-20, on images that neither calibrated nor judged it.
+"""Accuracy of a real ResNet-20 after `quantize`, on images outside calibration and judgement.
 
     python benchmarks/quant/real.py resnet20-12fca82f.th cifar10.npz --json real.json
 

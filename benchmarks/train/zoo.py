@@ -1,4 +1,4 @@
-"""What the embedded recipes of the zoo reach: test accuracy after the last epoch, seed by seed.
+"""Accuracy of the embedded recipes of the zoo: after the last epoch, seed by seed.
 
 python benchmarks/train/zoo.py --json benchmarks/train/zoo.json    # some five minutes
 python benchmarks/train/zoo.py --recipe digits-resnet8 --seeds 1 --json one.json

@@ -1,1 +1,1 @@
-"""How fast what `tune` finds is, and how good its search."""
+"""Speed of the winners of `tune`, and quality of its search."""

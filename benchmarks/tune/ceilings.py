@@ -1,4 +1,4 @@
-"""How much faster this machine multiplies int8 than float32: what int8 can gain at most.
+"""Ceiling of int8: the rate of its matrix product over that of float32 on this machine.
 
     python benchmarks/tune/ceilings.py --json benchmarks/tune/ceilings.json
 

@@ -1,4 +1,4 @@
-"""How fast what `tune` finds is, beside what else there is on this machine.
+"""Latency of the winner of `tune`, against the other ways to run the model on this machine.
 
     python -m benchmarks.tune.compare CHECKPOINT BUNDLE INT8 --json X.json
 
@@ -70,7 +70,7 @@ def write_labelled(out: Path, shape: Sequence[int]) -> Path:
 
 
 def search(python: str, bundle: Path, batch: int, *options: str) -> tuple[TuneReport, float]:
-    """Return what `resdeploy tune` reports in an interpreter, and how many seconds it took."""
+    """Return the report of `resdeploy tune` in an interpreter, and its duration in seconds."""
     start = time.monotonic()
     done = subprocess.run(
         [python, "-m", "resdeploy", "tune", str(bundle), "--batch", str(batch), "--json", *options],
@@ -128,7 +128,7 @@ def found_by_tune(
 def others(
     checkpoint: Path, model: Path, plain_int8: Path, openvino: str | None
 ) -> dict[str, Contender]:
-    """Return what a user would have without resdeploy."""
+    """Return the contenders without resdeploy."""
 
     def by(runner: str, path: Path, python: str | None = None) -> Contender:
         return path, BenchSpec(session=SessionSpec(), runner=RunnerSpec(name=runner, python=python))
@@ -152,7 +152,7 @@ def compared(
     runs: int,
     on_block: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Return what was run, the median of each in every block, and the ratios."""
+    """Return the contenders, the median of each in every block, and the ratios."""
     num_runs = max(12, runs // batch)
     sides = [
         (

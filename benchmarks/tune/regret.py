@@ -1,4 +1,4 @@
-"""What the race of `tune` gives away, and whether its accuracy budget holds on other samples.
+"""Regret of the race of `tune`, and hold of its accuracy budget on other samples.
 
 Regret: `tune` races, and stops timing whoever is beaten. Here every candidate that it let in is
 also timed in full, in many more blocks, all of a block in turn. The fastest of these and the pick
@@ -189,7 +189,7 @@ def hold_to_other_half(
     y: np.ndarray,
     seed: int,
 ) -> State:
-    """Return what `tune` let in on one half of the samples, and how each does on the other."""
+    """Return the admitted models of one half of the samples, and the drop of each on the other."""
     assert spec.max_drop is not None
     order = np.random.default_rng((1, seed)).permutation(len(x))
     halves = order[: len(x) // 2], order[len(x) // 2 :]
@@ -349,7 +349,7 @@ def main(
 
 
 def read_state(path: Path, about: State) -> State:
-    """Return what an earlier run came to, if it was about the same."""
+    """Return the blocks of an earlier run with the same identity."""
     fresh: State = {**about, "searches": [], "exhaustive": [], "budget": []}
     if not path.exists():
         return fresh

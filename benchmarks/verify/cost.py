@@ -1,4 +1,4 @@
-"""What certifying a ResNet-50 costs (L0 to L3), beside one float64 pass of its inputs in torch.
+"""Cost of certifying a ResNet-50 (L0 to L3), against one float64 pass of its inputs in torch.
 
 Both in one process, in turn, several times; the claim is the ratio, pair by pair. The certificate
 holds that pass, too: it is where its reference comes from.

@@ -1,4 +1,4 @@
-"""How often a correct implementation is called wrong: the null distribution of the verdict.
+"""Null distribution of the verdict: the rate of false alarms on correct implementations.
 
 Networks with random weights and perturbed BatchNorm statistics go through implementations that are
 all correct, and differ in the order of summation, in the kernels, and in where and how BatchNorm

@@ -1,4 +1,4 @@
-"""What catches each planted fault, in four networks, beside fixed tolerances.
+"""Evidence that catches each planted fault, in four networks, against fixed tolerances.
 
 python benchmarks/verify/selftest.py --resnet20 resnet20.th --json selftest.json
 """

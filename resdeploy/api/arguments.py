@@ -10,39 +10,29 @@ from resdeploy.schema.recipes import DataSpec, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import nn
 
     from resdeploy.export.source import SourceModel
 
 __all__ = [
-    "Data",
-    "OnProgress",
-    "OnStage",
-    "PathLike",
-    "Providers",
-    "Source",
-    "data_of",
-    "export_spec",
-    "is_bundle",
-    "is_path",
-    "model_of",
-    "one_of",
-    "optional_data",
-    "optional_path",
-    "path_of",
-    "sessions_of",
-    "silent",
-    "source_spec",
+    *("Data", "Inputs", "OnProgress", "OnStage", "PathLike", "Providers", "Source"),
+    *("data_of", "export_spec", "is_bundle", "is_path", "model_of", "one_of", "optional_data"),
+    *("optional_path", "path_of", "session_of", "sessions_of", "silent", "source_spec"),
 ]
 
 PathLike = str | os.PathLike[str]
 Data = str | os.PathLike[str] | DataSpec
 Providers = str | SessionSpec | Sequence[str | SessionSpec]
-# A trained model: loaded, a module of torch, a request, or a path.
 if TYPE_CHECKING:
+    # A trained model: loaded, a module of torch, a request, or a path.
     Source = SourceModel | nn.Module | SourceSpec | str | os.PathLike[str]
+    Input = PathLike | Image | NDArray[Any]
+    # Samples for a bundle: an image, an array, a file or folder of them, or several of these.
+    Inputs = Input | Sequence[Input]
 else:
-    Source = Any
+    Source = Inputs = Any
 
 OnStage = Callable[[str], None]
 OnProgress = Callable[[int, int | None, str], None]
@@ -53,7 +43,7 @@ def silent(*_: object) -> None:
 
 
 def is_path(value: object) -> bool:
-    """Return whether a value names a file or a folder."""
+    """Return True for a path."""
     return isinstance(value, str | os.PathLike)
 
 
@@ -80,22 +70,22 @@ def one_of(value: str, name: str, choices: Iterable[str]) -> None:
 
 
 def is_bundle(path: Path) -> bool:
-    """Return whether a path is that of a bundle, a folder or an archive, and not of a file."""
+    """Return True for a folder or an archive, the forms of a bundle."""
     from resdeploy.bundle.archive import is_archive
 
     return path.is_dir() or is_archive(path)
 
 
 def sessions_of(provider: Providers, name: str = "provider") -> list[SessionSpec]:
-    """Return the sessions that a provider's name, a `SessionSpec` or several of them ask for.
+    """Return the sessions for a provider's name, a `SessionSpec` or several of them.
 
     Raises:
         TypeError: one is neither.
         ValueError: there is none.
     """
-    found: list[Any] = (
-        [provider] if isinstance(provider, str | SessionSpec) else [*_iterable(provider, name)]
-    )
+    found: list[Any] = [provider]
+    if isinstance(provider, Iterable) and not isinstance(provider, str):
+        found = [*provider]
     if not found:
         raise ValueError(f"{name} must name at least one")
     for one in found:
@@ -104,10 +94,12 @@ def sessions_of(provider: Providers, name: str = "provider") -> list[SessionSpec
     return [SessionSpec(provider=one) if isinstance(one, str) else one for one in found]
 
 
-def _iterable(value: Any, name: str) -> Iterable[Any]:
-    if not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a name or a SessionSpec, not {type(value).__name__}")
-    return value
+def session_of(provider: Providers, name: str = "provider") -> SessionSpec:
+    """Return the session for a provider's name or a `SessionSpec`; ValueError for several."""
+    session, *others = sessions_of(provider, name)
+    if others:
+        raise ValueError(f"{name} must be one")
+    return session
 
 
 def data_of(data: Data, name: str = "data") -> DataSpec:
@@ -135,7 +127,7 @@ def export_spec(
     """Return the request to export, in a form that the target's runtime reads.
 
     Raises:
-        ResdeployError: the target's record is missing, or its runtime reads nothing so new.
+        ResdeployError: the target's record is missing, or its runtime is too old for `opset`.
         ValueError: `batch` is neither "dynamic" nor a number of samples.
     """
     from resdeploy.machine.compatibility import for_target
@@ -163,13 +155,13 @@ def model_of(
     embed_preprocess: bool = False,
     name: str = "source",
 ) -> "SourceModel":
-    """Return a trained model from whatever stands for one.
+    """Return the trained model of a source.
 
     Args:
         source: a `Model`, a module of torch in eval mode on the CPU, or a checkpoint's path.
         input_shape: of one sample, without the batch; a module needs it.
-        embed_preprocess: make its preprocessing part of it, so that it takes pixels.
-        name: what the caller calls it.
+        embed_preprocess: make its preprocessing part of the model, which then takes pixels.
+        name: the name of the argument.
 
     Raises:
         ResdeployError: the file is not what it should be; the module is in training mode, or on

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, get_args, overload
 
 from resdeploy.api.arguments import (
     OnProgress,
@@ -39,21 +38,21 @@ __all__ = ["bench"]
 _PROFILE_RUNS = 50
 
 
+class _Timing(TypedDict, total=False):
+    provider: Providers | None
+    batch_size: int | Sequence[int]
+    num_runs: int
+    num_warmup: int | None
+    scenario: Scenario
+    qps: float | None
+    seed: int
+    loadgen: LoadgenSpec | None
+    profile: bool
+    on_progress: OnProgress
+
+
 @overload
-def bench(
-    model: PathLike,
-    *,
-    provider: Providers | None = None,
-    batch_size: int | Sequence[int] = 1,
-    num_runs: int = 200,
-    num_warmup: int | None = None,
-    scenario: Scenario = "single-stream",
-    qps: float | None = None,
-    seed: int = 0,
-    loadgen: LoadgenSpec | None = None,
-    profile: bool = False,
-    on_progress: OnProgress = silent,
-) -> BenchReport: ...
+def bench(model: PathLike, **timing: Unpack[_Timing]) -> BenchReport: ...
 @overload
 def bench(
     model: PathLike,
@@ -63,16 +62,7 @@ def bench(
     against_provider: str | SessionSpec | None = None,
     num_blocks: int = 8,
     max_slowdown: float | None = None,
-    provider: Providers | None = None,
-    batch_size: int | Sequence[int] = 1,
-    num_runs: int = 200,
-    num_warmup: int | None = None,
-    scenario: Scenario = "single-stream",
-    qps: float | None = None,
-    seed: int = 0,
-    loadgen: LoadgenSpec | None = None,
-    profile: bool = False,
-    on_progress: OnProgress = silent,
+    **timing: Unpack[_Timing],
 ) -> BenchReport | BenchComparison: ...
 def bench(
     model: PathLike,
@@ -98,23 +88,23 @@ def bench(
     Args:
         model: an ONNX file; or a bundle, every byte of which is checked first.
         provider: where to run: names, or `SessionSpec`s, each timed; None for cpu, and of a bundle
-            for the way that `tune` found for this machine.
+            for the settings that `tune` found for this machine.
         batch_size: samples of one run; of several, each is timed with each of `provider`.
-        num_runs: how many runs are timed.
+        num_runs: number of timed runs.
         num_warmup: runs of warm-up; None until the times have settled.
         scenario: one run after the other; all at once; or at random times.
-        qps: runs asked for in a second, of the scenario "server".
+        qps: mean runs per second, of the scenario "server".
         seed: of those random times.
-        loadgen: let MLCommons LoadGen ask for the runs.
-        profile: time each layer too, beside what the CPU can do.
+        loadgen: let MLCommons LoadGen drive the runs.
+        profile: time each layer too, beside the CPU's peak rates.
         against: time `model` in turn with this one; by another runner where one is named before a
             colon, as in "torch:resnet50.pth"; or hold it against a saved result, a `.json`, which
             is weaker evidence.
         against_source: of torch, the architecture of the checkpoint, or the factory of a module.
-        against_provider: where the other runs; the same model if there is no `against`.
+        against_provider: the other's session; of the same model without `against`.
         num_blocks: pairs of fresh processes of a comparison.
         max_slowdown: the fraction by which `model` may be slower than the other.
-        on_progress: told how many runs or blocks are done, of how many, and a remark.
+        on_progress: called with the runs or blocks done, their total or None, and a remark.
 
     Returns:
         A `BenchReport`, whose `.p50_ms` is the median latency in milliseconds and whose `.results`
@@ -123,7 +113,7 @@ def bench(
 
     Raises:
         ResdeployError: arguments contradict each other, or the model cannot be timed.
-        ProviderError: a provider did not start: never is it the time of another.
+        ProviderError: a provider did not start; another one is never timed instead.
 
     Example:
         >>> resdeploy.bench("resnet50.onnx").p50_ms
@@ -194,12 +184,12 @@ def bench(
 def _runner_of(
     against: PathLike | None, source: SourceSpec | None
 ) -> tuple[RunnerSpec | None, Path | None]:
-    """Return the runner and the file that `against` names; no runner for a session like ours."""
+    """Return the runner and the file of `against`; no runner for a session of resdeploy."""
     name, colon, rest = ("", "", "") if against is None else str(against).partition(":")
     if not colon or Path(str(against)).exists():
         if source is not None:
             raise ResdeployError(
-                "An architecture, or a module, was given for a model that says what it is.",
+                "An architecture, or a module, was given for a model that needs none.",
                 where=f"against {against}",
                 fix="name the runner before the checkpoint, as in torch:CHECKPOINT",
             )
@@ -221,7 +211,7 @@ def _runner_of(
 
 
 def _by_runner(spec: BenchSpec, runner: RunnerSpec, ours: SessionSpec) -> BenchSpec:
-    """Return what to time of another runner, which has no option of a session but its threads."""
+    """Return the spec of another runner, which has no option of a session but its threads."""
     session = spec.session
     if dataclasses.replace(session, num_threads=ours.num_threads) != ours:
         raise ResdeployError(
@@ -249,7 +239,7 @@ def _refuse_contradictions(
 def _ways(
     model: Path, specs: Sequence[BenchSpec], bundle: "BundleFolder | None"
 ) -> list[tuple[Path, BenchSpec]]:
-    """Return what to time: of a bundle as `tune` found it, unless the caller says how."""
+    """Return the models and specs to time; of a bundle, those that `tune` found."""
     if bundle is None:
         return [(model, spec) for spec in specs]
     from resdeploy.bundle.tuned_settings import fastest_way
@@ -261,10 +251,6 @@ def _ways(
     return ways
 
 
-def _tell(on_progress: OnProgress, remark: str, done: int) -> None:
-    on_progress(done, None, remark)
-
-
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:
     from resdeploy.bench import bench as timing
 
@@ -272,12 +258,10 @@ def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> B
     for number, (model, spec) in enumerate(ways):
         is_plain = spec.scenario == "single-stream" and spec.loadgen is None
         bound = spec.num_runs if is_plain else 0
-        remark = f"{number + 1} of {len(ways)}"
-        results.append(
-            timing.bench(
-                model,
-                dataclasses.replace(spec, num_bound_runs=bound),
-                on_run=functools.partial(_tell, on_progress, remark),
-            )
-        )
+
+        def on_run(done: int, remark: str = f"{number + 1} of {len(ways)}") -> None:
+            on_progress(done, None, remark)
+
+        spec = dataclasses.replace(spec, num_bound_runs=bound)
+        results.append(timing.bench(model, spec, on_run=on_run))
     return BenchReport(results=tuple(results))

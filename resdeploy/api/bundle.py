@@ -4,11 +4,11 @@ import contextlib
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from resdeploy.api.arguments import (
     Data,
+    Inputs,
     OnStage,
     PathLike,
     Providers,
@@ -18,15 +18,12 @@ from resdeploy.api.arguments import (
     optional_data,
     optional_path,
     path_of,
-    sessions_of,
+    session_of,
     silent,
 )
 from resdeploy.errors import ResdeployError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
     from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
 
 __all__ = ["Bundle", "bundle"]
@@ -50,24 +47,24 @@ def bundle(
     force: bool = False,
     on_stage: OnStage = silent,
 ) -> "Manifest":
-    """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and their answers.
+    """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and outputs.
 
     Args:
         source: a `Model`, a torch module in eval mode, or a checkpoint's path.
         out: the folder to write, or one file, `NAME.zip`.
         input_shape: of one sample, without the batch; a module needs it.
-        name: what the model is called; by default as `out` is.
+        name: the model's name; by default that of `out`.
         data: take golden inputs from this data set; by default they are seeded.
-        num_inputs: how many.
-        opset: as of `export`, as are `target`, `batch` and `embed_preprocess`.
-        target: the record that `resdeploy probe -o` wrote on the target.
-        batch: "dynamic", or a fixed number of samples.
-        embed_preprocess: make the preprocessing part of the model, which then takes pixels.
+        num_inputs: number of golden inputs.
+        opset: as of `export`.
+        target: as of `export`.
+        batch: as of `export`.
+        embed_preprocess: as of `export`.
         triton: also write it into this model repository of Triton.
         onnx_test_data: also write model and golden inputs as ONNX test data to this folder.
         ort_format: also write model.ort and its list of operators to this folder.
         force: replace an existing bundle.
-        on_stage: told the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
 
     Returns:
         The bundle's manifest.
@@ -85,7 +82,7 @@ def bundle(
     path = path_of(out, "out")
     chosen = optional_data(data)
     spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
-    from resdeploy.api.make_bundle import Layouts, make_bundle
+    from resdeploy.api.make_bundle import make_bundle
     from resdeploy.bundle.archive import is_archive
     from resdeploy.export.golden import golden_for
 
@@ -97,22 +94,20 @@ def bundle(
         path,
         golden=golden_for(model, data=chosen, num_inputs=num_inputs),
         name=name or (path.stem if is_archive(path) else path.absolute().name),
-        layouts=Layouts(
-            triton=optional_path(triton, "triton"),
-            onnx_test_data=optional_path(onnx_test_data, "onnx_test_data"),
-            ort_format=optional_path(ort_format, "ort_format"),
-        ),
+        triton=optional_path(triton, "triton"),
+        onnx_test_data=optional_path(onnx_test_data, "onnx_test_data"),
+        ort_format=optional_path(ort_format, "ort_format"),
         force=force,
         on_stage=on_stage,
     )
 
 
 class Bundle:
-    """An open bundle: every byte checked, its session kept. Called with a sample, it answers.
+    """An open bundle: every byte checked, its session kept; a call predicts one sample.
 
     Attributes:
-        name: what the model is called.
-        manifest: what is in the bundle, and where it came from.
+        name: the model's name.
+        manifest: the bundle's table of contents.
         labels: the names of its classes, () where it has none.
 
     Example:
@@ -126,7 +121,7 @@ class Bundle:
 
         Args:
             path: the bundle.
-            provider: where to run it; None for the way that `tune` found for this machine.
+            provider: where to run it; None for the settings that `tune` found for this machine.
 
         Raises:
             BundleError: it is damaged, or is no bundle.
@@ -138,14 +133,12 @@ class Bundle:
         from resdeploy.bundle.tuned_settings import fastest_way
         from resdeploy.session.session import open_session
 
-        specs = None if provider is None else sessions_of(provider)
-        if specs is not None and len(specs) > 1:
-            raise ValueError("provider must be one: a bundle is opened once")
+        spec = None if provider is None else session_of(provider)
         with contextlib.ExitStack() as stack:
             self._folder = stack.enter_context(opened_bundle(path_of(path, "path")))
-            model, spec = (self._folder.model, specs[0]) if specs else fastest_way(self._folder)
+            model, session = (self._folder.model, spec) if spec else fastest_way(self._folder)
             self._model = Path(model).name
-            self._session = open_session(model, spec)
+            self._session = open_session(model, session)
             require_class_scores(self._session, where=self._folder.manifest.name)
             # Also at the end of the program, so that nothing unpacked is left behind.
             self._close = weakref.finalize(self, stack.pop_all().close)
@@ -153,11 +146,11 @@ class Bundle:
         self.manifest: Manifest = self._folder.manifest
         self.labels: tuple[str, ...] = self._folder.labels
 
-    def __call__(self, sample: "PathLike | Image | NDArray[Any]", *, top: int = 5) -> "Prediction":
+    def __call__(self, sample: Inputs, *, top: int = 5) -> "Prediction":
         """Name the likeliest classes of one sample: an image, its file, or an array.
 
         Raises:
-            ResdeployError: it is several samples, or not what the model takes.
+            ResdeployError: it is several samples, or does not fit the model.
         """
         found = self.predict(sample, top=top).predictions
         if len(found) != 1:
@@ -167,16 +160,11 @@ class Bundle:
             )
         return found[0]
 
-    def predict(
-        self,
-        inputs: "PathLike | Image | NDArray[Any] | Sequence[PathLike | Image | NDArray[Any]]",
-        *,
-        top: int = 5,
-    ) -> "PredictReport":
+    def predict(self, inputs: Inputs, *, top: int = 5) -> "PredictReport":
         """Name the `top` likeliest classes of each input, as `resdeploy.predict` does.
 
         Raises:
-            ResdeployError: an input is not what the model takes, or the bundle was closed.
+            ResdeployError: an input does not fit the model, or the bundle was closed.
         """
         if not self._close.alive:
             raise ResdeployError("The bundle was closed.", where=self.name, fix="open it again")
@@ -185,18 +173,13 @@ class Bundle:
         return predict_classes(self._folder, self._model, self._session, inputs, num_classes=top)
 
     def close(self) -> None:
-        """Give the session up, and delete what was unpacked."""
+        """Close the session, and delete unpacked files."""
         self._close()
 
     def __enter__(self) -> "Bundle":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -13,8 +13,8 @@ __all__ = ["check"]
 def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
     """Verify a bundle on this machine: every byte, then the numbers. Needs no torch.
 
-    Nothing is run if a single byte differs from what was packed. What `tune` found for such a
-    machine is held to its promise too.
+    Nothing is run if a single byte changed. Settings that `tune` found for such a machine are
+    checked too.
 
     Args:
         bundle: a folder, or a `.zip`.
@@ -31,8 +31,7 @@ def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
         >>> resdeploy.check("parts.zip", provider="cuda").passed
         True
     """
-    path = path_of(bundle, "bundle")
-    specs = sessions_of(provider)
+    path, sessions = path_of(bundle, "bundle"), sessions_of(provider)
     from resdeploy.bundle.check import check_bundle
 
-    return check_bundle(path, specs)
+    return check_bundle(path, sessions)

@@ -44,7 +44,7 @@ def run_demo(
     Args:
         out: the folder to write, whole or not at all.
         force: replace the folder of an earlier demo.
-        on_stage: told what is being done.
+        on_stage: called with the name of each stage as it begins.
 
     Raises:
         ResdeployError: `out` exists or cannot be written.
@@ -52,6 +52,7 @@ def run_demo(
     log = _StageLog(on_stage)
     recipe = load_recipe(RECIPE)
     with atomic_directory(out, force=force, marker=REPORT_NAME) as folder:
+        model = folder / "model.onnx"
         with log.stage("train") as say:
 
             def on_epoch(metrics: EpochMetrics) -> None:
@@ -65,55 +66,37 @@ def run_demo(
         with log.stage("fold and export") as say:
             source = load_source(SourceSpec(path=str(folder / "run")))
             golden = golden_for(source, data=DataSpec(name=recipe.data.name))
-            exported = export_onnx(source, ExportSpec(), folder / "model.onnx", golden=golden)
+            exported = export_onnx(source, ExportSpec(), model, golden=golden)
             say(_export_outcome(exported))
-        sessions, unavailable = _available_sessions(folder / "model.onnx")
+        sessions, unavailable = _available_sessions(model)
         with log.stage("verify") as say:
-            verification = judge_model(
-                folder / "model.onnx",
-                reference_graph(source, golden),
-                golden,
-                open_sessions(folder / "model.onnx", sessions),
-            )
+            reference = reference_graph(source, golden)
+            verification = judge_model(model, reference, golden, open_sessions(model, sessions))
             say("\n".join(map(_verdict_outcome, verification.verdicts)))
             for provider, why in unavailable.items():
                 say(f"{provider}: not on this machine. {why}")
         with log.stage("bench") as say:
-            timed = tuple(
-                bench(folder / "model.onnx", BenchSpec(session=spec, num_runs=500))
-                for spec in sessions
-            )
+            specs = [BenchSpec(session=session, num_runs=500) for session in sessions]
+            timed = tuple(bench(model, spec) for spec in specs)
             say("\n".join(map(_bench_outcome, timed)))
         with log.stage("bundle and check") as say:
-            pack_bundle(
-                source,
-                exported,
-                folder / "model.onnx",
-                folder / "bundle",
-                golden=golden,
-                name=recipe.name,
-            )
-            checked = check_bundle(folder / "bundle", sessions)
+            packed = folder / "bundle"
+            pack_bundle(source, exported, model, packed, golden=golden, name=recipe.name)
+            checked = check_bundle(packed, sessions)
             say(f"{checked.num_files} files intact, {'PASS' if checked.passed else 'FAIL'}")
+        # Paths of the final folder, which gets its name at the end.
+        names = {"run": "run", "model": model.name, "bundle": packed.name, "report": REPORT_NAME}
+        paths = {kind: str(out / name) for kind, name in names.items()}
+        checkpoint = str(out / "run" / CHECKPOINT_NAME)
         report = DemoReport(
-            # The folder is not where it will be found yet.
-            train=replace(
-                trained,
-                run_directory=str(out / "run"),
-                checkpoint=str(out / "run" / CHECKPOINT_NAME),
-            ),
+            train=replace(trained, run_directory=paths["run"], checkpoint=checkpoint),
             export=exported,
             verification=verification,
             bench=timed,
             check=checked,
             stages=tuple(log.stages),
             unavailable=unavailable,
-            paths={
-                "run": str(out / "run"),
-                "model": str(out / "model.onnx"),
-                "bundle": str(out / "bundle"),
-                "report": str(out / REPORT_NAME),
-            },
+            paths=paths,
         )
         (folder / REPORT_NAME).write_text(dump_json(report), encoding="utf-8")
     return report
@@ -121,7 +104,7 @@ def run_demo(
 
 @dataclass
 class _StageLog:
-    """Collects the stages as they end, with what came of each."""
+    """Collects the ended stages with their outcomes."""
 
     on_stage: Callable[[str], None]
     stages: list[DemoStage] = field(default_factory=list)
@@ -138,7 +121,7 @@ class _StageLog:
 
 
 def _available_sessions(model: Path) -> tuple[list[SessionSpec], dict[str, str]]:
-    """Return a session for each provider that really starts here, and why the others do not."""
+    """Return a session for each provider that starts here, and the reasons of the others."""
     sessions, unavailable = [], {}
     for provider in _PROVIDERS:
         spec = SessionSpec(provider=provider)

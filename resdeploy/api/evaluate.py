@@ -1,4 +1,4 @@
-"""`resdeploy.evaluate`: how often a model is right, and how sure that is."""
+"""`resdeploy.evaluate`: the accuracy of a model with its interval, alone or against another."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from resdeploy.api.arguments import (
     data_of,
     optional_path,
     path_of,
-    sessions_of,
+    session_of,
     silent,
 )
 from resdeploy.errors import ResdeployError
@@ -33,21 +33,21 @@ def evaluate(
     provider: Providers = "cpu",
     on_progress: OnProgress = silent,
 ) -> "EvaluateReport":
-    """Say how often a model is right on held-out samples, and how sure that is. Needs no torch.
+    """Measure a model's accuracy on held-out samples, with its interval. Needs no torch.
 
     Args:
         model: an ONNX file of resdeploy, or a bundle.
         data: labelled samples: a data set such as "cifar10:PATH", an `.npz`, a folder of images;
             or arrays (x, y): raw samples (N, ...) and their classes (N,).
         against: another model on the same samples, compared sample by sample.
-        max_drop: the largest fraction by which `model` may be right less often; the whole interval
-            of the drop must be within it.
+        max_drop: the largest drop in accuracy from `against`, as a fraction; the whole interval of
+            the drop must be within it.
         provider: where to run both.
-        on_progress: told how many samples are done, of how many, with which model.
+        on_progress: called with the samples done, their total, and the model's name.
 
     Returns:
-        The record; `.model.accuracy` has the exact interval, `.paired` the comparison, `.passed`
-        whether `max_drop` holds.
+        The record; `.model.result` has the accuracy and its exact interval, `.paired` the
+        comparison, `.passed` the verdict on `max_drop`.
 
     Raises:
         ResdeployError: a model or the samples are not what they should be.
@@ -61,21 +61,13 @@ def evaluate(
     path, other = path_of(model, "model"), optional_path(against, "against")
     if max_drop is not None and other is None:
         raise ResdeployError(
-            "A largest drop needs the model that it is a drop from.", fix="name it with against"
+            "A largest drop needs a model that it is a drop from.", fix="name it with against"
         )
-    specs = sessions_of(provider)
-    if len(specs) > 1:
-        raise ValueError("provider must be one")
-    load = _loader(data)
+    session, load = session_of(provider), _loader(data)
     from resdeploy.bundle.evaluate import evaluate as evaluate_models
 
     return evaluate_models(
-        path,
-        load,
-        specs[0],
-        against=other,
-        max_drop=max_drop,
-        on_progress=on_progress,
+        path, load, session, against=other, max_drop=max_drop, on_progress=on_progress
     )
 
 

@@ -1,4 +1,4 @@
-"""`resdeploy.export`: a trained model folded, written as ONNX, and checked before it is there."""
+"""`resdeploy.export`: a trained model folded, checked, and written as ONNX."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -45,7 +45,7 @@ def export(
         embed_preprocess: make the preprocessing part of the model, which then takes pixels,
             uint8 (N, H, W, C).
         force: replace an existing file.
-        on_stage: told the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
 
     Returns:
         The record; where `.verification.passed` is False, nothing was written. That check

@@ -38,7 +38,7 @@ def fold_batchnorm(
     layernorm: bool = False,
     force: bool = False,
 ) -> "FoldedModule | FoldReport":
-    """Fold every BatchNorm that may be folded, and say why the others may not.
+    """Fold every BatchNorm that may be folded, and report the reason for each refusal.
 
     Args:
         source: a torch module in eval mode, or a `Model`, which stay as they are; or the path of a
@@ -49,9 +49,8 @@ def fold_batchnorm(
         force: replace an existing file.
 
     Returns:
-        Of a module, a `FoldedModule` with `.module`, of the same class with identities in the
-        places of its norms, and `.report`; of a path, the report. `report.complete` says whether
-        none is left.
+        Of a module, a `FoldedModule` with `.module`, of the same class with identities for its
+        norms, and `.report`; of a path, the report. `report.complete` is True if none is left.
 
     Raises:
         ResdeployError: the file is not what it should be, or `out` exists; or an argument is not

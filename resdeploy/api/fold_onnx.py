@@ -1,8 +1,8 @@
 """Fold an ONNX file: model in, folded model out, judged before it is written.
 
 The folded model is run beside the original on a seeded input, and both are compared with what the
-original computes in float64: it may err at most `NOISE_RATIO_LIMIT` times as much as the original
-does. What runs them is given by the caller, as this layer has no runtime.
+original computes in float64: its error may be at most `NOISE_RATIO_LIMIT` times the original's. The
+caller passes the function that runs them.
 
 One file holds at most 2 GB. A model that is larger, or whose weights lie in other files already, is
 written with its weights in `<name>.data` beside it, and is run from the file rather than from
@@ -11,7 +11,7 @@ memory where it is too large for that.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_write
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
-from resdeploy.graph.onnx_file import given_inputs, read_onnx
+from resdeploy.graph.onnx_file import fed_inputs, read_onnx
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import Comparison, GoldenInfo
 from resdeploy.verify.end_to_end import judge_end_to_end
@@ -38,12 +38,11 @@ Array = npt.NDArray[Any]
 Run = Callable[[bytes | Path, Mapping[str, Array]], Mapping[str, Array]]
 
 _SEED = 0
-# The size of an image where a model leaves it open: what most networks for images can take.
+# The image size for models that leave it open, which most networks can take.
 _OPEN_SIZE = 64
-# What the weights of one file may take: protobuf stops at 2^31 - 1, and the graph needs some too.
+# The most bytes of weights in one file: protobuf stops at 2^31 - 1, and the graph needs some too.
 _SINGLE_FILE_BYTES = 2_000_000_000
-# Smaller tensors stay in the model where the others lie beside it, among them what says where
-# things go: shapes, axes.
+# Smaller tensors, such as shapes and axes, stay in the model when the others lie beside it.
 _EXTERNAL_TENSOR_BYTES = 1024
 
 
@@ -63,15 +62,15 @@ def fold_file(
     Args:
         path: the model.
         out: the file to write, only if the folded model passes the comparison in the report.
-        run: what computes the outputs, with all graph optimisations off.
+        run: computes the outputs, with all graph optimisations off.
         input_shape: of one sample of the first input, where the model leaves it open.
         layernorm: fold the affine parts of LayerNormalizations too.
         force: replace an existing file.
 
     Raises:
         ResdeployError: `path` is missing or no ONNX model, its weights lie outside its folder, or
-            are missing; `out` exists or cannot be written; the folded model is not what it should
-            be, or cannot be judged and was to be written.
+            are missing; `out` exists or cannot be written; the folded model is wrong, or would be
+            written without a verdict.
     """
     original, is_external = read_onnx(path)
     source = _Source(original, path, is_external, run, input_shape, layernorm)
@@ -92,16 +91,7 @@ def fold_file(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """What is to be folded, and how it can be run.
-
-    Attributes:
-        model: with all its weights.
-        path: where it comes from.
-        is_external: whether its weights lie beside it.
-        run: what computes its outputs.
-        input_shape: see `fold_file`.
-        layernorm: see `fold_file`.
-    """
+    """A model with all its weights, True if those lie beside its file, and the request."""
 
     model: onnx.ModelProto
     path: Path
@@ -125,12 +115,8 @@ def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
             fix="export it again",
         ) from error
     if beside:
-        ir.save(
-            model,
-            target,
-            external_data=_data_name(target),
-            size_threshold_bytes=_EXTERNAL_TENSOR_BYTES,
-        )
+        data = _data_name(target)
+        ir.save(model, target, external_data=data, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
     else:
         target.write_bytes(_serialised(ir.to_proto(model) if report.folded else source.model))
     if not report.folded:
@@ -159,7 +145,7 @@ def _data_name(path: Path) -> str:
 
 
 def _num_bytes(model: onnx.ModelProto) -> int:
-    """Return what the weights take; the model itself may be too large to be asked."""
+    """Return the size of the weights; the model itself may be too large for `ByteSize`."""
     return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in tensors_of(model))
 
 
@@ -175,12 +161,9 @@ def _judge(
     run: Run,
 ) -> Comparison:
     """Return the verdict on the folded model; its yardstick is the error of the original."""
-    names = list(expected)
-    reference_NK = _side_by_side([expected[name] for name in names])
-    found = run(before, inputs)
-    unfolded_NK = _side_by_side([found[name] for name in names])
-    found = run(after, inputs)
-    folded_NK = _side_by_side([found[name] for name in names])
+    reference_NK = _side_by_side(expected, expected)
+    unfolded_NK = _side_by_side(run(before, inputs), expected)
+    folded_NK = _side_by_side(run(after, inputs), expected)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
     golden = Golden(
         inputs=np.zeros((1, 0), np.float32),  # the inputs may be several, and of any type
@@ -196,16 +179,17 @@ def _judge(
     return judge_end_to_end(folded_NK, golden)
 
 
-def _side_by_side(outputs: list[Array]) -> npt.NDArray[np.float64]:
+def _side_by_side(outputs: Mapping[str, Array], names: Iterable[str]) -> npt.NDArray[np.float64]:
     """Return all numbers of all outputs as one row: they are judged together."""
-    return np.concatenate([output.astype(np.float64).reshape(1, -1) for output in outputs], axis=1)
+    rows = [outputs[name].astype(np.float64).reshape(1, -1) for name in names]
+    return np.concatenate(rows, axis=1)
 
 
 def _seeded_inputs(source: _Source) -> dict[str, Array]:
-    """Return one input for each that must be given: noise, or zeros where it is not of floats."""
+    """Return an array for each input without a value: noise, or zeros for integers."""
     random = np.random.default_rng(_SEED)
     inputs: dict[str, Array] = {}
-    for value in given_inputs(source.model):
+    for value in fed_inputs(source.model):
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             raise UnsupportedModelError(
@@ -227,16 +211,16 @@ def _seeded_inputs(source: _Source) -> dict[str, Array]:
 
 
 def _stated_sizes(value: onnx.ValueInfoProto, sample: tuple[int, ...] | None) -> list[int | None]:
-    """Return the sizes of an input, None where open; `sample` is what the caller says."""
+    """Return the sizes of an input, None where open; `sample` is the user's shape."""
     dims = value.type.tensor_type.shape.dim
     stated = [d.dim_value if d.HasField("dim_value") else None for d in dims]
     return [stated[0], *sample] if sample is not None and len(sample) == len(dims) - 1 else stated
 
 
 def _open_sizes(source: _Source) -> bool:
-    """Whether a size other than the batch had to be made up."""
+    """Return True if a size other than the batch was made up."""
     samples = [source.input_shape] + [None] * len(source.model.graph.input)
     return any(
         None in _stated_sizes(value, sample)[1:]
-        for value, sample in zip(given_inputs(source.model), samples, strict=False)
+        for value, sample in zip(fed_inputs(source.model), samples, strict=False)
     )

@@ -1,4 +1,4 @@
-"""`resdeploy.load`: a trained model, or a bundle, from where it is kept."""
+"""`resdeploy.load`: a trained model, or a bundle, from its files."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, overload
@@ -56,13 +56,13 @@ def load(
         options: that architecture's options, such as {"shortcut": "A"}.
         input_shape: of one sample, without the batch, such as (3, 224, 224).
         recipe: a recipe, by name or path, whose preprocessing and labels apply.
-        provider: of a bundle: where to run it; None for the way that `tune` found.
+        provider: of a bundle: where to run it; None for the settings that `tune` found.
 
     Returns:
         A `Model` with `.module` (in eval mode) and `.input_shape`; of a bundle, a `Bundle`.
 
     Raises:
-        ResdeployError: the file is missing, damaged, or does not fit what was said of it.
+        ResdeployError: the file is missing, damaged, or does not fit the arguments.
         TypeError: `source` is something else.
 
     Example:

@@ -3,7 +3,6 @@
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.bundle.archive import is_archive, write_archive
@@ -18,22 +17,7 @@ from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.verify.golden_file import Golden
 
-__all__ = ["Layouts", "make_bundle", "pack_bundle"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layouts:
-    """Other forms to write the model of a bundle in, each to a folder of its own; None is not to.
-
-    Attributes:
-        triton: a model repository of Triton Inference Server.
-        onnx_test_data: the layout of ONNX's test data.
-        ort_format: ONNX Runtime's own format.
-    """
-
-    triton: Path | None = None
-    onnx_test_data: Path | None = None
-    ort_format: Path | None = None
+__all__ = ["make_bundle", "pack_bundle"]
 
 
 def make_bundle(
@@ -43,11 +27,15 @@ def make_bundle(
     *,
     golden: Golden,
     name: str,
-    layouts: Layouts = Layouts(),
+    triton: Path | None = None,
+    onnx_test_data: Path | None = None,
+    ort_format: Path | None = None,
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Export `source`, verify it against `golden` and write both as a bundle.
+
+    `triton`, `onnx_test_data` and `ort_format` are folders for the model in those layouts too.
 
     Raises:
         ResdeployError: the model does not compute what the source computes, or `out` exists or
@@ -65,7 +53,14 @@ def make_bundle(
             )
         on_stage("pack")
         manifest = pack_bundle(source, report, model, out, golden=golden, name=name, force=force)
-        _write_layouts(layouts, source, report, model, golden=golden, name=name, force=force)
+        tensors = {"inputs": report.inputs, "outputs": report.outputs}
+        if triton is not None:
+            labels = source.info.labels if source.info else ()
+            write_triton(triton, name=name, model=model, labels=labels, force=force, **tensors)
+        if onnx_test_data is not None:
+            write_onnx_test_data(onnx_test_data, model=model, golden=golden, force=force, **tensors)
+        if ort_format is not None:
+            write_ort_format(ort_format, model=model, golden=golden, force=force)
         return manifest
 
 
@@ -103,25 +98,3 @@ def pack_bundle(
         manifest = write(folder)
         write_archive(folder, out, force=force)
     return manifest
-
-
-def _write_layouts(
-    layouts: Layouts,
-    source: SourceModel,
-    report: ExportReport,
-    model: Path,
-    *,
-    golden: Golden,
-    name: str,
-    force: bool,
-) -> None:
-    tensors = {"inputs": report.inputs, "outputs": report.outputs}
-    if layouts.triton is not None:
-        labels = source.info.labels if source.info else ()
-        write_triton(layouts.triton, name=name, model=model, labels=labels, force=force, **tensors)
-    if layouts.onnx_test_data is not None:
-        write_onnx_test_data(
-            layouts.onnx_test_data, model=model, golden=golden, force=force, **tensors
-        )
-    if layouts.ort_format is not None:
-        write_ort_format(layouts.ort_format, model=model, golden=golden, force=force)

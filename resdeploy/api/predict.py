@@ -1,26 +1,18 @@
 """`resdeploy.predict`: the likeliest classes of images, by the model of a bundle."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resdeploy.api.arguments import PathLike, Providers
+from resdeploy.api.arguments import Inputs, PathLike, Providers
 from resdeploy.api.bundle import Bundle
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
     from resdeploy.schema.bundles import PredictReport
 
 __all__ = ["predict"]
 
 
 def predict(
-    bundle: PathLike,
-    inputs: "PathLike | Image | NDArray[Any] | Sequence[PathLike | Image | NDArray[Any]]",
-    *,
-    top: int = 5,
-    provider: Providers | None = None,
+    bundle: PathLike, inputs: Inputs, *, top: int = 5, provider: Providers | None = None
 ) -> "PredictReport":
     """Name the likeliest classes of every input. Needs no torch.
 
@@ -30,8 +22,8 @@ def predict(
         bundle: a folder, or a `.zip`.
         inputs: images, files or folders of them, `.npy` and `.npz` files, arrays: uint8 images,
             float32 network inputs (N, ...), or one of them; or several of these.
-        top: how many classes to name.
-        provider: where to run; None for the way that `tune` found for this machine.
+        top: number of classes to name.
+        provider: where to run; None for the settings that `tune` found for this machine.
 
     Returns:
         The record; `.predictions` has the classes of each input, the likeliest first.

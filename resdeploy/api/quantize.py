@@ -1,4 +1,4 @@
-"""`resdeploy.quantize`: a model in lower precision, kept where its answers allow it."""
+"""`resdeploy.quantize`: a model in lower precision, within a budget for its outputs."""
 
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -54,10 +54,10 @@ def quantize(
         model: a folded ONNX file in float32.
         out: the file to write, if the budget holds and every layer really runs in integers.
         calibration: samples as in training; a quarter of them is held out to judge by.
-        precision: what to lower it to.
+        precision: the lower precision.
         recipe: whose preprocessing applies, where the model does not say.
-        method: how int8 ranges are found; "auto" measures all.
-        types: of activations and weights in int8; None for what suits the target.
+        method: calibration of int8 ranges; "auto" measures all.
+        types: of activations and weights in int8; None for those that suit the target.
         target: the record that `resdeploy probe -o` wrote on the target; None for this machine.
         reduce_range: weights of 7 bits; None for x86 without VNNI.
         equalize: give the channels between layers like ranges.
@@ -65,18 +65,18 @@ def quantize(
         refine: choose each tensor's range by the outputs.
         rounding: round weights so that errors cancel.
         bias_correction: take the weights' mean error out of the biases.
-        max_flips: which fraction of held-out predictions may change.
-        max_error: which relative error the outputs may have; None for any.
+        max_flips: the fraction of held-out predictions that may change.
+        max_error: the largest relative error of the outputs; None for any.
         keep_io: leave inputs and outputs in float32 (float16, bfloat16).
         force: replace an existing file.
-        on_stage: told the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
 
     Returns:
-        The record; where `.passed` is False, nothing was written, and `.reasons` say why.
+        The record; if `.passed` is False, nothing was written, for `.reasons`.
 
     Raises:
         ResdeployError: the model or the data is not what it should be; `out` exists.
-        ValueError: `precision`, `method` or `types` is none that there is.
+        ValueError: `precision`, `method` or `types` is unknown.
 
     Example:
         >>> report = resdeploy.quantize(

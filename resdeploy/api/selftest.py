@@ -1,8 +1,8 @@
-"""Plant faults into a model of the user's own, and see which layer of evidence catches each.
+"""Planted faults in the user's own model, and the layers of evidence that catch each.
 
-A verdict is worth what it would have caught. The model is exported as it would be, then each fault
-of `resdeploy.verify.faults` is planted into a copy, which goes through the verification that a user
-runs; beside it stands what fixed tolerances would have said.
+A verdict is worth the faults it catches. The model is exported, then each fault of
+`resdeploy.verify.faults` is planted into a copy, which goes through the user's verification; the
+verdicts of fixed tolerances stand beside it.
 """
 
 import dataclasses
@@ -47,13 +47,13 @@ def selftest(
     num_threads: int | None = None,
     on_stage: Progress = lambda stage: None,
 ) -> SelftestReport:
-    """Return what became of every fault that can be planted into `source`.
+    """Return the outcome of every fault that can be planted into `source`.
 
     Args:
         source: a trained model.
-        num_inputs: how many seeded inputs each faulty model is run on.
+        num_inputs: seeded inputs for each faulty model.
         num_threads: of each session.
-        on_stage: told what is being done.
+        on_stage: called with the name of each stage as it begins.
 
     Raises:
         ResdeployError: the model cannot be exported or is itself not finite.
@@ -69,50 +69,43 @@ def selftest(
         model = load_onnx(path)
         layers = folded_layers(source.module, report.fold or FoldReport(), model)
         work = Workpiece(model=model, layers=layers)
-        judge = _Judge(path, reference, golden, own, SessionSpec(num_threads=num_threads))
-        outcomes: dict[str, PlantedFault | None] = {}
+        judge = _Judge(
+            path=path,
+            reference=reference,
+            golden=golden,
+            own=own,
+            session=SessionSpec(num_threads=num_threads),
+        )
+        outcomes: dict[str, PlantedFault] = {}
         for fault in (*CONTROLS, *FAULTS):
             on_stage(fault.name)
-            outcomes[fault.name] = judge(fault, work)
+            if (outcome := judge(fault, work)) is not None:
+                outcomes[fault.name] = outcome
     return SelftestReport(
         model=source.description,
         num_inputs=num_inputs,
-        faults=_present(outcomes, FAULTS),
-        controls=_present(outcomes, CONTROLS),
-        not_applicable=tuple(fault.name for fault in FAULTS if outcomes[fault.name] is None),
+        faults=tuple(outcomes[fault.name] for fault in FAULTS if fault.name in outcomes),
+        controls=tuple(outcomes[fault.name] for fault in CONTROLS if fault.name in outcomes),
+        not_applicable=tuple(fault.name for fault in FAULTS if fault.name not in outcomes),
         tolerances=tuple(FIXED_TOLERANCES),
     )
 
 
-def _present(
-    outcomes: dict[str, PlantedFault | None], faults: tuple[Fault, ...]
-) -> tuple[PlantedFault, ...]:
-    found = (outcomes[fault.name] for fault in faults)
-    return tuple(outcome for outcome in found if outcome is not None)
-
-
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Judge:
     """Puts a faulty model, as a file, through the verdict of `resdeploy.verify`."""
 
-    def __init__(
-        self,
-        path: Path,
-        reference: Reference,
-        golden: Golden,
-        own: np.ndarray,
-        session: SessionSpec,
-    ) -> None:
-        self._path = path
-        self._reference = reference
-        self._golden = golden
-        self._own = own
-        self._session = session
+    path: Path
+    reference: Reference
+    golden: Golden
+    own: np.ndarray
+    session: SessionSpec
 
     def __call__(self, fault: Fault, work: Workpiece) -> PlantedFault | None:
         model = fault.plant(work)
         if model is None:
             return None
-        self._path.write_bytes(model.SerializeToString())
+        self.path.write_bytes(model.SerializeToString())
         target = work.target
         planted = PlantedFault(
             name=fault.name,
@@ -122,12 +115,12 @@ class _Judge:
             accepted_by=(),
         )
         try:
-            session = open_session(self._path, self._session)
+            session = open_session(self.path, self.session)
             # As a file it is one and the same in every way to call it.
             report = judge_model(
-                self._path, self._reference, self._golden, [session], conformance=False
+                self.path, self.reference, self.golden, [session], conformance=False
             )
-            outputs_NK = run_session(session, self._golden.inputs)
+            outputs_NK = run_session(session, self.golden.inputs)
         except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
             return planted
         (verdict,) = report.verdicts
@@ -143,7 +136,7 @@ class _Judge:
             caught_by=tuple(n for n, one in layers.items() if one is not None and not one.passed),
             named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
             accepted_by=tuple(
-                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self._own)
+                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self.own)
             ),
         )
 
@@ -151,7 +144,7 @@ class _Judge:
 def folded_layers(
     module: nn.Module, report: FoldReport, model: onnx.ModelProto
 ) -> tuple[UnfoldedLayer, ...]:
-    """Return the layers into which one BatchNorm each was folded, as they were before."""
+    """Return the layers into which one BatchNorm each was folded, before the fold."""
     nodes = {node.input[1]: node.name for node in model.graph.node if len(node.input) > 2}
     producers = [site.producer for site in report.folded]
     layers = []

@@ -34,24 +34,24 @@ def train(
     Args:
         recipe: the name of one that comes with resdeploy, a `recipe.toml`, or a `Recipe`.
         out: the run directory; by default `runs/NAME`.
-        data: other data than the recipe's, as are the next two.
-        epochs: how many.
+        data: instead of the recipe's, as are the next two.
+        epochs: number of epochs.
         seed: of every random choice.
         device: a torch device.
         precision: of the passes in training; weights stay float32. None for the recipe's, as in
             the next two.
-        channels_last: how images lie in memory.
+        channels_last: memory layout of images.
         compiled: let torch.compile make the kernels.
         resume: go on after the last whole epoch.
         force: replace an earlier run.
-        on_batch: told step, steps in all, loss and learning rate after each step.
-        on_epoch: told the metrics of each epoch.
+        on_batch: called with step, total steps, loss and learning rate after each step.
+        on_epoch: called with the metrics of each epoch.
 
     Returns:
         The record; `.checkpoint` is the file that the other verbs take, as is the directory.
 
     Raises:
-        ResdeployError: the directory is in use, the recipe or the data is not what it should be.
+        ResdeployError: the directory is in use, or the recipe or the data is wrong.
         EnvironmentLacksError: the device is not available here.
 
     Example:

@@ -1,4 +1,4 @@
-"""`resdeploy.tune`: the fastest way to run a bundle, within what its answers may lose."""
+"""`resdeploy.tune`: the fastest settings for a bundle, within a budget for its accuracy."""
 
 import contextlib
 import tempfile
@@ -44,28 +44,28 @@ def tune(
     force: bool = False,
     on_progress: OnProgress = silent,
 ) -> "TuneReport":
-    """Find the fastest way to run a bundle on this machine.
+    """Find the fastest settings for a bundle on this machine.
 
-    Candidates whose answers are not good enough are out before the clock starts. The others race in
-    fresh processes, and the winner is timed again against ONNX Runtime's defaults.
+    Candidates with worse outputs are excluded before the clock starts. The others race in fresh
+    processes, and the winner is timed again against ONNX Runtime's defaults.
 
     Args:
         bundle: a folder, or a `.zip`.
         out: the bundle to write, with the settings in it; None only to report.
-        max_drop: the fraction by which a candidate may be right less often, shown on `data`; None
-            is lossless: its answers must pass verification as float32.
+        max_drop: the largest drop in accuracy, as a fraction, shown on `data`; None is lossless:
+            a candidate's outputs must pass verification as float32.
         data: labelled samples for `max_drop`.
         calibration: samples to make lower precisions of the model with.
         precisions: those to make; by default int8, and float16 where a provider computes in it.
-        variants: other forms of the model, such as what `quantize` wrote.
-        objective: what is to be least or most.
+        variants: other forms of the model, as from `quantize`.
+        objective: the figure to optimise.
         providers: where to run; by default all that start here.
         batch_sizes: samples of one run; several for the objective "throughput" alone.
         num_threads: numbers to try; by default ONNX Runtime's choice, 1, and all CPUs.
         num_runs: of each process, at most.
-        work: a folder that keeps what is found: stopped, the same call goes on from there.
+        work: a folder for results: a stopped search goes on from there.
         force: replace an existing bundle.
-        on_progress: told how many steps of a stage are done, of how many, and which stage it is.
+        on_progress: called with the steps done, their total or None, and the stage.
 
     Returns:
         The record; `.settings` is the winner, `.comparison` its time against the defaults.
@@ -78,11 +78,8 @@ def tune(
         >>> resdeploy.tune("parts.zip", "tuned").settings.session
         SessionSpec(provider='cpu', num_threads=4, ...)
     """
-    path, output, folder = (
-        path_of(bundle, "bundle"),
-        optional_path(out, "out"),
-        optional_path(work, "work"),
-    )
+    path, output = path_of(bundle, "bundle"), optional_path(out, "out")
+    folder = optional_path(work, "work")
     files = [path_of(one, "variants") for one in variants]
     one_of(objective, "objective", get_args(Objective))
     for one in precisions:
@@ -160,7 +157,7 @@ def refuse_contradictions(
     batch_sizes: Sequence[int],
     objective: Objective,
 ) -> None:
-    """Raise ResdeployError if arguments of `tune` contradict each other; a device is told too."""
+    """Raise ResdeployError if arguments of `tune`, here or on devices, contradict each other."""
     if (max_drop is None) != (data is None):
         raise ResdeployError("A largest drop and the data to show it on go together.")
     if calibration is not None and max_drop is None:

@@ -65,23 +65,23 @@ def verify(
         model: an ONNX file with one input.
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
             or another ONNX file's.
-        golden: a golden.npz in its place. It holds outputs only, so that wiring, weights and layers
+        golden: a golden.npz instead. It holds outputs only, so that wiring, weights and layers
             cannot be judged; the record says so in `.missing`. Needs no torch.
         input_shape: of one sample of a torch module; by default that of `model`.
         data: verify on held-out samples of this data set, such as "cifar10:PATH".
         inputs: verify on these: a folder or file, or an array (N, ...) of raw samples or float32
             network inputs.
-        num_inputs: how many; by default 32 seeded ones, or all of `data` or `inputs`.
+        num_inputs: number of inputs; by default 32 seeded ones, or all of `data` or `inputs`.
         provider: where to run: names, or `SessionSpec`s.
-        precision: the arithmetic that `model` is said to compute in, by whose noise it is judged.
+        precision: the claimed arithmetic of `model`, by whose noise it is judged.
         conformance: also compare batch sizes, graph levels and odd values.
         artifacts: a folder for the first faulty node of each provider, with its inputs.
-        on_stage: told the name of each stage as it begins.
-        on_fault: told the provider and the file of each artifact.
+        on_stage: called with the name of each stage as it begins.
+        on_fault: called with the provider and the file of each artifact.
 
     Returns:
         The record; `.passed` is the verdict, `.reasons` and each of `.verdicts` have the reasons,
-        `.missing` what could not be judged, and why.
+        `.missing` the missing evidence, with reasons.
 
     Raises:
         ResdeployError: arguments contradict each other, a file is not what it should be, or `model`
@@ -141,7 +141,7 @@ def verify(
 
 
 def reference_or_reason(source: "SourceModel", golden: "Golden") -> "Reference | str":
-    """Return the reference graph, or why the model has none: its outputs can still be judged."""
+    """Return the reference graph, or the reason for its absence: outputs can still be judged."""
     from resdeploy.errors import UnsupportedModelError
     from resdeploy.export.reference import reference_graph
 
@@ -159,23 +159,21 @@ def _refuse_contradictions(
     inputs: object,
     num_inputs: int | None,
 ) -> None:
-    def is_given(*values: object) -> bool:
-        return any(value is not None for value in values)
-
     if golden is None and reference is None:
         raise ResdeployError(
             "There is nothing to verify against.",
             fix="give the trained model as the reference, or a golden file",
         )
-    if golden is not None and is_given(reference, data, inputs, num_inputs):
+    others = (reference, data, inputs, num_inputs)
+    if golden is not None and any(other is not None for other in others):
         raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
-    if is_given(data) and is_given(inputs):
+    if data is not None and inputs is not None:
         raise ResdeployError("data and inputs each say what to verify on: give one.")
-    is_onnx = request is not None and _is_onnx(request)
-    if request is not None and is_onnx and (data or request != SourceSpec(path=request.path)):
+    if request is None or not _is_onnx(request):
+        return
+    if data or request != SourceSpec(path=request.path):
         raise ResdeployError(
-            "An ONNX reference is evaluated on given inputs, or on seeded inputs, and says itself "
-            "what it is.",
+            "An ONNX reference takes given or seeded inputs, and no options of a trained model.",
             where=request.path,
         )
 
@@ -224,7 +222,7 @@ def _source_for(
 def _given(
     inputs: Any, preprocess: "Preprocess | None", most: int | None
 ) -> "tuple[NDArray[Any], str] | None":
-    """Return the inputs that were given, and what they are, for the record; None if none were."""
+    """Return the given inputs with their description for the record; None without any."""
     if inputs is None:
         return None
     import numpy as np

@@ -1,4 +1,4 @@
-"""What this machine can do at best: multiply large matrices, and copy large arrays."""
+"""Ceilings of this machine: the rates of a large matrix product and of a large copy."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +12,8 @@ from resdeploy.session.session import open_session
 
 __all__ = ["peak_bytes_per_s", "peak_macs_per_s"]
 
-# 0.13 GMAC: long beside what starting a run costs, and short enough that on a busy machine some of
-# the tries are not interrupted.
+# 0.13 GMAC: long compared with the start of a run, and short enough that on a busy machine some
+# tries are not interrupted.
 _MATRIX_SIZE = 512
 # Two arrays of this size are larger than the last cache of most machines.
 _COPY_BYTES = 64 << 20

@@ -1,9 +1,9 @@
-"""Time two runners in turn, and say which is faster; or several, for benchmarks and `tune`.
+"""Interleaved timing of two runners, or of several for `tune` and the benchmarks.
 
-A block is a pair of fresh processes, both loaded and warm, that are told in turn to run in bursts:
-A B B A, A B B A. What the machine does to the one it does to the other a moment later, and a drift
-cancels within each four. The next block is another pair, begun by the other one (B A A B), since
-processes differ by where their memory happens to lie.
+A block is a pair of fresh processes, both loaded and warm, that run bursts in turn: A B B A,
+A B B A. A disturbance of the machine reaches both a moment apart, and a drift cancels within each
+four. The next block is another pair, begun by the other one (B A A B), since processes differ by
+the place of their memory.
 """
 
 import math
@@ -34,7 +34,7 @@ __all__ = [
     "time_those_that_run",
 ]
 
-# A model, None where a factory makes it, and what to time of it.
+# A model, None where a factory makes it, and the spec of its timing.
 Contender = tuple[Path | None, BenchSpec]
 
 # Bursts of each process in a block; a multiple of two, for A B B A.
@@ -57,9 +57,9 @@ def bench_in_turn(
     Args:
         candidate: the model and the settings in question.
         baseline: those it is held against.
-        num_blocks: how many pairs of processes.
+        num_blocks: the number of pairs of processes.
         max_slowdown: the fraction by which the candidate may be slower.
-        on_block: called with the number of blocks done after each.
+        on_block: called after each block with the number of those done.
 
     Raises:
         ResdeployError: a number is out of range, or a model cannot be timed.
@@ -83,9 +83,16 @@ def bench_in_turn(
     blocks = []
     sides: list[BenchSide] = []
     for number in range(num_blocks):
-        block, pair = _block(candidate, baseline, candidate_first=number % 2 == 0, prove=not sides)
-        blocks.append(block)
-        sides = sides or pair
+        step = 1 if number % 2 == 0 else -1
+        timed = time_in_turn((candidate, baseline)[::step], prove_placement=not sides)[::step]
+        sides = sides or [one.side for one in timed]
+        blocks.append(
+            BenchBlock(
+                candidate_ns=timed[0].bursts_ns,
+                baseline_ns=timed[1].bursts_ns,
+                candidate_first=step == 1,
+            )
+        )
         if on_block is not None:
             on_block(number + 1)
     after = read_machine_state(gpus=True)
@@ -106,10 +113,10 @@ def bench_in_turn(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedSide:
-    """What one of several processes timed in turn ran on, and came to.
+    """Result of one of several processes timed in turn.
 
     Attributes:
-        side: what it ran on.
+        side: its model, settings and session.
         bursts_ns: latencies of its bursts, from host memory to host memory.
         ram_peak_bytes: the process's peak memory; None where it cannot be read.
         bound_bursts_ns: latencies with input and output in device memory, where asked for.
@@ -124,14 +131,14 @@ class TimedSide:
 def time_in_turn(
     sides: Sequence[Contender], *, prove_placement: bool, num_bursts: int = NUM_BURSTS
 ) -> list[TimedSide]:
-    """Time each of `sides` in a fresh process, in bursts that take turns: A B C C B A, and again.
+    """Time each of `sides` in a fresh process, in interleaved bursts: A B C C B A, and again.
 
     All processes live to the end, so all must fit into memory together. They are started one after
     the other, in the order of `sides`.
 
     Args:
-        sides: models and what to time of them.
-        prove_placement: ask a profile where the kernels were.
+        sides: models and the specs of their timing.
+        prove_placement: check the kernels of a profile.
         num_bursts: of each process; even, so that a drift cancels.
 
     Raises:
@@ -140,90 +147,73 @@ def time_in_turn(
             was killed.
     """
 
-    def stop(_: int, error: Exception) -> None:
+    def stop(error: Exception) -> None:
         raise error
 
-    timed = _time(
+    found = time_those_that_run(
         sides,
-        range(len(sides)),
-        num_bursts,
+        num_bursts=num_bursts,
         prove_placement=prove_placement,
+        limit_s=math.inf,
+        all_started_s=math.inf,
         on_failure=stop,
     )
-    return [timed[place] for place in range(len(sides))]
+    return [one for one in found if isinstance(one, TimedSide)]
 
 
 def time_those_that_run(
     sides: Sequence[Contender],
     *,
-    golden: Path,
     num_bursts: int,
+    golden: Path | None = None,
+    prove_placement: bool = False,
     last_first: bool = False,
     limit_s: float = 240.0,
     all_started_s: float = 1200.0,
-    on_stage: Callable[[int], None] = lambda _: None,
+    on_stage: Callable[[int], None] = lambda place: None,
+    on_failure: Callable[[Exception], None] = lambda error: None,
 ) -> list[TimedSide | Exception]:
-    """Time `sides` as `time_in_turn` does, but for those that fail: of each its error comes back.
+    """Time `sides` as `time_in_turn` does, with the error in place of a side that fails.
 
     Args:
-        sides: models and what to time of them.
-        golden: the golden file whose inputs they answer and are timed with.
+        sides: models and the specs of their timing.
         num_bursts: of each process; even, so that a drift cancels.
+        golden: the golden file with the inputs to answer and to time.
+        prove_placement: check the kernels of a profile.
         last_first: begin with the last one, as every other block should.
-        limit_s: how long one may take to be ready, or for one burst.
-        all_started_s: how long all may take to be ready; one not begun by then is left out.
-        on_stage: called with the place of the one that is being started or timed.
+        limit_s: the longest wait for a start, or for one burst.
+        all_started_s: the time for all starts; a side not begun by then is left out.
+        on_stage: called with the place of the side that is started or timed.
+        on_failure: called with each error.
     """
-    failed: dict[int, Exception] = {}
     order = range(len(sides))[:: -1 if last_first else 1]
-    timed = _time(
-        sides,
-        order,
-        num_bursts,
-        golden=golden,
-        on_failure=failed.__setitem__,
-        limit_s=limit_s,
-        all_started_s=all_started_s,
-        on_stage=on_stage,
-    )
-    return [failed[place] if place in failed else timed[place] for place in range(len(sides))]
-
-
-def _time(
-    sides: Sequence[Contender],
-    order: Sequence[int],
-    num_bursts: int,
-    *,
-    prove_placement: bool = False,
-    golden: Path | None = None,
-    on_failure: Callable[[int, Exception], None],
-    limit_s: float = math.inf,
-    all_started_s: float = math.inf,
-    on_stage: Callable[[int], None] = lambda _: None,
-) -> dict[int, TimedSide]:
-    """Return what each side that does not fail came to, by its place."""
     alive: dict[int, BenchProcess] = {}
     opened: dict[int, BenchSide] = {}
+    failed: dict[int, Exception] = {}
     bursts: dict[tuple[int, str], list[tuple[int, ...]]] = defaultdict(list)
     peaks: dict[int, int | None] = {}
+
+    def fail(place: int, error: Exception) -> None:
+        alive.pop(place, None)
+        failed[place] = error
+        on_failure(error)
 
     def answer(place: int) -> dict[str, Any] | None:
         on_stage(place)
         try:
             return alive[place].receive()
         except (ReportedError, RuntimeError) as error:
-            del alive[place]
-            on_failure(place, error)
+            fail(place, error)
             return None
 
     end_s = time.monotonic() + all_started_s
     with ExitStack() as stack:
-        # One after the other, so that none warms up beside another's start.
+        # One after the other, so that none warms up during another's start.
         for place in order:
             model, spec = sides[place]
             left_s = min(limit_s, end_s - time.monotonic())
             if left_s <= 0:
-                on_failure(place, EnvironmentLacksError("There was no time to start it."))
+                fail(place, EnvironmentLacksError("There was no time to start it."))
                 continue
             job = BenchJob(
                 model=None if model is None else str(model),
@@ -245,38 +235,21 @@ def _time(
                     if (found := answer(place)) is not None:
                         bursts[place, word].append(tuple(found["latencies_ns"]))
                         peaks[place] = found["ram_peak_bytes"]
-    return {
-        place: TimedSide(
+    return [
+        failed[place]
+        if place in failed
+        else TimedSide(
             side=opened[place],
             bursts_ns=tuple(bursts[place, ""]),
             ram_peak_bytes=peaks[place],
             bound_bursts_ns=tuple(bursts[place, "bound "]),
         )
-        for place in alive
-    }
-
-
-def _block(
-    candidate: Contender,
-    baseline: Contender,
-    *,
-    candidate_first: bool,
-    prove: bool,
-) -> tuple[BenchBlock, list[BenchSide]]:
-    """Return the bursts of one pair of processes, and what each ran on."""
-    pair = (candidate, baseline) if candidate_first else (baseline, candidate)
-    timed = time_in_turn(pair, prove_placement=prove)
-    first, second = timed if candidate_first else reversed(timed)
-    block = BenchBlock(
-        candidate_ns=first.bursts_ns,
-        baseline_ns=second.bursts_ns,
-        candidate_first=candidate_first,
-    )
-    return block, [first.side, second.side]
+        for place in range(len(sides))
+    ]
 
 
 def _share(num_runs: int, number: int, num_bursts: int) -> int:
-    """Return how many of the runs the burst with this number does."""
+    """Return the number of runs in one burst."""
     return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts
 
 

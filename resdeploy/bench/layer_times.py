@@ -1,10 +1,8 @@
-"""Where the time of a run goes: each layer's, from the runtime's own profile."""
+"""Time of each layer of a run, from the runtime's own profile."""
 
-import json
 import math
 import re
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from resdeploy.bench.ceilings import peak_bytes_per_s, peak_macs_per_s
-from resdeploy.errors import ProviderError, ResdeployError
+from resdeploy.errors import ResdeployError
 from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer, read_layer
 from resdeploy.schema.benchmarks import LayerTime, Profile
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.onnx_wire import OnnxNode, read_nodes, read_weight_shapes
+from resdeploy.session.placement import kernel_events, read_events
 from resdeploy.session.providers import PROVIDERS
-from resdeploy.session.session import open_session
+from resdeploy.session.session import Session
 
 __all__ = ["check_profile", "layer_times", "num_macs", "read_profile"]
 
-# Not counted: what a session does in its first runs only.
+# Not counted: the first runs, with work that is done once.
 _NUM_WARMUP = 3
 
 # Kernels that the runtime writes for a layout of its own carry this after the value they make, and
@@ -41,7 +40,7 @@ _FLOAT_OPS = {
 
 
 def check_profile(spec: SessionSpec) -> None:
-    """Raise ResdeployError for a provider whose profile does not say how long layers take."""
+    """Raise ResdeployError for a provider whose profile has no times of layers."""
     able = [provider.name for provider in PROVIDERS.values() if provider.has_layer_times]
     if spec.provider not in able:
         raise ResdeployError(
@@ -67,27 +66,20 @@ def read_profile(
         ProviderError: the profile cannot be read.
     """
     check_profile(spec)
-    with tempfile.TemporaryDirectory(prefix="resdeploy-profile-") as folder:
-        session = open_session(model, spec, profile_prefix=Path(folder) / "run")
-        try:
-            for _ in range(_NUM_WARMUP + num_runs):
-                session.run(feed)
-        finally:
-            # Also on a failure: a session that is profiling holds the file open.
-            path = Path(session.ort.end_profiling())
-        try:
-            events = json.loads(path.read_text(encoding="utf-8"))
-            runs = _runs(events)[_NUM_WARMUP:]
-            content = model.read_bytes()
-            layers = layer_times(
-                [kernels for _, kernels in runs], read_nodes(content), read_weight_shapes(content)
-            )
-            run_p50_ns = round(1e3 * statistics.median(duration for duration, _ in runs))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ProviderError(
-                f"The profile of a run cannot be read: {error!r}.",
-                where=f"onnxruntime {session.info.runtime_version}",
-            ) from error
+
+    def run(session: Session) -> None:
+        for _ in range(_NUM_WARMUP + num_runs):
+            session.run(feed)
+
+    def read(events: list[Any]) -> tuple[tuple[LayerTime, ...], int]:
+        runs = _runs(events)[_NUM_WARMUP:]
+        content = model.read_bytes()
+        layers = layer_times(
+            [kernels for _, kernels in runs], read_nodes(content), read_weight_shapes(content)
+        )
+        return layers, round(1e3 * statistics.median(duration for duration, _ in runs))
+
+    layers, run_p50_ns = read_events(model, spec, run, read)
     return Profile(
         layers=layers,
         num_runs=num_runs,
@@ -102,16 +94,13 @@ def read_profile(
     )
 
 
-def _runs(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[Mapping[str, Any]]]]:
+def _runs(events: list[Any]) -> list[tuple[float, list[Mapping[str, Any]]]]:
     """Return each run's duration in microseconds with its kernels, in the order they began."""
-    runs = [event for event in events if event.get("name") == "model_run"]
-    kernels = [e for e in events if e.get("cat") == "Node" and "provider" in e.get("args", {})]
+    kernels = kernel_events(events)
     return [
-        (
-            run["dur"],
-            [k for k in kernels if run["ts"] <= k["ts"] <= run["ts"] + run["dur"]],
-        )
-        for run in runs
+        (run["dur"], [k for k in kernels if run["ts"] <= k["ts"] <= run["ts"] + run["dur"]])
+        for run in events
+        if run.get("name") == "model_run"
     ]
 
 
@@ -159,7 +148,7 @@ def num_macs(args: Mapping[str, Any], layer: AffineLayer | None = None) -> int:
     of its first input say as much, and of a convolution nothing does.
 
     Args:
-        args: what the profile says of the kernel.
+        args: the kernel's entry in the profile.
         layer: the model's, where it is known.
     """
     shapes = [next(iter(shape.values())) for shape in args["input_type_shape"]]

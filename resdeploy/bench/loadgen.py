@@ -1,4 +1,4 @@
-"""The same scenarios driven by MLCommons LoadGen, the load generator of MLPerf Inference.
+"""Scenarios driven by MLCommons LoadGen, the load generator of MLPerf Inference.
 
 LoadGen decides when each query is issued, keeps its own clock and says whether its rules were met.
 Its figures are "unofficial": not submitted to, and not verified by, MLCommons. The rules here are
@@ -17,7 +17,9 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +39,31 @@ _MARGIN = 2.0
 _FEWEST_QUERIES = {"single-stream": 64, "server": 662, "offline": 1}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadgenTimes:
-    """When each run began, since the first query, and its latency from its query on; and all told.
+    """Latencies of a test under LoadGen.
 
     Attributes:
-        arrivals_ns: when the samples of each run were asked for; empty in "single-stream".
-        latencies_ns: from there until their answer.
-        result: what LoadGen says.
+        arrivals_ns: the arrival of each run since the first query; empty in "single-stream".
+        latencies_ns: from there to the answer.
+        result: LoadGen's verdict.
     """
 
-    def __init__(
-        self, arrivals_ns: list[int], latencies_ns: list[int], result: LoadgenResult
-    ) -> None:
-        self.arrivals_ns = tuple(arrivals_ns)
-        self.latencies_ns = tuple(latencies_ns)
-        self.result = result
+    arrivals_ns: tuple[int, ...]
+    latencies_ns: tuple[int, ...]
+    result: LoadgenResult
 
 
 def drive(
     run: Callable[[], object], spec: BenchSpec, settings: LoadgenSpec, *, typical_ns: float
 ) -> LoadgenTimes:
-    """Let LoadGen ask for runs, for as long as `settings` says.
+    """Run a test under LoadGen.
 
     Args:
         run: one run, of `spec.batch_size` samples.
         spec: the scenario; all but "offline" take batches of one sample.
-        settings: for how long, and the rule of "server".
-        typical_ns: what a run took in the warm-up.
+        settings: its duration, and the rule of "server".
+        typical_ns: the time of a run in the warm-up.
 
     Raises:
         MissingExtraError: LoadGen is not installed.
@@ -92,8 +92,11 @@ def drive(
         summary = Path(folder, "mlperf_log_summary.txt")
         text = summary.read_text(encoding="utf-8") if summary.exists() else ""
     result = read_summary(text, version=importlib.metadata.version("mlcommons-loadgen"))
-    arrivals_ns = [] if spec.scenario == "single-stream" else system.arrivals_ns
-    return LoadgenTimes(arrivals_ns, system.latencies_ns, result)
+    return LoadgenTimes(
+        arrivals_ns=() if spec.scenario == "single-stream" else tuple(system.arrivals_ns),
+        latencies_ns=tuple(system.latencies_ns),
+        result=result,
+    )
 
 
 def require_loadgen() -> None:
@@ -103,10 +106,10 @@ def require_loadgen() -> None:
 
 
 def read_summary(text: str, *, version: str) -> LoadgenResult:
-    """Return what a summary of LoadGen says.
+    """Return the result in a summary of LoadGen.
 
-    The figure that a scenario is about stands right above the verdict, under a name that differs
-    from scenario to scenario and from version to version.
+    The scenario's figure stands right above the verdict, under a name that differs from scenario to
+    scenario and from version to version.
 
     Raises:
         ResdeployError: it has no verdict.
@@ -132,7 +135,7 @@ def read_summary(text: str, *, version: str) -> LoadgenResult:
 
 
 class _System:
-    """What LoadGen calls the system under test: it is asked for samples, and says when it is done.
+    """LoadGen's system under test, which answers queries of samples.
 
     LoadGen calls from a thread of its own, through which no exception passes: the first is kept,
     and every further query answered at once, so that the test ends.
@@ -156,9 +159,16 @@ class _System:
         """Put `samples` in the queue of the worker, and return to issue the next."""
         self._waiting.put((samples, self._now()))
 
-    def worker(self) -> "_Worker":
-        """Return the thread that answers the queue, as a block."""
-        return _Worker(self._serve, lambda: self._waiting.put(None))
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Answer the queue in a thread, for the length of a block."""
+        thread = threading.Thread(target=self._serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._waiting.put(None)
+            thread.join()
 
     def raise_failure(self) -> None:
         """Raise what a run raised, if one did."""
@@ -188,21 +198,6 @@ class _System:
             self._lg.QuerySamplesComplete(
                 [self._lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch]
             )
-
-
-class _Worker:
-    """A thread that runs for the length of a block."""
-
-    def __init__(self, work: Callable[[], None], end: Callable[[], None]) -> None:
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._end = end
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        self._thread.join()
 
 
 def _test_settings(lg: Any, spec: BenchSpec, settings: LoadgenSpec, typical_ns: float) -> Any:

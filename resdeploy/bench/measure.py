@@ -37,10 +37,7 @@ _AWAKE_NS = 500_000
 
 @dataclass(slots=True, kw_only=True)
 class TimedRunner:
-    """A runner set up to be timed, with all that one run needs.
-
-    `once` runs it, from host memory to host memory.
-    """
+    """A runner ready to be timed; `once` runs it from host memory to host memory."""
 
     spec: BenchSpec
     runner: Runner
@@ -53,10 +50,10 @@ class TimedRunner:
 
     def run(self) -> int:
         """Run once, from host memory to host memory, and return its time in nanoseconds."""
-        return self.run_bound(self.once)
+        return self.time(self.once)
 
-    def run_bound(self, launch: Callable[[], object]) -> int:
-        """Run once as `launch` does, and return its time in nanoseconds."""
+    def time(self, launch: Callable[[], object]) -> int:
+        """Return the time of one `launch`, in nanoseconds."""
         try:
             start_ns = time.perf_counter_ns()
             launch()
@@ -65,7 +62,9 @@ class TimedRunner:
             # Only now: entering the block costs more than all else that is not timed.
             with self.runner.errors():
                 raise
-        self._count()
+        self.num_done += 1
+        if self.on_run is not None:
+            self.on_run(self.num_done)
         return duration_ns
 
     def warm_up(self) -> None:
@@ -84,23 +83,18 @@ class TimedRunner:
             )
         with self.runner.errors():
             launch = self.runner.bind(self.values)
-        self.run_bound(launch)  # the first makes the output
+        self.time(launch)  # the first makes the output
         return launch
 
     def settle(self, launch: Callable[[], object]) -> list[int]:
-        """Run as `launch` does until the times have settled, and return them."""
+        """Return the times of warm-up runs, repeated until they have settled."""
         times_ns: list[int] = []
         least = max(1, self.spec.num_warmup)
         while len(times_ns) < least or (
             len(times_ns) < self.spec.max_warmup and not is_settled(times_ns)
         ):
-            times_ns.append(self.run_bound(launch))
+            times_ns.append(self.time(launch))
         return times_ns
-
-    def _count(self) -> None:
-        self.num_done += 1
-        if self.on_run is not None:
-            self.on_run(self.num_done)
 
 
 def measure(
@@ -121,7 +115,7 @@ def measure(
         spec: the session, the batch size and the numbers of runs. The first run is always counted
             as warm-up.
         on_run: called with the number of runs done after each, warm-up included, off the clock.
-        prove_placement: ask a profile of one further run where its kernels were.
+        prove_placement: check the kernels of a profile of one further run.
 
     Raises:
         ResdeployError: the numbers of `spec` are out of range, or the model cannot be read or
@@ -147,7 +141,18 @@ def measure(
     summary = summarise(
         times.latencies_ns, batch_size=spec.batch_size, arrivals_ns=times.arrivals_ns
     )
-    machine = machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus)
+    rules = () if times.loadgen is None else times.loadgen.reasons
+    reasons = (
+        *unstable_reasons(
+            spec,
+            warmup_ns=stand.warmup_ns,
+            latencies_ns=times.latencies_ns,
+            arrivals_ns=times.arrivals_ns,
+            summary=summary,
+        ),
+        *(f"LoadGen: {rule}" for rule in rules),
+        *machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus),
+    )
     profile = None
     if spec.num_profile_runs:
         profile = read_profile(
@@ -169,14 +174,7 @@ def measure(
         bound_ns=times.bound_ns,
         arrivals_ns=times.arrivals_ns,
         summary=summary,
-        unstable_reasons=unstable_reasons(
-            spec,
-            warmup_ns=stand.warmup_ns,
-            latencies_ns=times.latencies_ns,
-            arrivals_ns=times.arrivals_ns,
-            summary=summary,
-            others=(*_broken_rules(times.loadgen), *machine),
-        ),
+        unstable_reasons=reasons,
         before=before,
         after=after,
         process_s=process_s,
@@ -227,10 +225,7 @@ def set_up(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Times:
-    """Latencies, when each run was asked for if not after the one before, and what else was seen.
-
-    `bound_ns` are those of the runs from and to the provider's own memory.
-    """
+    """Latencies, the arrivals they count from, those through an I/O binding, LoadGen's verdict."""
 
     latencies_ns: tuple[int, ...]
     arrivals_ns: tuple[int, ...] = ()
@@ -257,10 +252,6 @@ def _timed(stand: TimedRunner) -> _Times:
     return _Times(latencies_ns=_as_they_come(stand, arrivals_ns), arrivals_ns=arrivals_ns)
 
 
-def _broken_rules(loadgen: LoadgenResult | None) -> tuple[str, ...]:
-    return () if loadgen is None else tuple(f"LoadGen: {reason}" for reason in loadgen.reasons)
-
-
 def _one_after_the_other(stand: TimedRunner) -> _Times:
     spec = stand.spec
     latencies_ns, bound_ns = [], []
@@ -270,7 +261,7 @@ def _one_after_the_other(stand: TimedRunner) -> _Times:
         if number < spec.num_runs:
             latencies_ns.append(stand.run())
         if launch is not None and number < spec.num_bound_runs:
-            bound_ns.append(stand.run_bound(launch))
+            bound_ns.append(stand.time(launch))
     return _Times(latencies_ns=tuple(latencies_ns), bound_ns=tuple(bound_ns))
 
 
@@ -290,7 +281,7 @@ def _wait_until(moment_ns: int) -> None:
             time.sleep((left_ns - _AWAKE_NS) / 1e9)
 
 
-# --- what is asked for, and what else is read ----------------------------------------------------
+# --- checks and readings ----------------------------------------------------
 
 
 def check_spec(spec: BenchSpec) -> None:

@@ -1,6 +1,6 @@
-"""OpenVINO without ONNX Runtime, which chooses its arithmetic itself.
+"""Runner on OpenVINO without ONNX Runtime, in the arithmetic that it chooses itself.
 
-It is given the shape and the hint that `benchmark_app -hint latency` gives.
+The shape and the hint are those of `benchmark_app -hint latency`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The parent's end of a benchmark process: start it, hear it, and explain its death."""
+"""Parent's end of a benchmark process: its start, its answers, the explanation of its death."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class BenchProcess:
-    """A fresh interpreter that does one job, and is gone when the block ends."""
+    """A fresh interpreter for one job, ended with the block."""
 
     def __init__(self, job: BenchJob, *, limit_s: float = math.inf) -> None:
         """Take the job, and how many seconds an answer may take."""
@@ -40,7 +40,7 @@ class BenchProcess:
     def __enter__(self) -> Self:
         package = str(Path(resdeploy.__file__).parent.parent)
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # What it prints, from C too; a file, as nobody empties a pipe while it runs.
+        # Its prints, from C too; a file, as no thread empties a pipe while it runs.
         self._printed = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             # -P: a numpy.py in the current folder is not what is meant.
@@ -83,24 +83,22 @@ class BenchProcess:
 
     @property
     def printed(self) -> str:
-        """What it has printed so far."""
+        """Its prints so far."""
         self._printed.seek(0)
         return self._printed.read().decode(errors="replace")
 
     def send(self, line: str) -> None:
-        """Write one line to the process; that it has died, `receive` will say."""
-        try:
-            if self._process.stdin is not None:
-                self._process.stdin.write(line + "\n")
-                self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
+        """Write one line to the process; if it has died, `receive` raises."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
         """Return the next answer.
 
         Raises:
-            ReportedError: what the process reported, as it was there.
+            ReportedError: the error that the process reported.
             EnvironmentLacksError: the process was killed, or did not answer in time.
             RuntimeError: it ended for a reason that only a bug explains.
         """
@@ -171,9 +169,9 @@ def _as_it_was(answer: dict[str, Any]) -> ReportedError:
 
 
 def slow_warnings(printed: str) -> tuple[str, ...]:
-    """Return what the runtime printed about operators that it runs slowly.
+    """Return the runtime's own warnings of slow operators.
 
-    CUDA's Conv says so where cuDNN has no plan for it: "OP Conv(name) running in Fallback mode.
+    CUDA's Conv prints one where cuDNN has no plan for it: "OP Conv(name) running in Fallback mode.
     May be extremely slow."
     """
     found = re.findall(r"OP (\S+ running in Fallback mode)", printed)

@@ -1,7 +1,7 @@
-"""Runners: the programs that can run a model for a benchmark, one table with an entry for each.
+"""Runners, the runtimes of a benchmark: one table, one entry each.
 
-A runner is activated once, in the process that is timed, and then infers (Polygraphy's words). Its
-module is imported there and nowhere else: torch is needed by those that ask for it.
+A runner is activated once, in the timed process, and then infers (Polygraphy's words). Its module
+is imported there and nowhere else, so that only torch's own runners need torch.
 """
 
 import importlib
@@ -28,15 +28,15 @@ class Runner:
     """A model that a runtime has loaded.
 
     Attributes:
-        file: what it was loaded from; None where a factory made it.
-        info: what it runs on.
+        file: its file; None where a factory made it.
+        info: its session.
         input: its one input, whose first dimension is the batch.
-        infer: for an input, a call that runs once from host memory to host memory and returns the
+        infer: from an input to a call that runs once, host memory to host memory, and returns the
             outputs, each (N, ...).
-        bind: for an input, a call that runs once with input and output in device memory; None
-            where the runtime does not offer that.
-        errors: a block that translates what the runtime raises.
-        prove: for an input, where the kernels of a run were; None where no runtime tells.
+        bind: from an input to a call that runs once through an I/O binding, with input and output
+            in device memory; None where the runtime has none.
+        errors: a block that translates the runtime's exceptions.
+        prove: from an input to the placement of a run's kernels; None where it is not recorded.
         options: settings in force, in the runtime's own words.
     """
 
@@ -52,7 +52,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchForm:
-    """How torch runs a module: its defaults, but for what is set.
+    """Settings of torch for a module; the defaults are torch's own.
 
     Attributes:
         exact: no TF32, which torch allows convolutions on CUDA by default.
@@ -75,10 +75,9 @@ class RunnerKind:
 
     Attributes:
         name: as in `--against NAME:MODEL`.
-        activate: the function that loads a model, "module:function"; it takes the model's path and
-            a `BenchSpec`, and returns a `Runner`.
-        package: what must be installed for it, beside ONNX Runtime.
-        extra: the extra that brings the package; None where none does.
+        activate: the loader, "module:function", from a model and a `BenchSpec` to a `Runner`.
+        package: its requirement besides ONNX Runtime.
+        extra: the extra with that package, if any.
         form: of torch.
     """
 

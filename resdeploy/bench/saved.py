@@ -1,4 +1,4 @@
-"""Hold a result against one that was saved: weaker evidence than timing both in turn."""
+"""Comparison with a saved result: weaker evidence than timing both in turn."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from resdeploy.schema.benchmarks import (
     SpeedRatio,
 )
 from resdeploy.schema.codec import load_json
-from resdeploy.statistics.latency import STABLE_SHIFT_LIMIT, bootstrap_interval, percentile
+from resdeploy.statistics.latency import STABLE_SHIFT_LIMIT, percentile, percentile_interval
 from resdeploy.statistics.paired import CONFIDENCE, min_runs_for
 
 __all__ = ["compare_with_saved", "load_result"]
@@ -44,7 +44,7 @@ def compare_with_saved(
 ) -> BenchComparison:
     """Return the ratio of two results that were not measured in turn.
 
-    Each is one process in a minute of its own, and what that does to its times cannot be seen from
+    Each is one process in a minute of its own, whose effect on its times cannot be seen from
     inside. The bootstrap interval over runs is therefore widened, on both sides, by
     `STABLE_SHIFT_LIMIT`: a run that moves by less within itself still counts as stable, so two runs
     that differ by less may be the same. Where one of them was not even stable, or they come from
@@ -69,18 +69,17 @@ def compare_with_saved(
         _ratio(candidate.latencies_ns, baseline.latencies_ns, q, known=not worthless)
         for q in (50, 99)
     )
+    block = BenchBlock(
+        candidate_ns=(candidate.latencies_ns,),
+        baseline_ns=(baseline.latencies_ns,),
+        candidate_first=False,
+    )
     return BenchComparison(
         candidate=_side(candidate),
         baseline=_side(baseline),
         environment=candidate.environment,
         interleaved=False,
-        blocks=(
-            BenchBlock(
-                candidate_ns=(candidate.latencies_ns,),
-                baseline_ns=(baseline.latencies_ns,),
-                candidate_first=False,
-            ),
-        ),
+        blocks=(block,),
         confidence=CONFIDENCE,
         p50=p50,
         p99=p99 if enough else None,
@@ -136,13 +135,8 @@ def _ratio(
 
 
 def _reach(latencies_ns: tuple[int, ...], q: float) -> float:
-    """Return how far the interval of a percentile reaches from it, as a logarithm."""
-    interval = bootstrap_interval(
-        latencies_ns,
-        lambda x: percentile(x, q),
-        num_resamples=500,
-        block_length=max(1, round(len(latencies_ns) ** (1 / 3))),
-    )
+    """Return the reach of a percentile's interval to either side, as a logarithm."""
+    interval = percentile_interval(latencies_ns, q)
     return max(abs(math.log(end / percentile(latencies_ns, q))) for end in interval)
 
 

@@ -1,4 +1,4 @@
-"""Whether the numbers of a benchmark are to be relied on; if not, why."""
+"""Stability of a benchmark: the reasons why its numbers cannot be relied on."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,10 +12,10 @@ from resdeploy.statistics.latency import (
     service_times,
 )
 
-__all__ = ["machine_reasons", "others_cpus", "unstable_reasons"]
+__all__ = ["machine_reasons", "unstable_reasons"]
 
-# Others may have this part of the CPUs that the benchmark leaves free: beyond it they are in its
-# way. Clock ticks of 10 ms make the share of short runs uncertain by a few percent.
+# Other programs may use this part of the CPUs that the benchmark leaves free: beyond it they are
+# in its way. Clock ticks of 10 ms make the share of short runs uncertain by a few percent.
 _BUSY_LIMIT = 0.95
 _STOLEN_LIMIT = 0.02
 
@@ -30,19 +30,8 @@ def unstable_reasons(
     latencies_ns: Sequence[int],
     arrivals_ns: Sequence[int],
     summary: LatencySummary,
-    others: Sequence[str],
-) -> tuple[str, ...]:
-    """Return what speaks against a result; empty if nothing does. `others` are known already."""
-    return (*_of_times(spec, warmup_ns, latencies_ns, arrivals_ns, summary), *others)
-
-
-def _of_times(
-    spec: BenchSpec,
-    warmup_ns: Sequence[int],
-    latencies_ns: Sequence[int],
-    arrivals_ns: Sequence[int],
-    summary: LatencySummary,
 ) -> Iterator[str]:
+    """Yield the reasons for doubt in the times of a result."""
     if spec.max_warmup > spec.num_warmup and not is_settled(warmup_ns):
         yield f"the times had not settled after {len(warmup_ns)} runs of warm-up"
     # Waiting in a queue varies by nature, so there it is the runs themselves that are judged.
@@ -61,28 +50,16 @@ def _of_times(
             yield reason
 
 
-def others_cpus(before: MachineState, after: MachineState, process_s: float) -> float | None:
-    """Return how many CPUs everyone else kept busy between two states."""
-    seconds = after.time_s - before.time_s
-    if before.busy_s is None or after.busy_s is None or seconds <= 0:
-        return None
-    return max(0.0, (after.busy_s - before.busy_s - process_s) / seconds)
-
-
 def machine_reasons(
     before: MachineState, after: MachineState, *, process_s: float, num_cpus: int
-) -> tuple[str, ...]:
-    """Return what happened to the machine meanwhile that makes its times doubtful."""
-    return tuple(_of_machine(before, after, process_s, num_cpus))
-
-
-def _of_machine(
-    before: MachineState, after: MachineState, process_s: float, num_cpus: int
 ) -> Iterator[str]:
-    seconds = max(after.time_s - before.time_s, 1e-9)
-    others = others_cpus(before, after, process_s)
-    if others is not None and others > _BUSY_LIMIT * (num_cpus - process_s / seconds):
-        yield f"other programs used {others:.1f} of {num_cpus} CPUs"
+    """Yield the events on the machine between two states that make its times doubtful."""
+    elapsed_s = after.time_s - before.time_s
+    seconds = max(elapsed_s, 1e-9)
+    if before.busy_s is not None and after.busy_s is not None and elapsed_s > 0:
+        others = max(0.0, (after.busy_s - before.busy_s - process_s) / seconds)
+        if others > _BUSY_LIMIT * (num_cpus - process_s / seconds):
+            yield f"other programs used {others:.1f} of {num_cpus} CPUs"
     stolen = _growth(before.stolen_s, after.stolen_s) / seconds
     if stolen > _STOLEN_LIMIT * num_cpus:
         yield f"the host took {stolen:.2f} CPUs from this virtual machine"

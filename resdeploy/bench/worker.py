@@ -1,4 +1,4 @@
-"""The process that a benchmark runs in: a job on standard input, records on standard output.
+"""Benchmark process: a job on standard input, records on standard output.
 
     echo JOB | python -m resdeploy.bench.worker
 
@@ -36,7 +36,7 @@ _PROGRESS_S = 0.2
 
 
 def main() -> None:
-    """Do the job that standard input tells."""
+    """Do the job on standard input."""
     answers = own_standard_output()
     job = from_json(BenchJob, json.loads(sys.stdin.readline()), where="the job")
 
@@ -106,7 +106,7 @@ def _serve(job: BenchJob, say: Any) -> None:
         for line in sys.stdin:
             where, _, number = line.rpartition(" ")
             num_runs = int(number)
-            latencies_ns = [stand.run_bound(launches[where]) for _ in range(num_runs)]
+            latencies_ns = [stand.time(launches[where]) for _ in range(num_runs)]
             say("burst", latencies_ns=latencies_ns, ram_peak_bytes=peak_ram_bytes())
 
 
@@ -117,7 +117,7 @@ def _golden(path: Path) -> "Golden":
 
 
 def _rel_l2(stand: TimedRunner, golden: "Golden") -> float | None:
-    """Return how far the outputs are from the reference; None where one is not finite."""
+    """Return the relative L2 distance of the outputs to the reference; None if not finite."""
     from resdeploy.verify.compare import tensor_diff  # noqa: PLC0415 - as above
 
     num = min(len(stand.values), len(golden.inputs))

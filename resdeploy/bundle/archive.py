@@ -1,10 +1,9 @@
 """A bundle as one `.zip` file: written to the same bytes everywhere, and read without trust.
 
-A plain zip archive that every tool opens, of which only one form is used: members sorted by name,
-stored and not deflated (zlib builds differ in the bytes they make of the same data), one fixed
-date, no comments, no extra fields, nothing between the parts. What is read must be that form to the
-byte, so that no header has a free bit to hide a link, a path, a second copy or a huge size in; the
-content of the members is then checked as every bundle is.
+A plain zip archive in one form only: members sorted by name, stored and not deflated (zlib builds
+differ in their bytes), one fixed date, no comments, no extra fields, nothing between the parts. The
+reader accepts that form alone, to the byte: no header has a free bit to hide a link, a path, a
+second copy or a huge size in. The content of the members is then checked as in every bundle.
 
 Layout, of APPNOTE.TXT 4.3: (local header, name, content) per member; (central header, name) per
 member; end record.
@@ -67,7 +66,7 @@ class _Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether an output path, or an existing file, stands for a bundle in one file."""
+    """Return True for the path of a bundle in one file, written or to be written."""
     return path.suffix.lower() == ".zip"
 
 
@@ -103,9 +102,9 @@ def write_archive(folder: Path, out: Path, *, force: bool = False) -> None:
 
 @contextmanager
 def opened_bundle(path: Path) -> Iterator[BundleFolder]:
-    """Give the bundle at `path`, a folder or an archive, after checking every byte of it.
+    """Yield the bundle at `path`, a folder or an archive, after checking every byte of it.
 
-    An archive is unpacked to a private temporary folder, which is gone when the block ends.
+    An archive is unpacked to a private temporary folder, deleted when the block ends.
 
     Raises:
         BundleError: this is not a bundle, or it is not as it was written.
@@ -128,7 +127,7 @@ def opened_bundle(path: Path) -> Iterator[BundleFolder]:
         try:
             bundle = read_bundle(folder)
         except BundleError as error:
-            # Whoever reads this has the archive, and never sees the temporary folder.
+            # Name the archive: the user never sees the temporary folder.
             where = (error.where or "").replace(f"{folder}{os.sep}", "").replace(str(folder), "")
             raise BundleError(
                 error.what, where=f"{path}{f': {where}' if where else ''}", fix=error.fix
@@ -150,7 +149,7 @@ def read_members(file: BinaryIO, *, where: str) -> Iterator[tuple[str, Iterator[
 
 
 def _measure(file: BinaryIO) -> tuple[int, int]:
-    """Return the size and the CRC-32 of what is left in a file."""
+    """Return the size and the CRC-32 of the rest of a file."""
     size_bytes = crc32 = 0
     while chunk := file.read(_CHUNK_BYTES):
         size_bytes += len(chunk)
@@ -159,7 +158,7 @@ def _measure(file: BinaryIO) -> tuple[int, int]:
 
 
 def _directory(members: list[_Member], starts_at: int) -> bytes:
-    """Return what follows the members: a central header for each, and the end record."""
+    """Return the bytes after the members: a central header for each, and the end record."""
     headers = b"".join(member.central_header() for member in members)
     num = len(members)
     return headers + _END.pack(b"PK\5\6", 0, 0, num, num, len(headers), starts_at, 0)
@@ -170,7 +169,7 @@ def _unpack(path: Path, folder: Path) -> None:
         raise BundleError("This is not a bundle: it is not an ordinary file.", where=str(path))
     with path.open("rb") as file:
         for name, pieces in read_members(file, where=str(path)):
-            # "x": never through something that is there already.
+            # "x": never through an existing file or link.
             with (folder / name).open("xb") as out:
                 for piece in pieces:
                     out.write(piece)
@@ -219,8 +218,7 @@ def _content(file: BinaryIO, member: _Member, *, where: str) -> Iterator[bytes]:
     file.seek(member.content_at)
     left, crc32 = member.size_bytes, 0
     while left:
-        piece = file.read(min(left, _CHUNK_BYTES))
-        if not piece:
+        if not (piece := file.read(min(left, _CHUNK_BYTES))):
             break
         left -= len(piece)
         crc32 = zlib.crc32(piece, crc32)

@@ -1,4 +1,4 @@
-"""Check a bundle on this machine: every byte, then the numbers, in each way it is run here."""
+"""Check of a bundle on this machine: every byte, the numbers, and the tuned settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ __all__ = ["check_bundle"]
 
 
 def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
-    """Return the verdict on a bundle for each session of `specs`, and for what was tuned here.
+    """Return the verdict on a bundle for each session of `specs`, and for settings tuned here.
 
     Nothing runs if a file changed.
 

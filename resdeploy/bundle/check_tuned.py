@@ -1,4 +1,4 @@
-"""The ways to run a bundle that `tune` found for this machine, held to what they promised."""
+"""Checks of the settings that `tune` found for this machine."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from resdeploy.verify.outputs import judge_outputs
 
 __all__ = ["check_tuned", "golden_answers"]
 
-# The same file, kind of machine and runtime computed it: what moves it is the order of sums, which
-# is far below the error of any lower precision.
+# Between runs of the same file, kind of machine and runtime only the order of sums may differ: far
+# less than the error of any lower precision.
 _CLEARLY_WORSE = 2.0
 
 
 def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenAnswers:
-    """Return what a model in a session makes of the golden inputs.
+    """Return the agreement of a model in a session with the golden outputs.
 
     Raises:
         ResdeployError: the model is not the network of the reference, or cannot be read.
@@ -45,7 +45,7 @@ def check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
     """Return a verdict on each of the settings that are for this kind of machine and this runtime.
 
     Raises:
-        EnvironmentLacksError: a provider that `tune` chose here does not start any more.
+        EnvironmentLacksError: a provider that `tune` chose does not start.
     """
     if not bundle.manifest.tuned:
         return ()
@@ -56,14 +56,15 @@ def check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
 def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:
     model = bundle.path / settings.model
     found = golden_answers(model, settings.session, bundle.golden)
+    reasons = _worse(found, settings.answers)
     if settings.max_drop is None:
         (verdict,) = judge_outputs(model, bundle.golden, [settings.session]).verdicts
-        return TunedCheck(settings=settings, found=found, reasons=verdict.reasons)
-    return TunedCheck(settings=settings, found=found, reasons=_worse(found, settings.answers))
+        reasons = verdict.reasons
+    return TunedCheck(settings=settings, found=found, reasons=reasons)
 
 
 def _worse(found: GoldenAnswers, then: GoldenAnswers) -> tuple[str, ...]:
-    """Return in what the answers are clearly worse than when the settings were found."""
+    """Return the reasons why outputs are clearly worse than when the settings were found."""
     reasons = []
     if found.num_same_class < then.num_same_class:
         reasons.append(

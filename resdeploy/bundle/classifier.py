@@ -1,8 +1,8 @@
-"""A model that names classes, opened from an ONNX file or a bundle, with what it says of itself."""
+"""A classifier opened from an ONNX file or a bundle, with its preprocessing and labels."""
 
+import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ class Classifier:
     """An open session of a model with one row of class scores.
 
     Attributes:
-        name: what the user called it.
-        session: where it runs.
-        preprocess: how a raw sample becomes an input; None where that is not known.
-        labels: the names of the classes, () where there are none.
+        name: the user's path of it.
+        session: its session.
+        preprocess: of raw samples; None if unknown.
+        labels: the names of the classes, or ().
     """
 
     name: str
@@ -34,7 +34,7 @@ class Classifier:
     labels: tuple[str, ...]
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_classifier(path: Path, spec: SessionSpec) -> Iterator[Classifier]:
     """Open a bundle, folder or archive, every byte of which is checked first, or an ONNX file.
 
@@ -42,15 +42,16 @@ def opened_classifier(path: Path, spec: SessionSpec) -> Iterator[Classifier]:
         ResdeployError: it is damaged, or its outputs are no class scores.
         EnvironmentLacksError: the provider did not start.
     """
-    if path.is_dir() or is_archive(path):
-        with opened_bundle(path) as bundle:
+    with contextlib.ExitStack() as stack:
+        if path.is_dir() or is_archive(path):
+            bundle = stack.enter_context(opened_bundle(path))
             session = open_session(bundle.model, spec)
             preprocess, labels = bundle.manifest.preprocess, bundle.labels
-            yield _classifier(str(path), session, preprocess, labels)
-        return
-    session = open_session(path, spec)
-    preprocess, labels = _said_by_file(session, where=str(path))
-    yield _classifier(str(path), session, preprocess, labels)
+        else:
+            session = open_session(path, spec)
+            preprocess, labels = _metadata(session, where=str(path))
+        require_class_scores(session, where=str(path))
+        yield Classifier(name=str(path), session=session, preprocess=preprocess, labels=labels)
 
 
 def require_class_scores(session: Session, *, where: str) -> None:
@@ -65,15 +66,8 @@ def require_class_scores(session: Session, *, where: str) -> None:
         )
 
 
-def _classifier(
-    name: str, session: Session, preprocess: Preprocess | None, labels: tuple[str, ...]
-) -> Classifier:
-    require_class_scores(session, where=name)
-    return Classifier(name=name, session=session, preprocess=preprocess, labels=labels)
-
-
-def _said_by_file(session: Session, *, where: str) -> tuple[Preprocess | None, tuple[str, ...]]:
-    """Return the preprocessing and the labels that stand in an ONNX file of resdeploy."""
+def _metadata(session: Session, *, where: str) -> tuple[Preprocess | None, tuple[str, ...]]:
+    """Return the preprocessing and the labels in the metadata of an ONNX file of resdeploy."""
     said = session.ort.get_modelmeta().custom_metadata_map
     try:
         labels = tuple(map(str, json.loads(said.get(LABELS_KEY, "[]"))))

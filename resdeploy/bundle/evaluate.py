@@ -1,4 +1,4 @@
-"""How often a model is right, how sure that is, and what another one does on the same samples.
+"""Accuracy of a model with its interval, and its paired comparison with another model.
 
 Shapes: N samples, K classes.
 """
@@ -34,7 +34,7 @@ __all__ = ["CONFIDENCE", "Answers", "LoadSamples", "answer", "compare_answers", 
 
 CONFIDENCE = 0.95
 
-# Inputs of so many samples are in memory at a time.
+# Samples in memory at a time.
 _BATCH_SIZE = 64
 
 LoadSamples = Callable[[Preprocess | None], LabelledSamples]
@@ -51,20 +51,20 @@ def evaluate(
     max_drop: float | None = None,
     on_progress: Progress = lambda done, total, remark: None,
 ) -> EvaluateReport:
-    """Return how often `model` is right, and next to it `against`, on the same samples.
+    """Return the accuracy of `model`, compared with that of `against` on the same samples.
 
     Args:
         model: an ONNX file or a bundle.
         load: returns the samples, decoded as a model's preprocessing says.
         spec: where to run.
-        against: another model, likewise.
-        against_spec: where to run that; None for where `model` runs.
-        max_drop: the largest fraction by which `model` may be right less often.
-        on_progress: told how many samples are done, of how many, with which model.
+        against: another ONNX file or bundle.
+        against_spec: its session; None for that of `model`.
+        max_drop: the largest drop in accuracy from `against`, as a fraction.
+        on_progress: called with the samples done, their total, and the model's name.
 
     Raises:
-        ResdeployError: a model or the samples are not what they should be, the samples have no
-            labels or some that are no classes of the model, or an output is not finite.
+        ResdeployError: a model or the samples are damaged or do not fit each other, the samples
+            have no labels or unknown ones, or an output is not finite.
         EnvironmentLacksError: the provider did not start.
     """
     load_once = functools.cache(load)  # two models mostly agree on how samples are decoded
@@ -77,14 +77,14 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """What a model said of N samples, and how often it was right.
+    """Predictions of a model for N samples, and its accuracy.
 
     Attributes:
-        model: which it is, where it ran, and its accuracy.
-        samples: what it was asked.
-        labels: the names of its classes, where it knows them.
+        model: the model, its session, and its accuracy.
+        samples: the samples.
+        labels: the names of its classes, if known.
         truth: (N,), places among its outputs, as are those `predicted`, (N,).
-        margin: (N,), by how much the score of the predicted class leads the next.
+        margin: (N,), lead of the predicted class's score over the next.
     """
 
     model: EvaluatedModel
@@ -96,7 +96,7 @@ class Answers:
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
-        """Return for each sample whether the model was right: (N,)."""
+        """Return True for each sample with a correct prediction: (N,)."""
         return np.asarray(self.truth == self.predicted)
 
 
@@ -106,7 +106,7 @@ def answer(
     spec: SessionSpec,
     on_progress: Progress = lambda done, total, remark: None,
 ) -> Answers:
-    """Return what a model says of the samples; parameters and errors are those of `evaluate`."""
+    """Return the predictions of a model; arguments and errors are those of `evaluate`."""
     with opened_classifier(model, spec) as classifier:
         return _answers(classifier, load(classifier.preprocess), on_progress)
 
@@ -114,17 +114,12 @@ def answer(
 def compare_answers(
     answers: Answers, against: Answers | None = None, max_drop: float | None = None
 ) -> EvaluateReport:
-    """Return how often a model is right, and next to it another one, on the same samples.
+    """Return the accuracy of a model, compared with that of another on the same samples.
 
     Raises:
         ResdeployError: the models do not have the same classes.
     """
-    if (
-        against is not None
-        and answers.labels
-        and against.labels
-        and answers.labels != against.labels
-    ):
+    if against and answers.labels and against.labels and answers.labels != against.labels:
         raise ResdeployError(
             "The two models do not have the same classes in the same order.",
             where=f"{answers.model.name} and {against.model.name}",
@@ -179,7 +174,7 @@ def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Prog
 
 
 def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return by how much the largest score leads the next; of a single class, that score."""
+    """Return the lead of the largest score over the next; of a single class, that score."""
     if scores_NK.shape[1] == 1:
         return scores_NK[:, 0]
     two_N2 = np.partition(scores_NK, -2, axis=1)[:, -2:]
@@ -189,12 +184,12 @@ def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
 def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.int64]:
     """Return the label of each sample as a place among the model's outputs.
 
-    By the names of the classes where the model knows all of them: data of fewer classes, or in
+    By the names of the classes if the model has all of them, so that data of fewer classes, or in
     another order, keep their meaning. By number otherwise, as in ImageNet's folders.
     """
     if samples.y is None:
         raise ResdeployError(
-            "The samples have no labels: there is nothing to be right about.",
+            "The samples have no labels.",
             where=samples.description,
             fix="give an .npz with x and y, or a folder with one folder of images per class",
         )
@@ -207,7 +202,7 @@ def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.
         unknown = next(label for label in samples.labels if label not in place_of)
         raise ResdeployError(
             f"The data has {len(samples.labels)} classes, the model {len(classifier.labels)}, and "
-            f"{unknown!r} is none of the model's: which is which cannot be told.",
+            f"{unknown!r} is none of the model's: they cannot be matched.",
             where=samples.description,
             fix="name the folders as the model names its classes: " + ", ".join(place_of),
         )

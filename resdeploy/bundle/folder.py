@@ -6,12 +6,12 @@
     model.onnx
     golden.npz      inputs, reference outputs in float64, and the noise to judge by
     labels.txt      one class name a line; absent where there are none
-    README.md       for the person who unpacks it
-    NAME.onnx       other forms of the model that `tune` found to be the best on some machine
+    README.md       the page for the user on the device
+    NAME.onnx       other forms of the model, the fastest by `tune` on some machine
 
 `read_bundle` checks all of it before anything is run. It finds every accidental change, and every
-change by someone who does not also make a new manifest: the manifest is not signed, so a digest
-that came by another way is what tells a forged bundle from yours.
+change without a new manifest. The manifest is not signed: only a digest received by another way
+tells a forged bundle from yours.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from resdeploy.bundle.page import readme_text
@@ -74,29 +75,29 @@ def write_bundle(
     name: str,
     model: Path,
     golden: Golden,
-    labels: Sequence[str],
-    preprocess: Preprocess | None,
-    export: ExportReport | None,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    versions: Mapping[str, str],
+    labels: Sequence[str] = (),
+    preprocess: Preprocess | None = None,
+    export: ExportReport | None = None,
+    versions: Mapping[str, str] = MappingProxyType({}),
     force: bool = False,
 ) -> Manifest:
     """Write a bundle to the folder `out`, whole or not at all, and return its manifest.
 
     The same arguments give the same bytes: no date, host or path is written. The paths in
-    `export` are cut to file names for this; texts such as `golden.info.source` are kept as given.
+    `export` are cut to file names for this; texts such as `golden.info.source` are kept.
 
     Args:
         out: the folder to make.
-        name: what the model is called.
+        name: the model's name.
         model: the ONNX file, with its weights inside.
         golden: at least one input with its reference outputs.
+        inputs: of the model.
+        outputs: of the model.
         labels: the class names in the order of the outputs, or none.
-        preprocess: how a raw sample becomes an input, or None where that is not known.
-        export: the record of the export that made the model, if there is one.
-        inputs: what the model takes.
-        outputs: what it returns.
+        preprocess: of raw samples, or None if unknown.
+        export: the record of the model's export, if any.
         versions: of the packages that made the model.
         force: replace an existing bundle, but no other folder.
 
@@ -116,12 +117,9 @@ def write_bundle(
             folder / _README,
             readme_text(name, inputs, outputs, preprocess, has_labels=bool(labels)),
         )
-        files = tuple(
-            file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
-        )
         manifest = Manifest(
             name=name,
-            files=files,
+            files=(),
             inputs=inputs,
             outputs=outputs,
             preprocess=preprocess,
@@ -130,10 +128,7 @@ def write_bundle(
             export=None if export is None else _without_folders(export),
             versions=dict(sorted(versions.items())),
         )
-        _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
-        # What cannot be read back must not be handed out.
-        read_bundle(folder)
-    return manifest
+        return _seal(folder, manifest)
 
 
 def write_tuned(
@@ -143,19 +138,19 @@ def write_tuned(
     *,
     force: bool = False,
 ) -> Manifest:
-    """Write `bundle` to the folder `out` with more ways to run it, and return its manifest.
+    """Write `bundle` to the folder `out` with more tuned settings, and return its manifest.
 
-    Settings for the same machine, runtime and objective are replaced by the last of them. A file
-    whose name another one has already is called by its digest as well.
+    Settings for the same machine, runtime and objective are replaced by the last of them. A model
+    file with a name that is taken gets its digest in the name as well.
 
     Args:
         bundle: the one that was tuned.
         out: the folder to make; that of `bundle` itself, with `force`.
-        found: how to run it, and where, each with the model file that it is for.
+        found: settings, each with its model file.
         force: replace an existing bundle.
 
     Raises:
-        BundleError: settings name something else than a file.
+        BundleError: settings name no model file.
         ResdeployError: `out` exists, or it cannot be written.
     """
     new = [one for n, one in enumerate(found) if not _has_same_target(one[0], found[n + 1 :])]
@@ -163,30 +158,33 @@ def write_tuned(
     kept = {_MODEL, *(one.model for one in tuned)}
     with atomic_directory(out, force=force, marker=MANIFEST) as folder:
         for file in bundle.manifest.files:
-            # A model that no settings ask for any more is not carried along.
+            # Without models that no settings need any more.
             if file.path in kept or not file.path.endswith(".onnx"):
                 shutil.copyfile(bundle.path / file.path, folder / file.path)
         for settings, model in new:
             name = _add_model(model, folder, settings.model)
             tuned.append(dataclasses.replace(settings, model=name))
-        files = tuple(
-            file_info(path, relative_to=folder) for path in sorted(folder.iterdir(), key=str)
-        )
-        manifest = dataclasses.replace(bundle.manifest, files=files, tuned=tuple(tuned))
-        _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
-        read_bundle(folder)
-    return manifest
+        return _seal(folder, dataclasses.replace(bundle.manifest, tuned=tuple(tuned)))
+
+
+def _seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of all files in the folder, read the bundle back, return the manifest."""
+    paths = sorted(folder.iterdir(), key=str)
+    files = tuple(file_info(path, relative_to=folder) for path in paths)
+    manifest = dataclasses.replace(manifest, files=files)
+    _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
+    return read_bundle(folder).manifest
 
 
 def _has_same_target(one: TunedSettings, others: Sequence[tuple[TunedSettings, Path]]) -> bool:
-    """Return whether any of the others is for the same machine, objective and batch size."""
+    """Return True if any of the others is for the same machine, objective and batch size."""
     targets = [(other.target, other.objective, other.batch_size) for other, _ in others]
     return (one.target, one.objective, one.batch_size) in targets
 
 
 def _add_model(model: Path, folder: Path, name: str) -> str:
-    """Copy a model into a folder unless it is there already, and return what it is called there."""
-    # Settings also come from other machines, and lead nowhere else.
+    """Copy a model into a folder unless it is there already, and return its name there."""
+    # Settings also come from other machines: no path out of the folder.
     if not name.endswith(".onnx") or any(c in name for c in "/\\:\0"):
         raise BundleError(f"{name!r} is not the name of a model file.", where=str(model))
     digest = sha256_file(model)
@@ -259,8 +257,8 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     try:
         record = json.loads(raw)
         digest = record.pop("digest")
-        # The text itself, and not only its meaning, must be what write_bundle makes of the
-        # record: this leaves no byte free, neither a space nor a key given twice.
+        # The text itself, not only its meaning, must be that of write_bundle: no byte is free,
+        # neither a space nor a repeated key.
         intact = _digest(record) == digest and _manifest_text(record).encode() == raw
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _damaged("The manifest is damaged, or is not one of a bundle", path) from error
@@ -323,7 +321,7 @@ def _check_listing(path: Path, names: set[str]) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise _damaged(f"{name} is not an ordinary file", path / name)
         if status.st_nlink > 1:
-            # It can be changed through its other name, after it was checked.
+            # It could be changed through its other name after the check.
             raise BundleError(
                 f"{name} has a second name elsewhere (a hard link).",
                 where=str(path / name),

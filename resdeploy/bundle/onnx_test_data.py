@@ -5,8 +5,8 @@
     FOLDER/model.onnx
     FOLDER/test_data_set_0/input_0.pb, output_0.pb, …
 
-The layout that ONNX's backend tests and onnx_test_runner read. The outputs are the float64
-reference, rounded to the type of the model's outputs.
+ONNX's backend tests and onnx_test_runner read this layout. The outputs are the float64 reference,
+rounded to the type of the model's outputs.
 """
 
 import math
@@ -62,11 +62,8 @@ def write_onnx_test_data(
                 width = math.prod(shape)
                 part = golden.reference[rows, columns : columns + width]
                 columns += width
-                _save(
-                    data_set / f"output_{k}.pb",
-                    part.reshape(size, *shape).astype(dtype),
-                    tensor.name,
-                )
+                values = part.reshape(size, *shape).astype(dtype)
+                _save(data_set / f"output_{k}.pb", values, tensor.name)
 
 
 def _shape_of_one(tensor: TensorSpec) -> tuple[int, ...]:

@@ -1,11 +1,11 @@
-"""A model in ONNX Runtime's own format, for builds of it that read nothing else.
+"""A model in ONNX Runtime's own format, for builds that read nothing else.
 
 ::
 
     FOLDER/model.ort
     FOLDER/model.required_operators.config    for a build with these operators only
 
-Made by onnxruntime's own converter, and kept only if it computes what the golden file says.
+Made by onnxruntime's own converter, and kept only if its outputs pass against the golden file.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def write_ort_format(out: Path, *, model: Path, golden: Golden, force: bool = Fa
 
     Raises:
         UnsupportedModelError: it cannot be converted.
-        ResdeployError: what came out computes something else; or `out` exists or cannot be
+        ResdeployError: the converted model fails against `golden`; or `out` exists or cannot be
             written.
     """
     tools = importlib.import_module("onnxruntime.tools.convert_onnx_models_to_ort")
@@ -39,7 +39,7 @@ def write_ort_format(out: Path, *, model: Path, golden: Golden, force: bool = Fa
             with captured_output(), warnings.catch_warnings():
                 # The converter leaves a file to the garbage collector.
                 warnings.simplefilter("ignore", ResourceWarning)
-                # Not "Runtime": it leaves to the target optimisations that it may not have.
+                # Not "Runtime", which leaves optimisations to a target that may lack them.
                 tools.convert_onnx_models_to_ort(
                     source, output_dir=folder, optimization_styles=[tools.OptimizationStyle.Fixed]
                 )
@@ -52,11 +52,8 @@ def write_ort_format(out: Path, *, model: Path, golden: Golden, force: bool = Fa
         config = folder / "model.required_operators.config"
         # Its comment names the folders of this machine.
         lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
-        config.write_text(
-            "".join(line for line in lines if not line.startswith("#")),
-            encoding="utf-8",
-            newline="\n",
-        )
+        text = "".join(line for line in lines if not line.startswith("#"))
+        config.write_text(text, encoding="utf-8", newline="\n")
         report = judge_outputs(folder / "model.ort", golden, [SessionSpec(provider="cpu")])
         if not report.passed:
             raise ResdeployError(

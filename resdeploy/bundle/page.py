@@ -1,4 +1,4 @@
-"""The README.md inside a bundle: for the person who unpacks it and has nothing else."""
+"""The README.md inside a bundle, for a user without any other page."""
 
 from resdeploy.data.preprocess import kind_for
 from resdeploy.schema.files import TensorSpec
@@ -15,14 +15,9 @@ def readme_text(
     *,
     has_labels: bool,
 ) -> str:
-    """Return the text: what this is, how to check, predict and time it, what goes in and comes out.
+    """Return the text: the commands to check, predict and time, the files, the inputs and outputs.
 
-    Args:
-        name: what the model is called.
-        inputs: what the model takes.
-        outputs: what it returns.
-        preprocess: how a raw sample becomes an input, or None where that is not known.
-        has_labels: whether the class names are in the bundle.
+    `preprocess` is None if unknown; `has_labels` is True if the class names are in the bundle.
     """
     files = [
         ("model.onnx", "the network, for ONNX Runtime or any other ONNX runtime"),
@@ -63,7 +58,7 @@ def readme_text(
 
 
 def _example(preprocess: Preprocess | None) -> str:
-    """Return what an input of this model is, and what the command says of it."""
+    """Return an example input of this model, and the output of the command."""
     if preprocess is None:
         return "x.npy            # the likeliest classes; float32 network inputs"
     if preprocess.color == "none":

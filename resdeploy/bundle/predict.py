@@ -1,4 +1,4 @@
-"""Name the likeliest classes of images, with the model of a bundle.
+"""Predictions of a bundle's model: the likeliest classes of each input.
 
 Shapes: N inputs, K classes.
 """
@@ -19,7 +19,7 @@ from resdeploy.session.session import Session
 
 __all__ = ["predict_classes", "softmax"]
 
-# As many samples are in memory at a time.
+# Samples in memory at a time.
 _BATCH_SIZE = 8
 
 
@@ -30,13 +30,13 @@ def predict_classes(
 
     Args:
         bundle: a checked one.
-        model: the file of it that the session was opened on.
+        model: the name of the session's model file in it.
         session: of a model with one row of class scores.
-        inputs: what `read_samples` takes.
-        num_classes: how many classes to name, of those there are.
+        inputs: as of `read_samples`.
+        num_classes: number of classes to name, at most.
 
     Raises:
-        ResdeployError: an input is not what it should be, or an output is not finite.
+        ResdeployError: an input does not fit the model, or an output is not finite.
     """
     predictions: list[Prediction] = []
     for names, batch in _batches(read_samples(inputs, bundle.manifest.preprocess)):
@@ -55,7 +55,7 @@ def predict_classes(
 
 
 def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return exp(s) over its sum, in float64; no score is too large, as the largest is taken off.
+    """Return exp(s) over its sum, in float64, with the largest score subtracted first.
 
     In float32 the probabilities of 1000 classes sum to 1 only within 1e-5, and a class that is
     e^-104 times as likely as the first becomes 0.

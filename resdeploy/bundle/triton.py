@@ -22,7 +22,7 @@ __all__ = ["config_text", "write_triton"]
 
 _CONFIG = "config.pbtxt"
 _LABELS = "labels.txt"
-# Triton gathers requests into batches of up to so many, where the model leaves that open.
+# The largest batch that Triton gathers from requests, if the model leaves it open.
 _MAX_BATCH_SIZE = 32
 
 _TYPES = {
@@ -48,18 +48,12 @@ def write_triton(
 ) -> None:
     """Write the model as version 1 of NAME in a repository, which may hold other models.
 
-    Args:
-        repository: its folder; made if need be.
-        name: what Triton is to call the model.
-        model: the ONNX file, with its weights inside.
-        inputs: what it takes.
-        outputs: what it returns.
-        labels: the class names in the order of the outputs, or none.
-        force: replace a model of this name.
+    `model` is the ONNX file, with its weights inside; `labels` are in the order of the outputs, or
+    none; `force` replaces a model of this name.
 
     Raises:
-        ResdeployError: the name cannot be one of a folder, or the model is there already.
-        UnsupportedModelError: a tensor has a type that has no name in Triton.
+        ResdeployError: the name cannot be that of a folder, or the model exists there.
+        UnsupportedModelError: a tensor has a type without a name in Triton.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
         raise ResdeployError(
@@ -82,20 +76,13 @@ def config_text(
     """Return the text of config.pbtxt."""
     # With max_batch_size above 0, Triton puts a batch dimension before the dims that are written.
     batched = all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in inputs)
+    labels = f'  label_filename: "{_LABELS}"\n' if has_labels else ""
     lines = [
         f'name: "{name}"',
         'platform: "onnxruntime_onnx"',
         f"max_batch_size: {_MAX_BATCH_SIZE if batched else 0}",
         *(_tensor_text("input", tensor, batched=batched) for tensor in inputs),
-        *(
-            _tensor_text(
-                "output",
-                tensor,
-                batched=batched,
-                more=f'  label_filename: "{_LABELS}"\n' if has_labels else "",
-            )
-            for tensor in outputs
-        ),
+        *(_tensor_text("output", tensor, batched=batched, more=labels) for tensor in outputs),
         *(["dynamic_batching { }"] if batched else []),
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The settings in a bundle that are for this machine, if `tune` was run on one like it."""
+"""Settings in a bundle for this kind of machine, as `tune` found them."""
 
 from pathlib import Path
 
@@ -14,40 +14,28 @@ __all__ = ["fastest_way", "settings_for", "target_of"]
 
 
 def fastest_way(bundle: BundleFolder, *, batch_size: int | None = None) -> tuple[Path, SessionSpec]:
-    """Return the file to open on this machine, and how: the defaults where nothing was tuned."""
-    # The machine is looked at, which starts the GPU's own tool, only if it matters.
-    settings = (
-        settings_for(bundle.manifest, read_environment(), batch_size=batch_size)
-        if bundle.manifest.tuned
-        else None
-    )
-    if settings is None:
-        return bundle.model, SessionSpec()
-    return bundle.path / settings.model, settings.session
+    """Return the model file and session for this machine: the defaults if nothing was tuned."""
+    # Reading the environment starts the GPU's own tool: only if there are settings.
+    if bundle.manifest.tuned:
+        settings = settings_for(bundle.manifest, read_environment(), batch_size=batch_size)
+        if settings is not None:
+            return bundle.path / settings.model, settings.session
+    return bundle.model, SessionSpec()
 
 
 def target_of(environment: Environment) -> TunedTarget:
-    """Return the kind of machine that this is, with the runtime that is loaded."""
-    return TunedTarget(
-        machine=environment.machine,
-        cpu_model=environment.cpu_model,
-        num_cpus_allowed=environment.num_cpus_allowed,
-        gpu_names=environment.gpu_names,
-        runtime_version=onnxruntime.__version__,
-    )
+    """Return the kind of this machine, with the version of the loaded runtime."""
+    names = ("machine", "cpu_model", "num_cpus_allowed", "gpu_names")
+    kind = {name: getattr(environment, name) for name in names}
+    return TunedTarget(**kind, runtime_version=onnxruntime.__version__)
 
 
 def settings_for(
     manifest: Manifest, environment: Environment, *, batch_size: int | None = None
 ) -> TunedSettings | None:
-    """Return the settings that were found last on such a machine, with this runtime.
+    """Return the last settings for such a machine and this runtime.
 
-    What was tuned for latency comes before the rest.
-
-    Args:
-        manifest: of the bundle.
-        environment: of this machine.
-        batch_size: only settings that were found with so many samples a run; None for any.
+    Settings for latency come before the rest; None for `batch_size` is any.
     """
     here = target_of(environment)
     found = [

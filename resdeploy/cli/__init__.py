@@ -55,7 +55,7 @@ class _ReportingGroup(click.Group):
                 _report(ctx, MissingExtraError(package, extra=_EXTRA_OF[package]))
             _report_bug(ctx)
         except BrokenPipeError:
-            # Whoever read our output has seen enough; Python would complain once more at exit.
+            # The reader closed the pipe; without this, Python complains once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
         except Exception:  # the last line of defence

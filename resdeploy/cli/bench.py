@@ -2,35 +2,34 @@
 
 import dataclasses
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
-from resdeploy.cli.bench_options import (
-    SESSION_FIELDS,
-    loadgen_spec,
-    numbers,
-    with_options,
-)
+from resdeploy.cli.bench_options import SESSION_FIELDS, loadgen_spec, with_options
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
+    PATH,
+    POSITIVE,
     Number,
     Percent,
-    SourceOptions,
     json_option,
+    numbers,
     session_options,
     session_was_given,
     source_options,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.benchmarks import BenchComparison, Scenario
+from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
 
 @click.command(cls=DeviceCommand)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option(
     "--batch",
+    "batch_size",
     default="1",
     show_default=True,
     metavar="N[,N...]",
@@ -42,15 +41,16 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     "num_threads",
     metavar="N[,N...]",
     callback=numbers,
-    help="Threads of ONNX Runtime; several likewise.  [default: its choice]",
+    help="Threads of ONNX Runtime; several are timed too.  [default: its choice]",
 )
 @session_options([name for name in SESSION_OPTIONS if name != "num_threads"])
 @click.option(
     "--warmup",
-    type=click.IntRange(min=1),
+    "num_warmup",
+    type=POSITIVE,
     help="Runs of warm-up.  [default: until the times have settled]",
 )
-@click.option("--runs", default=200, show_default=True, type=click.IntRange(min=1))
+@click.option("--runs", "num_runs", default=200, show_default=True, type=POSITIVE)
 @click.option(
     "--scenario",
     type=click.Choice(get_args(Scenario)),
@@ -61,7 +61,7 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 @click.option(
     "--qps",
     type=Number(min=0, min_open=True),
-    help="Runs asked for in a second, of --scenario server.",
+    help="Mean runs per second, of --scenario server.",
 )
 @click.option(
     "--seed",
@@ -73,21 +73,21 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 @click.option(
     "--loadgen",
     is_flag=True,
-    help="Let MLCommons LoadGen ask for the runs; needs the extra loadgen.",
+    help="Let MLCommons LoadGen drive the runs; needs the extra loadgen.",
 )
 @click.option(
     "--min-duration",
     type=Number(min=0, min_open=True),
     metavar="SECONDS",
-    help="Of --loadgen: for how long at least; MLPerf asks for 600.  [default: 60]",
+    help="Of --loadgen: shortest duration; MLPerf asks for 600.  [default: 60]",
 )
 @click.option(
     "--target-latency",
     type=Number(min=0, min_open=True),
     metavar="MS",
-    help="Of --loadgen --scenario server: what 99 % of the runs may take.  [default: 15]",
+    help="Of --loadgen --scenario server: longest time of 99 % of the runs.  [default: 15]",
 )
-@click.option("--profile", is_flag=True, help="Time each layer too, beside what the CPU can do.")
+@click.option("--profile", is_flag=True, help="Time each layer too, beside the CPU's peak rates.")
 @click.option(
     "--against",
     metavar="MODEL|RUNNER:MODEL|RESULT.json",
@@ -105,6 +105,7 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 )
 @click.option(
     "--blocks",
+    "num_blocks",
     default=8,
     show_default=True,
     type=click.IntRange(min=3),
@@ -118,36 +119,28 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     help="Exit with 1 if MODEL is slower than the other by more than this, such as 3%, and the "
     "whole interval says so.",
 )
-@source_options
+@source_options("against_source")
 @device_options
 @json_option
 def bench(
     model: Path,
-    session: SessionSpec,
-    batch: tuple[int, ...],
+    provider: SessionSpec,
     num_threads: tuple[int, ...],
-    warmup: int | None,
-    runs: int,
-    scenario: Scenario,
-    qps: float | None,
-    seed: int,
     loadgen: bool,
     min_duration: float | None,
     target_latency: float | None,
-    profile: bool,
     against: str | None,
     against_options: tuple[str, ...],
-    blocks: int,
-    max_slowdown: float | None,
-    source_of: SourceOptions,
+    against_source: SourceSpec,
     devices: Devices,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Time MODEL on this machine, in fresh processes; --json keeps every latency.
 
     A provider that does not start is an error, never the time of another. MODEL is an ONNX file,
     or a bundle, whose every byte is checked first; with --on the device also checks its numbers.
-    A bundle is run as `tune` found it to be the fastest here, unless an option says how.
+    Without an option of the session, a bundle runs with the settings that `tune` found here.
 
     \b
     Example:
@@ -167,53 +160,38 @@ def bench(
 
     compared = against is not None or bool(against_options)
     driver = loadgen_spec(loadgen, min_duration, target_latency)
-    _check_together(compared, max_slowdown, batch, num_threads, profile)
-    if compared and driver is not None:
-        raise click.UsageError("--loadgen is for one model: leave out --against.")
+    several = len(options["batch_size"]) > 1 or len(num_threads) > 1
+    for is_wrong, message in (
+        (
+            options["max_slowdown"] is not None and not compared,
+            "--fail-if-slower needs --against or --against-option.",
+        ),
+        (compared and several, "--against takes one --batch and one --threads."),
+        (compared and options["profile"], "--profile is for one model: leave out --against."),
+        (compared and loadgen, "--loadgen is for one model: leave out --against."),
+    ):
+        if is_wrong:
+            raise click.UsageError(message)
     if devices.given:
         from resdeploy.remote.jobs import bench_job
 
-        other_model = None if against is None else Path(against)
         if against is not None and ":" in against and not Path(against).exists():
             raise click.UsageError(f"--against {against} is timed here: leave out --on.")
+        other_model = None if against is None else Path(against)
         job = bench_job(model, devices.options, against=other_model, compared=compared)
         finish(devices.run(job), as_json=as_json)
-    spec_of_other = with_options(session, against_options) if against_options else None
-    sessions = [dataclasses.replace(session, num_threads=n) for n in num_threads or (None,)]
+    sessions = [dataclasses.replace(provider, num_threads=n) for n in num_threads or (None,)]
     with show_steps(f"bench {model.name}") as on_progress:
         report = bench_model(
             model,
             provider=sessions if compared or session_was_given() else None,
-            batch_size=batch,
-            num_runs=runs,
-            num_warmup=warmup,
-            scenario=scenario,
-            qps=qps,
-            seed=seed,
             loadgen=driver,
-            profile=profile,
             against=against,
-            against_source=source_of(None) if source_of.given else None,
-            against_provider=spec_of_other,
-            num_blocks=blocks,
-            max_slowdown=max_slowdown,
+            against_source=None if against_source == SourceSpec() else against_source,
+            against_provider=with_options(provider, against_options) if against_options else None,
             on_progress=on_progress,
+            **options,
         )
     emit(report, as_json=as_json)
     if isinstance(report, BenchComparison) and not report.passed:
         raise click.exceptions.Exit(EXIT_CHECK_FAILED)
-
-
-def _check_together(
-    compared: bool,
-    max_slowdown: float | None,
-    batch: tuple[int, ...],
-    threads: tuple[int, ...],
-    profile: bool,
-) -> None:
-    if max_slowdown is not None and not compared:
-        raise click.UsageError("--fail-if-slower needs --against or --against-option.")
-    if compared and (len(batch) > 1 or len(threads) > 1):
-        raise click.UsageError("--against takes one --batch and one --threads.")
-    if compared and profile:
-        raise click.UsageError("--profile is for one model: leave out --against.")

@@ -1,4 +1,4 @@
-"""How the options of `resdeploy bench` are read."""
+"""The options of `resdeploy bench` that need reading."""
 
 import dataclasses
 from typing import Any, Literal, get_args, get_origin
@@ -8,36 +8,18 @@ import click
 from resdeploy.schema.benchmarks import LoadgenSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
-__all__ = ["SESSION_FIELDS", "loadgen_spec", "numbers", "with_options"]
+__all__ = ["SESSION_FIELDS", "loadgen_spec", "with_options"]
 
-# By what --against-option calls it: the field of a `SessionSpec`.
+# The field of a `SessionSpec` by its name in --against-option.
 SESSION_FIELDS = {option.flag[2:]: name for name, option in SESSION_OPTIONS.items()}
-
-
-def numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
-    """Return the whole numbers of a list such as 1,8,32."""
-    if text is None:
-        return ()
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise click.BadParameter(
-            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=option.opts[0]
-        )
-    return found
 
 
 def loadgen_spec(
     wanted: bool, min_duration_s: float | None, target_latency_ms: float | None
 ) -> LoadgenSpec | None:
-    """Return what --loadgen and its own options ask for."""
-    changes: dict[str, Any] = {}
-    if min_duration_s is not None:
-        changes["min_duration_s"] = min_duration_s
-    if target_latency_ms is not None:
-        changes["target_latency_ms"] = target_latency_ms
+    """Return the request of --loadgen and its own options."""
+    asked = {"min_duration_s": min_duration_s, "target_latency_ms": target_latency_ms}
+    changes = {name: value for name, value in asked.items() if value is not None}
     if changes and not wanted:
         raise click.UsageError("--min-duration and --target-latency are options of --loadgen.")
     return LoadgenSpec(**changes) if wanted else None
@@ -60,7 +42,7 @@ def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
 
 
 def _value(kind: Any, text: str) -> Any:
-    """Return the value of a field's type that a text means; None if it means none."""
+    """Return the value of a text for a field's type; None if it has none."""
     if kind is bool:
         return {"on": True, "off": False}.get(text)
     if get_origin(kind) is Literal:
@@ -71,7 +53,7 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _form(kind: Any) -> str:
-    """Return what a field's type is written as."""
+    """Return the form of a field's type on the command line."""
     if kind is bool:
         return "on|off"
     if get_origin(kind) is Literal:

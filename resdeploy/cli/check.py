@@ -5,28 +5,22 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import json_option, sessions_options
-from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.cli.options import PATH, json_option, sessions_options
 from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command(cls=DeviceCommand)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @sessions_options
 @device_options
 @json_option
-def check(
-    bundle: Path,
-    sessions: list[SessionSpec],
-    devices: Devices,
-    as_json: bool,
-) -> None:
+def check(bundle: Path, provider: list[SessionSpec], devices: Devices, as_json: bool) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
     BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
-    differs from what was packed. What `tune` found for such a machine is held to its promise: found
-    without loss, it must pass as float32; found within a budget, its answers to the golden inputs
-    may not be clearly worse than they were then.
+    differs from what was packed. Settings that `tune` found for such a machine are checked
+    too: lossless ones must pass as float32; those within a budget may not compute clearly worse
+    outputs for the golden inputs than when tuned.
 
     \b
     Example:
@@ -40,9 +34,7 @@ def check(
         finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
 
     from resdeploy.api.check import check as check_bundle
-    from resdeploy.cli.render import emit
+    from resdeploy.cli.render import emit_verdict
 
-    report = check_bundle(bundle, provider=sessions)
-    emit(report, as_json=as_json)
-    if not report.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
+    report = check_bundle(bundle, provider=provider)
+    emit_verdict(report, as_json=as_json)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import force_option, json_option
-from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.cli.options import PATH, force_option, json_option
 
 
 @click.command()
@@ -14,7 +13,7 @@ from resdeploy.errors import EXIT_CHECK_FAILED
     "--output",
     default="demo-out",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The folder to write.",
 )
 @force_option
@@ -31,10 +30,8 @@ def demo(output: Path, force: bool, as_json: bool) -> None:
     """
     from resdeploy.api.demo import run_demo
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
+    from resdeploy.cli.render import emit_verdict
 
     with show_stages("demo") as on_stage:
         report = run_demo(output, force=force, on_stage=on_stage)
-    emit(report, as_json=as_json)
-    if not report.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
+    emit_verdict(report, as_json=as_json)

@@ -10,11 +10,11 @@ from resdeploy.errors import EnvironmentLacksError
 @providers_option()
 @json_option
 def doctor(providers: tuple[str, ...], as_json: bool) -> None:
-    """Look this installation over, and say of each fault what helps. Changes nothing.
+    """Look this installation over, and give a fix for each fault. Changes nothing.
 
     Python, the packages and their versions, the temporary folder, the runtime (two wheels at once,
     a damaged one, one for another CPU), and whether each --provider starts and computes. Exits
-    with 3 if something that was asked for cannot run.
+    with 3 if a requested provider cannot run.
 
     \b
     Example:

@@ -1,27 +1,25 @@
 """`resdeploy evaluate`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from resdeploy.cli.options import Number, json_option, session_options
-from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.sessions import SessionSpec
+from resdeploy.cli.options import PATH, Points, json_option, session_options
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option("--data", required=True, help="Labelled samples: NAME, NAME:PATH, x.npz, a folder.")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OTHER",
-    help="Another model on the same samples: what it was before, or a larger one.",
+    help="Another model on the same samples, such as its former version or a larger one.",
 )
 @click.option(
     "--max-drop",
-    "max_drop_points",
-    type=Number(min=0, max=100),
+    type=Points(min=0, max=100),
     metavar="POINTS",
     help="Exit with 1 unless MODEL is shown to be at most so many points below OTHER.",
 )
@@ -31,16 +29,16 @@ def evaluate(
     model: Path,
     data: str,
     against: Path | None,
-    max_drop_points: float | None,
-    session: SessionSpec,
+    max_drop: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Say how often MODEL is right on held-out samples, and how sure that is. Needs no torch.
+    """Measure the accuracy of MODEL on held-out samples, with its interval. Needs no torch.
 
     MODEL and OTHER are ONNX files of resdeploy or bundles. The interval of an accuracy is exact
     (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, Tango's
-    score interval of the difference, and every sample whose class changed, with the margins by
-    which either model decided. All at 95 % confidence.
+    score interval of the difference, and every sample whose class changed, with the margin of
+    either model. All at 95 % confidence.
 
     --max-drop asks for proof: the whole interval of the drop must be within POINTS, so that too few
     samples fail like too large a drop.
@@ -50,21 +48,14 @@ def evaluate(
         resdeploy evaluate digits-bundle --data digits
         resdeploy evaluate int8.onnx --data cifar10:data --against resnet20.onnx --max-drop 0.5
     """
-    if max_drop_points is not None and against is None:
-        raise click.UsageError("--max-drop needs the model that it is a drop from: --against OTHER")
+    if max_drop is not None and against is None:
+        raise click.UsageError("--max-drop needs another model to compare with: --against OTHER")
     from resdeploy.api.evaluate import evaluate as evaluate_models
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit
+    from resdeploy.cli.render import emit_verdict
 
     with show_steps("evaluate") as on_progress:
         report = evaluate_models(
-            model,
-            data,
-            against=against,
-            max_drop=None if max_drop_points is None else max_drop_points / 100,
-            provider=session,
-            on_progress=on_progress,
+            model, data, against=against, max_drop=max_drop, on_progress=on_progress, **options
         )
-    emit(report, as_json=as_json)
-    if not report.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
+    emit_verdict(report, as_json=as_json)

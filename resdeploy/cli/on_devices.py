@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from resdeploy.cli.options import PATH
 from resdeploy.schema.remotes import DeviceSpec, RemoteReport
 
 if TYPE_CHECKING:
@@ -18,16 +19,16 @@ __all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
 _GIVEN = f"{__name__}.given"
 # Options about this machine: they do not travel.
 _STAYING = {
-    *("addresses", "fleet", "as_json", "against", "output", "force", "work"),
-    *("data", "calibration", "variant_paths"),
+    *("addresses", "fleet", "as_json", "against", "out", "force", "work"),
+    *("data", "calibration", "variants"),
 }
 
 
 class DeviceCommand(click.Command):
-    """A command that can run elsewhere: it remembers its options as they were written."""
+    """A command that can run on devices: it keeps its options as they were written."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and keep the words."""
+        """Parse, and keep the texts."""
         words = list(args)
         rest = super().parse_args(ctx, args)
         ctx.meta[_GIVEN] = self.make_parser(ctx).parse_args(words)[0]
@@ -43,7 +44,7 @@ class Devices:
 
     @property
     def given(self) -> bool:
-        """Whether the command is to run on devices, and not here."""
+        """True if the command is to run on devices instead of here."""
         return bool(self._addresses) or self._fleet is not None
 
     @property
@@ -77,7 +78,7 @@ class Devices:
         return devices
 
     def run(self, job: "DeviceJob") -> RemoteReport:
-        """Run a job on all of them, with a table of how far each is on stderr."""
+        """Run a job on all of them, with a table of their progress on stderr."""
         from resdeploy.cli.progress import show_devices
         from resdeploy.remote.fleet_run import run_on_fleet
 
@@ -87,30 +88,13 @@ class Devices:
 
 
 def finish(report: RemoteReport, *, as_json: bool) -> NoReturn:
-    """Print what came back, and leave with its exit code."""
+    """Print the report, and exit with its code."""
     from resdeploy.cli.render import emit
     from resdeploy.cli.render_remote import render_failures
 
     emit(report, as_json=as_json)
     render_failures(report)
     raise click.exceptions.Exit(report.exit_code)
-
-
-_OPTIONS = (
-    click.option(
-        "--on",
-        "addresses",
-        multiple=True,
-        metavar="[USER@]HOST[:PORT]",
-        help="Run on this device instead, over SSH. May be given several times.",
-    ),
-    click.option(
-        "--fleet",
-        type=click.Path(path_type=Path),
-        metavar="FLEET.TOML",
-        help="Run on the devices of this file instead.",
-    ),
-)
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +104,17 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_devices(*, addresses: tuple[str, ...], fleet: Path | None, **others: Any) -> Any:
         return command(devices=Devices(addresses, fleet), **others)
 
-    decorated: Callable[..., Any] = with_devices
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    on = click.option(
+        "--on",
+        "addresses",
+        multiple=True,
+        metavar="[USER@]HOST[:PORT]",
+        help="Run on this device instead, over SSH. May be given several times.",
+    )
+    fleet = click.option(
+        "--fleet",
+        type=PATH,
+        metavar="FLEET.TOML",
+        help="Run on the devices of this file instead.",
+    )
+    return on(fleet(with_devices))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,22 +15,14 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
-    "Number",
-    "Percent",
-    "SourceOptions",
-    "force_option",
-    "json_option",
-    "output_option",
-    "preprocess_option",
-    "providers_option",
-    "session_options",
-    "session_was_given",
-    "sessions_options",
-    "source_options",
-    "target_option",
-    "threads_option",
+    *("PATH", "POSITIVE", "Number", "Percent", "Points", "choice_of", "export_options"),
+    *("force_option", "json_option", "numbers", "output_option", "providers_option"),
+    *("session_options", "session_was_given", "sessions_options", "source_options"),
+    *("target_option", "threads_option"),
 ]
 
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -55,17 +47,84 @@ class Percent(Number):
         return super().convert(str(value).removesuffix("%"), param, ctx) / 100
 
 
+class Points(Number):
+    """Percentage points, as a fraction."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the fraction, or refuse the text."""
+        return super().convert(value, param, ctx) / 100
+
+
+def numbers(
+    _context: Any,
+    option: click.Parameter,
+    text: str | None,
+    form: str = "a list of numbers such as 1,8,32",
+) -> tuple[int, ...]:
+    """Return the whole numbers of a list such as 1,8,32; the callback of an option."""
+    if text is None:
+        return ()
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r} is not {form}", param_hint=option.opts[0])
+    return tuple(map(int, parts))
+
+
+def choice_of(values: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """Return the settings of an option that takes a name of `values`, and gives the value."""
+    return {
+        "type": click.Choice(list(values)),
+        "callback": lambda _context, _option, name: None if name is None else values[name],
+        **settings,
+    }
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 target_option = click.option(
     "--for",
     "target",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="TARGET.JSON",
-    help="What `resdeploy probe -o` wrote on the target.",
+    help="The record that `resdeploy probe -o` wrote on the target.",
 )
 
-# Of every command that runs a model to judge it, or for what it says.
+
+def _batch(_context: Any, _option: Any, text: str) -> int | Literal["dynamic"]:
+    if text == "dynamic":
+        return "dynamic"
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is neither dynamic nor a number", param_hint="--batch")
+    return int(text)
+
+
+def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about the form of an exported model."""
+    return _with_options(
+        command,
+        click.option(
+            "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
+        ),
+        target_option,
+        click.option(
+            "--batch",
+            default="dynamic",
+            show_default=True,
+            callback=_batch,
+            help="dynamic, or a number of samples.",
+        ),
+        click.option(
+            "--preprocess",
+            "embed_preprocess",
+            default="outside",
+            show_default=True,
+            help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
+            **choice_of({"outside": False, "embed": True}),
+        ),
+    )
+
+
+# Options of every command that runs a model for its outputs.
 _ANSWERING = tuple(
     name
     for name, option in SESSION_OPTIONS.items()
@@ -93,7 +152,7 @@ def _click_option(name: str) -> Callable[[Command], Command]:
     return click.option(
         option.flag,
         name,
-        type=click.IntRange(min=1) if choices is None else click.Choice(choices),
+        type=POSITIVE if choices is None else click.Choice(choices),
         default=option.default,
         show_default=choices is not None,
         help=option.help,
@@ -121,36 +180,39 @@ threads_option = _click_option("num_threads")
 def session_options(
     names: Sequence[str] = _ANSWERING,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add these fields of a `SessionSpec` as options; the command gets it as `session`."""
+    """Add these fields of a `SessionSpec` as options; the command gets it as `provider`."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_session(**values: Any) -> Any:
             session = SessionSpec(**{name: values.pop(name) for name in names})
-            return command(session=session, **values)
+            return command(provider=session, **values)
 
-        decorated: Callable[..., Any] = with_session
-        for name in reversed(names):
-            decorated = _click_option(name)(decorated)
-        return decorated
+        return _with_options(with_session, *map(_click_option, names))
 
     return decorate
 
 
+def _with_options(command: Callable[..., Any], *options: Any) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def sessions_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of one session on each of several providers; the command gets `sessions`."""
+    """Add the options of one session on each of several providers; the command gets `provider`."""
 
     @functools.wraps(command)
-    def with_sessions(*, providers: tuple[str, ...], session: SessionSpec, **others: Any) -> Any:
-        sessions = [dataclasses.replace(session, provider=name) for name in providers]
-        return command(sessions=sessions, **others)
+    def with_sessions(*, providers: tuple[str, ...], provider: SessionSpec, **others: Any) -> Any:
+        sessions = [dataclasses.replace(provider, provider=name) for name in providers]
+        return command(provider=sessions, **others)
 
     others = [name for name in _ANSWERING if name != "provider"]
     return providers_option()(session_options(others)(with_sessions))
 
 
 def session_was_given() -> bool:
-    """Return whether the user said anything about how to open the session."""
+    """Return True if the command line has an option of the session."""
     context = click.get_current_context()
     return any(
         context.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -158,119 +220,66 @@ def session_was_given() -> bool:
     )
 
 
-preprocess_option = click.option(
-    "--preprocess",
-    type=click.Choice(["outside", "embed"]),
-    default="outside",
-    show_default=True,
-    help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
-)
-
-
 def output_option(help_text: str) -> Callable[[Command], Command]:
     """Return the option `-o`, a path to write."""
-    return click.option(
-        "-o", "--output", required=True, type=click.Path(path_type=Path), help=help_text
-    )
+    return click.option("-o", "--output", "out", required=True, type=PATH, help=help_text)
 
 
-class SourceOptions:
-    """What the user said, beside its path, about the trained model to work on."""
-
-    def __init__(
-        self,
-        *,
-        arch: str | None,
-        arch_options: tuple[str, ...],
-        factory: str | None,
-        input_shape: str | None,
-        recipe: str | None,
-    ) -> None:
-        self._spec = SourceSpec(
-            arch=arch,
-            options=dict(map(_parse_option, arch_options)),
-            factory=factory,
-            input_shape=None if input_shape is None else _parse_shape(input_shape),
-            recipe=recipe,
-        )
-
-    @property
-    def given(self) -> bool:
-        """Whether any of the options was used."""
-        return self._spec != SourceSpec()
-
-    def __call__(self, path: Path | None) -> SourceSpec:
-        """Return the request for the model at `path`, or for the factory's where that is None."""
-        return dataclasses.replace(self._spec, path=None if path is None else str(path))
+def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option.opts[0])
+    return dict(text.split("=", 1) for text in texts)
 
 
-_SOURCE_OPTIONS = (
-    click.option("--arch", help="The network that weights from elsewhere belong to."),
-    click.option(
+def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    return numbers(context, option, text, "a shape such as 3,224,224") or None
+
+
+# By the field of `SourceSpec`.
+_SOURCE_OPTIONS = {
+    "arch": click.option("--arch", help="The network that weights from elsewhere belong to."),
+    "options": click.option(
         "--arch-option",
-        "arch_options",
+        "options",
         multiple=True,
         metavar="NAME=VALUE",
+        callback=_arch_options,
         help="An option of --arch, such as shortcut=B.",
     ),
-    click.option(
+    "factory": click.option(
         "--model",
         "factory",
         metavar="PACKAGE.MODULE:FUNCTION",
         help="A function that returns a torch module of yours; its code is run.",
     ),
-    click.option(
+    "input_shape": click.option(
         "--input",
         "input_shape",
         metavar="C,H,W",
+        callback=_shape,
         help="Shape of one sample, for --model, other image sizes, and open ones in ONNX.",
     ),
-    click.option(
+    "recipe": click.option(
         "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
     ),
-)
+}
 
 
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what a trained model is; the command gets them as `source_of`."""
+def source_options(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a trained model; the command gets a `SourceSpec` called `name`.
 
-    @functools.wraps(command)
-    def with_source(
-        *,
-        arch: str | None,
-        arch_options: tuple[str, ...],
-        factory: str | None,
-        input_shape: str | None,
-        recipe: str | None,
-        **others: Any,
-    ) -> Any:
-        source_of = SourceOptions(
-            arch=arch,
-            arch_options=arch_options,
-            factory=factory,
-            input_shape=input_shape,
-            recipe=recipe,
-        )
-        return command(source_of=source_of, **others)
+    Its path is the parameter of that name, if the command has one.
+    """
 
-    decorated: Callable[..., Any] = with_source
-    for option in reversed(_SOURCE_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_source(**values: Any) -> Any:
+            path = values.pop(name, None)
+            fields = {field: values.pop(field) for field in _SOURCE_OPTIONS}
+            spec = SourceSpec(path=None if path is None else str(path), **fields)
+            return command(**{name: spec}, **values)
 
+        return _with_options(with_source, *_SOURCE_OPTIONS.values())
 
-def _parse_option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--arch-option")
-    return name, value
-
-
-def _parse_shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise click.BadParameter(f"{text!r} is not a shape such as 3,224,224", param_hint="--input")
-    return shape
+    return decorate

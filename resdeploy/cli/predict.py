@@ -4,39 +4,32 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import json_option, session_options, session_was_given
+from resdeploy.cli.options import PATH, POSITIVE, json_option, session_options, session_was_given
 from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument(
-    "inputs", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("bundle", type=PATH)
+@click.argument("inputs", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
 @session_options()
 @click.option(
     "--top",
-    "num_classes",
     default=5,
     show_default=True,
-    type=click.IntRange(min=1),
-    help="How many classes to name.",
+    type=POSITIVE,
+    help="Number of classes to name.",
 )
 @json_option
 def predict(
-    bundle: Path,
-    inputs: tuple[Path, ...],
-    session: SessionSpec,
-    num_classes: int,
-    as_json: bool,
+    bundle: Path, inputs: tuple[Path, ...], provider: SessionSpec, top: int, as_json: bool
 ) -> None:
     """Name the likeliest classes of each IMAGE with the model of BUNDLE. Needs no torch.
 
     IMAGE is an image file, a folder of them, or an .npy or .npz (array x) with uint8 images,
     float32 network inputs or, for models of vectors, one vector a row. Every byte of the bundle is
     checked first; the preprocessing is that of the training, to the pixel. Probabilities are the
-    softmax of the model's outputs, in float64. Unless an option says how to run it, it is run as
-    `tune` found it to be the fastest on this machine, if it did.
+    softmax of the model's outputs, in float64. Without an option of the session, the
+    fastest settings that `tune` found for this machine apply, if any.
 
     \b
     Example:
@@ -46,5 +39,5 @@ def predict(
     from resdeploy.api.predict import predict as predict_classes
     from resdeploy.cli.render import emit
 
-    wanted = session if session_was_given() else None
-    emit(predict_classes(bundle, inputs, provider=wanted, top=num_classes), as_json=as_json)
+    wanted = provider if session_was_given() else None
+    emit(predict_classes(bundle, inputs, provider=wanted, top=top), as_json=as_json)

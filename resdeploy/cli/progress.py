@@ -25,10 +25,10 @@ __all__ = ["Update", "show_devices", "show_stages", "show_steps"]
 
 
 class Update(Protocol):
-    """Shows how many steps are done, of how many if that is known, and a remark."""
+    """Shows the steps done, their total if known, and a remark."""
 
     def __call__(self, done: int, total: int | None, remark: str) -> None:
-        """Show that so many steps are done."""
+        """Show the state."""
 
 
 @contextmanager
@@ -42,9 +42,9 @@ def show_stages(title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def show_steps(title: str) -> Iterator[Update]:
-    """Show a bar; the given function takes (steps done, steps in all or None, a remark).
+    """Show a bar; the given function takes (steps done, total or None, a remark).
 
-    Where `RESDEPLOY_PROGRESS` says so, lines on stderr in its place, for who passes them on.
+    With `RESDEPLOY_PROGRESS=lines`, lines on stderr instead, for a program to pass on.
     """
     if os.environ.get("RESDEPLOY_PROGRESS") == "lines":
         yield _say_in_lines

@@ -1,24 +1,25 @@
 """`resdeploy quantize`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from resdeploy.cli.options import (
-    Command,
+    PATH,
     Number,
+    choice_of,
     force_option,
     json_option,
     output_option,
     target_option,
 )
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes
 from resdeploy.session.providers import PROVIDERS
 
 if TYPE_CHECKING:
-    from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
+    from resdeploy.schema.quants import QuantizedPrecision
 
 PRECISIONS: dict[str, "QuantizedPrecision"] = {
     "int8": "int8",
@@ -30,20 +31,19 @@ _INSISTED = "".join(
     for provider in PROVIDERS.values()
     if provider.integer_types
 )
-_CHOICES = click.Choice(["auto", "on", "off"])
-
-
-def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
-    return click.option(name, type=_CHOICES, default="auto", show_default=True, help=help_text)
+_CHOICE: dict[str, Any] = {
+    "type": click.Choice(get_args(Choice)),
+    "default": "auto",
+    "show_default": True,
+}
 
 
 @click.command()
-@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @output_option("The ONNX file to write.")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="int8", show_default=True)
+@click.option("--precision", default="int8", show_default=True, **choice_of(PRECISIONS))
 @click.option(
     "--calibration",
-    "data",
     required=True,
     metavar="DATA",
     help="Samples as in training: NAME, NAME:PATH, x.npz, a folder of images.",
@@ -51,14 +51,14 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 @click.option("--recipe", help="Take the preprocessing from this recipe, by name or path.")
 @click.option(
     "--method",
-    type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+    type=click.Choice(["auto", *get_args(CalibrationMethod)]),
     default="auto",
     show_default=True,
-    help="How int8 ranges are found; auto measures all.",
+    help="Calibration of int8 ranges; auto measures all.",
 )
 @click.option(
     "--types",
-    type=click.Choice(["u8s8", "s8s8", "s8s8-symmetric"]),
+    type=click.Choice(get_args(IntegerTypes)),
     help=f"Of activations and weights.  [default: u8s8 on x86, s8s8 on ARM{_INSISTED}]",
 )
 @target_option
@@ -67,19 +67,23 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
     default=None,
     help="Weights of 7 bits.  [default: on x86 without VNNI]",
 )
-@_choice("--equalize", "Give the channels between layers like ranges (SmoothQuant).")
-@_choice("--pixel-grid", "Let the input's integers be the pixels.")
-@_choice("--refine", "Choose each tensor's range by the outputs.")
-@_choice("--rounding", "Round weights so that errors cancel (GPTQ).")
-@_choice("--bias-correction", "Take the weights' mean error out of the biases.")
+@click.option(
+    "--equalize", help="Give the channels between layers like ranges (SmoothQuant).", **_CHOICE
+)
+@click.option("--pixel-grid", help="Let the input's integers be the pixels.", **_CHOICE)
+@click.option("--refine", help="Choose each tensor's range by the outputs.", **_CHOICE)
+@click.option("--rounding", help="Round weights so that errors cancel (GPTQ).", **_CHOICE)
+@click.option(
+    "--bias-correction", help="Take the weights' mean error out of the biases.", **_CHOICE
+)
 @click.option(
     "--max-flips",
     type=Number(min=0, max=1),
     default=0.01,
     show_default=True,
-    help="Which fraction of held-out predictions may change.",
+    help="Fraction of held-out predictions that may change.",
 )
-@click.option("--max-error", type=Number(min=0), help="Which relative error the outputs may have.")
+@click.option("--max-error", type=Number(min=0), help="Largest relative error of the outputs.")
 @click.option(
     "--keep-io/--lower-io",
     default=True,
@@ -88,31 +92,11 @@ def _choice(name: str, help_text: str) -> Callable[[Command], Command]:
 )
 @force_option
 @json_option
-def quantize(
-    model_file: Path,
-    output: Path,
-    precision: str,
-    data: str,
-    recipe: str | None,
-    method: 'Literal["auto"] | CalibrationMethod',
-    types: "IntegerTypes | None",
-    target: Path | None,
-    reduce_range: bool | None,
-    equalize: "Choice",
-    pixel_grid: "Choice",
-    refine: "Choice",
-    rounding: "Choice",
-    bias_correction: "Choice",
-    max_flips: float,
-    max_error: float | None,
-    keep_io: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Lower the precision of MODEL, a folded ONNX file, and measure what that costs.
 
-    A quarter of the calibration samples is held out. Whatever can be chosen is measured on them,
-    and kept only where it lowers the error; layers that cost too much stay in float32. The file is
+    A quarter of the calibration samples is held out. Every choice is measured on them, and kept
+    only if it lowers the error; layers that cost too much stay in float32. The file is
     written only if the budget holds and ONNX Runtime really runs every layer in integers.
 
     \b
@@ -126,27 +110,7 @@ def quantize(
     from resdeploy.cli.render import emit
 
     with show_stages("quantize") as on_stage:
-        report = quantize_model(
-            model_file,
-            output,
-            calibration=data,
-            precision=PRECISIONS[precision],
-            recipe=recipe,
-            method=method,
-            types=types,
-            target=target,
-            reduce_range=reduce_range,
-            equalize=equalize,
-            pixel_grid=pixel_grid,
-            refine=refine,
-            rounding=rounding,
-            bias_correction=bias_correction,
-            max_flips=max_flips,
-            max_error=max_error,
-            keep_io=keep_io,
-            force=force,
-            on_stage=on_stage,
-        )
+        report = quantize_model(model, out, on_stage=on_stage, **options)
     emit(report, as_json=as_json)
     if not report.passed:
         click.echo("nothing was written", err=True)

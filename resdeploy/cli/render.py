@@ -1,7 +1,8 @@
 """Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +13,9 @@ from resdeploy.cli.render_evaluate import render_evaluate
 from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune, render_tuned
-from resdeploy.cli.tables import print_table as _print_table
+from resdeploy.cli.tables import pass_or_fail, print_table
+from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.files import atomic_write
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
 from resdeploy.schema.codec import dump_json
@@ -31,12 +34,15 @@ from resdeploy.schema.verdicts import (
     Comparison,
     Conformance,
     PlantedFault,
+    ProviderVerdict,
     SelftestReport,
     VerifyReport,
 )
 from resdeploy.verify.precision import title as precision_title
 
-__all__ = ["emit", "render"]
+__all__ = ["emit", "emit_verdict", "render", "write_record"]
+
+_MOST_REASONS = 3
 
 
 def emit(record: Any, *, as_json: bool) -> None:
@@ -45,6 +51,19 @@ def emit(record: Any, *, as_json: bool) -> None:
         click.echo(dump_json(record))
     else:
         render(record)
+
+
+def emit_verdict(record: Any, *, as_json: bool) -> None:
+    """Print a record of a check to stdout, and exit with 1 unless it passed."""
+    emit(record, as_json=as_json)
+    if not record.passed:
+        raise SystemExit(EXIT_CHECK_FAILED)
+
+
+def write_record(record: Any, out: Path, *, force: bool) -> None:
+    """Write a record as JSON to the file `out`; `force` replaces an existing one."""
+    with atomic_write(out, force=force) as temporary:
+        temporary.write_text(dump_json(record) + "\n", encoding="utf-8", newline="\n")
 
 
 def render(record: Any) -> None:
@@ -88,14 +107,14 @@ def _fold(report: FoldReport) -> None:
         (s.site, "", str(s.num_consumers), f"refused: {s.reason}", "") for s in report.refused
     ]
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
-    _print_table("BatchNorm", columns, folded + refused)
+    print_table("BatchNorm", columns, folded + refused)
     click.echo(_fold_summary(report))
     if report.not_judged is not None:
         click.echo(f"not judged: {report.not_judged}")
 
 
 def _fold_summary(report: FoldReport) -> str:
-    """Return one line: how many were folded and refused, the largest error, what was flushed."""
+    """Return one line: counts of folded, refused and flushed, and the largest error."""
     line = f"{len(report.folded)} folded, {len(report.refused)} refused"
     if report.folded:
         line += f", every weight within {max(s.max_ulp for s in report.folded):.2f} ulp"
@@ -118,75 +137,74 @@ def _export(report: ExportReport) -> None:
 
 
 def _verify(report: VerifyReport) -> None:
-    rows = []
-    for verdict in report.verdicts:
-        c = verdict.comparison
-        rows.append(
-            (
-                verdict.session.spec.provider,
-                "PASS" if verdict.passed and not report.reasons else "FAIL",
-                _ratio(c.noise_ratio),
-                _figure(c.z_rms),
-                _figure(c.z_max),
-                _figure(c.systematic),
-                "" if c.precision is None else c.precision.found,
-                f"{c.top1_agreement:.2%}",
-                "" if verdict.accuracy is None else f"{verdict.accuracy:.2%}",
-            )
-        )
     columns = (
         *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
         "accuracy",
     )
-    _print_table(f"{report.model.path} against {report.golden.source}", columns, rows)
+    title = f"{report.model.path} against {report.golden.source}"
+    print_table(title, columns, [_verdict_row(v, report.reasons) for v in report.verdicts])
     click.echo(f"inputs: {report.golden.inputs}")
     if report.reference_accuracy is not None:
         click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
     for line in _file_evidence(report):
         click.echo(line)
     for verdict in report.verdicts:
-        provider = verdict.session.spec.provider
-        if (nodes := verdict.node_local) is not None and (worst := nodes.worst) is not None:
-            click.echo(
-                f"{provider}: {len(nodes.nodes)} layers run on their own inputs, at most "
-                f"{worst.of_estimate:.2f} of their bounds (`{worst.node}`)"
-            )
-        judged = (verdict.placement, verdict.node_local, verdict.comparison, verdict.conformance)
-        for reasons in (one.reasons for one in judged if one is not None):
-            for reason in _first_few(reasons):
-                click.echo(f"{provider}: {reason}")
-        for line in _details(verdict.comparison):
-            click.echo(f"{provider}: {line}")
-        if verdict.attribution is not None:
-            click.echo(f"{provider}: {_attribution(verdict.attribution)}")
-        for layer, why in verdict.missing.items():
-            click.echo(f"{provider}: no evidence on {_LAYERS[layer]}: {why}")
-        click.echo(f"{provider}: {_placement(verdict.session)}")
-        if verdict.placement is not None:
-            click.echo(f"{provider}: {_executed(verdict.placement)}")
-        if verdict.conformance is not None:
-            for line in _conformance_lines(verdict.conformance):
-                click.echo(f"{provider}: {line}")
+        for line in _provider_evidence(verdict):
+            click.echo(f"{verdict.session.spec.provider}: {line}")
 
 
-def _details(c: Comparison) -> list[str]:
-    """Return what stands below the table: the limits, and what was not judged."""
+def _verdict_row(verdict: ProviderVerdict, reasons: Sequence[str]) -> tuple[str, ...]:
+    c = verdict.comparison
+    return (
+        verdict.session.spec.provider,
+        pass_or_fail(verdict.passed and not reasons),
+        _ratio(c.noise_ratio),
+        *("-" if value is None else _ratio(value) for value in (c.z_rms, c.z_max, c.systematic)),
+        "" if c.precision is None else c.precision.found,
+        f"{c.top1_agreement:.2%}",
+        "" if verdict.accuracy is None else f"{verdict.accuracy:.2%}",
+    )
+
+
+def _provider_evidence(verdict: ProviderVerdict) -> Iterator[str]:
+    nodes = verdict.node_local
+    if nodes is not None and (worst := nodes.worst) is not None:
+        yield (
+            f"{len(nodes.nodes)} layers run on their own inputs, at most "
+            f"{worst.of_estimate:.2f} of their bounds (`{worst.node}`)"
+        )
+    for one in (verdict.placement, nodes, verdict.comparison, verdict.conformance):
+        if one is not None:
+            yield from _first_few(one.reasons)
+    yield from _limits(verdict.comparison)
+    if verdict.attribution is not None:
+        yield _attribution(verdict.attribution)
+    for layer, why in verdict.missing.items():
+        yield f"no evidence on {_LAYERS[layer]}: {why}"
+    yield _placement(verdict.session)
+    if verdict.placement is not None:
+        yield _executed(verdict.placement)
+    if verdict.conformance is not None:
+        yield from _conformance(verdict.conformance)
+
+
+def _limits(c: Comparison) -> Iterator[str]:
     limits = [f"R at most {c.noise_ratio_limit:g} (worst input {_ratio(c.worst_input_ratio)})"]
     if c.systematic_limit is not None:
         limits.append(f"T at most {c.systematic_limit:.3g}")
     if c.num_changed_top1:
         limits.append(f"{c.num_changed_top1} predictions changed")
     size = f"relative error {c.diff.rel_l2:.2e}, float32 noise {c.noise_rel_l2:.2e}"
-    lines = [f"{size}; {', '.join(limits)}"]
+    yield f"{size}; {', '.join(limits)}"
     if c.precision is not None and c.precision.claimed != "float32":
         claim = f"{c.precision.ratio:.3g} times the noise of {c.precision.claimed}, as claimed"
         better = c.passed and c.noise_ratio <= c.noise_ratio_limit
-        lines.append(f"{claim}; it is better: float32" if better else claim)
-    return lines + [f"not judged: {text}" for text in c.missing]
+        yield f"{claim}; it is better: float32" if better else claim
+    yield from (f"not judged: {text}" for text in c.missing)
 
 
 def _attribution(attribution: Attribution) -> str:
-    """Return one line on what of the error is the doing of a faster arithmetic."""
+    """Return one line on the part of a faster arithmetic in the error."""
     fast, exact = attribution.fast, attribution.exact
     if not attribution.matters:
         return (
@@ -201,7 +219,7 @@ def _attribution(attribution: Attribution) -> str:
     )
 
 
-# What each layer of evidence is about, for where it is missing.
+# The subject of each layer of evidence.
 _LAYERS = {
     "structure": "the wiring",
     "static": "the weights",
@@ -211,30 +229,23 @@ _LAYERS = {
 }
 
 
-def _file_evidence(report: VerifyReport) -> list[str]:
-    """Return lines about the file itself: its wiring and its weights."""
-    lines = []
+def _file_evidence(report: VerifyReport) -> Iterator[str]:
     if (structure := report.structure) is not None and structure.isomorphic:
-        lines.append(f"wiring: {structure.num_nodes} operators, as in the reference")
+        yield f"wiring: {structure.num_nodes} operators, as in the reference"
     if (static := report.static) is not None and static.layers:
-        lines.append(
+        yield (
             f"weights: {len(static.layers)} layers within {static.max_ulp:.2f} ulp of their exact "
             f"values (limit {static.limit_ulp:.2g})"
         )
-    lines += _first_few(report.reasons)
-    lines += [f"no evidence on {_LAYERS[layer]}: {why}" for layer, why in report.missing.items()]
-    return lines
+    yield from _first_few(report.reasons)
+    yield from (f"no evidence on {_LAYERS[layer]}: {why}" for layer, why in report.missing.items())
 
 
-def _first_few(reasons: Sequence[str]) -> list[str]:
-    """Return the first reasons: what follows a fault downstream says no more than its number."""
-    shown = list(reasons[:_MOST_REASONS])
-    if len(reasons) > len(shown):
-        shown.append(f"and {len(reasons) - len(shown)} more (--json has them all)")
-    return shown
-
-
-_MOST_REASONS = 3
+def _first_few(reasons: Sequence[str]) -> Iterator[str]:
+    """Yield the first reasons: faults further downstream follow from them."""
+    yield from reasons[:_MOST_REASONS]
+    if len(reasons) > _MOST_REASONS:
+        yield f"and {len(reasons) - _MOST_REASONS} more (--json has them all)"
 
 
 def _selftest(report: SelftestReport) -> None:
@@ -247,7 +258,7 @@ def _selftest(report: SelftestReport) -> None:
 
     columns = ("fault", "L0", "L1", "L2", "L3", "named", *report.tolerances)
     title = f"faults planted into {report.model}, {report.num_inputs} inputs"
-    _print_table(title, columns, map(row, report.faults))
+    print_table(title, columns, map(row, report.faults))
     caught = sum(fault.caught for fault in report.faults)
     click.echo(f"{caught} of {len(report.faults)} faults caught")
     for name in report.tolerances:
@@ -264,7 +275,6 @@ def _selftest(report: SelftestReport) -> None:
 
 
 def _placement(session: Any) -> str:
-    """Return one line about where a session ran."""
     runtime = f"{session.runtime} {session.runtime_version}"
     if session.disabled_optimizers:
         wrong = ", ".join(session.disabled_optimizers)
@@ -276,7 +286,6 @@ def _placement(session: Any) -> str:
 
 
 def _executed(placement: Placement) -> str:
-    """Return one line about the kernels that really ran."""
     kernels = [f"{count} of {name}" for name, count in placement.executed.items()]
     line = f"kernels that ran: {', '.join(kernels) or 'none'}, {placement.num_copies} copies"
     if placement.strays:
@@ -284,8 +293,7 @@ def _executed(placement: Placement) -> str:
     return line
 
 
-def _conformance_lines(conformance: Conformance) -> Iterable[str]:
-    """Return what was tried, how far apart the results were, and what was not tried."""
+def _conformance(conformance: Conformance) -> Iterator[str]:
     for what, ratios in (
         ("batches", conformance.batches),
         ("graph levels", conformance.levels),
@@ -306,9 +314,8 @@ def _conformance_lines(conformance: Conformance) -> Iterable[str]:
 
 
 def _verdict_lines(report: VerifyReport) -> list[str]:
-    """Return one line per provider."""
     return [
-        f"{v.session.spec.provider}: {'PASS' if v.passed else 'FAIL'}  "
+        f"{v.session.spec.provider}: {pass_or_fail(v.passed)}  "
         f"R = {_ratio(v.comparison.noise_ratio)} (limit {v.comparison.noise_ratio_limit:g})  "
         f"{'; '.join(v.reasons) or _placement(v.session)}"
         for v in report.verdicts
@@ -317,15 +324,14 @@ def _verdict_lines(report: VerifyReport) -> list[str]:
 
 def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
-    _print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+    print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
 
 
 def _check(report: CheckReport) -> None:
     click.echo(f"{report.name}: {report.num_files} files intact")
     _verify(report.verification)
     for tuned in report.tuned:
-        for line in render_tuned(tuned):
-            click.echo(line)
+        click.echo("\n".join(render_tuned(tuned)))
 
 
 def _remote(report: RemoteReport) -> None:
@@ -336,19 +342,13 @@ def _remote(report: RemoteReport) -> None:
 
 def _demo(report: DemoReport) -> None:
     rows = [(s.stage, s.outcome, f"{s.duration_s:.1f} s") for s in report.stages]
-    _print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
+    print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
     click.echo("\n".join(f"{name:<12}{path}" for name, path in report.paths.items()))
-    click.echo("PASS" if report.passed else "FAIL")
+    click.echo(pass_or_fail(report.passed))
 
 
 def _ratio(value: float) -> str:
-    """Return a noise ratio to three digits."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
-
-
-def _figure(value: float | None) -> str:
-    """Return a figure to three digits, or a dash where there is none."""
-    return "-" if value is None else _ratio(value)
 
 
 def _size(size_bytes: int) -> str:

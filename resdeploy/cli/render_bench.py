@@ -1,10 +1,10 @@
-"""Benchmarks as text. No arithmetic beyond units and sums; statistics are in `stats.py`."""
+"""Benchmarks as text. No arithmetic beyond units and sums."""
 
 from collections.abc import Iterator
 
 import click
 
-from resdeploy.cli.tables import milliseconds, print_table, session_text
+from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table, session_text
 from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchReport,
@@ -16,6 +16,8 @@ from resdeploy.schema.benchmarks import (
 )
 
 __all__ = ["render_comparison", "render_report"]
+
+_LONGEST = "the longest: too few runs for more"
 
 
 def render_report(report: BenchReport) -> None:
@@ -52,7 +54,7 @@ def _result(result: BenchResult) -> None:
         ("p50", milliseconds(summary.p50_ns), _interval(summary.p50_interval_ns)),
         ("p90", milliseconds(summary.p90_ns), ""),
         ("p99", milliseconds(summary.p99_ns), _interval(summary.p99_interval_ns)),
-        ("p99.9", milliseconds(summary.p999_ns), _is_longest(result, 1000)),
+        ("p99.9", milliseconds(summary.p999_ns), "" if summary.num_runs >= 1000 else _LONGEST),
         ("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""),
     ]
     if result.bound_ns:
@@ -68,7 +70,8 @@ def _result(result: BenchResult) -> None:
     scenario: str = result.spec.scenario
     if result.spec.qps is not None:
         scenario += f" at {result.spec.qps:g} runs/s"
-    click.echo(f"scenario {scenario}, {_timed(result)}")
+    start = "the request for a run" if result.arrivals_ns else "host memory"
+    click.echo(f"scenario {scenario}, from {start} to host memory")
     title = (
         f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
         f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
@@ -84,20 +87,12 @@ def _result(result: BenchResult) -> None:
 
 
 def _loadgen(loadgen: LoadgenResult) -> str:
-    """Return what LoadGen says, in one line."""
     verdict = "VALID" if loadgen.valid else "INVALID"
     reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
     return (
         f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, {verdict}{reasons}; "
         "unofficial, not verified by MLCommons"
     )
-
-
-def _timed(result: BenchResult) -> str:
-    """Return what the clock ran around."""
-    if result.arrivals_ns:
-        return "from the moment a run was asked for to its answer in host memory"
-    return "from host memory to host memory"
 
 
 def _remarks(result: BenchResult) -> Iterator[str]:
@@ -121,23 +116,16 @@ def _where(result: BenchResult) -> str:
     return f"kernels that ran: {', '.join(kernels) or 'none'} ({runtime})"
 
 
-def _is_longest(result: BenchResult, needed: int) -> str:
-    return "the longest: too few runs for more" if result.summary.num_runs < needed else ""
-
-
 def _interval(interval_ns: tuple[float, ...]) -> str:
     if not interval_ns:
-        return "the longest: too few runs for more"
+        return _LONGEST
     low, high = interval_ns
     return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
 
 
 def _memory(result: BenchResult) -> str:
-    parts = []
-    if result.ram_peak_bytes is not None:
-        parts.append(f"{result.ram_peak_bytes / 1e6:.1f} MB")
-    if result.gpu_bytes is not None:
-        parts.append(f"GPU {result.gpu_bytes / 1e6:.1f} MB")
+    sizes = {"": result.ram_peak_bytes, "GPU ": result.gpu_bytes}
+    parts = [f"{name}{size / 1e6:.1f} MB" for name, size in sizes.items() if size is not None]
     return ", ".join(parts) or "not readable"
 
 
@@ -187,7 +175,7 @@ def render_comparison(comparison: BenchComparison) -> None:
     for caveat in comparison.caveats:
         click.echo(caveat)
     if comparison.max_slowdown is not None:
-        outcome = "PASS" if comparison.passed else "FAIL"
+        outcome = pass_or_fail(comparison.passed)
         click.echo(f"{outcome}: slower by more than {comparison.max_slowdown:.1%} fails")
 
 

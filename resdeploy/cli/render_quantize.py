@@ -1,10 +1,10 @@
-"""What a quantisation did, as text."""
+"""Quantisations as text."""
 
 from collections.abc import Iterable
 
 import click
 
-from resdeploy.cli.tables import print_table
+from resdeploy.cli.tables import pass_or_fail, print_table
 from resdeploy.schema.quants import QuantQuality, QuantReport
 
 __all__ = ["render_quantize"]
@@ -13,15 +13,14 @@ _NUM_SHOWN = 3
 
 
 def render_quantize(report: QuantReport) -> None:
-    """Print what was tried, what was kept, and what the result is worth."""
+    """Print the trials, the layers kept in float32, and the quality of the result."""
     rows = [
         (t.stage, t.name, f"{t.quality.error:.4f}", _flips(t.quality), "kept" if t.kept else "")
         for t in report.trials
     ]
     title = f"{report.spec.precision} with {report.num_calibration} samples of {report.calibration}"
     print_table(title, ("stage", "tried", "relative error", "flips", ""), rows)
-    for line in _lines(report):
-        click.echo(line)
+    click.echo("\n".join(_lines(report)))
 
 
 def _lines(report: QuantReport) -> Iterable[str]:
@@ -32,7 +31,7 @@ def _lines(report: QuantReport) -> Iterable[str]:
         else ""
     )
     yield (
-        f"result   {'PASS' if report.passed else 'FAIL'}  relative error {quality.error:.4f}, "
+        f"result   {pass_or_fail(report.passed)}  relative error {quality.error:.4f}, "
         f"{quality.agreement:.2%} of predictions as before: {_flips(quality)} flips{margin}"
     )
     yield f"judged   on {quality.num_inputs} held-out samples; {report.judged_on}"

@@ -1,10 +1,10 @@
-"""What came back from devices, as text: one table; every failure, in its three parts, apart."""
+"""Results of devices as text: one table; every failure, in its three parts, apart."""
 
 import click
 
 from resdeploy.cli.render_tune import tuned_line
-from resdeploy.cli.tables import milliseconds, print_table
-from resdeploy.schema.remotes import DeviceFailure, DeviceResult, Installation, RemoteReport
+from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table
+from resdeploy.schema.remotes import DeviceResult, Installation, RemoteReport
 
 __all__ = ["render_failures", "render_remote", "single_records"]
 
@@ -25,10 +25,14 @@ def render_remote(report: RemoteReport) -> None:
 
 
 def render_failures(report: RemoteReport) -> None:
-    """Print what went wrong, on stderr."""
+    """Print the failures on stderr."""
     for result in report.devices:
         if result.failure is not None:
-            click.echo(f"error: {result.device.name}: {_explained(result.failure)}", err=True)
+            failure = result.failure
+            lines = [f"error: {result.device.name}: {failure.what}"]
+            lines += [f"  where: {failure.where}"] if failure.where is not None else []
+            lines += [f"  fix:   {failure.fix}"] if failure.fix is not None else []
+            click.echo("\n".join(lines), err=True)
 
 
 def single_records(report: RemoteReport) -> tuple[object, ...]:
@@ -43,14 +47,14 @@ def single_records(report: RemoteReport) -> tuple[object, ...]:
 def _verdict(result: DeviceResult) -> str:
     if not result.passed:
         return "FAIL"
-    # A time, or what a device is, has nothing to pass.
+    # A time, or a probe, has no verdict.
     return "done" if result.check is None and result.comparison is None else "PASS"
 
 
 def _findings(result: DeviceResult) -> list[str]:
     found = []
     if result.check is not None:
-        found.append(f"check {'PASS' if result.check.passed else 'FAIL'}")
+        found.append(f"check {pass_or_fail(result.check.passed)}")
     if result.bench is not None:
         first = result.bench.results[0]
         more = len(result.bench.results) - 1
@@ -75,12 +79,3 @@ def _findings(result: DeviceResult) -> list[str]:
 
 def _installation(used: Installation) -> str:
     return f"Python {used.python_version} on {used.machine}, {used.origin}"
-
-
-def _explained(failure: DeviceFailure) -> str:
-    lines = [failure.what]
-    if failure.where is not None:
-        lines.append(f"  where: {failure.where}")
-    if failure.fix is not None:
-        lines.append(f"  fix:   {failure.fix}")
-    return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""A search as text: what was tried, what it cost, and what the winner gained."""
+"""Searches as text: the candidates, their costs, and the winner's gain."""
 
 from collections import Counter
 from collections.abc import Iterator
 
 import click
 
-from resdeploy.cli.tables import milliseconds, print_table, session_text
+from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table, session_text
 from resdeploy.schema.benchmarks import Profile, SpeedRatio
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
@@ -16,14 +16,15 @@ __all__ = ["render_tune", "render_tuned", "tuned_line"]
 
 
 def render_tune(report: TuneReport) -> None:
-    """Print every candidate, the fastest first, and what the winner gained."""
+    """Print every candidate, the fastest first, and the winner's gain."""
     spec = report.spec
     budget = (
         "lossless" if spec.max_drop is None else f"at most {100 * spec.max_drop:g} points lower"
     )
-    order = sorted(range(len(report.trials)), key=lambda place: _key(report, place))
-    columns = ("model", "session", "batch", _timed(report), "memory", "size", "answers", "")
-    rows = [_row(report, place) for place in order]
+    timed = "p99" if spec.objective == "p99" else "p50"
+    columns = ("model", "session", "batch", timed, "memory", "size", "evidence", "")
+    trials = [(n != report.winner, trial.time_ns, n) for n, trial in enumerate(report.trials)]
+    rows = [_row(report, place) for _, _, place in sorted(trials)]
     print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
     click.echo(f"searched on: {', '.join(spec.providers)}")
     for quant in report.quants:
@@ -31,16 +32,15 @@ def render_tune(report: TuneReport) -> None:
     best = report.best
     click.echo(f"best: {_way(report)}")
     if best.evidence:
-        click.echo(f"answers: {best.evidence}")
+        click.echo(f"evidence: {best.evidence}")
     if report.ties:
-        click.echo(f"{len(report.ties)} others cannot be told from it")
+        click.echo(f"{len(report.ties)} others are not significantly slower")
     click.echo(_gain(report))
     if report.profile is not None and (limit := _limit(report.profile, best)) is not None:
         click.echo(limit)
 
 
 def _made(quant: QuantReport) -> str:
-    """Return what was made for the search, and what it errs on held-out calibration samples."""
     quality = quant.quality
     return (
         f"made {quant.output or quant.spec.precision}: relative error {quality.error:.4f}, "
@@ -60,13 +60,13 @@ def _way(report: TuneReport) -> str:
 
 
 def render_tuned(check: TunedCheck) -> Iterator[str]:
-    """Yield what became of a way to run a bundle that was tuned for this machine."""
+    """Yield the verdict on settings that were tuned for this machine."""
     settings, found = check.settings, check.found
     promise = (
         "lossless" if settings.max_drop is None else f"at most {100 * settings.max_drop:g} points"
     )
     yield (
-        f"tuned for {settings.objective}: {'PASS' if check.passed else 'FAIL'}  {settings.model}, "
+        f"tuned for {settings.objective}: {pass_or_fail(check.passed)}  {settings.model}, "
         f"{session_text(settings.session)}, batch {settings.batch_size} ({promise}: "
         f"{settings.evidence})"
     )
@@ -75,21 +75,12 @@ def render_tuned(check: TunedCheck) -> Iterator[str]:
         f"error {found.error:.2g} of the largest output; when tuned "
         f"{settings.answers.num_same_class}, {settings.answers.error:.2g}"
     )
-    for reason in check.reasons:
-        yield f"  {reason}"
-
-
-def _key(report: TuneReport, place: int) -> tuple[bool, float]:
-    return place != report.winner, report.trials[place].time_ns
-
-
-def _timed(report: TuneReport) -> str:
-    return "p99" if report.spec.objective == "p99" else "p50"
+    yield from (f"  {reason}" for reason in check.reasons)
 
 
 def _row(report: TuneReport, place: int) -> tuple[str, ...]:
     trial = report.trials[place]
-    remark = trial.out or ("best" if place == report.winner else "not told from the best")
+    remark = trial.out or ("best" if place == report.winner else "not significantly slower")
     if place in report.front and place != report.winner:
         remark = f"{remark}; on the Pareto front"
     memory = "" if trial.ram_peak_bytes is None else f"{trial.ram_peak_bytes / 1e6:.0f} MB"
@@ -114,7 +105,7 @@ def _gain(report: TuneReport) -> str:
 
 
 def _ratio(ratio: SpeedRatio) -> str:
-    """Return how many times as fast it is, with the interval the same way round."""
+    """Return the speed-up with its interval."""
     return (
         f"{1 / ratio.ratio:.2f} times as fast ({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), "
         f"{ratio.verdict}"
@@ -122,7 +113,7 @@ def _ratio(ratio: SpeedRatio) -> str:
 
 
 def _limit(profile: Profile, best: TuneTrial) -> str | None:
-    """Return what the winner spends its time on, and how near that is to the machine's ceiling."""
+    """Return the winner's share of time in products, and their share of the machine's peak rate."""
     is_its_own = find_provider(best.session.provider).has_layer_times
     total_ns = max(1, sum(layer.p50_ns for layer in profile.layers))
     products = [layer for layer in profile.layers if layer.num_macs]
@@ -155,7 +146,7 @@ def _limit(profile: Profile, best: TuneTrial) -> str | None:
 
 
 def _by_operator(profile: Profile, total_ns: int) -> str:
-    """Return the operators that take the most, where no product among them can be counted."""
+    """Return the operators that take the most time."""
     times: Counter[str] = Counter()
     for layer in profile.layers:
         times[layer.op] += layer.p50_ns

@@ -1,36 +1,30 @@
 """`resdeploy selftest`."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from resdeploy.cli.options import SourceOptions, json_option, source_options, threads_option
-from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.cli.options import PATH, json_option, source_options, threads_option
+from resdeploy.schema.recipes import SourceSpec
 
 
 @click.command()
-@click.argument("source", required=False, type=click.Path(path_type=Path))
-@source_options
+@click.argument("source", required=False, type=PATH)
+@source_options("source")
 @click.option(
     "--num-inputs",
     default=8,
     show_default=True,
     type=click.IntRange(min=2),
-    help="How many seeded inputs each faulty model is run on.",
+    help="Seeded inputs for each faulty model.",
 )
 @threads_option
 @json_option
-def selftest(
-    source: Path | None,
-    source_of: SourceOptions,
-    num_inputs: int,
-    num_threads: int | None,
-    as_json: bool,
-) -> None:
-    """Plant faults into SOURCE, a model of yours, and show what verification makes of each.
+def selftest(source: SourceSpec, as_json: bool, **options: Any) -> None:
+    """Plant faults into SOURCE, a model of yours, and show the verdict on each.
 
     Every fault has to be caught, and a fault of one layer has to be named by that layer; correct
-    models have to pass. Beside it stands what fixed tolerances would have said.
+    models have to pass. The verdicts of fixed tolerances stand beside it.
 
     \b
     Example:
@@ -39,16 +33,9 @@ def selftest(
     """
     from resdeploy.api.selftest import selftest as run_selftest
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
+    from resdeploy.cli.render import emit_verdict
     from resdeploy.export.source import load_source
 
     with show_stages("selftest") as on_stage:
-        report = run_selftest(
-            load_source(source_of(source)),
-            num_inputs=num_inputs,
-            num_threads=num_threads,
-            on_stage=on_stage,
-        )
-    emit(report, as_json=as_json)
-    if not report.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
+        report = run_selftest(load_source(source), on_stage=on_stage, **options)
+    emit_verdict(report, as_json=as_json)

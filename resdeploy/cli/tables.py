@@ -10,7 +10,7 @@ from rich.text import Text
 
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
-__all__ = ["milliseconds", "print_table", "session_text"]
+__all__ = ["milliseconds", "pass_or_fail", "print_table", "session_text"]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -19,11 +19,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        # As it stands: "[cuda]" is an extra here, and no markup.
+        # As plain text: "[cuda]" is an extra, not markup.
         table.add_row(*map(Text, row))
     # Apart from the table, which would break it at its own width.
     click.echo(title)
     _console().print(table)
+
+
+def pass_or_fail(passed: bool) -> str:
+    """Return the verdict in capitals."""
+    return "PASS" if passed else "FAIL"
 
 
 def milliseconds(duration_ns: float) -> str:
@@ -32,7 +37,7 @@ def milliseconds(duration_ns: float) -> str:
 
 
 def session_text(session: SessionSpec) -> str:
-    """Return a session in words: its provider, and what is not as by default."""
+    """Return a session in words: its provider, and settings other than the default."""
     parts = [session.provider]
     if session.num_threads is not None:
         parts.append(f"{session.num_threads} thread{'s' * (session.num_threads > 1)}")
@@ -44,8 +49,7 @@ def session_text(session: SessionSpec) -> str:
 
 
 def _console() -> Console:
-    """Return a console on stdout, wide enough when piped that no figure is cut."""
+    """Return a console on stdout, 120 columns wide when piped, so that no figure is cut."""
     out = Console(highlight=False, soft_wrap=False)
-    if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=120)
-    return out
+    is_piped = not out.is_terminal and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=120) if is_piped else out

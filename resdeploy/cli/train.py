@@ -1,10 +1,11 @@
 """`resdeploy train`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from resdeploy.cli.options import json_option
+from resdeploy.cli.options import PATH, POSITIVE, choice_of, json_option
 from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
 _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -12,25 +13,20 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 
 @click.command()
 @click.argument("recipe")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The run directory.  [default: runs/RECIPE]",
-)
+@click.option("-o", "--output", "out", type=PATH, help="The run directory.  [default: runs/RECIPE]")
 @click.option("--data", help="Other data than the recipe's: NAME or NAME:PATH.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Another length than the recipe's.")
+@click.option("--epochs", type=POSITIVE, help="Another length than the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda.")
 @click.option(
     "--precision",
-    type=click.Choice(list(_PRECISIONS)),
     help="Of the passes in training; weights stay fp32.  [default: the recipe's]",
+    **choice_of(_PRECISIONS),
 )
 @click.option(
     "--channels-last/--channels-first",
     default=None,
-    help="How images lie in memory.  [default: the recipe's]",
+    help="Memory layout of images.  [default: the recipe's]",
 )
 @click.option(
     "--compile/--no-compile",
@@ -41,20 +37,7 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
 @click.option("--force", is_flag=True, help="Replace an existing run, once the new one is whole.")
 @json_option
-def train(
-    recipe: str,
-    output: Path | None,
-    data: str | None,
-    epochs: int | None,
-    seed: int | None,
-    device: str,
-    precision: str | None,
-    channels_last: bool | None,
-    compiled: bool | None,
-    resume: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def train(recipe: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Train RECIPE, a named model or a recipe.toml, into a run directory.
 
     \b
@@ -77,19 +60,5 @@ def train(
             nonlocal accuracy
             accuracy = f" test {metrics.test_accuracy:.2%}"
 
-        report = train_recipe(
-            recipe,
-            output,
-            data=data,
-            epochs=epochs,
-            seed=seed,
-            device=device,
-            precision=None if precision is None else _PRECISIONS[precision],
-            channels_last=channels_last,
-            compiled=compiled,
-            resume=resume,
-            force=force,
-            on_batch=on_batch,
-            on_epoch=on_epoch,
-        )
+        report = train_recipe(recipe, out, on_batch=on_batch, on_epoch=on_epoch, **options)
     emit(report, as_json=as_json)

@@ -1,20 +1,24 @@
 """`resdeploy tune`."""
 
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from resdeploy.cli.bench_options import numbers
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import Number, force_option, json_option, providers_option
+from resdeploy.cli.options import (
+    PATH,
+    Points,
+    force_option,
+    json_option,
+    numbers,
+    providers_option,
+)
 from resdeploy.cli.quantize import PRECISIONS
 from resdeploy.schema.tunings import Objective
 
 if TYPE_CHECKING:
     from resdeploy.schema.quants import QuantizedPrecision
-    from resdeploy.schema.recipes import DataSpec
 
 
 def _precisions(
@@ -27,22 +31,22 @@ def _precisions(
 
 
 @click.command(cls=DeviceCommand)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    "out",
+    type=PATH,
     help="The bundle to write, with the settings in it.  [default: only report]",
 )
 @click.option(
     "--lossless",
     is_flag=True,
-    help="Answers must pass verification as float32.  [default, without --max-drop]",
+    help="Outputs must pass verification as float32.  [default, without --max-drop]",
 )
 @click.option(
     "--max-drop",
-    "max_drop_points",
-    type=Number(min=0, max=100),
+    type=Points(min=0, max=100),
     metavar="POINTS",
     help="Accuracy may be so many points lower, shown on --data.",
 )
@@ -57,15 +61,15 @@ def _precisions(
     "precisions",
     metavar="P[,P...]",
     callback=_precisions,
-    help="What to make: int8, fp16, bf16.  [default: int8; fp16 where a provider computes in it]",
+    help="Those to make: int8, fp16, bf16.  [default: int8; fp16 where a provider computes in it]",
 )
 @click.option(
     "--variant",
-    "variant_paths",
+    "variants",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="MODEL.onnx",
-    help="Another form of the model, such as what `quantize` wrote. May be given several times.",
+    help="Another form of the model, as from `quantize`. May be given several times.",
 )
 @click.option(
     "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
@@ -73,6 +77,7 @@ def _precisions(
 @providers_option(default=(), remark="  [default: all that start here]")
 @click.option(
     "--batch",
+    "batch_sizes",
     default="1",
     show_default=True,
     metavar="N[,N...]",
@@ -81,12 +86,14 @@ def _precisions(
 )
 @click.option(
     "--threads",
+    "num_threads",
     metavar="N[,N...]",
     callback=numbers,
     help="Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]",
 )
 @click.option(
     "--runs",
+    "num_runs",
     default=100,
     show_default=True,
     type=click.IntRange(min=20),
@@ -96,34 +103,26 @@ def _precisions(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Keep in this folder what is found: stopped, the same command goes on from there.",
+    help="Keep results in this folder: a stopped search goes on from there.",
 )
 @force_option
 @device_options
 @json_option
 def tune(
     bundle: Path,
-    output: Path | None,
+    out: Path | None,
     lossless: bool,
-    max_drop_points: float | None,
-    data: str | None,
-    calibration: str | None,
-    precisions: "tuple[QuantizedPrecision, ...]",
-    variant_paths: tuple[Path, ...],
-    objective: Objective,
-    providers: tuple[str, ...],
-    batch: tuple[int, ...],
-    threads: tuple[int, ...],
-    runs: int,
+    max_drop: float | None,
     work: Path | None,
-    force: bool,
     devices: Devices,
+    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Find the fastest way to run BUNDLE on this machine, within what its answers may lose.
+    """Find the fastest way to run BUNDLE on this machine, within a budget for its accuracy.
 
     Every form of the model is tried on every provider that starts here, with other threads, graph
-    levels and arithmetics. Whose answers are not good enough is out before the clock starts:
+    levels and arithmetics. Candidates with worse outputs are excluded before the clock starts:
     without --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed
     in turn, and the winner is timed again against ONNX Runtime's defaults, in processes that had no
     part in the race. That last figure is the one to quote.
@@ -138,95 +137,29 @@ def tune(
         resdeploy tune digits-bundle --objective throughput --batch 1,8,32 --work search
         resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
     """
-    if lossless and max_drop_points is not None:
+    if lossless and max_drop is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
     if work is not None and devices.given:
         raise click.UsageError("--work is for a search on this machine.")
-    from resdeploy.api.tune import refuse_contradictions
     from resdeploy.api.tune import tune as tune_bundle
-
-    max_drop = None if max_drop_points is None else max_drop_points / 100
-    if devices.given:
-        from resdeploy.api.arguments import optional_data
-
-        refuse_contradictions(max_drop, data, calibration, precisions, batch, objective)
-        _tune_devices(
-            devices,
-            bundle,
-            output,
-            variant_paths,
-            optional_data(data),
-            optional_data(calibration),
-            force=force,
-            json=as_json,
-        )
     from resdeploy.cli.progress import show_steps
     from resdeploy.cli.render import emit
 
+    if devices.given:
+        from resdeploy.remote.jobs import tune_on_devices
+
+        reports = tune_on_devices(
+            devices.run, bundle, out, devices.options, max_drop=max_drop, force=force, **options
+        )
+        finish(reports, as_json=as_json)
     with show_steps("tune") as on_progress:
         report = tune_bundle(
             bundle,
-            output,
+            out,
             max_drop=max_drop,
-            data=data,
-            calibration=calibration,
-            precisions=precisions,
-            variants=variant_paths,
-            objective=objective,
-            providers=providers,
-            batch_sizes=batch,
-            num_threads=threads,
-            num_runs=runs,
             work=work,
             force=force,
             on_progress=on_progress,
+            **options,
         )
     emit(report, as_json=as_json)
-
-
-def _tune_devices(
-    devices: Devices,
-    bundle: Path,
-    output: Path | None,
-    variants: tuple[Path, ...],
-    data: "DataSpec | None",
-    calibration: "DataSpec | None",
-    *,
-    force: bool,
-    json: bool,
-) -> NoReturn:
-    """Search on every device; what those that are done have found is written."""
-    from resdeploy.bundle.archive import opened_bundle
-    from resdeploy.bundle.folder import MANIFEST, write_tuned
-    from resdeploy.files import refuse_existing_directory
-    from resdeploy.remote.jobs import fetched_model, tune_job
-
-    if output is not None:
-        refuse_existing_directory(output, force=force, marker=MANIFEST)
-    here = {path.name: path for path in variants}
-    with (
-        opened_bundle(bundle) as opened,
-        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
-    ):
-        here[opened.model.name] = opened.model
-        folder = Path(temporary)
-        job = tune_job(
-            bundle,
-            devices.options,
-            variants=variants,
-            data=data,
-            calibration=calibration,
-            folder=folder,
-        )
-        report = devices.run(job)
-        found = [
-            (
-                tuned.settings,
-                here.get(tuned.settings.model) or fetched_model(folder, n, tuned.settings.model),
-            )
-            for n, tuned in enumerate(result.tune for result in report.devices)
-            if tuned is not None and report.devices[n].failure is None
-        ]
-        if output is not None and found:
-            write_tuned(opened, output, found, force=force)
-    finish(report, as_json=json)

@@ -1,13 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the official archives, as downloaded or as extracted.
 
-Both official versions are read, the Python one and the binary one:
-
-    cifar-10-batches-py/     data_batch_1 … data_batch_5, test_batch, batches.meta
-    cifar-10-batches-bin/    data_batch_1.bin … test_batch.bin, batches.meta.txt
-    cifar-100-python/        train, test, meta
-    cifar-100-binary/        train.bin, test.bin, fine_label_names.txt
-
-The Python version is a pickle, and a pickle is a program. Only what rebuilds a numpy array may run.
+Either official version will do: binary records, or pickles. A pickle is a program: only what
+rebuilds a numpy array may run.
 """
 
 import io
@@ -22,196 +16,150 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resdeploy.data.samples import Dataset
 from resdeploy.errors import ResdeployError
 
-__all__ = ["CifarArrays", "read_cifar"]
+__all__ = ["read_cifar"]
 
 _IMAGE_BYTES = 3 * 32 * 32
+_EXTRACT_AGAIN = "extract the archive again"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CifarArrays:
-    """Images uint8 (N, 3, 32, 32) RGB, labels int64 (N,), and the names of the classes."""
-
-    train_x: NDArray[np.uint8]
-    train_y: NDArray[np.int64]
-    test_x: NDArray[np.uint8]
-    test_y: NDArray[np.int64]
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """One official version: its folder, its archive, its files, and how labels are stored.
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """One official version of a data set.
 
     Attributes:
-        label_key: the pickled dictionary's entry; None for the binary version.
+        archive: the file to download.
+        folder: the one folder in it.
+        batches: its training batches and, last, its test batch.
+        names: the file with the names of the classes.
+        num_classes: their number.
+        label_key: the label entry of a pickled batch; None for the binary version.
+        names_key: the entry of the pickled `names`.
         label_bytes: bytes before each image of the binary version; the last one is the label.
     """
 
-    folder: str
     archive: str
-    train: tuple[str, ...]
-    test: str
+    folder: str
+    batches: tuple[str, ...]
     names: str
     num_classes: int
     label_key: str | None = None
     names_key: str = ""
     label_bytes: int = 1
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return (*self.train, self.test, self.names)
 
-
-_LAYOUTS = {
+_BATCHES_10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_BINARY_10 = tuple(f"{batch}.bin" for batch in _BATCHES_10)
+# fmt: off
+_VERSIONS = {
     "cifar10": (
-        _Layout(
-            folder="cifar-10-batches-py",
-            archive="cifar-10-python.tar.gz",
-            train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-            test="test_batch",
-            names="batches.meta",
-            num_classes=10,
-            label_key="labels",
-            names_key="label_names",
-        ),
-        _Layout(
-            folder="cifar-10-batches-bin",
-            archive="cifar-10-binary.tar.gz",
-            train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            test="test_batch.bin",
-            names="batches.meta.txt",
-            num_classes=10,
-        ),
+        _Version("cifar-10-python.tar.gz", "cifar-10-batches-py", _BATCHES_10, "batches.meta",
+                 10, label_key="labels", names_key="label_names"),
+        _Version("cifar-10-binary.tar.gz", "cifar-10-batches-bin", _BINARY_10, "batches.meta.txt",
+                 10),
     ),
     "cifar100": (
-        _Layout(
-            folder="cifar-100-python",
-            archive="cifar-100-python.tar.gz",
-            train=("train",),
-            test="test",
-            names="meta",
-            num_classes=100,
-            label_key="fine_labels",
-            names_key="fine_label_names",
-        ),
-        _Layout(
-            folder="cifar-100-binary",
-            archive="cifar-100-binary.tar.gz",
-            train=("train.bin",),
-            test="test.bin",
-            names="fine_label_names.txt",
-            num_classes=100,
-            label_bytes=2,
-        ),
+        _Version("cifar-100-python.tar.gz", "cifar-100-python", ("train", "test"), "meta",
+                 100, label_key="fine_labels", names_key="fine_label_names"),
+        _Version("cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin", "test.bin"),
+                 "fine_label_names.txt", 100, label_bytes=2),
     ),
 }
+# fmt: on
 
 
-def read_cifar(name: str, path: str | Path | None) -> CifarArrays:
-    """Return `cifar10` or `cifar100` (its fine labels) from where the user keeps it.
+def read_cifar(name: str, path: str | Path | None) -> Dataset:
+    """Return `cifar10` or `cifar100` (its fine labels): images uint8 (N, 3, 32, 32), RGB.
 
     Args:
         name: "cifar10" or "cifar100".
         path: an archive, an extracted folder, or the folder that holds either.
 
     Raises:
-        ResdeployError: nothing of the kind is there, or a file is truncated, damaged, or a pickle
-            that wants more than numpy arrays.
+        ResdeployError: there is no such data set, or a file is truncated, damaged, or a pickle of
+            more than numpy arrays.
     """
-    layouts = _LAYOUTS[name]
-    layout, files = _find(name, layouts, path)
-    where = str(path)
-    parts = [_read_batch(files[member], layout, f"{where}: {member}") for member in layout.train]
-    if len({len(labels) for _, labels in parts}) > 1:
-        sizes = ", ".join(str(len(labels)) for _, labels in parts)
+    version, files = _find(name, path)
+    read = [_read_batch(files[batch], version, f"{path}: {batch}") for batch in version.batches]
+    *train, (test_x, test_y) = read
+    sizes = [str(len(labels)) for _, labels in train]
+    if len(set(sizes)) > 1:
         raise ResdeployError(
-            f"The training batches differ in size ({sizes} images): one of them is cut short.",
-            where=where,
-            fix="extract the archive again",
+            f"The training batches differ in size ({', '.join(sizes)} images): "
+            "one of them is cut short.",
+            where=str(path),
+            fix=_EXTRACT_AGAIN,
         )
-    test_x, test_y = _read_batch(files[layout.test], layout, f"{where}: {layout.test}")
-    return CifarArrays(
-        train_x=np.concatenate([images for images, _ in parts]),
-        train_y=np.concatenate([labels for _, labels in parts]),
+    return Dataset(
+        train_x=np.concatenate([images for images, _ in train]),
+        train_y=np.concatenate([labels for _, labels in train]),
         test_x=test_x,
         test_y=test_y,
-        labels=_read_names(files[layout.names], layout, f"{where}: {layout.names}"),
+        labels=_read_names(files[version.names], version, f"{path}: {version.names}"),
     )
 
 
-def _find(
-    name: str, layouts: tuple[_Layout, ...], path: str | Path | None
-) -> tuple[_Layout, dict[str, bytes]]:
-    """Return the version that is at `path`, and the content of its files by name."""
-    root = Path(path).expanduser() if path is not None else None
-    if root is not None and root.is_file():
-        for layout in layouts:
-            files = _read_tar(root, layout.files)
-            if files:
-                return layout, _complete(files, layout, root)
+def _find(name: str, path: str | Path | None) -> tuple[_Version, dict[str, bytes]]:
+    """Return the version at `path`, and the content of its files by name."""
+    versions = _VERSIONS[name]
+    archives = " or ".join(version.archive for version in versions)
+    folders = " or ".join(version.folder for version in versions)
+    fix = (
+        f"download {archives} from https://www.cs.toronto.edu/~kriz/cifar.html and give the "
+        f"folder it lies in, or the extracted {folders}, as {name}:PATH"
+    )
+    if path is None:
+        raise ResdeployError(f"Where is {name}? No path was given.", fix=fix)
+    root = Path(path).expanduser()
+    in_folders = [(version, root / sub) for version in versions for sub in ("", version.folder)]
+    in_archives = [(version, root / version.archive) for version in versions]
+    for version, place in in_folders + in_archives:
+        files = _read_files(place, {*version.batches, version.names})
+        if files.keys().isdisjoint(version.batches):
+            continue
+        for member in (*version.batches, version.names):
+            if member not in files:
+                raise ResdeployError(
+                    f"The file {member} of {version.folder} is missing.",
+                    where=str(place),
+                    fix=_EXTRACT_AGAIN,
+                )
+        return version, files
+    if root.is_file():
         raise ResdeployError(f"This archive does not hold {name}.", where=str(root))
-    if root is not None:
-        for layout in layouts:
-            for folder in (root, root / layout.folder):
-                if any((folder / member).is_file() for member in (*layout.train, layout.test)):
-                    return layout, _complete(_read_folder(folder, layout.files), layout, folder)
-        for layout in layouts:
-            if (root / layout.archive).is_file():
-                return _find(name, (layout,), root / layout.archive)
-    archives = " or ".join(layout.archive for layout in layouts)
-    folders = " or ".join(layout.folder for layout in layouts)
-    raise ResdeployError(
-        f"{name} is not here." if root is not None else f"Where is {name}? No path was given.",
-        where=None if root is None else str(root),
-        fix=f"download {archives} from https://www.cs.toronto.edu/~kriz/cifar.html and give the "
-        f"folder it lies in, or the extracted {folders}, as {name}:PATH",
-    )
+    raise ResdeployError(f"{name} is not here.", where=str(root), fix=fix)
 
 
-def _read_folder(folder: Path, members: tuple[str, ...]) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in members if (folder / name).is_file()}
-
-
-def _read_tar(path: Path, members: tuple[str, ...]) -> dict[str, bytes]:
-    """Return those of `members` that the archive holds, read in memory: nothing is extracted."""
+def _read_files(place: Path, names: set[str]) -> dict[str, bytes]:
+    """Return those of `names` in a folder, or in an archive: nothing is extracted."""
+    if not place.is_file():
+        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
     files = {}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(place) as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
-                content = archive.extractfile(member) if name in members else None
+                content = archive.extractfile(member) if name in names else None
                 if content is not None:
                     files[name] = content.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise ResdeployError(
-            f"The archive cannot be read: {error}.", where=str(path), fix="download it again"
+            f"The archive cannot be read: {error}.", where=str(place), fix="download it again"
         ) from error
     return files
 
 
-def _complete(files: dict[str, bytes], layout: _Layout, path: Path) -> dict[str, bytes]:
-    missing = [name for name in layout.files if name not in files]
-    if missing:
-        raise ResdeployError(
-            f"The file {missing[0]} of {layout.folder} is missing.",
-            where=str(path),
-            fix="extract the archive again",
-        )
-    return files
-
-
 def _read_batch(
-    content: bytes, layout: _Layout, where: str
+    content: bytes, version: _Version, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if layout.label_key is None:
-        images, labels = _split_records(content, layout, where)
+    if version.label_key is None:
+        images, labels = _split_records(content, version.label_bytes, where)
     else:
         batch = _unpickle(content, where)
-        images, labels = _entry(batch, "data", where), _entry(batch, layout.label_key, where)
-    images = np.asarray(images)
-    labels = np.asarray(labels)
+        images = np.asarray(_entry(batch, "data", where))
+        labels = np.asarray(_entry(batch, version.label_key, where))
     if images.dtype != np.uint8 or images.shape != (len(images), _IMAGE_BYTES) or not len(images):
         raise ResdeployError(
             f"Expected uint8 images of {_IMAGE_BYTES} bytes; "
@@ -223,53 +171,34 @@ def _read_batch(
             f"{len(images)} images with labels of shape {labels.shape} ({labels.dtype}).",
             where=where,
         )
-    if labels.min() < 0 or labels.max() >= layout.num_classes:
-        raise ResdeployError(f"A label is outside 0…{layout.num_classes - 1}.", where=where)
+    if labels.min() < 0 or labels.max() >= version.num_classes:
+        raise ResdeployError(f"A label is outside 0…{version.num_classes - 1}.", where=where)
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
 
 def _split_records(
-    content: bytes, layout: _Layout, where: str
+    content: bytes, label_bytes: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    record_bytes = layout.label_bytes + _IMAGE_BYTES
+    record_bytes = label_bytes + _IMAGE_BYTES
     if not content or len(content) % record_bytes:
         raise ResdeployError(
             f"{len(content)} bytes are not a whole number of {record_bytes}-byte records: "
             "the file is cut short or is something else.",
             where=where,
-            fix="extract the archive again",
+            fix=_EXTRACT_AGAIN,
         )
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record_bytes)
-    return records[:, layout.label_bytes :], records[:, layout.label_bytes - 1]
+    return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
-def _read_names(content: bytes, layout: _Layout, where: str) -> tuple[str, ...]:
-    if layout.label_key is None:
+def _read_names(content: bytes, version: _Version, where: str) -> tuple[str, ...]:
+    if version.label_key is None:
         names: Any = content.decode("utf-8", errors="replace").split()
     else:
-        names = _entry(_unpickle(content, where), layout.names_key, where)
-    if not isinstance(names, list) or len(names) != layout.num_classes:
-        raise ResdeployError(f"Expected the names of {layout.num_classes} classes.", where=where)
+        names = _entry(_unpickle(content, where), version.names_key, where)
+    if not isinstance(names, list) or len(names) != version.num_classes:
+        raise ResdeployError(f"Expected the names of {version.num_classes} classes.", where=where)
     return tuple(n.decode("ascii", "replace") if isinstance(n, bytes) else str(n) for n in names)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numbers, texts, lists, dictionaries and numpy arrays; nothing else has a name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Asked of an array, since the module that holds the function moved in numpy 2.
-        reconstruct = np.empty(0).__reduce__()[0]
-        allowed: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            # How protocol 2 spells a bytes object.
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which is not data")
-        return allowed[module, name]
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -277,6 +206,26 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it wants the encoding {encoding!r}, which is not data")
     return text.encode("latin1")
+
+
+# The function that rebuilds an array; its module moved in numpy 2, so that it is asked of one.
+_reconstruct = np.empty(0).__reduce__()[0]
+_PICKLED_NAMES: Mapping[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("_codecs", "encode"): _encode,  # the spelling of a bytes object in protocol 2
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickler of numbers, texts, lists, dictionaries and numpy arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED_NAMES:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, which is not data")
+        return _PICKLED_NAMES[module, name]
 
 
 def _unpickle(content: bytes, where: str) -> Mapping[Any, Any]:

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from resdeploy.data.cifar import read_cifar
 from resdeploy.data.preprocess import load_image
-from resdeploy.data.samples import LabelledSamples
+from resdeploy.data.samples import Dataset, LabelledSamples
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.recipes import DataSpec, Preprocess
 
 __all__ = [
     "DATA_NAMES",
-    "Dataset",
     "epoch_order",
     "labelled_arrays",
     "load_dataset",
@@ -44,17 +43,6 @@ IMAGE_SUFFIXES = frozenset(
 
 _TEST_FRACTION = 0.2
 _DIGIT_WHITE = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Dataset:
-    """Raw samples with their labels, int64 (N,); `labels` names the classes, () if unknown."""
-
-    train_x: NDArray[Any]
-    train_y: NDArray[np.int64]
-    test_x: NDArray[Any]
-    test_y: NDArray[np.int64]
-    labels: tuple[str, ...] = ()
 
 
 def parse_data(text: str) -> DataSpec:
@@ -102,14 +90,7 @@ def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
         case "mnist1d":
             return _load_mnist1d()
         case "cifar10" | "cifar100":
-            arrays = read_cifar(spec.name, spec.path)
-            return Dataset(
-                train_x=arrays.train_x,
-                train_y=arrays.train_y,
-                test_x=arrays.test_x,
-                test_y=arrays.test_y,
-                labels=arrays.labels,
-            )
+            return read_cifar(spec.name, spec.path)
         case "image-folder":
             return _load_image_folder(spec, preprocess)
         case "npz":

@@ -1,4 +1,4 @@
-"""The inputs that a user gives, read: images and arrays, live or in files, and folders of them."""
+"""Samples: data sets in memory, and a user's images and arrays, live or in files and folders."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ from resdeploy.data.preprocess import load_image, preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["LabelledSamples", "inputs_from_raw", "read_inputs", "read_samples"]
+__all__ = ["Dataset", "LabelledSamples", "inputs_from_raw", "read_inputs", "read_samples"]
 
 _ARRAYS = (".npy", ".npz")
 # What is taken from a folder; a file named by itself may have any name.
@@ -27,12 +27,23 @@ _IMAGES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Dataset:
+    """Raw samples with their labels, int64 (N,); `labels` names the classes, () if unknown."""
+
+    train_x: NDArray[Any]
+    train_y: NDArray[np.int64]
+    test_x: NDArray[Any]
+    test_y: NDArray[np.int64]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledSamples:
-    """Samples as they are stored, and the classes they are of.
+    """Samples as stored, with their classes.
 
     Attributes:
         x: (N, ...) raw samples, of what `preprocess_batch` takes.
-        y: (N,) int64, the class of each; None where there are no labels.
+        y: (N,) int64, their classes; None without labels.
         names: the file of each sample, or its file and row.
         labels: the names of the classes, () if unknown.
         description: what they are, in words.
@@ -77,7 +88,7 @@ def read_samples(inputs: Any, preprocess: Preprocess | None) -> Iterator[tuple[s
 
 
 def _is_image(value: object) -> bool:
-    """Return whether a value is an image of Pillow, which is not loaded to find out."""
+    """Test for an image of Pillow, without loading Pillow."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(value, pillow.Image)
 
@@ -171,7 +182,7 @@ def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray
 
 
 def _load(path: Path) -> NDArray[Any]:
-    """Return the array of a file; never a pickle, which runs whatever its author put into it."""
+    """Return the array of a file; never a pickle, which is a program."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

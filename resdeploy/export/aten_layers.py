@@ -1,7 +1,7 @@
-"""The affine layers of ATen: where their inputs and weights stand among the arguments of a call."""
+"""The affine layers of ATen: the places of inputs and weights among the arguments of a call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,18 +40,14 @@ _PRODUCT = Layer(is_linear=True, is_transposed=True, bias_at=None)
 _GROUPS_AT = 6
 
 _KINDS: Mapping[Any, Layer] = {
-    aten.conv1d.default: _CONVOLUTION,
-    aten.conv2d.default: _CONVOLUTION,
-    aten.conv3d.default: _CONVOLUTION,
-    aten.conv1d.padding: _CONVOLUTION,
-    aten.conv2d.padding: _CONVOLUTION,
-    aten.conv3d.padding: _CONVOLUTION,
+    **dict.fromkeys((aten.conv1d.default, aten.conv1d.padding), _CONVOLUTION),
+    **dict.fromkeys((aten.conv2d.default, aten.conv2d.padding), _CONVOLUTION),
+    **dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), _CONVOLUTION),
     aten.conv_transpose1d.default: _TRANSPOSED,
     aten.conv_transpose2d.input: _TRANSPOSED,
     aten.conv_transpose3d.input: _TRANSPOSED,
     aten.linear.default: Layer(is_linear=True),
-    aten.matmul.default: _PRODUCT,
-    aten.mm.default: _PRODUCT,
+    **dict.fromkeys((aten.matmul.default, aten.mm.default), _PRODUCT),
     aten.addmm.default: Layer(
         is_linear=True, is_transposed=True, input_at=1, weight_at=2, bias_at=0
     ),
@@ -72,14 +68,7 @@ def as_layer(node: fx.Node) -> Layer | None:
         if arguments[kind.weight_at].meta["val"].ndim != 2 or not is_plain:
             return None
     has_groups = not kind.is_linear and len(arguments) > _GROUPS_AT
-    return Layer(
-        is_linear=kind.is_linear,
-        is_transposed=kind.is_transposed,
-        input_at=kind.input_at,
-        weight_at=kind.weight_at,
-        bias_at=bias_at,
-        groups=int(arguments[_GROUPS_AT]) if has_groups else 1,
-    )
+    return replace(kind, bias_at=bias_at, groups=int(arguments[_GROUPS_AT]) if has_groups else 1)
 
 
 def describe(node: fx.Node) -> str:

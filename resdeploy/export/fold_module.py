@@ -184,11 +184,11 @@ def _write(part: nn.Module, layer: Layer, path: str) -> None:
     """Give a part the weight and bias of its layer in the graph."""
     weight, old = constant_array(layer.weight), part.weight
     assert isinstance(old, Tensor)
-    if isinstance(part, nn.Linear) and layer.shape.transposed:
+    if isinstance(part, nn.Linear) and layer.affine.shape.transposed:
         weight = weight.T
     bias = layer.own_bias()
-    plain = bias is not None and bias.size == len(bias.ravel()) == layer.num_outputs
-    if weight.shape != tuple(old.shape) or not plain or layer.product_factor != 1:
+    plain = bias is not None and bias.size == len(bias.ravel()) == layer.affine.num_outputs
+    if weight.shape != tuple(old.shape) or not plain or layer.affine.alpha != 1:
         raise _cannot_hold("the graph has it in another form", path)
     assert bias is not None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Walk the graph of an exported program, each call with a meaning of the caller's."""
+"""An interpreter of exported programs, each call with a meaning of the caller's."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class GraphWalker:
-    """Runs a functional exported program, in which values may be whatever the caller computes with.
+    """The interpreter of a functional exported program, over values of the caller's kind.
 
-    What no input decides (parameters, and what is computed from them alone) is computed once, as
-    the graph says; every other call is the caller's. A value is dropped after its last use.
+    Constants (parameters, and all computed from them alone) are computed once, as the graph says;
+    every other call is the caller's. A value is dropped after its last use.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:

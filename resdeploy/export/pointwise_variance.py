@@ -1,4 +1,4 @@
-"""Rounding variances of what is no layer: functions of single values, norms, and values that move.
+"""Rounding variances of all but layers: functions of single values, norms, moved values.
 
 Near a kink (ReLU, clamp) the slope is the steepest within 4 sigma: an error may cross it.
 """
@@ -88,8 +88,7 @@ def add(sign: int) -> Rule:
     def rule(call: NoisyCall) -> ValueWithVariance:
         a, b = call.args[:2]
         alpha = call.kwargs.get("alpha", 1)
-        target: Any = call.node.target
-        value = target(value_of(a), value_of(b), **call.kwargs)
+        value = call.target(value_of(a), value_of(b), **call.kwargs)
         if a is b:
             variance = (1 + sign * alpha) ** 2 * variance_of(a)
         else:
@@ -107,9 +106,8 @@ def add(sign: int) -> Rule:
 def multiply(call: NoisyCall) -> ValueWithVariance:
     """Return b^2 Var(a) + a^2 Var(b)."""
     a, b = call.args[:2]
-    target: Any = call.node.target
     av, bv = value_of(a), value_of(b)
-    value = target(av, bv)
+    value = call.target(av, bv)
     if a is b:
         variance = 4 * av**2 * variance_of(a)
     else:
@@ -122,9 +120,8 @@ def divide(call: NoisyCall) -> ValueWithVariance:
     a, b = call.args[:2]
     if call.kwargs or a is b:
         raise unknown_variance(call.node)
-    target: Any = call.node.target
     bv = value_of(b)
-    value = target(value_of(a), bv)
+    value = call.target(value_of(a), bv)
     variance = (variance_of(a) + value.square() * variance_of(b)) / bv**2
     return ValueWithVariance(value, variance + value.square() / 3)
 
@@ -151,7 +148,7 @@ def log_softmax(call: NoisyCall) -> ValueWithVariance:
 
 
 def layer_norm(call: NoisyCall) -> ValueWithVariance:
-    """Return what `_normalise` says of the last axes."""
+    """Return the variance of `_normalise` over the last axes."""
     x, rank = call.x, len(call.args[1])
     gamma, beta = (call.argument(at, name, None) for at, name in ((2, "weight"), (3, "bias")))
     flat = ValueWithVariance(x.value.flatten(-rank), x.variance.flatten(-rank))
@@ -161,7 +158,7 @@ def layer_norm(call: NoisyCall) -> ValueWithVariance:
 
 
 def group_norm(call: NoisyCall) -> ValueWithVariance:
-    """Return what `_normalise` says of each group of channels."""
+    """Return the variance of `_normalise` over each group of channels."""
     x, groups = call.x, call.args[1]
     gamma, beta = (call.argument(at, name, None) for at, name in ((2, "weight"), (3, "bias")))
     shape = (x.value.shape[0], groups, -1)
@@ -212,10 +209,8 @@ def move(call: NoisyCall) -> Any:
         if values.dtype not in (torch.float32, torch.float64):
             raise unknown_variance(call.node)  # another precision, another u
         moved = ValueWithVariance(values, variances)
-        if (
-            operator_name(call.node) in _SAME_CHANNELS
-            and values.shape[:2] == call.x.value.shape[:2]
-        ):
+        is_whole = values.shape[:2] == call.x.value.shape[:2]
+        if is_whole and operator_name(call.node) in _SAME_CHANNELS:
             mean = call.x.of_mean
             if values.shape != call.x.value.shape:  # fewer positions to average over
                 mean = mean + moved.if_independent
@@ -225,7 +220,7 @@ def move(call: NoisyCall) -> Any:
 
 
 def pad(call: NoisyCall) -> ValueWithVariance:
-    """Return a padded value; what a constant fills in is exact."""
+    """Return a padded value; constant padding is exact."""
     x, mode = call.x, "constant"
     if operator_name(call.node) == "pad":
         mode = call.argument(2, "mode", "constant")
@@ -240,12 +235,8 @@ def pad(call: NoisyCall) -> ValueWithVariance:
 
 def join(call: NoisyCall) -> ValueWithVariance:
     """Return variances joined as the values are."""
-    parts = call.args[0]
-    variances = [
-        p.variance if isinstance(p, ValueWithVariance) else torch.zeros_like(value_of(p))
-        for p in parts
-    ]
-    return ValueWithVariance(call.on([value_of(p) for p in parts]), call.on(variances))
+    values, variances = (list(map(f, call.args[0])) for f in (value_of, variance_of))
+    return ValueWithVariance(call.on(values), call.on(variances))
 
 
 def max_pool(call: NoisyCall) -> ValueWithVariance:
@@ -266,5 +257,5 @@ def max_pool(call: NoisyCall) -> ValueWithVariance:
     return replace(y, mean_variance_NC=x.of_mean + y.if_independent)
 
 
-# Of what moves, what leaves channels where they are if it leaves their number.
+# The moves that leave channels in place if they leave their number.
 _SAME_CHANNELS = frozenset(("slice", "clone", "contiguous", "dropout", "detach", "alias", "to"))

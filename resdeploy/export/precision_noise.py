@@ -1,6 +1,6 @@
-"""What reduced precision would do to this very network, simulated; and what rounded weights do.
+"""Noise of reduced precision in this very network, simulated; and that of rounded weights.
 
-The error of a candidate names its arithmetic only beside what that arithmetic does to the same
+The error of a candidate names its arithmetic only beside the noise of that arithmetic in the same
 network on the same inputs: a residual MLP and a ResNet-50 differ tenfold. So each is simulated on a
 few inputs, the sums in float32 as the hardware keeps them:
 
@@ -24,6 +24,7 @@ from resdeploy.export.aten_layers import as_layer
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.run_module import run_module
 from resdeploy.schema.verdicts import PrecisionNoise
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["simulated_noise", "weight_noise"]
 
@@ -38,9 +39,8 @@ _NUM_WEIGHT_INPUTS = 32
 # Not one that weights are initialised from: draws that follow the weights do not average out.
 _SEED = 0x5EED_0F_0D47
 
-# Where the effect of a rounding is measured, far above float32's own noise; it is linear in u.
+# The u at which the effect of a rounding is measured, far above float32's own; it is linear in u.
 _MEASURED_ROUNDOFF = 2.0**-12
-_UNIT_ROUNDOFF = 2.0**-24
 
 _BATCHNORM = torch.ops.aten.batch_norm.default
 
@@ -85,12 +85,12 @@ def simulated_noise(
 
 
 def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
-    """Return how far outputs shift on average, over all inputs alike, when parameters are rounded.
+    """Return the mean shift of the outputs over all inputs when parameters are rounded.
 
-    This is what no average over inputs takes away: weights rounded to float32, and scales that
-    float32 computes from BatchNorm's statistics, are the same for every input. Each parameter and
-    statistic p becomes p (1 + d), d even in +-u; the result is the root mean square, over draws, of
-    the norm over K of the mean change over inputs.
+    No average over inputs takes it away: weights rounded to float32, and scales that float32
+    computes from BatchNorm's statistics, are the same for every input. Each parameter and statistic
+    p becomes p (1 + d), d even in +-u; the result is the root mean square, over draws, of the norm
+    over K of the mean change over inputs.
 
     Args:
         module: in eval mode, unfolded; it is copied, not changed.
@@ -109,7 +109,7 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
                     tensor.mul_(1 + _MEASURED_ROUNDOFF * draw)
         shift_K = (_run(rounded, inputs) - exact_NK).mean(axis=0)
         total += float(shift_K @ shift_K)
-    return math.sqrt(total / _NUM_DRAWS) * (_UNIT_ROUNDOFF / _MEASURED_ROUNDOFF)
+    return math.sqrt(total / _NUM_DRAWS) * (FLOAT32_ROUNDOFF / _MEASURED_ROUNDOFF)
 
 
 def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ def _simulated(
 
 
 def _is_a_fold(node: fx.Node) -> bool:
-    """Whether a BatchNorm alone reads what a layer computes."""
+    """True if a BatchNorm alone reads the result of a layer."""
     readers = list(node.users)
     return as_layer(node) is not None and [r.target for r in readers] == [_BATCHNORM]
 

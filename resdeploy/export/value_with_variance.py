@@ -1,4 +1,4 @@
-"""A value that goes with the variance of its rounding error, and a call that reads such values."""
+"""Values with the variance of their rounding error, and a call that reads them."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from resdeploy.export.trace_refusals import operator_name
 
 __all__ = [
     "REACH",
-    "UNIT_ROUNDOFF",
     "NoisyCall",
     "Rule",
     "ValueWithVariance",
@@ -25,9 +24,7 @@ __all__ = [
     "variance_of",
 ]
 
-UNIT_ROUNDOFF = 2.0**-24
-
-# How far an error is thought to reach, in standard deviations.
+# The reach of an error, in standard deviations.
 REACH = 4.0
 
 
@@ -45,7 +42,7 @@ class ValueWithVariance:
 
     @property
     def num_positions(self) -> int:
-        """How many positions a channel has."""
+        """The number of positions of a channel."""
         return math.prod(self.value.shape[2:])
 
     @property
@@ -71,6 +68,11 @@ class NoisyCall:
     unit_roundoff: float
 
     @property
+    def target(self) -> Any:
+        """The operator, as a function."""
+        return self.node.target
+
+    @property
     def x(self) -> ValueWithVariance:
         """The first argument, which must be noisy."""
         first = self.args[0]
@@ -79,9 +81,8 @@ class NoisyCall:
         return first
 
     def on(self, x: Any) -> Any:
-        """Return what the call makes of another first argument."""
-        target: Any = self.node.target
-        return target(x, *self.args[1:], **self.kwargs)
+        """Return the result of the call on another first argument."""
+        return self.target(x, *self.args[1:], **self.kwargs)
 
     def argument(self, at: int, name: str, default: Any) -> Any:
         """Return an argument that may be given by place or by name."""
@@ -109,7 +110,7 @@ def variance_of(operand: Any) -> Any:
 
 
 def any_noisy(arguments: Any) -> bool:
-    """Whether some argument, at any depth, is noisy."""
+    """True if some argument, at any depth, is noisy."""
     found = []
     fx.node.map_aggregate(arguments, lambda leaf: found.append(isinstance(leaf, ValueWithVariance)))
     return any(found)

@@ -1,7 +1,7 @@
-"""How far correct float32 arithmetic may stray in this network: variances carried along its graph.
+"""Rounding variance of a network in float32, propagated along its traced graph.
 
 Each value of the traced graph goes with the variance of its rounding error. A layer of n products
-per output adds the roundings of its own sum to what its inputs bring along:
+per output adds the roundings of its own sum to the variance of its inputs:
 
     Var(y) <- conv(Var(x), W^2) + n u^2/3 (conv(x^2, W^2) + b^2) + n u^2/9 y^2
 
@@ -30,13 +30,12 @@ from torch import fx, nn
 
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.trace import trace
-from resdeploy.export.value_with_variance import UNIT_ROUNDOFF, ValueWithVariance
+from resdeploy.export.value_with_variance import ValueWithVariance, variance_of
 from resdeploy.export.variance_rules import propagate
+from resdeploy.session.batches import BATCH_SIZE
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["propagated_sigma", "trace_any_batch"]
-
-# As golden references are made: enough to keep the cores busy.
-_BATCH_SIZE = 8
 
 
 def propagated_sigma(
@@ -44,7 +43,7 @@ def propagated_sigma(
     inputs: NDArray[np.float32],
     *,
     variance: NDArray[np.float32] | None = None,
-    unit_roundoff: float = UNIT_ROUNDOFF,
+    unit_roundoff: float = FLOAT32_ROUNDOFF,
 ) -> NDArray[np.float64]:
     """Return the standard deviation of the rounding error of each output: (N, K).
 
@@ -66,12 +65,12 @@ def propagated_sigma(
 
     rows = []
     with torch.no_grad():
-        for start in range(0, len(inputs), _BATCH_SIZE):
-            rows_here = slice(start, start + _BATCH_SIZE)
-            batch = torch.from_numpy(inputs[rows_here])
-            errors = None if variance is None else torch.from_numpy(variance[rows_here])
-            outputs = walker.run([_noisy(batch, errors)], call)
-            rows.append(torch.cat([_variance(output) for output in outputs], dim=1))
+        for start in range(0, len(inputs), BATCH_SIZE):
+            here = slice(start, start + BATCH_SIZE)
+            batch = torch.from_numpy(inputs[here])
+            own = torch.zeros_like(batch) if variance is None else torch.from_numpy(variance[here])
+            outputs = walker.run([ValueWithVariance(batch, own)], call)
+            rows.append(torch.cat([variance_of(output).flatten(1) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).double().sqrt().numpy()
 
 
@@ -84,15 +83,3 @@ def trace_any_batch(module: nn.Module, inputs: NDArray[np.float32]) -> torch.exp
     # torch.export takes a batch of one for a fixed size.
     two = np.concatenate([inputs[:1], inputs[-1:]])
     return trace(module, (torch.from_numpy(two),))
-
-
-def _noisy(batch: torch.Tensor, variance: torch.Tensor | None) -> ValueWithVariance:
-    return ValueWithVariance(batch, torch.zeros_like(batch) if variance is None else variance)
-
-
-def _variance(output: Any) -> torch.Tensor:
-    """Return an output's variances as (N, K); a constant has none."""
-    variance = (
-        output.variance if isinstance(output, ValueWithVariance) else torch.zeros_like(output)
-    )
-    return variance.flatten(1)

@@ -3,8 +3,8 @@
 Each rule is the first-order propagation of independent errors, Var(f) = sum_j (df/dx_j)^2 Var(x_j),
 plus the operator's own roundings. Variances are in units of u^2, one rounding of y is y^2/3.
 
-Errors of different positions of an image are not independent: neighbours share what they read. It
-matters where positions are averaged, so the variance of each channel's mean error goes along.
+Errors of different positions of an image are not independent: neighbours share inputs. It matters
+where positions are averaged, so the variance of each channel's mean error goes along.
 """
 
 import math
@@ -44,9 +44,8 @@ def propagate(
     call = NoisyCall(node, args, kwargs, unit_roundoff)
     name = operator_name(node)
     if name in _BLIND or not any_noisy((args, kwargs)):
-        target: Any = node.target
         args, kwargs = fx.node.map_aggregate((args, kwargs), value_of)
-        return target(*args, **kwargs)
+        return call.target(*args, **kwargs)
     layer = as_layer(node)
     if layer is not None and not isinstance(args[layer.weight_at], ValueWithVariance):
         return _layer(call, layer)
@@ -68,7 +67,6 @@ def _layer(call: NoisyCall, layer: Layer) -> ValueWithVariance:
         raise unknown_variance(call.node)
     num_products = _num_products(weight, transposed=layer.is_transposed, linear=layer.is_linear)
     own = num_products / 3
-    target: Any = call.node.target
     values, squares = list(call.args), list(call.args)
     values[layer.input_at] = x.value
     squares[layer.input_at] = x.variance + own * x.value.square()
@@ -76,7 +74,8 @@ def _layer(call: NoisyCall, layer: Layer) -> ValueWithVariance:
     if bias_at is not None:
         squares[bias_at] = own * call.args[bias_at].square()
     factors = {name: factor**2 for name, factor in call.kwargs.items()}
-    y = _summed(target(*values, **call.kwargs), target(*squares, **factors), num_products)
+    value, variance = call.target(*values, **call.kwargs), call.target(*squares, **factors)
+    y = _summed(value, variance, num_products)
     if layer.is_linear or layer.is_transposed:
         return y
     return replace(y, mean_variance_NC=_mean_of_convolution(call, layer, x, y, num_products))
@@ -134,10 +133,9 @@ def _product(call: NoisyCall) -> ValueWithVariance:
     """Return a @ b where either may be noisy: attention."""
     a, b = call.args[:2]
     (av, bv), (aa, bb) = (map(f, (a, b)) for f in (value_of, variance_of))
-    target: Any = call.node.target
     own = av.shape[-1] / 3
-    variance = target(aa + own * av.square(), bv.square()) + target(av.square(), bb)
-    return _summed(target(av, bv), variance, av.shape[-1])
+    variance = call.target(aa + own * av.square(), bv.square()) + call.target(av.square(), bb)
+    return _summed(call.target(av, bv), variance, av.shape[-1])
 
 
 def _batch_norm(call: NoisyCall) -> Any:
@@ -168,13 +166,13 @@ def _average(call: NoisyCall) -> ValueWithVariance:
     n = x.value.numel() / value.numel()
     variance = call.on(x.variance + n / 3 * x.value.square()) / n
     if x.value.ndim > 2 and value.numel() == math.prod(x.value.shape[:2]) and _keeps(call, value):
-        more = x.of_mean - x.if_independent  # what positions that share errors add
+        more = x.of_mean - x.if_independent  # of positions that share errors
         variance = variance + more.clamp_min(0).reshape(value.shape)
     return _summed(value, variance, n)
 
 
 def _keeps(call: NoisyCall, value: torch.Tensor) -> bool:
-    """Whether samples and channels are what an average leaves apart."""
+    """True if an average leaves samples and channels apart."""
     kept = tuple(call.x.value.shape[:2])
     axes = call.args[1] if operator_name(call.node) == "mean" and len(call.args) > 1 else None
     rank = call.x.value.ndim
@@ -193,10 +191,9 @@ def _average_pool(call: NoisyCall) -> ValueWithVariance:
     n: Any = size
     is_padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
     if is_padded and not call.argument(5, "count_include_pad", True):
-        target: Any = call.node.target
         stride = call.argument(2, "stride", [])
         ones = torch.ones_like(x.value[:1, :1])
-        n = (size * target(ones, kernel, stride, padding, False, True)).round()
+        n = (size * call.target(ones, kernel, stride, padding, False, True)).round()
     return _summed(value, call.on(x.variance + size / 3 * x.value.square()) / n, n)
 
 
@@ -214,7 +211,7 @@ _MOVES = (
     *("_unsafe_view", "_to_copy", "index_select", "movedim", "view_as", "expand_as", "identity"),
 )
 
-# Their result tells nothing of the values: shapes, and constants of that shape.
+# Their results do not depend on the values: shapes, and constants of that shape.
 _BLIND = frozenset(("sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_full"))
 
 _RULES: Mapping[str, Rule] = {

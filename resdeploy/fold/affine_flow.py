@@ -1,8 +1,8 @@
 """Carry an affine map through an ONNX graph to the layers it can be folded into.
 
-`affine_map` says how a map changes on the way, `map_rules` what each operator does to it.
+`affine_map` holds the algebra of maps, `map_rules` the effect of each operator on one.
 
-Upwards, to the layers that compute a value. Besides what `map_rules` lists, the map crosses
+Upwards, to the layers that compute a value. Besides the operators of `map_rules`, the map crosses
 
 1. Concat, where it parts;
 2. Add, Sub and Sum of values, each of which takes the scale and one the shift; along an axis where
@@ -83,11 +83,11 @@ def targets_above(
     """Return the layers that compute `value`, each with its part of the map; or why there are none.
 
     Args:
-        value: what the map's place reads, and nothing else may read.
+        value: the input at the map's place, which nothing else may read.
         affine: the map.
         reader: the node that reads it on the way here.
         layers: those of the graph.
-        absorbed: what the map has taken in on the way here.
+        absorbed: the nodes that the map has taken in on the way here.
     """
     node = value.producer()
     if node is None:
@@ -120,7 +120,7 @@ def targets_above(
 
 
 def _read_elsewhere(value: ir.Value) -> str | None:
-    """Return why `value` cannot change its meaning, or None if it has one reader alone."""
+    """Return the reason why `value` cannot change its meaning, None if it has one reader alone."""
     if value.is_graph_output():
         return f"its input, {describe_value(value)}, is also an output of its graph"
     if len(value.uses()) == 1:
@@ -137,7 +137,7 @@ def _adds_two_streams(node: ir.Node) -> bool:
 
 
 def constant_operand(node: ir.Node) -> int | None:
-    """Return which of two operands is a constant; None if neither or both are."""
+    """Return the place of the constant of two operands; None if neither or both are constant."""
     varies = [why_it_varies(value) is not None for value in node.inputs]
     return varies.index(False) if sorted(varies) == [False, True] else None
 
@@ -178,21 +178,17 @@ def _into_parts(
     if len(set(parts)) != len(parts):
         return f"its input, {describe(node)}, joins a value with itself"
     axis = int_attribute(node, "axis", 1) % affine.rank
-    targets: list[Target] = []
+    shares: list[tuple[ir.Value, AffineMap | None]] = []
     start, known = 0, True
     for joined in parts:
         shape = layers.editor.shape(joined)
         length = None if shape is None else shape[axis]
         known = known and isinstance(length, int)
-        share = part(affine, axis, range(start, start + length) if known and length else None)
-        if share is None:
-            return f"its input, {describe(node)}, joins values of unknown lengths"
-        found = targets_above(joined, share, node, layers, absorbed)
-        if isinstance(found, str):
-            return found
-        targets += found
+        places = range(start, start + length) if known and length else None
+        shares.append((joined, part(affine, axis, places)))
         start += length if known and length else 0
-    return targets
+    why_not = f"its input, {describe(node)}, joins values of unknown lengths"
+    return _into_shares(shares, why_not, node, layers, absorbed)
 
 
 def _into_summands(
@@ -203,16 +199,28 @@ def _into_summands(
     if len(set(summands)) != len(summands):
         return f"its input comes from {describe(node)}, which adds a value to itself"
     total = layers.editor.shape(node.outputs[0])
-    targets: list[Target] = []
+    shares: list[tuple[ir.Value, AffineMap | None]] = []
     for k, summand in enumerate(summands):
-        shape = layers.editor.shape(summand)
-        if total is None or shape is None or len(shape) != len(total):
-            return f"its input, {describe(node)}, is a sum of values of different shapes"
-        stretched = [axis for axis in range(len(total)) if shape[axis] != total[axis]]
-        share = flatten_axes(affine if k == 0 else affine.without_shift(), stretched)
-        if share is None:
-            return f"its input, {describe(node)}, is a sum of values of different shapes"
-        found = targets_above(summand, share, node, layers, absorbed)
+        shape, share = layers.editor.shape(summand), None
+        if total is not None and shape is not None and len(shape) == len(total):
+            stretched = [axis for axis in range(len(total)) if shape[axis] != total[axis]]
+            share = flatten_axes(affine if k == 0 else affine.without_shift(), stretched)
+        shares.append((summand, share))
+    why_not = f"its input, {describe(node)}, is a sum of values of different shapes"
+    return _into_shares(shares, why_not, node, layers, absorbed)
+
+
+def _into_shares(
+    shares: list[tuple[ir.Value, AffineMap | None]],
+    why_not: str,
+    node: ir.Node,
+    layers: Layers,
+    absorbed: tuple[Absorbed, ...],
+) -> list[Target] | str:
+    """Return the layers above each input of `node`, or the first reason why there are none."""
+    targets: list[Target] = []
+    for value, share in shares:
+        found = why_not if share is None else targets_above(value, share, node, layers, absorbed)
         if isinstance(found, str):
             return found
         targets += found
@@ -228,8 +236,8 @@ _NO_LAYER_BELOW = "no layer alone reads its output"
 def targets_below(value: ir.Value, affine: AffineMap, layers: Layers) -> list[Target] | str:
     """Return the layers that read the mapped `value`, each with the map to fold in before it.
 
-    `value` is the result of what the map stands for. Its readers are changed, not itself: so every
-    one of them must lead to layers, or none may be changed.
+    `value` is the result of the map. Its readers are changed, not itself: so every one of them must
+    lead to layers, or none may be changed.
     """
     if value.is_graph_output() or not value.uses():
         return _NO_LAYER_BELOW
@@ -251,7 +259,7 @@ def _targets_in(reader: ir.Node, affine: AffineMap, layers: Layers) -> list[Targ
     """Return the layers that a map of the first input of `reader` reaches through it."""
     layer = layers.reading.get(reader)
     if layer is not None:
-        if layer.refusal is None and layer.pads_with_zeros and affine.shift.any():  # 7
+        if layer.refusal is None and layer.affine.pads_with_zeros and affine.shift.any():  # 7
             return f"{describe(reader)}, which reads it, pads with zeros that its shift would move"
         return _into_layer(layer, affine, "before", ())
     crossed = after(reader, affine, layers.editor)
@@ -260,7 +268,7 @@ def _targets_in(reader: ir.Node, affine: AffineMap, layers: Layers) -> list[Targ
     return targets_below(reader.outputs[0], crossed, layers)
 
 
-# --- what both ways share ------------------------------------------------------------------------
+# --- both ways -----------------------------------------------------------------------------------
 
 
 def _into_layer(
@@ -272,18 +280,18 @@ def _into_layer(
     """Return the map as one vector per channel of the layer; or why it is none."""
     if layer.refusal is not None:
         return layer.refusal
+    read = layer.affine
+    axis = affine.rank - 1 if read.is_linear else 1
+    length, what = read.num_outputs, "output"
     if side == "before":
-        axis, length, what = layer.input_axis(affine.rank), layer.num_inputs, "input"
-    else:
-        axis = affine.rank - 1 if layer.is_linear else 1
-        length, what = layer.num_outputs, "output"
+        axis, length, what = 0 if read.reads_columns else axis, read.num_inputs, "input"
     vectors = per_channel(affine, axis, length)
     if vectors is not None:
         return [Target(layer, side, *vectors, absorbed)]
     if flatten_axes(affine, (k for k in range(affine.rank) if k != axis)) is not None:
         found = max(affine.scale.shape[axis], affine.shift.shape[axis])
         return f"{describe(layer.node)} has {length} {what} channels, but it normalises {found}"
-    if layer.is_linear:
+    if read.is_linear:
         return (
             f"{describe(layer.node)} has its features on the last axis of a "
             f"rank-{affine.rank} value, but it normalises another axis"

@@ -3,9 +3,8 @@
 A map y = scale * x + shift of a value is held as two arrays of the value's rank, each axis of
 length 1 (the same everywhere) or of the value's length. Where axis 0 is the batch, it has length 1.
 
-Each function answers one question: if this map stands after such an operation, which map before the
-operation has the same effect? None means that no map has. What the operators are called, and which
-of them do what, is known by `graph.affine_flow`, which walks one.
+Each function gives, for a map after an operation, the map before it of the same effect; None where
+there is none. The operators are those of `map_rules`, the walk along a graph is `affine_flow`'s.
 
 A shape is a sequence of lengths. One that is not known is anything but an int; two of them are the
 same length if they are equal.
@@ -31,9 +30,7 @@ __all__ = [
     "part",
     "per_channel",
     "permute",
-    "reorder_channels",
     "reshape",
-    "same_everywhere",
     "unshuffle_pixels",
     "whole",
 ]
@@ -74,15 +71,10 @@ def compose(first: AffineMap, then: AffineMap) -> AffineMap:
     return AffineMap(then.scale * first.scale, then.scale * first.shift + then.shift)
 
 
-def same_everywhere(affine: AffineMap, axes: Iterable[int]) -> bool:
-    """Whether the map does not vary along `axes`."""
-    return flatten_axes(affine, axes) is not None
-
-
 def flatten_axes(affine: AffineMap, axes: Iterable[int]) -> AffineMap | None:
     """Return the map with length 1 along `axes`, None if it varies along one of them.
 
-    So it fits values of whatever length there: pooled, padded, made larger.
+    So it fits values of any length there: pooled, padded, made larger.
     """
     for axis in axes:
         first = affine.each(lambda array, axis=axis: np.take(array, [0], axis=axis))  # type: ignore[misc]
@@ -116,7 +108,7 @@ def reshape(affine: AffineMap, shape: Shape, wanted: Shape) -> AffineMap | None:
         return affine.each(
             lambda array: np.broadcast_to(array, (1, *rest)).reshape(1, *wanted_rest)
         )
-    # Else, what stays as it is at either end may be varied along; what lies between may not.
+    # Else, the map may vary along equal axes at either end, and not between them.
     shorter = min(len(shape), len(wanted))
     lead = _num_equal(shape, wanted, shorter)
     trail = _num_equal(shape[::-1], wanted[::-1], shorter - lead)
@@ -130,7 +122,7 @@ def reshape(affine: AffineMap, shape: Shape, wanted: Shape) -> AffineMap | None:
 
 
 def _num_equal(shape: Shape, wanted: Shape, limit: int) -> int:
-    """Return how many lengths are equal, from the first on, up to `limit`."""
+    """Return the number of equal lengths, from the first on, up to `limit`."""
     count = 0
     while count < limit and shape[count] == wanted[count]:
         count += 1
@@ -159,11 +151,11 @@ def part(affine: AffineMap, axis: int, chosen: Any) -> AffineMap | None:
 def whole(affine: AffineMap, axis: int, length: int, chosen: Any) -> AffineMap | None:
     """Return the map of the whole value of which `chosen` along `axis` is a slice.
 
-    What is cut away is left alone, as nobody sees it.
+    `chosen` is None where it is not known. The cut places keep their values.
     """
     if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
         return affine
-    if len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
+    if chosen is None or len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
         return None
 
     def spread(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
@@ -199,11 +191,6 @@ def unshuffle_pixels(
     return flat.each(spread)
 
 
-def reorder_channels(affine: AffineMap, order: Sequence[int]) -> AffineMap:
-    """Return the map of a value as that of the value whose channel k is its channel `order[k]`."""
-    return affine.each(lambda array: array[:, list(order)] if array.shape[1] > 1 else array)
-
-
 # --- taking in constants -------------------------------------------------------------------------
 
 
@@ -230,8 +217,8 @@ def multiply_by_constant(
 def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> ExtendedArray | None:
     """Return a constant as an array of `rank`, None if it does more than act on a value of `shape`.
 
-    It does more if it has a value for each sample, or makes the value larger; what is not finite
-    has no inverse and no place in a weight.
+    It does more if it has a value for each sample, or makes the value larger; a number that is not
+    finite has no inverse and no place in a weight.
     """
     array = np.asarray(constant, np.longdouble)
     if len(shape) != rank or array.ndim > rank or not np.isfinite(array).all():

@@ -14,11 +14,11 @@ one affine layer:
 Zero padding does no harm to the first: the zeros enter x, before W. The second does not hold for a
 padded convolution unless shift is 0, since the map makes those zeros shift.
 
-Any number of such maps leaves the form (out_scale W in_scale) x + bias, which is what an
-`AffineEdit` holds. Scales and biases are kept in extended precision, products are formed in
-float64, and every weight is rounded once, at the end, to the type it is stored in. Rounding the
-scale first, as the usual float32 fold does, makes an error common to all weights of a channel,
-which does not average out: it doubles the error of the outputs.
+Any number of such maps leaves the form (out_scale W in_scale) x + bias, held by an `AffineEdit`.
+Scales and biases are kept in extended precision, products are formed in float64, and every weight
+is rounded once, at the end, to the type it is stored in. Rounding the scale first, as the usual
+float32 fold does, makes an error common to all weights of a channel, which does not average out: it
+doubles the error of the outputs.
 
 Suffixes: C = channels of the map, O and I = output and input channels of the layer, G = groups, R =
 all but the first axis, K = taps of the kernel.
@@ -92,7 +92,7 @@ class FoldedAffine:
     Attributes:
         weight: as the layer's own weight; of the storage type, or float32 for bfloat16, which
             numpy lacks.
-        bias: (C,), likewise.
+        bias: (C,), likewise, or of the shape of the edit's.
         max_ulp: largest distance from the exact value, in units in the last place of the storage
             type, before subnormal values became zero.
         num_flushed: values that were subnormal in the storage type and are now zero (float16
@@ -107,12 +107,12 @@ class FoldedAffine:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AffineEdit:
-    """What has been folded into a layer so far: it computes (out_scale W in_scale) x + bias.
+    """The maps folded into a layer so far: (out_scale W in_scale) x + bias.
 
     Attributes:
         out_scale: (O,).
         in_scale: (I,), or None where nothing was folded from before the layer.
-        bias: (O,).
+        bias: (O,), or (..., O) where it differs by row.
     """
 
     out_scale: ExtendedArray
@@ -150,7 +150,7 @@ def no_edit(
     Args:
         num_outputs: O.
         bias: (O,), or fewer where it is broadcast, or None.
-        factors: what the layer multiplies its product and its bias by (Gemm's alpha and beta).
+        factors: of its product and its bias (Gemm's alpha and beta).
     """
     ones = np.ones(num_outputs, np.longdouble)
     own = np.zeros_like(ones) if bias is None else np.asarray(bias, np.longdouble)
@@ -196,7 +196,7 @@ def apply_edit(
 
     Args:
         weight: the layer's own, laid out as `shape` says.
-        edit: what is to be folded into it.
+        edit: the maps to be folded into it.
         dtype: the type the result will be stored in: float64, float32, float16 or bfloat16.
         shape: the layout of the weight.
 
@@ -270,7 +270,7 @@ def round_once(exact: Float64Array, dtype: str) -> Float64Array:
     """Return `exact` rounded to the nearest number of `dtype`, ties to even, held in float64.
 
     float64 -> bfloat16 by way of float32 would round twice. The detour is harmless if the first
-    step rounds to odd (Boldo & Melquiond 2008), which is what is done here.
+    step rounds to odd (Boldo & Melquiond 2008), as it does here.
     """
     with np.errstate(over="ignore"):
         if dtype == "float64":

@@ -4,9 +4,9 @@ Before:  y = Conv(x, W, b);  z = BatchNormalization(y, gamma, beta, mean, var)
 After:   z = Conv(x, W', b')          with (W', b') of `resdeploy.fold.algebra`
 
 At inference a BatchNormalization is an affine map per channel. `affine_flow` carries it up to the
-layers that compute what it reads, or, where that fails, down to the layers that read what it
-computes; `layers` says what a layer is. A BatchNorm that was frozen, Mul and Add of constants, is
-such a map as well. Several maps that reach one layer are composed, and its weights rounded once.
+layers that compute its input, or, where that fails, down to the layers that read its output;
+`layers` defines a layer. A BatchNorm that was frozen, Mul and Add of constants, is such a map as
+well. Several maps that reach one layer are composed, and its weights rounded once.
 
 With `layernorm`, the affine part of a LayerNormalization goes into the layers that read it. What
 normalises stays, with scales of one and biases of zero.
@@ -15,7 +15,7 @@ Refuses, and reports why, when
 1. it normalises by the statistics of the batch (training mode), or by more than the channel, as
    opset 7 allowed, or is older than that;
 2. one of its parameters or statistics is computed at run time, or is an input of the model;
-3. its map reaches no layer: `affine_flow` says what stands in the way;
+3. its map reaches no layer: `affine_flow` gives the obstacle;
 4. a layer's weight or bias is computed at run time, or is an input of the model;
 5. the folded weights would not be finite in their type, or do not fit.
 
@@ -63,7 +63,7 @@ from resdeploy.schema.folds import FoldedSite, FoldReport, RefusedSite
 
 __all__ = ["fold_batchnorm"]
 
-# What the operator specification gives to a node without the attribute.
+# The operator specification's, for a node without the attribute.
 _DEFAULT_EPSILON = 1e-5
 _OLDEST_OPSET = 7
 
@@ -77,10 +77,10 @@ def fold_batchnorm(
 ) -> FoldReport:
     """Fold every BatchNormalization of `model` that may be folded, in place.
 
-    What was refused, and what has nothing to do with a fold, keeps every bit.
+    Refused sites, and all that has nothing to do with a fold, keep every bit.
 
     Args:
-        model: what to fold.
+        model: the one to fold.
         batchnorm: whether to fold them at all.
         layernorm: whether to fold the affine part of every LayerNormalization as well.
         input_scale: (C,); the folded model takes inputs that are still to be multiplied by it,
@@ -110,19 +110,19 @@ def fold_batchnorm(
     return FoldReport(folded=tuple(folded), refused=tuple(refused))
 
 
-# --- what is a BatchNorm -------------------------------------------------------------------------
+# --- BatchNorms in the graph ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Norm:
-    """A node whose result is an affine map of one of its inputs, or of what its Mul works on.
+    """A node whose result is an affine map of one of its inputs, or of its Mul's.
 
     Attributes:
         node: the BatchNormalization, the LayerNormalization, or the Add of a frozen BatchNorm.
         product: the Mul of a frozen one.
         place: its place in the graph.
         name: its name in the model.
-        num_consumers: how many readers what it normalises has.
+        num_consumers: the number of readers of its input.
     """
 
     node: ir.Node
@@ -142,7 +142,7 @@ class _Norm:
 
     @property
     def constants(self) -> list[ir.Value | None]:
-        """What it takes its parameters and statistics from."""
+        """Its parameters and statistics."""
         if self.product is None:
             return [value for value in self.node.inputs[1:] if value is None or value.name != ""]
         return [node.inputs[constant_operand(node) or 0] for node in (self.product, self.node)]
@@ -184,13 +184,13 @@ def _has_no_affine_part(layernorm: ir.Node) -> bool:
 
 
 def _not_one_map(norm: _Norm, opset: int) -> str | None:
-    """Return why a norm is not one affine map, or None if it is."""
+    """Return the reason why a norm is not one affine map, or None."""
     if opset < _OLDEST_OPSET:  # Mul and Add too: `axis` says where their constants stand
         return f"it is of opset {opset}; before opset {_OLDEST_OPSET} it has another meaning"
     reason = chosen_by_caller(norm.node)
     if reason is not None or not is_op(norm.node, "BatchNormalization"):
         return reason
-    # Before opset 14, the further outputs are what says that it is training.
+    # Before opset 14, further outputs mean training.
     in_training = int_attribute(norm.node, "training_mode", 0) or any(
         value.name for value in norm.node.outputs[1:]
     )
@@ -205,8 +205,8 @@ def _not_one_map(norm: _Norm, opset: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _FoldedLayer:
-    """A layer with everything that was folded into it so far."""
+class _Edited:
+    """A layer, the maps folded into it so far, and its new numbers."""
 
     layer: Layer
     edit: algebra.AffineEdit
@@ -219,12 +219,12 @@ class _Folder:
     def __init__(self, editor: GraphEditor) -> None:
         self.editor = editor
         self._graph_layers = Layers.of(editor)
-        self._layers: dict[ir.Node, _FoldedLayer] = {}
+        self._layers: dict[ir.Node, _Edited] = {}
         self._folded: list[tuple[_Norm, list[ir.Node]]] = []
         self._reasons: dict[ir.Node, str] = {}
 
     def fold(self, norm: _Norm) -> bool:
-        """Fold a norm, or note why not; return whether it is done with."""
+        """Fold a norm, or note the reason against it; False in that case."""
         if norm.node.graph is None:  # a frozen one that another norm's map has taken in
             return True
         try:
@@ -240,13 +240,13 @@ class _Folder:
         if is_op(norm.node, "LayerNormalization"):
             self._take_affine_part(norm.node)
             return True
-        # At once: a dead reader would make a following norm believe its input is read twice.
+        # At once: with a dead reader, a following norm would have an input that is read twice.
         goes_up = targets[0].side == "after"
         source, constants = norm.input, norm.constants
         _bypass(norm.node, source, keep_name=goes_up)
         if norm.product is not None:
             _remove(norm.product)
-        # Each once: what lies before a part in two is on the way to both.
+        # Each once: a node before a part in two is on the way to both.
         absorbed = {node.node: node for target in targets for node in target.absorbed}
         for passed in absorbed.values():
             constants += [value for value in passed.node.inputs if value is not passed.source]
@@ -282,7 +282,7 @@ class _Folder:
             folded.layer.rewrite(folded.result, self.editor)
 
     def folded_sites(self) -> list[FoldedSite]:
-        """Return what was folded; values set to zero count for a layer's first site."""
+        """Return the folded sites; values set to zero count for a layer's first one."""
         counted: set[ir.Node] = set()
         sites = []
         for norm, nodes in sorted(self._folded, key=lambda site: site[0].place):
@@ -303,7 +303,7 @@ class _Folder:
         return sites
 
     def refused_sites(self, norms: Sequence[_Norm]) -> list[RefusedSite]:
-        """Return what was not folded, without the arithmetic that looked like a norm."""
+        """Return the refused sites, without the arithmetic that looked like a norm."""
         return [
             RefusedSite(
                 site=norm.name,
@@ -314,8 +314,8 @@ class _Folder:
             if norm.product is None
         ]
 
-    def _find(self, norm: _Norm) -> tuple[list[Target], list[_FoldedLayer]] | str:
-        """Return where the norm goes, and the layers with it folded in; or why there are none."""
+    def _find(self, norm: _Norm) -> tuple[list[Target], list[_Edited]] | str:
+        """Return the norm's targets, and the layers with it folded in; or the reason against it."""
         reason = _not_one_map(norm, self.editor.opset)  # 1
         if reason is not None:
             return reason
@@ -348,31 +348,29 @@ class _Folder:
             if rank < 2:
                 return "its input has no axis of channels"
             return AffineMap(along_axis(scale_C, 1, rank), along_axis(shift_C, 1, rank))
-        constants = [constant_array(value) for value in norm.constants if value is not None]
+        scale, *shifts = (constant_array(value) for value in norm.constants if value is not None)
         nothing = np.zeros((1,) * rank, np.longdouble)
         identity = AffineMap(nothing + 1, nothing)
-        product = multiply_by_constant(identity, constants[0], shape)
-        total = identity
-        if len(constants) > 1:
-            total = add_constant(identity, constants[1], shape) or total
-            if total is identity:
-                return "its shift is not the same for each sample"
+        product = multiply_by_constant(identity, scale, shape)
+        total = add_constant(identity, shifts[0], shape) if shifts else identity
+        if total is None:
+            return "its shift is not the same for each sample"
         if product is None:
             return "its scale is not the same for each sample"
         return compose(product, total)
 
-    def _fold_into(self, target: Target) -> _FoldedLayer:
+    def _fold_into(self, target: Target) -> _Edited:
         layer = target.layer
-        edit = algebra.no_edit(layer.num_outputs, None)
+        edit = algebra.no_edit(layer.affine.num_outputs, None)
         if layer.node in self._layers:
             edit = self._layers[layer.node].edit
         if target.side == "after":
             edit = algebra.map_after(edit, target.scale, target.shift)
         else:
             weight = constant_array(layer.weight)
-            shift = np.longdouble(layer.product_factor) * target.shift
-            edit = algebra.map_before(edit, weight, layer.shape, target.scale, shift)
-        return _FoldedLayer(layer, edit, layer.apply(edit))
+            shift = np.longdouble(layer.affine.alpha) * target.shift
+            edit = algebra.map_before(edit, weight, layer.affine.shape, target.scale, shift)
+        return _Edited(layer, edit, layer.apply(edit))
 
     def _take_affine_part(self, layernorm: ir.Node) -> None:
         """Leave a LayerNormalization its statistics: scales of one, biases of zero."""
@@ -402,7 +400,7 @@ def _params(batchnorm: ir.Node) -> algebra.BatchNormParams:
 
 
 def _bypass(node: ir.Node, source: ir.Value, *, keep_name: bool) -> None:
-    """Remove a node; what it read is now its output.
+    """Remove a node; its input takes the place of its output.
 
     A name keeps its meaning where `keep_name`: the numbers of `z` are still called z, as the
     outputs of a model must be. Where its readers have changed instead, no value has those numbers.

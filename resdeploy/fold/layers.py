@@ -1,4 +1,4 @@
-"""What an affine layer is in ONNX, what it is made of, and how it is given new weights.
+"""The affine layers of an ONNX graph: their nodes, their numbers, and new numbers for them.
 
 A layer computes W x + b per position. It is one of
 
@@ -13,7 +13,7 @@ keeps its alpha, while its beta goes into the bias. A MatMul that gains a bias b
 followed by an Add where it works on more than matrices.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +23,10 @@ import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
-from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer, LayerShape, read_layer
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer
 from resdeploy.graph.editor import (
     GraphEditor,
+    bias_name,
     chosen_by_caller,
     constant_array,
     constant_tensor,
@@ -33,11 +34,12 @@ from resdeploy.graph.editor import (
     is_op,
     module_name,
     optional_input,
+    read_ir_layer,
     remove_if_unread,
     why_it_varies,
 )
 
-__all__ = ["Layer", "Layers", "bias_name"]
+__all__ = ["Layer", "Layers"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -76,24 +78,11 @@ class Layer:
         Raises:
             UnsupportedModelError: it is outside the specification.
         """
-        attributes = {name: found.value for name, found in self.node.attributes.items()}
-        shape = constant_tensor(self.weight).shape.numpy()
-        return read_layer(self.node.op_type, attributes, shape, where=self.name)
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether its features are the last axis rather than axis 1."""
-        return is_op(self.node, "Gemm", "MatMul")
-
-    def input_axis(self, rank: int) -> int:
-        """Return the axis of its input, of that rank, along which its features lie."""
-        if not self.is_linear:
-            return 1
-        return 0 if self.affine.reads_columns else rank - 1
+        return read_ir_layer(self.node, self.weight)
 
     @cached_property
     def refusal(self) -> str | None:
-        """Why its weight and bias are not numbers known now, or None if they are."""
+        """The reason why its weight and bias are no constants of a known layout, or None."""
         reason = chosen_by_caller(self.node)
         if reason is not None:
             return reason
@@ -101,7 +90,7 @@ class Layer:
             reason = None if value is None else why_it_varies(value)
             if reason is not None:
                 return f"the {what} of {describe(self.node)} {reason}"
-        if self.is_linear and len(constant_tensor(self.weight).shape) != 2:
+        if is_op(self.node, "Gemm", "MatMul") and not _is_constant_matrix(self.weight):
             return f"the weight of {describe(self.node)} is no matrix"
         try:
             _ = self.affine
@@ -110,41 +99,16 @@ class Layer:
         return None
 
     @property
-    def shape(self) -> LayerShape:
-        """How its weight is laid out."""
-        return self.affine.shape
-
-    @property
     def dtype(self) -> ir.DataType:
-        """The type that its weights are stored in; a computed one may wait in float64."""
+        """The storage type of its weights; a computed one may wait in float64."""
         return self.weight.dtype or constant_tensor(self.weight).dtype
 
-    @property
-    def num_outputs(self) -> int:
-        """The number of features it computes."""
-        return self.affine.num_outputs
-
-    @property
-    def num_inputs(self) -> int:
-        """The number of features it reads."""
-        return self.affine.num_inputs
-
-    @property
-    def pads_with_zeros(self) -> bool:
-        """Whether some of its outputs see zeros from outside its input."""
-        return self.affine.pads_with_zeros
-
-    @property
-    def product_factor(self) -> float:
-        """What its product is multiplied by, outside its weight: the alpha of a Gemm."""
-        return self.affine.alpha
-
     def own_bias(self) -> FloatArray | None:
-        """Return the bias as it is added, (..., O): times the beta of a Gemm."""
+        """Return the added bias, (..., O): times the beta of a Gemm."""
         if self.bias is None:
             return None
         bias = constant_array(self.bias).astype(np.longdouble) * np.longdouble(self.affine.beta)
-        return np.broadcast_to(bias, (*bias.shape[:-1], self.num_outputs))
+        return np.broadcast_to(bias, (*bias.shape[:-1], self.affine.num_outputs))
 
     def apply(self, edit: algebra.AffineEdit) -> algebra.FoldedAffine:
         """Return its new weight and bias; the edit is of the layer without its own bias.
@@ -153,33 +117,15 @@ class Layer:
             NonFiniteFoldError: they would not be finite.
             ValueError: the weights are not floating point.
         """
-        weight = constant_array(self.weight)
-        dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
         own = self.own_bias()
-        bias = edit.bias if own is None else edit.out_scale * own + edit.bias
-        rows = bias.reshape(-1, self.num_outputs)
-        # Several rows are rounded below, each once.
-        first = rows[0] if len(rows) == 1 else np.zeros_like(rows[0])
-        edit = algebra.AffineEdit(out_scale=edit.out_scale, in_scale=edit.in_scale, bias=first)
-        folded = algebra.apply_edit(weight, edit, dtype=dtype, shape=self.shape)
-        if len(rows) == 1:
-            stored, others = folded.bias.reshape(bias.shape), None
-        else:  # a bias that differs by row is that of a layer with as many more outputs
-            no_weight = np.zeros((bias.size, 1), np.float32)
-            others = algebra.apply_edit(
-                no_weight, algebra.no_edit(bias.size, bias.reshape(-1)), dtype=dtype
-            )
-            stored = others.bias.reshape(bias.shape)
-        return algebra.FoldedAffine(
-            weight=folded.weight,
-            bias=stored,
-            max_ulp=max(folded.max_ulp, 0.0 if others is None else others.max_ulp),
-            num_flushed=folded.num_flushed + (0 if others is None else others.num_flushed),
-        )
+        if own is not None:
+            edit = replace(edit, bias=edit.out_scale * own + edit.bias)
+        dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
+        weight = constant_array(self.weight)
+        return algebra.apply_edit(weight, edit, dtype=dtype, shape=self.affine.shape)
 
     def rewrite(self, folded: algebra.FoldedAffine, editor: GraphEditor) -> None:
         """Give the layer its new weight and bias."""
-        old = [self.weight, self.bias]
         # Converted to the layer's type: from opset 15 on, the BatchNormalization may have another.
         new_weight, new_bias = (
             ir.tensor(values.astype(self.dtype.numpy()), dtype=self.dtype)
@@ -193,19 +139,18 @@ class Layer:
         if self.bias is None and is_op(self.node, "MatMul"):
             _add_bias(self.node, bias, editor)
         else:
-            if len(self.adder.inputs) <= self.bias_index:
-                self.adder.resize_inputs(self.bias_index + 1)
+            self.adder.resize_inputs(max(len(self.adder.inputs), self.bias_index + 1))
             self.adder.replace_input_with(self.bias_index, bias)
         if "beta" in self.node.attributes:
             self.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-        for value in old:
+        for value in (self.weight, self.bias):
             if value is not None:
                 remove_if_unread(value)
 
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The layers of a graph, found once: what is a bias at the start stays one.
+    """The layers of a graph, found once: a bias at the start stays one.
 
     Attributes:
         editor: of the graph.
@@ -253,7 +198,7 @@ def _is_constant_matrix(value: ir.Value) -> bool:
 
 
 def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
-    """Let a Gemm do what a MatMul of two matrices does and add the bias; else let an Add follow."""
+    """Replace a MatMul of two matrices by a Gemm with a bias; let an Add follow any other."""
     before, left = matmul.outputs[0], matmul.inputs[0]
     assert matmul.graph is not None
     assert left is not None
@@ -274,10 +219,3 @@ def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
         node.replace_input_with(0, before)
         # The name keeps its meaning: that of the whole layer.
         after.name, before.name = before.name, editor.new_name(f"{before.name}_product")
-
-
-def bias_name(weight: ir.Value) -> str:
-    """Return `layer.bias` for `layer.weight`, else a name like it."""
-    name = weight.name or "folded"
-    stem = name.removesuffix("weight")
-    return f"{stem}bias" if stem != name and stem.endswith((".", "_", "/")) else f"{name}_bias"

@@ -1,24 +1,25 @@
-"""What each ONNX operator does to an affine map that is carried across it.
+"""The rules of affine maps carried across ONNX operators.
 
-`before` answers: if the map stands after this node, which map of what the node works on has the
-same effect? `after` answers the opposite. Both give None where no map has, or a reason where the
-operator is one of these and an attribute is in the way:
+`before` gives, for a map after a node, the map before it of the same effect, `after` the opposite.
+Both give None where there is none, or a reason where the operator is one of these and an attribute
+is in the way:
 
-1. Identity, Cast to the same type, and Dropout at inference whose mask nobody uses do nothing;
+1. Identity, Cast to the same type, and Dropout at inference with an unused mask do nothing;
 2. Transpose, Flatten, Reshape, Squeeze and Unsqueeze move elements about; DepthToSpace (only
    `before`) and Slice do so too;
 3. averages, over windows of values alone: AveragePool that counts no padding, GlobalAveragePool,
    ReduceMean but of the batch; the map must not vary along the axes averaged over;
-4. the largest of a window: MaxPool and GlobalMaxPool, whose indices nobody uses; the same, and no
-   scale may be negative;
+4. the largest of a window: MaxPool and GlobalMaxPool, with unused indices; the same, and no scale
+   may be negative;
 5. repeating values: Pad with reflect, edge or wrap, Resize and Upsample to the nearest value; the
    map must not vary along the axes that are made longer.
 
-What a node takes besides (a shape, axes, pads, scales) must be constant; and of several outputs,
+The further inputs of a node (a shape, axes, pads, scales) must be constant; and of several outputs,
 only the first may be used.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,9 +68,9 @@ Crossing = Callable[[ir.Node, AffineMap, GraphEditor], Crossed]
 
 
 def _cross(
-    node: ir.Node, affine: AffineMap, editor: GraphEditor, crossings: dict[str, Crossing]
+    node: ir.Node, affine: AffineMap, editor: GraphEditor, rules: dict[str, Crossing]
 ) -> Crossed:
-    if not is_op(node, *crossings):
+    if not is_op(node, *rules):
         return None
     reason = chosen_by_caller(node)
     if reason is not None:
@@ -82,7 +83,7 @@ def _cross(
         value is not None and why_it_varies(value) is not None for value in settings
     ):
         return f"what {describe(node)} does depends on the input"
-    return crossings[node.op_type](node, affine, editor)
+    return rules[node.op_type](node, affine, editor)
 
 
 # --- 1: nothing happens --------------------------------------------------------------------------
@@ -113,12 +114,14 @@ def _cast(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
 
 
 def _before_reshape(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    shape, wanted = editor.shape(node.outputs[0]), _source_shape(node, editor)
-    return None if shape is None or wanted is None else reshape(affine, shape, wanted)
+    return _reshaped(affine, editor.shape(node.outputs[0]), _source_shape(node, editor))
 
 
 def _after_reshape(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    shape, wanted = _source_shape(node, editor), editor.shape(node.outputs[0])
+    return _reshaped(affine, _source_shape(node, editor), editor.shape(node.outputs[0]))
+
+
+def _reshaped(affine: AffineMap, shape: Shape | None, wanted: Shape | None) -> AffineMap | None:
     return None if shape is None or wanted is None else reshape(affine, shape, wanted)
 
 
@@ -140,28 +143,21 @@ def _before_depth_to_space(node: ir.Node, affine: AffineMap, _editor: GraphEdito
     return unshuffle_pixels(affine, factor, depth_first=depth_first)
 
 
-def _before_slice(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    shape, slices = _source_shape(node, editor), _slices(node, affine.rank)
-    if shape is None or slices is None:
-        return None
-    crossed: AffineMap | None = affine
-    for axis, cut in slices.items():
-        known = isinstance(shape[axis], int)
-        chosen = np.arange(shape[axis])[cut] if known else ()
-        crossed = None if crossed is None else whole(crossed, axis, shape[axis], chosen)
-    return crossed
+def _sliced(along: Callable[[AffineMap, int, Any, Any], AffineMap | None]) -> Crossing:
+    """Return the rule of a Slice: `along` takes a map, an axis, its length, the chosen places."""
 
+    def cross(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
+        shape, slices = _source_shape(node, editor), _slices(node, affine.rank)
+        if shape is None or slices is None:
+            return None
+        crossed: AffineMap | None = affine
+        for axis, cut in slices.items():
+            length = shape[axis]
+            chosen = np.arange(length)[cut] if isinstance(length, int) else None
+            crossed = None if crossed is None else along(crossed, axis, length, chosen)
+        return crossed
 
-def _after_slice(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    shape, slices = _source_shape(node, editor), _slices(node, affine.rank)
-    if shape is None or slices is None:
-        return None
-    crossed: AffineMap | None = affine
-    for axis, cut in slices.items():
-        known = isinstance(shape[axis], int)
-        chosen = np.arange(shape[axis])[cut] if known else None
-        crossed = None if crossed is None else part(crossed, axis, chosen)
-    return crossed
+    return cross
 
 
 def _slices(node: ir.Node, rank: int) -> dict[int, slice] | None:
@@ -196,7 +192,7 @@ def _image(_node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int]:
 
 
 def _averaged(node: ir.Node, rank: int, _editor: GraphEditor) -> Sequence[int] | None:
-    """Return the axes an AveragePool works on, None if it counts what is not there."""
+    """Return the axes an AveragePool works on, None if it counts padding."""
     counts_padding = bool(int_attribute(node, "count_include_pad", 0)) and (
         any(ints_attribute(node, "pads") or ())
         or string_attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
@@ -248,26 +244,24 @@ def _scales(node: ir.Node, editor: GraphEditor) -> list[float] | None:
 
 
 def _before_mean(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    keeps = int_attribute(node, "keepdims", 1)
-    axes = _mean_axes(node, _source_shape(node, editor))
-    if axes is None:
-        return None
-    if not keeps:
+    axes = _mean_axes(node, editor)
+    if axes is not None and not int_attribute(node, "keepdims", 1):
         affine = affine.each(lambda array: np.expand_dims(array, axes))
-    return flatten_axes(affine, axes)
+    return None if axes is None else flatten_axes(affine, axes)
 
 
 def _after_mean(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
-    axes = _mean_axes(node, _source_shape(node, editor))
+    axes = _mean_axes(node, editor)
     flat = None if axes is None else flatten_axes(affine, axes)
-    if flat is None or axes is None or int_attribute(node, "keepdims", 1):
+    if flat is None or int_attribute(node, "keepdims", 1):
         return flat
     return flat.each(lambda array: np.squeeze(array, axes))
 
 
-def _mean_axes(node: ir.Node, shape: Shape | None) -> tuple[int, ...] | None:
+def _mean_axes(node: ir.Node, editor: GraphEditor) -> tuple[int, ...] | None:
     """Return the axes of a ReduceMean, an input since opset 18; None if the batch is among them."""
-    axes = ints_attribute(node, "axes") or constant_ints(optional_input(node, 1))
+    axes, shape = ints_attribute(node, "axes"), _source_shape(node, editor)
+    axes = axes or constant_ints(optional_input(node, 1))
     if not axes or shape is None:  # without axes it takes the mean of everything
         return None
     positive = tuple(sorted(axis % len(shape) for axis in axes))
@@ -298,13 +292,13 @@ _BEFORE = {
     **dict.fromkeys(_RESHAPES, _before_reshape),
     "Transpose": _before_transpose,
     "DepthToSpace": _before_depth_to_space,
-    "Slice": _before_slice,
+    "Slice": _sliced(whole),
     "ReduceMean": _before_mean,
 }
 _AFTER = {
     **_EITHER_WAY,
     **dict.fromkeys(_RESHAPES, _after_reshape),
     "Transpose": _after_transpose,
-    "Slice": _after_slice,
+    "Slice": _sliced(lambda affine, axis, _length, chosen: part(affine, axis, chosen)),
     "ReduceMean": _after_mean,
 }

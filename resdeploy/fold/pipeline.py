@@ -31,8 +31,8 @@ class Optimized:
 
     Attributes:
         model: the graph.
-        fold: what was folded, and what was refused; empty if nothing was to be.
-        passes: what each pass changed.
+        fold: the folded and the refused sites; empty if nothing was to be folded.
+        passes: the changes of each pass.
     """
 
     model: ir.Model
@@ -54,7 +54,7 @@ def optimize(
     Args:
         model: as translated; it is used up.
         opset: to write it in.
-        batch_dimension: what to call an open batch dimension; None if it is fixed.
+        batch_dimension: the name of an open batch dimension; None if it is fixed.
         fold: fold its BatchNorms.
         embed: the preprocessing of a model that is to take pixels: its centre is taken off them
             (`take_pixels`), its scale goes into the weights (`fold_batchnorm`).
@@ -97,7 +97,7 @@ def simplified(
     model, report = simplify(model)
     reports += [
         report,
-        remove_no_ops(model),  # what simplify leaves
+        remove_no_ops(model),  # the rest of simplify's work
         replace_reduce_mean(model),  # after simplify, which computes the axes
         replace_padded_shortcut(model),  # likewise the bounds of the slice
     ]

@@ -9,8 +9,7 @@ onnxsim would compute each in a session of its own, and give it a number for a n
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.fold.layers import bias_name
-from resdeploy.graph.editor import constant_array, is_op, optional_input, why_it_varies
+from resdeploy.graph.editor import bias_name, constant_array, is_op, optional_input, why_it_varies
 from resdeploy.schema.exports import PassReport
 
 __all__ = ["write_zero_bias"]
@@ -40,7 +39,7 @@ def write_zero_bias(model: ir.Model) -> PassReport:
 
 
 def _is_zero(value: ir.Value) -> bool:
-    """Whether a value is a constant of zeros, cast and expanded."""
+    """True if a value is a constant of zeros, cast and expanded."""
     node = value.producer()
     while node is not None and is_op(node, "Expand", "Cast") and node.inputs[0] is not None:
         value = node.inputs[0]

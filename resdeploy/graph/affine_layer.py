@@ -8,9 +8,9 @@ A layer computes alpha W x + beta b per position. W is stored as
                     axis 0 of the input
     MatMul          (I, O); the features are the last axis
 
-Everything that asks how a layer is laid out asks here: fold, certificate, faults, quantisation and
-profile, each over a graph type of its own. None of these is imported: `read_layer` takes attributes
-as a plain mapping, `read_node` those of a NodeProto.
+Fold, certificate, faults, quantisation and profile all read layers here, each over a graph type of
+its own. None of these is imported: `read_layer` takes attributes as a plain mapping, `read_node`
+those of a NodeProto.
 
 Refuses, by name,
 1. an attribute that the operator has in no opset (to 22), or of another type;
@@ -115,7 +115,7 @@ class AffineLayer:
 
     @property
     def is_linear(self) -> bool:
-        """Whether its features are the last axis rather than axis 1."""
+        """True if its features are the last axis rather than axis 1."""
         return self.op in ("Gemm", "MatMul")
 
     @property
@@ -147,7 +147,7 @@ class AffineLayer:
 
     @property
     def pads_with_zeros(self) -> bool:
-        """Whether some of its outputs see zeros from outside its input."""
+        """True if some of its outputs see zeros from outside its input."""
         if self.op == "ConvTranspose":
             return True  # at a border fewer taps meet an input, which has the same effect
         return any(self.pads) or (self.auto_pad in _SAME and any(size != 1 for size in self.kernel))
@@ -187,12 +187,12 @@ def read_layer(
         raise UnsupportedModelError(
             f"This {op} is not one of ONNX's specification: {error}.",
             where=where,
-            fix="see what onnx.checker.check_model says of the file",
+            fix="run onnx.checker.check_model on the file",
         ) from error
 
 
 def is_affine(node: "onnx.NodeProto", *operators: str) -> bool:
-    """Whether a node is one of `AFFINE_OPERATORS`, or of those named, of ONNX itself."""
+    """True if a node is one of `AFFINE_OPERATORS`, or of those named, of ONNX itself."""
     return node.op_type in (operators or AFFINE_OPERATORS) and node.domain in ("", "ai.onnx")
 
 

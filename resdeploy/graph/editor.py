@@ -1,4 +1,4 @@
-"""See and change an ONNX graph: constants wherever they lie, names that collide with nothing."""
+"""ONNX graphs read and changed: constants of every kind, names that collide with nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,18 +8,23 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import AffineLayer, read_layer
+
 __all__ = [
     "EPSILON_NOTE",
     "NOTES",
     "PATH_NOTE",
     "GraphEditor",
     "Shape",
+    "bias_name",
     "chosen_by_caller",
     "constant_array",
     "constant_ints",
     "constant_tensor",
     "describe",
     "describe_value",
+    "each_node",
     "float_attribute",
     "graph_editors",
     "int_attribute",
@@ -29,8 +34,10 @@ __all__ = [
     "module_name",
     "node_name",
     "optional_input",
+    "read_ir_layer",
     "remove_if_unread",
     "string_attribute",
+    "take_place_of",
     "why_it_varies",
 ]
 
@@ -38,7 +45,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 # A length is an int, a name, or an object that is equal to nothing else.
 Shape = tuple[Any, ...]
 
-# What is known of a node beyond its attributes, between the exporter and the file: the path of its
+# Facts about a node beyond its attributes, between the exporter and the file: the path of its
 # module, "" for the root, and the epsilon of a norm, which ONNX holds in float32, to its last bit.
 PATH_NOTE, EPSILON_NOTE = "resdeploy.path", "resdeploy.epsilon"
 NOTES = (PATH_NOTE, EPSILON_NOTE)
@@ -86,7 +93,7 @@ class GraphEditor:
         return self._known[value][1]
 
     def _shape_by_operator(self, value: ir.Value) -> Shape | None:
-        """Return what a shape must be where there is no inference: in local functions."""
+        """Return the shape by the operator alone: local functions have no inference."""
         node = value.producer()
         if node is None or not node.inputs or node.inputs[0] is None:
             return None
@@ -94,10 +101,11 @@ class GraphEditor:
             return self.shape(node.inputs[0])
         if is_op(node, "Conv", "ConvTranspose") and why_it_varies(node.inputs[1]) is None:
             assert node.inputs[1] is not None
-            weight = constant_tensor(node.inputs[1]).shape.numpy()
-            is_transposed = is_op(node, "ConvTranspose")
-            channels = weight[1] * int_attribute(node, "group", 1) if is_transposed else weight[0]
-            return (object(), channels, *(object() for _ in weight[2:]))
+            try:
+                layer = read_ir_layer(node, node.inputs[1])
+            except UnsupportedModelError:  # which the fold into it gives as its reason
+                return tuple(object() for _ in constant_tensor(node.inputs[1]).shape)
+            return (object(), layer.num_outputs, *(object() for _ in layer.kernel))
         return None
 
     def new_name(self, name: str) -> str:
@@ -147,8 +155,33 @@ def graph_editors(model: ir.Model) -> Iterator[GraphEditor]:
         yield GraphEditor(model, function, names=names, constants_are_nodes=True)
 
 
+def each_node(model: ir.Model) -> Iterator[tuple[ir.Node, GraphEditor]]:
+    """Yield every node with the editor of its graph; nodes may be removed and added meanwhile."""
+    for editor in graph_editors(model):
+        for node in list(editor.graph.all_nodes()):
+            yield node, editor
+
+
+def take_place_of(old: ir.Value, new: ir.Value) -> None:
+    """Let the readers of `old` read `new`, which takes its type, shape and name."""
+    new.type, new.shape = old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, old.name = old.name, None
+
+
+def read_ir_layer(node: ir.Node, weight: ir.Value) -> AffineLayer:
+    """Return the affine layer of a node with a constant weight.
+
+    Raises:
+        UnsupportedModelError: it is outside the specification.
+    """
+    attributes = {name: found.value for name, found in node.attributes.items()}
+    shape = constant_tensor(weight).shape.numpy()
+    return read_layer(node.op_type, attributes, shape, where=module_name(node))
+
+
 def _names_of(model: ir.Model) -> set[str]:
-    """Return the names of all values, in whatever graph: an inner one sees those of the outer."""
+    """Return the names of all values, in every graph: an inner one sees those of the outer."""
     names: set[str] = set()
     for root in (model.graph, *(function.graph for function in model.functions.values())):
         for graph in (root, *root.subgraphs()):
@@ -183,7 +216,7 @@ def _lengths(shape: ir.Shape | None) -> Shape | None:
 
 
 def why_it_varies(value: ir.Value | None) -> str | None:
-    """Return why the numbers of `value` are not known now, or None if they are."""
+    """Return the reason why `value` is no constant, or None if it is one."""
     if value is None:
         return "is missing"
     if value.is_graph_input():
@@ -202,14 +235,14 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol:
-    """Return the tensor of a value that `why_it_varies` has no objection to."""
+    """Return the tensor of a constant."""
     tensor = _constant(value)
     assert tensor is not None
     return tensor
 
 
 def constant_array(value: ir.Value) -> FloatArray:
-    """Return the numbers of such a value, bfloat16 as float32."""
+    """Return the numbers of a constant, bfloat16 as float32."""
     array: FloatArray = constant_tensor(value).numpy()
     # numpy has no bfloat16; float32 holds its every number.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
@@ -229,7 +262,7 @@ def optional_input(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def is_present(value: ir.Value) -> bool:
-    """Whether anybody could see an output of a node."""
+    """True if an output of a node is read, or is one of the graph."""
     return bool(value.uses()) or value.is_graph_output()
 
 
@@ -258,10 +291,10 @@ def string_attribute(node: ir.Node, name: str, default: str) -> str:
 
 
 def chosen_by_caller(node: ir.Node) -> str | None:
-    """Return why attributes are not known here: in a function they may be its parameters."""
+    """Return the reason why attributes are not known: they are parameters of a function."""
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
-            return f"{name} of {describe(node)} is chosen by whoever calls the function"
+            return f"{name} of {describe(node)} is chosen by the caller of the function"
     return None
 
 
@@ -283,7 +316,7 @@ def remove_if_unread(constant: ir.Value) -> None:
 
 
 def is_op(node: ir.Node, *operators: str) -> bool:
-    """Whether `node` is one of these operators of ONNX itself."""
+    """True if `node` is one of these operators of ONNX itself."""
     return node.op_type in operators and node.domain in ("", "ai.onnx")
 
 
@@ -299,6 +332,13 @@ def module_name(node: ir.Node, parameter: ir.Value | None = None) -> str:
         return node_name(node)
     owner = "" if parameter is None else (parameter.name or "").rpartition(".")[0]
     return path or owner or node_name(node)
+
+
+def bias_name(weight: ir.Value) -> str:
+    """Return `layer.bias` for `layer.weight`, else a name like it."""
+    name = weight.name or "folded"
+    stem = name.removesuffix("weight")
+    return f"{stem}bias" if stem != name and stem.endswith((".", "_", "/")) else f"{name}_bias"
 
 
 def describe(node: ir.Node) -> str:

@@ -1,16 +1,16 @@
-"""Compute in float64 what no input decides, and round it once.
+"""Constant folding in float64, rounded once.
 
 Before:  weight = Mul(direction, Div(length, ReduceL2(direction)));  y = Conv(x, weight)
 After:   y = Conv(x, weight)        with a constant in float64, until `round_once`
 
 Weights made of constants (weight_norm, spectral_norm, pruning, a BatchNorm written out) would be
 rounded at each step, and once more when something is folded into them. So a constant that was
-computed waits in float64, under a value that still has the type of the model; whatever folds it
-reads all its digits.
+computed waits in float64, under a value that still has the type of the model; a fold reads all its
+digits.
 
 Left to others
-1. what is only moved about or cast: there is nothing to round;
-2. what float64's evaluator does not know.
+1. values only moved about or cast: there is nothing to round;
+2. operators unknown to float64's evaluator.
 """
 
 from typing import Any
@@ -28,27 +28,11 @@ __all__ = ["compute_exactly", "is_exact", "round_once"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _MOVES = frozenset(
-    [
-        "Cast",
-        "CastLike",
-        "Concat",
-        "Constant",
-        "ConstantOfShape",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    {
+        *("Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten"),
+        *("Gather", "Identity", "Pad", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze"),
+        *("Tile", "Transpose", "Unsqueeze"),
+    }
 )
 _DRAWS = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
@@ -74,12 +58,12 @@ def compute_exactly(model: ir.Model) -> PassReport:
 
 
 def is_exact(value: ir.Value) -> bool:
-    """Whether a constant has more digits than the type of its value."""
+    """True if a constant has more digits than the type of its value."""
     return value.const_value is not None and value.dtype not in (None, value.const_value.dtype)
 
 
 def round_once(model: ir.Model) -> None:
-    """Round what `compute_exactly` left to the type of the model, in place."""
+    """Round the constants of `compute_exactly` to the type of the model, in place."""
     for value in model.graph.initializers.values():
         if is_exact(value):
             assert value.dtype is not None

@@ -1,4 +1,4 @@
-"""Compute what an ONNX model means, in float64 and without a runtime: the reference for a fold.
+"""Evaluation of an ONNX model in float64, without a runtime: the reference for a fold.
 
 Every float tensor of the model becomes float64, then onnx's own reference evaluator runs it, node
 by node in numpy. Four operators are written out here: its BatchNormalization and its Upsample fail
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+# Computes a model's outputs from its inputs, both by name.
 Evaluate = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 _FLOATS = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
+    *(onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16),
+    *(onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE),
 }
+_FLOAT_NAMES = {"float16", "bfloat16", "float32", "float64"}
 
 
 class UnknownOperatorError(UnsupportedModelError):
@@ -55,14 +55,12 @@ def evaluate_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dic
     return float64_evaluator(to_float64(model))(inputs)
 
 
-def float64_evaluator(
-    doubled: onnx.ModelProto,
-) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """Return what computes a model that `to_float64` made, for inputs of many batches.
+def float64_evaluator(doubled: onnx.ModelProto) -> Evaluate:
+    """Return the evaluator of a model made by `to_float64`, for inputs of many batches.
 
     Raises:
-        UnknownOperatorError: it has an operator that the reference evaluator does not know; what
-            is returned raises this too, and UnsupportedModelError if it cannot compute the inputs.
+        UnknownOperatorError: it has an operator that the reference evaluator does not know; the
+            evaluator raises this too, and UnsupportedModelError if it cannot compute the inputs.
     """
     with _explained():
         evaluator = ReferenceEvaluator(
@@ -83,10 +81,10 @@ def float64_evaluator(
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the evaluator raises into our errors."""
+    """Turn the evaluator's exceptions into our errors."""
     try:
         yield
-    # Its operators are a hundred small programs: what they raise has no common base.
+    # Its operators are a hundred small programs: their exceptions have no common base.
     except Exception as error:
         is_unknown = isinstance(error, NotImplementedError)
         kind = UnknownOperatorError if is_unknown else UnsupportedModelError
@@ -115,25 +113,22 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     return doubled
 
 
-_FLOAT_NAMES = {"float16", "bfloat16", "float32", "float64"}
-
-
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor in `model`: initializers and attributes, in whatever graph."""
+    """Yield every tensor in `model`: initializers and attributes, in every graph."""
+    sparse_tensors: list[onnx.SparseTensorProto] = []
     for graph in _graphs_of(model):
         yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
+        sparse_tensors += graph.sparse_initializer
     for node in _nodes_of(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            sparse_tensors = list(attribute.sparse_tensors)
+            sparse_tensors += attribute.sparse_tensors
             if attribute.HasField("sparse_tensor"):
                 sparse_tensors.append(attribute.sparse_tensor)
-            for sparse in sparse_tensors:
-                yield from (sparse.values, sparse.indices)
+    for sparse in sparse_tensors:
+        yield from (sparse.values, sparse.indices)
 
 
 def _nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -160,7 +155,7 @@ def _inside(nodes: Any) -> list[onnx.GraphProto]:
 
 
 def _double_attributes(node: onnx.NodeProto) -> None:
-    """Let what makes floats make float64: Cast, and the forms of Constant that hold no tensor."""
+    """Let float-making nodes make float64: Cast, and the forms of Constant without a tensor."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
             attribute.i = onnx.TensorProto.DOUBLE

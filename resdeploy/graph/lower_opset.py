@@ -63,13 +63,13 @@ def _move_axes_to_attribute(node: ir.Node) -> int:
     node.attributes["axes"] = ir.AttrInt64s("axes", [int(a) for a in axes.numpy()])
     node.replace_input_with(1, None)
     node.resize_inputs(1)
-    # In opset 18 the empty list meant what this attribute switches on; since then the default is 0.
+    # In opset 18 the empty list had the meaning of this attribute; since then the default is 0.
     node.attributes.pop("noop_with_empty_axes", None)
     return 1
 
 
 def _check_exists(node: ir.Node, found: int, opset: int) -> None:
-    """Raise UnsupportedModelError unless `node` means in `opset` what it means in `found`."""
+    """Raise UnsupportedModelError unless `node` has the same meaning in `opset` as in `found`."""
     if node.domain not in ("", "ai.onnx"):
         return
     new = onnx.defs.get_schema(node.op_type, found, "")
@@ -92,9 +92,9 @@ def _check_exists(node: ir.Node, found: int, opset: int) -> None:
 
 
 def _has_no_effect(node: ir.Node, name: str, schema: onnx.defs.OpSchema) -> bool:
-    """Whether an attribute has its default value, or cannot matter for this node."""
+    """True if an attribute has its default value, or cannot matter for this node."""
     if node.op_type == "Reshape" and name == "allowzero":
-        # It decides what a 0 in the target shape means.
+        # It decides the meaning of a 0 in the target shape.
         value = node.inputs[1]
         shape = None if value is None else ir.convenience.get_const_tensor(value)
         if shape is not None and 0 not in shape.numpy():

@@ -37,7 +37,7 @@ def _names(single: str, several: str, count: int) -> list[str]:
 
 
 def _name_batch(graph: ir.Graph, name: str) -> int:
-    """Rename the symbol of the inputs' leading dimension wherever it occurs."""
+    """Rename every occurrence of the symbol of the inputs' leading dimension."""
     symbols = {
         str(value.shape[0].value)
         for value in graph.inputs

@@ -9,13 +9,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
 
-__all__ = ["given_inputs", "load_onnx", "read_onnx"]
-
-
-def given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the inputs that have no value of their own."""
-    initialised = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in initialised]
+__all__ = ["copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -29,7 +23,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
-    """Return the model, and whether some of its weights lay in other files; see `load_onnx`."""
+    """Return the model, and True if some of its weights lay in other files; see `load_onnx`."""
     if not path.is_file():
         raise ResdeployError("There is no such model file.", where=str(path))
     try:
@@ -54,6 +48,24 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
             fix="copy the model with all the files that lie beside it",
         ) from error
     return model, bool(external)
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model, to be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that have no value of their own."""
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initialised]
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the opset of ONNX itself that a model imports."""
+    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
 def _not_onnx(path: Path) -> ResdeployError:

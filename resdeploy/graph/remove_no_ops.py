@@ -1,11 +1,11 @@
-"""Remove what computes nothing and `simplify` leaves behind.
+"""Remove nodes that compute nothing and are left by `simplify`.
 
 Before:  y = Slice(x, whole axes)  |  Dropout(x, ratio, false)  |  Sum(x)
 After:   x
 
 Identity, Dropout without a mode, Cast to the same type, Transpose in the same order, Reshape to the
 same shape, Pad by nothing, Mul by one and Add of zero are gone by then: onnxsim takes them, as it
-computes what constants alone decide.
+folds constants.
 
 Leaves a node as it is when
 1. a Slice's bounds are computed at run time, or an axis is not whole: it starts at zero, steps by
@@ -21,7 +21,7 @@ from resdeploy.graph.editor import (
     GraphEditor,
     constant_array,
     constant_ints,
-    graph_editors,
+    each_node,
     is_op,
     is_present,
     optional_input,
@@ -38,11 +38,9 @@ _END = np.iinfo(np.int32).max
 
 def remove_no_ops(model: ir.Model) -> PassReport:
     """Remove each node that returns its first input, in place."""
-    num_changed = 0
-    for editor in graph_editors(model):
-        for node in list(editor.graph.all_nodes()):
-            if _returns_its_input(node, editor):
-                num_changed += _removed(node)
+    num_changed = sum(
+        _removed(node) for node, editor in each_node(model) if _returns_its_input(node, editor)
+    )
     return PassReport(name="remove_no_ops", num_changed=num_changed)
 
 

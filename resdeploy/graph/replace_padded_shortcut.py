@@ -5,8 +5,8 @@ After:   y = Conv(x, W)          1x1, strides s, W[b + c, c] = 1 and zeros elsew
 
 Option A of He et al. (2016, section 4.2). The same bits for finite x: every output is one input
 times one, plus zeros (a negative zero becomes positive). An infinity, which a float32 network that
-works has none of, would spread to the other channels as NaN. Where a provider rounds what
-convolutions read, as CUDA does with --tf32, it rounds the shortcut too.
+works has none of, would spread to the other channels as NaN. Where a provider rounds the inputs of
+convolutions, as CUDA does with --tf32, it rounds the shortcut too.
 
 Why, measured in turn on one core (`benchmarks/export/shortcut.py`): a ResNet-20 takes 0.95 of the
 time at batch 1 and 0.97 at batch 8. ONNX Runtime has no blocked kernels for Slice and Pad, and so
@@ -17,7 +17,7 @@ float32: with it, 4 QuantizeLinear and 4 DequantizeLinear run, with the convolut
 Leaves it as it is when
 1. the Slice is not known to take every s-th row and column of whole channels, from the first on;
 2. the Pad adds anything but zeros, or anywhere but to the channels;
-3. something else reads what the Slice computes;
+3. something else reads the Slice's output;
 4. x is not known to be an image of floats with at most 64 channels: the products grow with their
    square, and from 128 on the convolution was no faster.
 """
@@ -31,12 +31,13 @@ from resdeploy.graph.editor import (
     GraphEditor,
     constant_array,
     constant_ints,
-    graph_editors,
+    each_node,
     is_op,
     node_name,
     optional_input,
     remove_if_unread,
     string_attribute,
+    take_place_of,
     why_it_varies,
 )
 from resdeploy.schema.exports import PassReport
@@ -64,12 +65,11 @@ class _Site:
 def replace_padded_shortcut(model: ir.Model) -> PassReport:
     """Replace each such shortcut, in place."""
     num_changed = 0
-    for editor in graph_editors(model):
-        for node in list(editor.graph.all_nodes()):
-            site = _match(node, editor)
-            if site is not None:
-                _rewrite(site, editor)
-                num_changed += 1
+    for node, editor in each_node(model):
+        site = _match(node, editor)
+        if site is not None:
+            _rewrite(site, editor)
+            num_changed += 1
     return PassReport(name="replace_padded_shortcut", num_changed=num_changed)
 
 
@@ -120,7 +120,7 @@ def _strides(node: ir.Node) -> tuple[int, int] | None:
 
 
 def _zero_channels(pad: ir.Node) -> tuple[int, int] | None:
-    """Return how many channels of zeros are put before and after; None for any other padding."""
+    """Return the number of zero channels before and after; None for any other padding."""
     value, axes_input = optional_input(pad, 2), optional_input(pad, 3)
     if string_attribute(pad, "mode", "constant") != "constant":
         return None
@@ -138,8 +138,7 @@ def _zero_channels(pad: ir.Node) -> tuple[int, int] | None:
 
 
 def _rewrite(site: _Site, editor: GraphEditor) -> None:
-    pad, result = site.pad, site.pad.outputs[0]
-    graph = pad.graph
+    pad, graph = site.pad, site.pad.graph
     assert graph is not None
     num_outputs = site.before + site.num_channels + site.after
     weight_OI11 = np.eye(num_outputs, site.num_channels, k=-site.before)[:, :, None, None]
@@ -155,10 +154,7 @@ def _rewrite(site: _Site, editor: GraphEditor) -> None:
     weight = editor.add(f"{name.removesuffix('/Pad')}.weight", tensor, reader=conv)
     conv.resize_inputs(2)
     conv.replace_input_with(1, weight)
-    replacement = conv.outputs[0]
-    replacement.type, replacement.shape = result.type, result.shape
-    result.replace_all_uses_with(replacement, replace_graph_outputs=True)
-    replacement.name, result.name = result.name, None
+    take_place_of(pad.outputs[0], conv.outputs[0])
     constants = [v for node in (pad, site.slice) for v in node.inputs[1:] if v is not None]
     graph.remove([pad, site.slice], safe=True)
     for constant in constants:

@@ -1,4 +1,4 @@
-"""Write the mean of an image as the pooling it is.
+"""Write the mean over an image as GlobalAveragePool.
 
 Before:  y = ReduceMean(x, axes=[2, 3])                    keepdims=1, or 0
 After:   y = GlobalAveragePool(x)                          and Flatten(axis=1) where keepdims=0
@@ -19,11 +19,12 @@ import onnx_ir as ir
 from resdeploy.graph.editor import (
     GraphEditor,
     constant_ints,
-    graph_editors,
+    each_node,
     int_attribute,
     ints_attribute,
     is_op,
     optional_input,
+    take_place_of,
 )
 from resdeploy.schema.exports import PassReport
 
@@ -36,11 +37,10 @@ _IMAGE_RANK = 4
 def replace_reduce_mean(model: ir.Model) -> PassReport:
     """Replace each mean over an image, in place."""
     num_changed = 0
-    for editor in graph_editors(model):
-        for node in list(editor.graph.all_nodes()):
-            if is_op(node, "ReduceMean") and _is_over_images(node, editor):
-                _rewrite(node)
-                num_changed += 1
+    for node, editor in each_node(model):
+        if is_op(node, "ReduceMean") and _is_over_images(node, editor):
+            _rewrite(node)
+            num_changed += 1
     return PassReport(name="replace_reduce_mean", num_changed=num_changed)
 
 
@@ -61,11 +61,8 @@ def _rewrite(node: ir.Node) -> None:
     if int_attribute(node, "keepdims", 1) == 0:
         new.append(ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1}))
         pool.outputs[0].type = result.type
-    replacement = new[-1].outputs[0]
-    replacement.type, replacement.shape = result.type, result.shape
     for one in new:
         one.metadata_props.update(node.metadata_props)
     graph.insert_after(node, new)
-    result.replace_all_uses_with(replacement, replace_graph_outputs=True)
-    replacement.name, result.name = result.name, None
+    take_place_of(result, new[-1].outputs[0])
     graph.remove(node, safe=True)

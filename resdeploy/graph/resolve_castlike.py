@@ -1,4 +1,4 @@
-"""Write CastLike as the Cast it is, now that the type is known.
+"""Write CastLike of a known type as Cast.
 
 Before:  z = CastLike(constant, x)          x a float tensor computed at run time
 After:   z = Cast(constant, to=float)       a constant, which later passes compute
@@ -10,6 +10,7 @@ the convolution can be folded.
 
 import onnx_ir as ir
 
+from resdeploy.graph.editor import is_op, take_place_of
 from resdeploy.schema.exports import PassReport
 
 __all__ = ["resolve_castlike"]
@@ -19,19 +20,14 @@ def resolve_castlike(model: ir.Model) -> PassReport:
     """Replace each CastLike whose type is stated, in place."""
     num_changed = 0
     for node in list(model.graph.all_nodes()):
-        if node.op_type != "CastLike" or node.domain not in ("", "ai.onnx"):
-            continue
-        like = node.inputs[1]
+        like = node.inputs[1] if is_op(node, "CastLike") else None
         if like is None or like.dtype is None or node.graph is None:
             continue
         cast = ir.node("Cast", [node.inputs[0]], attributes={"to": like.dtype}, name=node.name)
         cast.metadata_props.update(node.metadata_props)
-        result, replaced = cast.outputs[0], node.outputs[0]
-        result.type, result.shape = replaced.type, replaced.shape
-        result.dtype = like.dtype
         node.graph.insert_after(node, cast)
-        replaced.replace_all_uses_with(result, replace_graph_outputs=True)
+        take_place_of(node.outputs[0], cast.outputs[0])
+        cast.outputs[0].dtype = like.dtype
         node.graph.remove(node, safe=True)
-        result.name = replaced.name
         num_changed += 1
     return PassReport(name="resolve_castlike", num_changed=num_changed)

@@ -1,9 +1,9 @@
-"""Let onnxsim fold constants and drop what nothing needs.
+"""Simplification by onnxsim: constants folded, unused nodes dropped.
 
 Before:  Shape -> Gather -> Concat -> Reshape chains, constants computed at run time
 After:   the layers of the network
 
-Its own BatchNorm fold is switched off: it works in float32 and reports no refusals, and what
+Its own BatchNorm fold is switched off: it works in float32 and reports no refusals, and a site that
 resdeploy refused must stay refused.
 
 Weights that only Conv, ConvTranspose, Gemm and MatMul read are set aside meanwhile, as inputs of
@@ -17,13 +17,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS
 from resdeploy.graph.editor import NOTES
 from resdeploy.graph.exact_constants import is_exact
 from resdeploy.schema.exports import PassReport
 
 __all__ = ["simplify"]
-
-_READ_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def simplify(model: ir.Model) -> tuple[ir.Model, PassReport]:
@@ -40,7 +39,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, PassReport]:
     weights = _set_weights_aside(model.graph)
     try:
         simplified, _ = onnxsim.simplify(ir.to_proto(model), skip_fuse_bn=True)
-    except Exception as error:  # a C++ extension: what it raises has no common base
+    except Exception as error:  # a C++ extension: its exceptions have no common base
         raise UnsupportedModelError(f"onnxsim cannot simplify the graph: {error}") from error
     result = ir.from_proto(simplified)
     _put_back(result.graph, weights)
@@ -66,7 +65,7 @@ def _notes_by_name(graph: ir.Graph) -> dict[str | None, dict[str, str]]:
 
 
 def _weight_name(node: ir.Node) -> str | None:
-    weight = node.inputs[1] if node.op_type in _READ_WEIGHTS else None
+    weight = node.inputs[1] if node.op_type in AFFINE_OPERATORS else None
     return None if weight is None else weight.name
 
 
@@ -76,7 +75,7 @@ def _set_weights_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         readers = {node.op_type for node, _ in value.uses()}
-        is_weight = bool(readers) and readers <= _READ_WEIGHTS and not value.is_graph_output()
+        is_weight = bool(readers) and readers <= AFFINE_OPERATORS and not value.is_graph_output()
         if tensor is None or not (is_weight or is_exact(value)):
             continue
         if value.is_graph_input():  # it may be fed another value: not ours to move

@@ -1,11 +1,11 @@
-"""Remove what an exporter writes about the machine it ran on.
+"""Remove an exporter's notes about its machine.
 
 Before:  nodes and values carry stack traces, source lines and paths of the build machine
 After:   names, types and weights only
 
-Node names become the names of the modules they came from (`layer1.0.conv1/Conv`), which is what the
-stack trace was good for. Two notes are kept for the fold on request: that name, and the epsilon of
-a BatchNormalization to its last bit. The entries of the model itself (labels, preprocessing) are
+Node names become the names of the modules they came from (`layer1.0.conv1/Conv`), the use of the
+stack trace. Two notes are kept for the fold on request: that name, and the epsilon of a
+BatchNormalization to its last bit. The entries of the model itself (labels, preprocessing) are
 written later.
 """
 

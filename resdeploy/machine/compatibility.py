@@ -1,8 +1,8 @@
-"""Which models a version of ONNX Runtime reads: the newest operator set and IR version of each.
+"""Compatibility of ONNX Runtime: the newest opset and IR version that each version reads.
 
 The table is that of the project's own page, https://onnxruntime.ai/docs/reference/compatibility.html,
 which ends at 1.20; the rest was measured, by opening a model of each opset and each IR version with
-the published wheel (1.17.3 to 1.31.1; where both speak, they agree).
+the published wheel (1.17.3 to 1.31.1; where both are known, they agree).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ __all__ = ["Readable", "for_target", "read_target", "readable_by"]
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """The newest opset of the standard operators and the newest IR version that a runtime reads."""
+    """Newest opset of the standard operators and newest IR version that a runtime reads."""
 
     opset: int
     ir_version: int
@@ -46,9 +46,9 @@ _TABLE: tuple[tuple[tuple[int, int], Readable], ...] = (
 
 
 def readable_by(runtime_version: str) -> Readable:
-    """Return what ONNX Runtime of that version reads; of a version yet unknown, the least it reads.
+    """Return the limits of a version of ONNX Runtime; of a newer one than the table's, its last.
 
-    A newer runtime reads whatever an older one read, as the page promises.
+    A newer runtime reads all models of an older one, as the page promises.
 
     Raises:
         ResdeployError: the text is no version, or one before 1.7.
@@ -70,8 +70,8 @@ def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> E
     """Return `spec` with the opset that was asked for, in a form that the target's runtime reads.
 
     Args:
-        spec: the request, with the opset to take where nothing else decides.
-        opset: the one asked for, if any.
+        spec: the request, with the default opset.
+        opset: the requested one, if any.
         target: the record of `probe` on the target, if there is one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Instructions of this CPU that decide how fast a network runs on it."""
+"""Instruction sets of this CPU that decide the speed of a network."""
 
 import platform
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _ARM = {
 
 
 def read_cpu_features() -> Mapping[str, bool]:
-    """Return by name whether this CPU has them; empty where the system does not say (not Linux)."""
+    """Return the presence of each by name; empty where it is unknown (not Linux)."""
     names = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(
         platform.machine().lower()
     )
@@ -41,10 +41,9 @@ def read_cpu_features() -> Mapping[str, bool]:
 
 
 def common_flags(cpuinfo: str) -> frozenset[str]:
-    """Return the flags that Linux's description of the CPUs gives to every one of them.
+    """Return the flags that all CPUs have in Linux's description.
 
-    "flags" on x86, "Features" on ARM; big and little cores of one chip run the same code, so that
-    only what all of them have counts.
+    "flags" on x86, "Features" on ARM; big and little cores of one chip run the same code.
     """
     cores = [
         frozenset(value.split())

@@ -1,7 +1,7 @@
-"""Look an installation over: what is wrong with it, and what helps.
+"""Examination of an installation: its faults, each with a fix.
 
-Nothing here imports the runtime at module level: a damaged one is what is looked for. It is first
-imported in a process of its own, since a wheel for another CPU ends the process with a signal.
+Nothing here imports the runtime at module level, as it may be damaged. It is first imported in a
+process of its own, since a wheel for another CPU ends the process with a signal.
 """
 
 import base64
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resdeploy.errors import ReportedError
+from resdeploy.machine.system import installed_packages
 from resdeploy.schema.machines import DoctorReport, Finding
 from resdeploy.session.providers import Provider, find_provider
 
@@ -30,11 +31,10 @@ _RUNTIME = re.compile(
     r"onnxruntime(-(gpu|openvino|directml|windowsml|training|rocm|migraphx|cann|azure))?$"
 )
 _IMPORT_TIMEOUT_S = 120
-_CHUNK_BYTES = 1 << 20
 
 
 def examine(providers: Sequence[str] = ("cpu",)) -> DoctorReport:
-    """Return what was found on this machine; nothing is changed.
+    """Return the findings on this machine; nothing is changed.
 
     Args:
         providers: the short names of those that have to start.
@@ -50,12 +50,7 @@ def examine(providers: Sequence[str] = ("cpu",)) -> DoctorReport:
         findings += _providers(asked)
     else:
         findings += [
-            Finding(
-                subject=provider.name,
-                verdict="fault",
-                what="not tried: the runtime is not in order",
-                fix="see above",
-            )
+            _fault(provider.name, "not tried: the runtime is not in order", "see above")
             for provider in asked
         ]
     return DoctorReport(providers=tuple(providers), findings=tuple(findings))
@@ -76,11 +71,10 @@ def _packages() -> Iterator[Finding]:
     try:
         requirements = importlib.metadata.requires("resdeploy") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            subject="resdeploy",
-            verdict="remark",
-            what="it runs from a folder and is not installed, so that it does not know its needs",
-            fix='pip install "resdeploy[cpu]"',
+        yield _remark(
+            "resdeploy",
+            "it runs from a folder and is not installed, so that its needs are unknown",
+            'pip install "resdeploy[cpu]"',
         )
         return
     for requirement in requirements:
@@ -115,13 +109,12 @@ def _temporary_folder() -> Finding:
 
 
 def _runtime() -> Iterator[Finding]:
-    """Yield what there is to say about ONNX Runtime, as far as the first fault lets one see."""
+    """Yield the findings on ONNX Runtime, up to the first fault."""
     found, hidden = _installed_runtimes()
     for distribution in hidden:
-        yield Finding(
-            subject="runtime",
-            verdict="remark",
-            what=f"{distribution.name} {distribution.version} stands later on the search path, "
+        yield _remark(
+            "runtime",
+            f"{distribution.name} {distribution.version} stands later on the search path, "
             "and is not the one imported",
         )
     if len(found) > 1:
@@ -138,11 +131,10 @@ def _runtime() -> Iterator[Finding]:
     if failure is not None:
         yield failure
     elif not found:
-        yield Finding(
-            subject="runtime",
-            verdict="remark",
-            what="onnxruntime can be imported, and no installed package owns it",
-            fix='if that is not your own build: pip install --force-reinstall "resdeploy[cpu]"',
+        yield _remark(
+            "runtime",
+            "onnxruntime can be imported, and no installed package owns it",
+            'if that is not your own build: pip install --force-reinstall "resdeploy[cpu]"',
         )
 
 
@@ -155,14 +147,10 @@ def _installed_runtimes() -> tuple[
     is by one carried along in PYTHONPATH.
     """
     found: dict[Path, dict[str, importlib.metadata.Distribution]] = {}
-    for distribution in importlib.metadata.distributions():
-        try:
-            name = (distribution.metadata.get_all("Name", [""])[0] or "").lower()
-        except (OSError, ValueError):
-            continue
-        if _RUNTIME.match(name.replace("_", "-")):
+    for name, distribution in installed_packages():
+        if _RUNTIME.match(name):
             folder = Path(str(distribution.locate_file(""))).resolve()
-            found.setdefault(folder, {}).setdefault(name.replace("_", "-"), distribution)
+            found.setdefault(folder, {}).setdefault(name, distribution)
     used, *others = found.values() or ({},)
     return used, [distribution for other in others for distribution in other.values()]
 
@@ -188,16 +176,15 @@ def _wheel(name: str, distribution: importlib.metadata.Distribution) -> Iterator
         return
     yield _ok("runtime", f"{title}, every file as it was packed")
     if _numbers(version) < (1, 24):
-        yield Finding(
-            subject="runtime",
-            verdict="remark",
-            what=f"{title} cannot say in advance which node runs where; it is proven by a profile",
-            fix=f'where you can choose: pip install -U "{name}>=1.24"',
+        yield _remark(
+            "runtime",
+            f"{title} cannot say in advance which node runs where; it is proven by a profile",
+            f'where you can choose: pip install -U "{name}>=1.24"',
         )
 
 
 def _first_damage(distribution: importlib.metadata.Distribution) -> str | None:
-    """Return what is wrong with the first file that is not as the wheel's record has it."""
+    """Return the fault of the first file that differs from the wheel's record."""
     for file in distribution.files or ():
         if file.hash is None or file.hash.mode != "sha256":  # compiled afterwards, or the record
             continue
@@ -213,7 +200,7 @@ def _first_damage(distribution: importlib.metadata.Distribution) -> str | None:
 
 
 def _import_failure() -> Finding | None:
-    """Return what happens when the runtime is imported in another process; None if it is well."""
+    """Return the failure of the runtime's import in another process; None if it succeeds."""
     command = [sys.executable, "-c", "import onnxruntime; onnxruntime.InferenceSession"]
     try:
         run = subprocess.run(
@@ -271,6 +258,10 @@ def _providers(asked: Sequence[Provider]) -> Iterator[Finding]:
 
 def _ok(subject: str, what: str) -> Finding:
     return Finding(subject=subject, verdict="ok", what=what)
+
+
+def _remark(subject: str, what: str, fix: str | None = None) -> Finding:
+    return Finding(subject=subject, verdict="remark", what=what, fix=fix)
 
 
 def _fault(subject: str, what: str, fix: str | None) -> Finding:

@@ -1,6 +1,5 @@
-"""What a measurement was made with: the machine and the software, and nothing about who owns it."""
+"""Environment of a measurement: the machine and the software, and nothing about their owner."""
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -9,7 +8,7 @@ import sys
 
 from resdeploy import __version__
 from resdeploy.machine.cpu_features import common_flags
-from resdeploy.machine.system import load_average, nvidia_smi, read_text
+from resdeploy.machine.system import installed_packages, load_average, nvidia_smi, read_text
 from resdeploy.schema.machines import Environment
 
 __all__ = ["read_environment"]
@@ -23,10 +22,10 @@ _CPU_FEATURES = (
 
 
 def read_environment() -> Environment:
-    """Return this machine and its software; what cannot be read is None, or empty.
+    """Return this machine and its software; unreadable fields are None, or empty.
 
     Never raises, and holds no user name, host name, path or serial number: the result is meant to
-    be published beside the numbers.
+    be published with the numbers.
     """
     return Environment(
         machine=platform.machine(),
@@ -46,7 +45,7 @@ def read_environment() -> Environment:
 
 
 def _system() -> str:
-    # Only the numbers of a release: what follows may be a name that its builder gave it.
+    # Only the numbers of a release: its builder may have added a name.
     release = re.match(r"[\d.]*", platform.release())
     return f"{platform.system()} {release[0] if release else ''}".strip()
 
@@ -62,7 +61,7 @@ def _cpu_model() -> str | None:
 
 
 def _num_cpus_allowed() -> int:
-    """Return how many CPUs' worth of time this process may use, at least 1."""
+    """Return the CPUs' worth of time that this process may use, at least 1."""
     if sys.platform == "linux":
         allowed = len(os.sched_getaffinity(0))
     else:
@@ -104,22 +103,11 @@ def _gpu_names() -> tuple[str, ...]:
 def _versions() -> dict[str, str]:
     # resdeploy by its own word: run from a checkout, it is not an installed distribution.
     versions = {"python": platform.python_version(), "resdeploy": __version__}
-    for distribution in importlib.metadata.distributions():
-        name, version = _name_and_version(distribution)
+    for name, distribution in installed_packages():
         if name == "numpy" or name.startswith("onnxruntime"):
+            version = distribution.metadata.get_all("Version", [""])[0]
             versions.setdefault(name, version)
     return dict(sorted(versions.items()))
-
-
-def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Return both, or "" for what a broken installation does not say."""
-    try:
-        metadata = distribution.metadata
-        # get_all, as what a missing key gives otherwise changes between Python versions.
-        name, version = (metadata.get_all(key, [""])[0] for key in ("Name", "Version"))
-    except (OSError, ValueError):
-        return "", ""
-    return name.lower(), version
 
 
 def _first_line(path: str) -> str | None:

@@ -1,11 +1,10 @@
-"""What this machine can run: the runtime, the providers that really start, and what decides speed.
+"""Probe of this machine: the runtime, the providers that really start, the CPU's features.
 
-A provider that a runtime lists is one it was built with. Here a tiny model is opened on each and
-run once, so that a missing library, driver or device shows, by name.
+The providers that a runtime lists are those it was built with. Here a tiny model is opened on each
+and run once, so that a missing library, driver or device shows, by name.
 """
 
 import base64
-import importlib.metadata
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from resdeploy.errors import EnvironmentLacksError, ReportedError
 from resdeploy.machine.cpu_features import read_cpu_features
 from resdeploy.machine.environment import read_environment
+from resdeploy.machine.system import installed_packages
 from resdeploy.schema.machines import ProbeReport, ProviderProbe
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.providers import PROVIDERS, Provider
@@ -36,7 +36,7 @@ def _names(is_meant: Callable[[Provider], object]) -> str:
     return ", ".join(provider.name for provider in PROVIDERS.values() if is_meant(provider))
 
 
-# What an older runtime lacks, and from which version on it is there.
+# Functions that an older runtime lacks, with their first version.
 _NEEDED = (
     ("get_provider_graph_assignment_info", "1.24", "the record of which node is on which provider"),
     (
@@ -53,7 +53,7 @@ _NEEDED = (
 
 
 def probe() -> ProbeReport:
-    """Return what this machine can run.
+    """Return the runtime and the providers of this machine.
 
     Raises:
         EnvironmentLacksError: there is no runtime, or two that overwrite each other.
@@ -82,7 +82,7 @@ def probe() -> ProbeReport:
 
 
 def probe_provider(provider: Provider) -> ProviderProbe:
-    """Return whether a tiny model runs on a provider that resdeploy knows, or why not."""
+    """Return the result of a tiny model on a provider of resdeploy's table."""
     why_not: ReportedError | None = None
     try:
         with captured_output():
@@ -110,7 +110,7 @@ def starting_providers() -> tuple[str, ...]:
 
 
 def _probe_other(ort_name: str) -> ProviderProbe:
-    """Return whether a provider that resdeploy has no settings for takes the tiny model."""
+    """Return the result of the tiny model on a provider without settings here."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -131,9 +131,9 @@ def _probe_other(ort_name: str) -> ProviderProbe:
 
 
 def _plugins() -> dict[str, str]:
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        name = (distribution.metadata.get_all("Name", [""])[0] or "").lower().replace("_", "-")
-        if name.startswith("onnxruntime-ep-") or name == "onnxruntime-qnn":
-            found[name] = distribution.version
+    found = {
+        name: distribution.version
+        for name, distribution in installed_packages()
+        if name.startswith("onnxruntime-ep-") or name == "onnxruntime-qnn"
+    }
     return dict(sorted(found.items()))

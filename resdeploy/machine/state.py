@@ -1,12 +1,13 @@
-"""The state of the machine at one moment: how busy, how fast, how hot, and this process's memory.
+"""State of the machine at one moment: load, clock, temperature, and this process's memory.
 
-Everything here is best effort: what cannot be read is None, and nothing raises.
+Everything here is best effort: an unreadable value is None, and nothing raises.
 """
 
 import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from resdeploy.machine.system import load_average, nvidia_smi, read_text
@@ -34,10 +35,9 @@ def read_machine_state(*, gpus: bool = False) -> MachineState:
 
 
 def peak_ram_bytes() -> int | None:
-    """Return the most memory that this process has had since it began.
+    """Return the peak memory of this process.
 
-    Linux's own count for this program: `getrusage` there starts at what the process that started
-    it had.
+    On Linux its count for this program: `getrusage` there starts at the peak of the parent.
     """
     if match := re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.M):
         return 1024 * int(match[1])
@@ -49,7 +49,7 @@ def peak_ram_bytes() -> int | None:
 
 
 def _cpu_times() -> tuple[float | None, float | None]:
-    """Return the CPU time of the whole machine that was used, and that was stolen from it."""
+    """Return the used CPU time of the whole machine, and the time stolen from it."""
     match read_text("/proc/stat").partition("\n")[0].split():
         case ["cpu", user, nice, system, _idle, _wait, interrupt, soft_interrupt, stolen, *_]:
             used = map(int, (user, nice, system, interrupt, soft_interrupt))
@@ -60,7 +60,7 @@ def _cpu_times() -> tuple[float | None, float | None]:
 
 def _cpu_frequency() -> float | None:
     files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    values = [int(text) / 1e3 for text in map(read_text, files) if text.strip().isdecimal()]
+    values = [kilohertz / 1e3 for kilohertz in _numbers_in(files)]
     # Virtual machines have no such files; x86 says it here too.
     values = values or [
         float(value)
@@ -70,16 +70,18 @@ def _cpu_frequency() -> float | None:
 
 
 def _temperature() -> float | None:
-    texts = map(read_text, Path("/sys/class/thermal").glob("thermal_zone*/temp"))
-    return max((int(t) / 1e3 for t in texts if t.strip().isdecimal()), default=None)
+    files = Path("/sys/class/thermal").glob("thermal_zone*/temp")
+    return max((millidegrees / 1e3 for millidegrees in _numbers_in(files)), default=None)
 
 
 def _num_throttles() -> int | None:
-    files = Path("/sys/devices/system/cpu").glob(
-        "cpu[0-9]*/thermal_throttle/*_throttle_count",
-    )
-    counts = [int(text) for text in map(read_text, files) if text.strip().isdecimal()]
+    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+    counts = _numbers_in(files)
     return sum(counts) if counts else None
+
+
+def _numbers_in(files: Iterable[Path]) -> list[int]:
+    return [int(text) for text in map(read_text, files) if text.strip().isdecimal()]
 
 
 def _limited() -> float | None:
@@ -90,18 +92,16 @@ def _limited() -> float | None:
 def _gpus() -> tuple[GpuState, ...]:
     query = f"--query-gpu={','.join(_GPU_FIELDS)}"
     table = nvidia_smi(query, "--format=csv,noheader,nounits")
-    rows = [line.split(",") for line in table.splitlines()]
-    return tuple(_gpu(*map(_number, row)) for row in rows if len(row) == len(_GPU_FIELDS))
-
-
-def _gpu(
-    clock_mhz: int | None, temperature_c: int | None, used_mib: int | None, slowed_by: int | None
-) -> GpuState:
-    return GpuState(
-        clock_mhz=clock_mhz,
-        temperature_c=temperature_c,
-        used_bytes=None if used_mib is None else used_mib << 20,
-        slowed_by=slowed_by,
+    rows = [[_number(text) for text in line.split(",")] for line in table.splitlines()]
+    return tuple(
+        GpuState(
+            clock_mhz=row[0],
+            temperature_c=row[1],
+            used_bytes=None if row[2] is None else row[2] << 20,
+            slowed_by=row[3],
+        )
+        for row in rows
+        if len(row) == len(_GPU_FIELDS)
     )
 
 

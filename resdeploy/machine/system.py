@@ -1,17 +1,19 @@
-"""What the operating system and the GPU's driver say of the machine, as text; "" if nothing."""
+"""Readings of the operating system, the GPU's driver and the installed packages."""
 
+import importlib.metadata
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["load_average", "nvidia_smi", "read_text"]
+__all__ = ["installed_packages", "load_average", "nvidia_smi", "read_text"]
 
 # A driver that hangs must not hang the benchmark.
 _NVIDIA_SMI_TIMEOUT_S = 10
 
 
 def read_text(path: str | Path) -> str:
-    """Return what a file of the system says."""
+    """Return the text of a file of the system; "" if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -19,7 +21,7 @@ def read_text(path: str | Path) -> str:
 
 
 def load_average() -> float | None:
-    """Return the number of runnable threads, averaged over a minute; None where it is not told."""
+    """Return the number of runnable threads, averaged over a minute; None if unknown."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):  # AttributeError: Windows has none
@@ -27,7 +29,7 @@ def load_average() -> float | None:
 
 
 def nvidia_smi(*arguments: str) -> str:
-    """Return what the driver's own tool prints."""
+    """Return the output of the driver's own tool; "" if it fails."""
     try:
         return subprocess.run(
             ["nvidia-smi", *arguments],
@@ -39,3 +41,15 @@ def nvidia_smi(*arguments: str) -> str:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def installed_packages() -> Iterator[tuple[str, importlib.metadata.Distribution]]:
+    """Yield the distributions by name, lower case with hyphens, without those that are broken."""
+    for distribution in importlib.metadata.distributions():
+        try:
+            # get_all, as the answer for a missing key otherwise changes between Python versions.
+            names = distribution.metadata.get_all("Name", [])
+        except (OSError, ValueError):
+            continue
+        for name in names[:1]:
+            yield name.lower().replace("_", "-"), distribution

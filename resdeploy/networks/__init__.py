@@ -34,14 +34,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A network that can be asked for by name.
+    """A network with a name.
 
     Attributes:
-        name: what a recipe and the command line call it.
-        factory: makes it; takes `num_classes` and the options, by keyword.
+        name: as in a recipe and on the command line.
+        factory: makes it from `num_classes` and the options, by keyword.
         input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
             images take other sizes too.
-        family: what it is and where it comes from, in one line.
+        family: its kind and its source, in one line.
     """
 
     name: str
@@ -108,7 +108,7 @@ def find_architecture(name: str) -> Architecture:
 def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:
     """Return options given as text, as on a command line, in the types that `arch` takes.
 
-    A text that is no such value is left as it is, for `build_network` to refuse with its reason.
+    A text without such a value is left as it is, for `build_network` to refuse with its reason.
 
     Raises:
         ResdeployError: there is no such architecture.
@@ -171,47 +171,49 @@ def _describe(option: inspect.Parameter) -> str:
     return f"{option.name} ({_expected(option.annotation)}; default {option.default!r})"
 
 
+_IMAGE, _SMALL_IMAGE = (3, 224, 224), (3, 32, 32)
+_CIFAR_FAMILIES: Mapping[str, tuple[Callable[..., nn.Module], str]] = {
+    "cifar_resnet": (
+        cifar_resnet,
+        "CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C",
+    ),
+    "cifar_plain": (
+        cifar_plain,
+        "the layers of the CIFAR ResNet without shortcuts, to show degradation",
+    ),
+    "cifar_preact_resnet": (
+        cifar_preact_resnet,
+        "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
+    ),
+}
+
+
 def _list_architectures() -> Iterable[Architecture]:
-    image = (3, 224, 224)
     for name, layout in RESNET_LAYOUTS.items():
         yield Architecture(
             name=name,
             factory=partial(resnet, layout),
-            input_shape=image,
+            input_shape=_IMAGE,
             family="ImageNet ResNet v1.5, with torchvision's parameter names",
         )
     yield Architecture(
         name="resnet18_layernorm",
         factory=partial(resnet_layernorm, RESNET_LAYOUTS["resnet18"]),
-        input_shape=image,
+        input_shape=_IMAGE,
         family="ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds",
     )
-    small_image = (3, 32, 32)
-    for depth in CIFAR_DEPTHS:
-        yield Architecture(
-            name=f"cifar_resnet{depth}",
-            factory=partial(cifar_resnet, depth),
-            input_shape=small_image,
-            family="CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C",
-        )
-    for depth in CIFAR_DEPTHS:
-        yield Architecture(
-            name=f"cifar_plain{depth}",
-            factory=partial(cifar_plain, depth),
-            input_shape=small_image,
-            family="the layers of the CIFAR ResNet without shortcuts, to show degradation",
-        )
-    for depth in CIFAR_DEPTHS:
-        yield Architecture(
-            name=f"cifar_preact_resnet{depth}",
-            factory=partial(cifar_preact_resnet, depth),
-            input_shape=small_image,
-            family="CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
-        )
+    for prefix, (factory, family) in _CIFAR_FAMILIES.items():
+        for depth in CIFAR_DEPTHS:
+            yield Architecture(
+                name=f"{prefix}{depth}",
+                factory=partial(factory, depth),
+                input_shape=_SMALL_IMAGE,
+                family=family,
+            )
     yield Architecture(
         name="resnet8_tiny",
         factory=resnet8_tiny,
-        input_shape=small_image,
+        input_shape=_SMALL_IMAGE,
         family="ResNet-8 of MLPerf Tiny's image classification",
     )
     yield Architecture(

@@ -9,9 +9,11 @@ A plain network has the same layers and no shortcuts. It is there to show the de
 residual learning cures: more layers, higher *training* error.
 
 In shape comments N is the batch, (H, W) the size of the input image and C is `width`. Any image
-size will do whose quarter is at least one pixel.
+size will do with a quarter of at least one pixel.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ __all__ = [
     "ZeroPadShortcut",
     "cifar_plain",
     "cifar_resnet",
+    "make_stages",
 ]
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
@@ -107,18 +110,10 @@ class CifarResNet(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        num_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm.is_none)
         self.bn1 = make_norm2d(norm, width)
-        self.layer1 = _make_stage(
-            width, width, num_blocks=num_blocks, stride=1, shortcut=shortcut, norm=norm
-        )
-        self.layer2 = _make_stage(
-            width, 2 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
-        )
-        self.layer3 = _make_stage(
-            2 * width, 4 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
-        )
+        make_block = partial(BasicBlock, shortcut=shortcut, norm=norm)
+        self.layer1, self.layer2, self.layer3 = make_stages(make_block, depth, width)
         self.linear = nn.Linear(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
 
@@ -133,27 +128,26 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def _make_stage(
-    in_channels: int,
-    out_channels: int,
-    *,
-    num_blocks: int,
-    stride: int,
-    shortcut: ShortcutOption | None,
-    norm: NormSpec,
-) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride=stride, shortcut=shortcut, norm=norm)
-    others = [
-        BasicBlock(out_channels, out_channels, stride=1, shortcut=shortcut, norm=norm)
-        for _ in range(num_blocks - 1)
-    ]
-    return nn.Sequential(first, *others)
+def make_stages(
+    make_block: Callable[..., nn.Module], depth: int, width: int
+) -> list[nn.Sequential]:
+    """Return the three stages of a network with 6n + 2 layers, n blocks each."""
+    stages = []
+    in_channels = width
+    for stride, out_channels in ((1, width), (2, 2 * width), (2, 4 * width)):
+        first = make_block(in_channels, out_channels, stride=stride)
+        others = (
+            make_block(out_channels, out_channels, stride=1) for _ in range((depth - 2) // 6 - 1)
+        )
+        stages.append(nn.Sequential(first, *others))
+        in_channels = out_channels
+    return stages
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions: y = relu(x' + bn2(conv2(relu(bn1(conv1(x)))))).
 
-    x' is what `shortcut` makes of x, and 0 in a plain network.
+    x' is `shortcut` of x, and 0 in a plain network.
     """
 
     def __init__(

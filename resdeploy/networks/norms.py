@@ -34,7 +34,7 @@ NormKind = Literal["batch", "layer", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormSpec:
-    """Which normalisation a network has.
+    """Normalisation of a network.
 
     Attributes:
         kind: see the module's docstring.
@@ -61,7 +61,7 @@ class NormSpec:
 
     @property
     def is_none(self) -> bool:
-        """Whether the layer in front of the norm needs a bias of its own."""
+        """True where the layer in front of the norm needs a bias of its own."""
         return self.kind == "none"
 
     def require_kept(self, *, arch: str) -> None:

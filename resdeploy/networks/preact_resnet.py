@@ -14,12 +14,13 @@ So does bn1 of the first block, as there the shortcut starts after bn1 (see `Pre
 In shape comments N is the batch, (H, W) the size of the input image and C is `width`.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdeploy.networks.cifar_resnet import ZeroPadShortcut
+from resdeploy.networks.cifar_resnet import ZeroPadShortcut, make_stages
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d
 
 __all__ = ["CifarPreactResNet", "PreactBlock", "PreactShortcutOption", "cifar_preact_resnet"]
@@ -74,17 +75,12 @@ class CifarPreactResNet(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        num_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.layer1 = _make_stage(
-            width, width, num_blocks=num_blocks, stride=1, shortcut=shortcut, norm=norm
-        )
-        self.layer2 = _make_stage(
-            width, 2 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
-        )
-        self.layer3 = _make_stage(
-            2 * width, 4 * width, num_blocks=num_blocks, stride=2, shortcut=shortcut, norm=norm
-        )
+        make_block = partial(PreactBlock, shortcut=shortcut, norm=norm)
+        self.layer1, self.layer2, self.layer3 = make_stages(make_block, depth, width)
+        first_block = self.layer1[0]
+        assert isinstance(first_block, PreactBlock)
+        first_block.shortcut_is_activated = True
         # The blocks end in an addition, so that the activation of the last one is still due.
         self.bn = make_norm2d(norm, 4 * width)
         self.linear = nn.Linear(4 * width, num_classes)
@@ -100,33 +96,6 @@ class CifarPreactResNet(nn.Module):
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 4 C)
         logits: Tensor = self.linear(x)
         return logits
-
-
-def _make_stage(
-    in_channels: int,
-    out_channels: int,
-    *,
-    num_blocks: int,
-    stride: int,
-    shortcut: PreactShortcutOption,
-    norm: NormSpec,
-) -> nn.Sequential:
-    # Only the first stage neither strides nor widens: its first block follows the stem.
-    first = PreactBlock(
-        in_channels,
-        out_channels,
-        stride=stride,
-        shortcut=shortcut,
-        follows_stem=stride == 1,
-        norm=norm,
-    )
-    others = [
-        PreactBlock(
-            out_channels, out_channels, stride=1, shortcut=shortcut, follows_stem=False, norm=norm
-        )
-        for _ in range(num_blocks - 1)
-    ]
-    return nn.Sequential(first, *others)
 
 
 class PreactBlock(nn.Module):
@@ -147,7 +116,6 @@ class PreactBlock(nn.Module):
         *,
         stride: int,
         shortcut: PreactShortcutOption,
-        follows_stem: bool,
         norm: NormSpec,
     ) -> None:
         super().__init__()
@@ -164,7 +132,7 @@ class PreactBlock(nn.Module):
             self.shortcut = ZeroPadShortcut(in_channels, out_channels, stride=stride)
         else:
             self.shortcut = nn.Identity()
-        self.shortcut_is_activated = follows_stem or projects
+        self.shortcut_is_activated = projects
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""

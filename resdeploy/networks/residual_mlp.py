@@ -53,11 +53,11 @@ def residual_mlp(
     Args:
         num_classes: the number of logits.
         in_features: the length of an input vector.
-        hidden_layers: how many linear layers come before the classifier.
-        width: how many features each of them has.
+        hidden_layers: the number of linear layers before the classifier.
+        width: the number of features of each.
         widths: one width per hidden layer, as in "64,64,128,128"; if given, it decides instead of
             `hidden_layers` and `width`.
-        widen: what a shortcut does where the width changes.
+        widen: the shortcut where the width changes.
         block: the form of a block, see the module's docstring.
         norm: the kind of norm in each block.
         norm_eps: see `NormSpec`.

@@ -24,11 +24,11 @@ __all__ = ["RESNET_LAYOUTS", "ResNet", "ResNetLayout", "resnet", "resnet_layerno
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResNetLayout:
-    """What tells one ResNet from another.
+    """Layout of a ResNet.
 
     Attributes:
         block: the kind of residual block.
-        num_blocks: how many of them each of the four stages has.
+        num_blocks: the number of blocks in each of the four stages.
         groups: of the 3x3 convolution in a bottleneck.
         width_per_group: channels of one such group in the first stage; doubles with each stage.
     """
@@ -72,11 +72,12 @@ def resnet_layernorm(
     Nothing in it folds, for LayerNorm computes its statistics from every sample: the honest
     control for a fold that claims to find only what can be folded.
     """
-    return ResNet(
+    return resnet(
         layout,
         num_classes=num_classes,
         in_channels=in_channels,
-        norm=NormSpec(kind="layer", eps=norm_eps),
+        norm="layer",
+        norm_eps=norm_eps,
         zero_init_last_gamma=zero_init_last_gamma,
     )
 
@@ -109,8 +110,10 @@ class ResNet(nn.Module):
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
         if zero_init_last_gamma:
             for module in self.modules():
-                if isinstance(module, BasicBlock | Bottleneck):
-                    module.zero_init_last_gamma()
+                if isinstance(module, BasicBlock):
+                    zero_last_scale(module.conv2, module.bn2)
+                elif isinstance(module, Bottleneck):
+                    zero_last_scale(module.conv3, module.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of the images x (N, in_channels, H, W)."""
@@ -179,10 +182,6 @@ class BasicBlock(nn.Module):
         y = self.bn2(self.conv2(y))
         return F.relu(y + self.downsample(x))
 
-    def zero_init_last_gamma(self) -> None:
-        """Start as the shortcut."""
-        zero_last_scale(self.conv2, self.bn2)
-
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions: y = relu(x' + bn3(conv3(relu(bn2(conv2(relu(...))))))).
@@ -217,10 +216,6 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return F.relu(y + self.downsample(x))
-
-    def zero_init_last_gamma(self) -> None:
-        """Start as the shortcut."""
-        zero_last_scale(self.conv3, self.bn3)
 
 
 def _make_shortcut(

@@ -1,17 +1,18 @@
 """Bias correction: the mean error of rounded weights, taken out of the biases.
 
 A layer computes q * scale instead of w: on the inputs x that it has in the quantised model, its
-output is off by (q * scale - w)^T E[x] in the mean. That, and what the bias itself lost when it was
-rounded, is subtracted from the bias, whose integers are fine enough for it. Nagel et al. 2019
-(arXiv 1906.04721), with E[x] measured rather than derived.
+output is off by (q * scale - w)^T E[x] in the mean. That, and the rounding error of the bias
+itself, is subtracted from the bias, whose integers are fine enough for it. Nagel et al. 2019 (arXiv
+1906.04721), with E[x] measured rather than derived.
 """
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.im2col import can_unfold, mean_patch
-from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.qdq import LayerNames
 from resdeploy.quant.runtime import Runner, with_outputs
 

@@ -43,12 +43,12 @@ def calibrate(
     *,
     on_sample: Callable[[int], None] = lambda done: None,
 ) -> dict[str, StreamHistogram]:
-    """Return what every tensor of a model holds on some samples, the model's input among them.
+    """Return the histogram of every tensor of a model on some samples, its input among them.
 
     Args:
         model: in float32, with one input.
         samples: finite network inputs.
-        on_sample: is told how many samples are done.
+        on_sample: told the number of samples done.
 
     Raises:
         ResdeployError: a tensor becomes NaN or infinite.

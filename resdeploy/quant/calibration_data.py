@@ -73,7 +73,7 @@ def _of_npz(path: Path, preprocess: Preprocess | None) -> Samples:
 
 
 def _look_into(path: Path) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Return the name, the shape and the type of the array to calibrate with."""
+    """Return the name, shape and type of the calibration array."""
     if not path.is_file():
         raise ResdeployError(
             "There is no such file.", where=str(path), fix="give an .npz with x or train_x"

@@ -2,7 +2,7 @@
 
 ReLU, pooling, padding with zeros, slices of the image and sums commute with a positive scale per
 channel. So all channels that these operators connect form one group: a residual stream is one group
-per channel, however many blocks read and write it, and so is what lies between two layers of a
+per channel, however many blocks read and write it, and so are the channels between two layers of a
 block. A group may be scaled if every layer around it can take the scale into its weights.
 
 They are joined one by one, by union-find, as a shortcut that pads channels moves them.
@@ -67,7 +67,7 @@ def find_channel_groups(model: onnx.ModelProto) -> ChannelGroups:
 
 
 def _takes_scales(node: onnx.NodeProto, constants: Constants) -> bool:
-    """Whether a layer's weights are its own, so that scales can go into them."""
+    """True if a layer's weights are its own, so that scales can go into them."""
     layer = read_layer(node, constants)
     plain = layer.alpha == layer.beta == 1.0 and not layer.reads_columns
     own = [name in constants and not constants.is_shared(name) for name in node.input[1:]]
@@ -81,29 +81,21 @@ def _join(node: onnx.NodeProto, joiner: "_UnionFind", constants: Constants) -> b
     data = [name for name in node.input if name in shapes]
     if output not in shapes or not data or len(node.output) > 1:
         return False
-    if node.op_type in _COMMUTING:
-        # Slices of channels, and reshapes that mix them with pixels, change their number.
-        if (
-            len(data) == 1
-            and shapes[data[0]][1] == shapes[output][1]
-            and _keeps_pixels(node, shapes)
-        ):
-            joiner.join(data[0], output)
-            return True
-        return False
-    if node.op_type == "Add" and len(node.input) == 2 == len(data):
-        if all(shapes[name][1] == shapes[output][1] for name in data):
-            joiner.join(data[0], output)
-            joiner.join(data[1], output)
-            return True
-        return False
     if node.op_type == "Pad":
         return _join_padded(node, joiner, constants)
-    return False
+    # Slices of channels, and reshapes that mix them with pixels, change their number.
+    if any(shapes[name][1] != shapes[output][1] for name in data):
+        return False
+    is_sum = node.op_type == "Add" and len(node.input) == 2 == len(data)
+    commutes = node.op_type in _COMMUTING and len(data) == 1 and _keeps_pixels(node, shapes)
+    if is_sum or commutes:
+        for name in data:
+            joiner.join(name, output)
+    return is_sum or commutes
 
 
 def _keeps_pixels(node: onnx.NodeProto, shapes: dict[str, tuple[int | None, ...]]) -> bool:
-    """Whether axis 1 is still the channels: what is reshaped has a single pixel."""
+    """True if axis 1 is still the channels: a reshaped value has a single pixel."""
     if node.op_type not in ("Reshape", "Flatten"):
         return True
     before, after = shapes[node.input[0]], shapes[node.output[0]]

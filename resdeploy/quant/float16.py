@@ -1,14 +1,14 @@
-"""Convert a folded model to float16 or bfloat16, judged by what rounding to it does.
+"""Conversion of a folded model to float16 or bfloat16, judged by its simulated rounding.
 
-Every node computes in the lower precision but those that measurement keeps in float32: what makes
-or reads a tensor beyond the largest float16, and, where the budget does not hold, the layers whose
-rounding costs most. Casts stand where the precision changes.
+Every node computes in the lower precision but those that measurement keeps in float32: writers and
+readers of a tensor beyond the largest float16, and, where the budget does not hold, the layers of
+the costliest rounding. Casts stand where the precision changes.
 
 The CPU provider has no float16 kernels: it computes such a model in float32, and comparing its
 outputs proves nothing. So the rounding itself is simulated, on a float32 graph: the weights, and
 every tensor that a node computes, are rounded to the lower precision, while the sums inside a node
-stay in float32, as matrix units keep them. What no simulation shows, such as a faulty kernel of a
-device, `verify --precision float16 --provider …` shows there.
+stay in float32, as matrix units keep them. A fault that no simulation shows, such as a kernel of a
+device, is shown by `verify --precision float16 --provider …` there.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,10 +19,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.calibration import calibrate, float_tensors
 from resdeploy.quant.judge import judge, why_not
 from resdeploy.quant.keep_float import keep_sensitive
-from resdeploy.quant.onnx_graph import copy_of
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner, input_of
 from resdeploy.quant.samples import Samples, SampleSplit
@@ -60,16 +60,16 @@ def quantize_float16(
     *,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
-    """Return the converted model, and what was measured.
+    """Return the converted model, and the measurements.
 
     Args:
         model: folded, in float32, with one input; it is not changed.
-        samples: what overflow and error are measured with.
+        samples: those to measure overflow and error with.
         spec: the request; `precision` is "float16" or "bfloat16".
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
 
     Raises:
-        ResdeployError: the model or a sample is not what it should be.
+        ResdeployError: the model or a sample is not usable.
     """
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")
@@ -90,9 +90,6 @@ def quantize_float16(
         rounded = Runner(simulate(prepared, spec.precision, names), optimize=False)
         return judge(reference[which], rounded.run_rows(split.held_out[which]))
 
-    def reasons(quality: QuantQuality) -> tuple[str, ...]:
-        return why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
-
     on_stage("simulate the rounding")
     trials = [_trial("every node", judged((), False), kept=not always)]
     if always:
@@ -101,7 +98,7 @@ def quantize_float16(
     sensitive = keep_sensitive(
         [node for node in nodes if node.name not in always],
         judged,
-        lambda quality: not reasons(quality),
+        lambda quality: not why_not(quality, spec),
         always=always,
         on_stage=on_stage,
     )
@@ -120,7 +117,7 @@ def quantize_float16(
         trials=tuple(trials),
         kept_float=(*kept, *sensitive),
         warnings=split.warnings,
-        reasons=reasons(quality),
+        reasons=why_not(quality, spec),
     )
 
 
@@ -275,8 +272,7 @@ class _Converter:
 
 def _raised(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """Return the model at an operator set in which its operators take the lower precision."""
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if opset < _OPSETS[precision]:
+    if opset_of(model) < _OPSETS[precision]:
         model = onnx.version_converter.convert_version(model, _OPSETS[precision])
     model.ir_version = max(model.ir_version, _IR_VERSIONS[precision])
     return model

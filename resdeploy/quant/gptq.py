@@ -1,7 +1,7 @@
 """GPTQ: round a layer's weights one by one, each taking over the errors of those before.
 
-To the nearest integer, each weight is as near as can be, and their errors add up as chance has it.
-What counts is the layer's output: the squared error of a row of weights w, over inputs x, is
+Rounded to the nearest integers, weights have errors that add up at random. The error that counts is
+the output's: for a row of weights w, over inputs x, its square is
 
     (q - w)^T H (q - w),    H = sum over patches of x x^T
 
@@ -26,7 +26,7 @@ from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["gptq", "gptq_weights"]
 
-# Added to the diagonal of H, over its mean: what has no inputs must not be free.
+# Added to the diagonal of H, over its mean: weights without inputs must not be free.
 _DAMPING = 1e-3
 # Of each sample, at most as many patches are looked at: neighbours are alike.
 _PATCHES_PER_SAMPLE = 64
@@ -79,7 +79,7 @@ def gptq(
     hessian_KK = hessian_KK[np.ix_(order, order)]
     damping = _DAMPING * float(np.mean(np.diag(hessian_KK)))
     hessian_KK[np.diag_indices_from(hessian_KK)] += damping if damping > 0 else 1.0
-    # The rows of this upper factor hold what an error at j does to the best weights after j.
+    # The rows of this upper factor hold the effect of an error at j on the best weights after j.
     factor_KK = np.linalg.cholesky(np.linalg.inv(hessian_KK)).T
     rest_OK = weight_OK.astype(np.float64)[:, order]
     scale_O = scale_O.astype(np.float64)

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def can_unfold(layer: AffineLayer) -> bool:
-    """Whether im2col knows a layer: Gemm, and Conv of images with explicit padding."""
+    """True for a layer known to im2col: Gemm, and Conv of images with explicit padding."""
     if layer.is_linear:
         return not layer.reads_columns and layer.alpha == 1.0
     return layer.auto_pad == "NOTSET" and len(layer.kernel) == 2

@@ -1,14 +1,14 @@
-"""Quantise a folded model to int8, keeping of each idea what lowers the error on held-out samples.
+"""Quantisation of a folded model to int8; each step stays if it lowers the error held out.
 
 In this order, each measured beside the model without it:
 
-1. GPTQ rounds the weights so that errors cancel (`rounding`)
+1. GPTQ rounds the weights so that errors cancel (`gptq`)
 2. the input's levels are its pixels (`pixel_grid`)
-3. SmoothQuant's migration gives channels like ranges (`equalize`)
+3. SmoothQuant's migration gives channels like ranges (`smooth_channels`)
 4. ranges from all calibration samples, by each method (`ranges`)
-5. each tensor's range by what it does to the outputs (`refine`)
+5. each tensor's range by its effect on the outputs (`refine_ranges`)
 6. the mean error of the weights goes into the biases (`bias_correction`)
-7. if the budget does not hold, the layers whose quantisation costs most stay in float32
+7. if the budget does not hold, the costliest layers stay in float32 (`keep_float`)
 
 Steps 2 and 3 change the float model, to one that computes the same. Its weights are rounded anew if
 step 1 was any good: channels of like ranges cost the weights precision, and rounding that cancels
@@ -66,7 +66,7 @@ _NUM_RANKED_WITH = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
-    """A quantised model, and all it takes to make it anew with other layers left in float.
+    """A quantised model, to be made anew with other layers left in float.
 
     Attributes:
         model: the float model it is made from.
@@ -92,18 +92,18 @@ def quantize_int8(
     warnings: tuple[str, ...] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
-    """Return the quantised model, and what was tried, kept and proved.
+    """Return the quantised model, and the report of trials, kept layers and proof.
 
     Args:
         model: folded, in float32, with one input; it is not changed.
-        samples: what to calibrate and to judge with.
+        samples: those to calibrate and to judge with.
         spec: the request.
         preprocess: how its inputs are made from images, where that is known.
         warnings: to go into the report, before those about the samples.
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
 
     Raises:
-        ResdeployError: the model or a sample is not what it should be.
+        ResdeployError: the model or a sample is not usable.
     """
     prepared = prepare(model)
     on_stage("read samples")
@@ -115,7 +115,7 @@ def quantize_int8(
     on_stage("open the runtime's graph")
     proof = prove_integer(quantized, types=spec.types, kept_float=names)
     quality = search.judge(quantized)
-    reasons = why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
+    reasons = why_not(quality, spec)
     if not proof.passed:
         reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
     _copy_head(model, quantized)
@@ -160,13 +160,13 @@ class _Int8Search:
         best = self._explore(self._model, None)
         quality = self._try("float model", "as it is", best, kept=True)
         best, quality = self._improve(
-            "weights", "rounding to cancel", spec.rounding, self._rounded, best, quality
+            "weights", "GPTQ", spec.rounding, self._rounded, best, quality
         )
         self._rounds = bool(best.weights)
         changes: list[tuple[str, str, Callable[[_Candidate], _Candidate]]] = []
         if preprocess is not None and why_no_grid(self._model, preprocess) is None:
             changes.append(("pixel grid", spec.pixel_grid, lambda c: self._on_grid(c, preprocess)))
-        changes.append(("equalised channels", spec.equalize, self._equalized))
+        changes.append(("SmoothQuant", spec.equalize, self._smoothed))
         for name, choice, change in changes:
             best, quality = self._improve("float model", name, choice, change, best, quality)
         best, quality, histograms = self._calibrated(best)
@@ -186,7 +186,7 @@ class _Int8Search:
             lambda names, is_quick: self.judge(
                 self.build(candidate, names), few if is_quick else slice(None)
             ),
-            lambda quality: not self._why_not(quality),
+            lambda quality: not why_not(quality, self._spec),
             on_stage=self._on_stage,
         )
 
@@ -209,14 +209,10 @@ class _Int8Search:
         return quantized
 
     def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
-        """Return how a quantised model does on the held-out samples."""
+        """Return the quality of a quantised model on the held-out samples."""
         runner = Runner(quantized, optimize=True, signed=self._signed)
         found = runner.run_rows(self.split.held_out[which])
         return judge(self._reference[which], found)
-
-    def _why_not(self, quality: QuantQuality) -> tuple[str, ...]:
-        spec = self._spec
-        return why_not(quality, max_flips=spec.max_flips, max_error=spec.max_error)
 
     def _improve(
         self,
@@ -227,7 +223,7 @@ class _Int8Search:
         best: _Candidate,
         quality: QuantQuality,
     ) -> tuple[_Candidate, QuantQuality]:
-        """Return the candidate with a change or without, whichever errs less, or as was asked."""
+        """Return the candidate with a change or without: as asked, or of the smaller error."""
         if choice == "off":
             return best, quality
         self._on_stage(name)
@@ -252,7 +248,7 @@ class _Int8Search:
     def _on_grid(self, candidate: _Candidate, preprocess: Preprocess) -> _Candidate:
         return self._explore(*use_pixel_grid(candidate.model, preprocess))
 
-    def _equalized(self, candidate: _Candidate) -> _Candidate:
+    def _smoothed(self, candidate: _Candidate) -> _Candidate:
         model, _ = smooth_channels(candidate.model, self.split.explored)
         return self._explore(model, candidate.grid)
 
@@ -326,14 +322,14 @@ def _ranges(
     ranges = {name: find_range(method, histogram) for name, histogram in histograms.items()}
     if grid is not None:
         names = list(ranges)
-        # The input and what lies between it and the grid stay in float.
+        # The tensors from the input to the grid stay in float.
         ranges = {name: ranges[name] for name in names[names.index(grid) :]}
         ranges[grid] = GRID_RANGE
     return ranges
 
 
 def _copy_head(model: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
-    """Give the result what the model says of itself: its preprocessing and its labels."""
+    """Copy the metadata of the model: its preprocessing and its labels."""
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
     quantized.producer_name = "resdeploy"

@@ -1,4 +1,4 @@
-"""Prove that a quantised model runs in integers: open the graph that the runtime makes of it.
+"""Proof that a quantised model runs in integers, from the runtime's own graph of it.
 
 QuantizeLinear and DequantizeLinear around a layer are a wish. Where the runtime finds no kernel for
 the types at hand, it computes in float32 between them, as slowly as before and without a word: on
@@ -22,7 +22,7 @@ _FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "ConvTransp
 def prove_integer(
     quantized: onnx.ModelProto, *, types: IntegerTypes, kept_float: Collection[str] = ()
 ) -> IntegerProof:
-    """Return which operators the runtime runs, and which layers stayed in float.
+    """Return the operators of the runtime's graph, and the layers left in float.
 
     Args:
         quantized: the model.

@@ -6,13 +6,13 @@ The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) de
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.schema.quants import QuantQuality
+from resdeploy.schema.quants import QuantQuality, QuantSpec
 
 __all__ = ["judge", "why_not"]
 
 
 def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) -> QuantQuality:
-    """Return the error of outputs, and which predictions changed, with what lead they had.
+    """Return the error of outputs, and the changed predictions with their lead.
 
     An output that is not finite makes the error infinite.
     """
@@ -34,8 +34,9 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
     )
 
 
-def why_not(quality: QuantQuality, *, max_flips: float, max_error: float | None) -> tuple[str, ...]:
-    """Return what of a budget does not hold; empty if it holds."""
+def why_not(quality: QuantQuality, budget: QuantSpec) -> tuple[str, ...]:
+    """Return the reasons why a budget does not hold; empty if it holds."""
+    max_flips, max_error = budget.max_flips, budget.max_error
     reasons = []
     if not quality.num_flips <= max_flips * quality.num_inputs:  # NaN is no budget
         reasons.append(

@@ -22,8 +22,8 @@ def keep_sensitive(
 ) -> tuple[KeptFloat, ...]:
     """Return the layers to leave in float32, those that help most by themselves first.
 
-    None if the budget holds as it is. What does not lower the error is not kept; where the budget
-    holds with none, all that help are.
+    None if the budget holds as it is. A layer that does not lower the error is not kept; where the
+    budget holds with none, all that help are.
 
     Args:
         nodes: those to choose from.
@@ -31,7 +31,7 @@ def keep_sensitive(
             samples are enough.
         is_enough: whether a quality is within the budget.
         always: names of layers that stay in float32 in any case.
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
     """
     quality = judge(always, False)
     if is_enough(quality):

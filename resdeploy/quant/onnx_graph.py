@@ -1,4 +1,4 @@
-"""Small questions about an ONNX graph, and small changes to one."""
+"""The ONNX graph as quantisation reads and changes it: constants, layers, shapes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,6 @@ __all__ = [
     "Constants",
     "attribute",
     "channels_first_shapes",
-    "copy_of",
     "is_layer_or_sum",
     "layers",
     "new_name",
@@ -25,13 +24,6 @@ __all__ = [
 Array = NDArray[Any]
 
 _LAYERS = ("Conv", "Gemm")  # those with an integer kernel
-
-
-def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model, to be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -84,22 +76,24 @@ class Constants:
         return tuple(self._tensors[name].dims)
 
     def is_shared(self, name: str) -> bool:
-        """Whether several nodes read a constant."""
+        """True if several nodes read a constant."""
         return self._num_readers[name] > 1
 
 
 def is_layer_or_sum(node: onnx.NodeProto, constants: Constants) -> bool:
-    """Whether a node is a layer with constant weights, or adds two computed tensors."""
+    """True if a node is a layer with constant weights, or adds two computed tensors."""
     if node.op_type == "Add":
         return not any(name in constants for name in node.input)
+    return _is_layer(node, constants)
+
+
+def _is_layer(node: onnx.NodeProto, constants: Constants) -> bool:
     return is_affine(node, *_LAYERS) and node.input[1] in constants
 
 
 def layers(model: onnx.ModelProto, constants: Constants) -> Iterable[onnx.NodeProto]:
-    """Yield every Conv and Gemm whose weights are constant."""
-    for node in model.graph.node:
-        if is_affine(node, *_LAYERS) and node.input[1] in constants:
-            yield node
+    """Return every Conv and Gemm of constant weights, in the order of the graph."""
+    return (node for node in model.graph.node if _is_layer(node, constants))
 
 
 def read_layer(node: onnx.NodeProto, constants: Constants) -> AffineLayer:

@@ -1,4 +1,4 @@
-"""Let the integers of the quantised input be the pixels themselves.
+"""Pixel grid: a quantised input whose integers are the pixels themselves.
 
 Before:  input = (pixel / divisor - mean) / std;  Conv(input, W, b)
 After:   grid = input * (divisor * std) + (divisor * mean - 128) = pixel - 128
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from resdeploy.graph.affine_layer import is_affine
-from resdeploy.quant.onnx_graph import Constants, copy_of, new_name, read_layer
+from resdeploy.graph.onnx_file import copy_of
+from resdeploy.quant.onnx_graph import Constants, new_name, read_layer
 from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess
 
@@ -41,7 +42,7 @@ _ONE = 64.0
 
 
 def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | None:
-    """Return what stands in the way, None if nothing does."""
+    """Return the reason against a pixel grid, or None."""
     if preprocess is None:
         return "the model does not say how its inputs were preprocessed"
     if preprocess.color == "none" or preprocess.divisor != 255:
@@ -59,7 +60,7 @@ def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | 
 
 
 def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx.ModelProto, str]:
-    """Return a copy that `why_no_grid` has no objection to, and its tensor on the grid."""
+    """Return a copy on the grid, where `why_no_grid` gives no reason, and its tensor there."""
     changed = copy_of(model)
     del changed.graph.value_info[:]
     constants = Constants(changed)

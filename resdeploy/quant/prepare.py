@@ -1,8 +1,8 @@
-"""Make a folded model ready for quantisation, or say why it is not.
+"""Preparation of a folded model for quantisation, or the refusal of it.
 
 - a mean over the image becomes GlobalAveragePool, for which there is an integer kernel;
-- every Conv and Gemm gets a bias, so that there is something to correct;
-- every node gets a name, so that it can be spoken of.
+- every Conv and Gemm gets a bias, for bias correction;
+- every node gets a name, for the report.
 
 Refuses when
 1. the model is quantised already;
@@ -17,11 +17,12 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.lower_opset import OLDEST_OPSET
+from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.onnx_graph import (
     Constants,
     attribute,
     channels_first_shapes,
-    copy_of,
     layers,
     new_name,
     read_layer,
@@ -29,8 +30,6 @@ from resdeploy.quant.onnx_graph import (
 
 __all__ = ["prepare"]
 
-# Per-channel QuantizeLinear exists from here on.
-_OLDEST_OPSET = 13
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul")
 
 
@@ -42,9 +41,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     _refuse(model)
     ready = copy_of(model)
-    opset = next(o.version for o in ready.opset_import if o.domain in ("", "ai.onnx"))
-    if opset < _OLDEST_OPSET:
-        ready = onnx.version_converter.convert_version(ready, _OLDEST_OPSET)
+    if opset_of(ready) < OLDEST_OPSET:  # of QuantizeLinear per channel, too
+        ready = onnx.version_converter.convert_version(ready, OLDEST_OPSET)
     _name_nodes(ready)
     _pool_globally(ready)
     _add_biases(ready)

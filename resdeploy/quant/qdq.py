@@ -8,13 +8,14 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from resdeploy.quant.onnx_graph import Constants, copy_of, is_layer_or_sum
+from resdeploy.graph.onnx_file import copy_of
+from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.ranges import Range
 from resdeploy.schema.quants import IntegerTypes
 
 __all__ = ["LayerNames", "insert_qdq", "scale_name", "weight_limit"]
 
-# What has an integer kernel, or passes integers on. Softmax and the like stay in float.
+# Operators with an integer kernel, or that pass integers on. Softmax and the like stay in float.
 _OPERATORS = (
     *("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
@@ -24,7 +25,7 @@ _QUANTIZED, _SCALE = "_quantized", "_scale"
 
 
 class LayerNames:
-    """The names, in a quantised model, of what a layer's weights and bias became."""
+    """The names of a layer's weights, bias and their scales in a quantised model."""
 
     def __init__(self, node: onnx.NodeProto) -> None:
         self.weight = f"{node.input[1]}{_QUANTIZED}"
@@ -53,7 +54,7 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Return a quantised copy of a prepared model.
 
-    Weights have a scale for each output channel. What the last Gemm computes stays in float32: the
+    Weights have a scale for each output channel. The output of the last Gemm stays in float32: the
     sums are there, and rounding them to 256 levels would tie classes that are not.
 
     Args:
@@ -89,10 +90,10 @@ def insert_qdq(
 def _left_in_float(
     model: onnx.ModelProto, ranges: Mapping[str, Range], exclude: Sequence[str]
 ) -> list[str]:
-    """Return the nodes to leave alone: those named, and those that pass on what no integers made.
+    """Return the nodes to leave alone: those named, and those that pass on float values.
 
-    To quantise a ReLU or a pooling of a layer that stays in float would only cost precision; what
-    has no range, such as the input on its way to the pixel grid, cannot be quantised.
+    To quantise a ReLU or a pooling of a layer that stays in float would only cost precision; a
+    tensor without a range, such as the input on its way to the pixel grid, cannot be quantised.
     """
     constants = Constants(model)
     computing = {node.name for node in model.graph.node if is_layer_or_sum(node, constants)}

@@ -33,11 +33,11 @@ _ARM = ("aarch64", "arm64")
 def spec_for(
     spec: QuantSpec, *, types: IntegerTypes | None, reduce_range: bool | None, target: Path | None
 ) -> tuple[QuantSpec, tuple[str, ...]]:
-    """Return `spec` with the integers that the target computes with, and what to know about them.
+    """Return `spec` with the integer types of the target, and warnings about them.
 
     Args:
         spec: the request.
-        types: those asked for; None to take what suits the target best.
+        types: those asked for; None to take the best for the target.
         reduce_range: weights of 7 bits, None to take them where the target needs them.
         target: the record of `probe` on the target; without it, it is this machine.
 
@@ -89,13 +89,13 @@ def quantize_file(
         spec: the request.
         data: samples to calibrate and to judge with.
         recipe: whose preprocessing applies; the model's own is known if resdeploy exported it.
-        preprocess: what applies where no recipe is named, if that is known.
+        preprocess: that without a recipe, if it is known.
         warnings: to go into the report.
         force: replace an existing file.
-        on_stage: is told what is being done.
+        on_stage: told the name of each stage.
 
     Raises:
-        ResdeployError: the model or the data is not what it should be; `out` exists.
+        ResdeployError: the model or the data is not usable; `out` exists.
     """
     on_stage("load")
     model = load_onnx(path)
@@ -142,7 +142,7 @@ def _quantize(
 
 
 def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:
-    """Return what `export` wrote into a model about its inputs."""
+    """Return the preprocessing that `export` wrote into a model, None if there is none."""
     for entry in model.metadata_props:
         if entry.key == PREPROCESS_KEY:
             try:

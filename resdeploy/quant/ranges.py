@@ -1,4 +1,4 @@
-"""Ranges of activations from what calibration counted, by four methods.
+"""Ranges of activations from the histograms of calibration, by four methods.
 
 minmax      from the least value to the largest: nothing is clipped
 percentile  a hundred-thousandth of the values is clipped, half at either end
@@ -61,7 +61,7 @@ def _mse(histogram: StreamHistogram) -> Range:
     weights = histogram.counts[counted].astype(np.float64)
     lows = least * _FRACTIONS if least < 0 else np.zeros(1)
     highs = largest * _FRACTIONS if largest > 0 else np.zeros(1)
-    # The two ends are searched in turn; what one clips hardly depends on the other.
+    # The two ends are searched in turn: the clipping of one hardly depends on the other.
     low, high = least, largest
     for _ in range(2):
         high = float(min(highs, key=lambda at: _squared_error(centres, weights, low, at)))

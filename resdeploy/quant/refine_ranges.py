@@ -1,14 +1,14 @@
 """Range refinement: for each tensor, the range that the network's outputs are best with.
 
-A method that looks at a tensor alone does not know what reads it: before the sum of a residual
-block the lowest values may be clipped, as the ReLU after it drops them anyway, and one rare image
-can widen a range that everything depends on. So a tensor is rounded to its 256 levels, the rest of
-the network stays in float32, and both ends of the range are moved for as long as the outputs get
-nearer to those in float32.
+A method that looks at a tensor alone ignores its readers: before the sum of a residual block the
+lowest values may be clipped, as the ReLU after it drops them anyway, and one rare image can widen a
+range that everything depends on. So a tensor is rounded to its 256 levels, the rest of the network
+stays in float32, and both ends of the range are moved for as long as the outputs get nearer to
+those in float32.
 
 Each tensor has its own turn and no second one, because rounding errors of different tensors have
-nothing to do with each other: the squares of what each does to the outputs add up to the square of
-what all do at once (in a ResNet-20, 0.0208 and 0.0202 of the outputs).
+nothing to do with each other: the squares of their single effects on the outputs add up to the
+square of their common effect (in a ResNet-20, 0.0208 and 0.0202 of the outputs).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-from resdeploy.quant.onnx_graph import copy_of, new_name
+from resdeploy.graph.onnx_file import copy_of
+from resdeploy.quant.onnx_graph import new_name
 from resdeploy.quant.ranges import Range
 from resdeploy.quant.runtime import Runner
 from resdeploy.schema.quants import IntegerTypes
@@ -53,7 +54,7 @@ def refine_ranges(
         widest: from each one's least value to its largest, 0 included.
         inputs: (N, ...) samples to look at.
         types: of the quantised activations.
-        on_tensor: is told which tensor's turn it is.
+        on_tensor: told the name of each tensor at its turn.
     """
     reference = Runner(model, optimize=True).run_rows(inputs)
     refined = dict(ranges)
@@ -120,7 +121,7 @@ class _Alone:
         self._runner = Runner(changed, optimize=True)
 
     def error_of(self, tried: Range) -> float:
-        """Return how far the outputs are from those in float32 with this range."""
+        """Return the distance of the outputs with this range from those in float32."""
         least, largest = get_qmin_qmax_for_qType(self._type, symmetric=self._symmetric)
         ends = (np.array(end, np.float32) for end in tried)
         zero_point, scale = compute_scale_zp(*ends, least, largest, symmetric=self._symmetric)

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
-from resdeploy.graph.onnx_file import given_inputs
+from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_rows
 from resdeploy.session.providers import find_provider
@@ -25,7 +25,7 @@ __all__ = ["Runner", "input_of", "optimized_graph", "runtime_name", "with_output
 
 Array = NDArray[Any]
 
-# What a model takes besides its one input, the same for every batch.
+# The further inputs of a model, the same for every batch.
 _NOTHING: Mapping[str, Array] = MappingProxyType({})
 # Lets x86 fuse int8 activations, as ARM does by itself.
 _FUSE_SIGNED = "session.qdqisint8allowed"
@@ -44,8 +44,8 @@ class Runner:
 
         Args:
             model: with one input.
-            optimize: use the runtime's fused and integer kernels; without, each node computes in
-                float32 what it stands for.
+            optimize: use the runtime's fused and integer kernels; without, each node computes
+                in float32.
             signed: fuse int8 activations too.
         """
         self._session = open_session(
@@ -64,7 +64,7 @@ class Runner:
 
     @property
     def batch_size(self) -> int:
-        """How many inputs to give at a time."""
+        """The number of inputs of one batch."""
         return self._fixed or BATCH_SIZE
 
     def run_batches(
@@ -94,7 +94,7 @@ def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     Raises:
         ResdeployError: it has several.
     """
-    given = given_inputs(model)
+    given = fed_inputs(model)
     if len(given) != 1:
         raise ResdeployError(f"The model has {len(given)} inputs; quantize knows models of one.")
     return given[0]
@@ -102,8 +102,7 @@ def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy whose outputs are these tensors, and nothing else."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     del copy.graph.output[:]
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
@@ -112,7 +111,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def optimized_graph(model: onnx.ModelProto, *, signed: bool) -> onnx.GraphProto:
-    """Return the graph that the runtime makes of a model: what it will run."""
+    """Return the graph that the runtime makes of a model, and runs."""
     with tempfile.TemporaryDirectory(prefix="resdeploy-quant-") as folder:
         path = Path(folder) / "optimized.onnx"
         # Integer kernels are chosen at this level; the next renames float nodes for their layout.
@@ -122,7 +121,7 @@ def optimized_graph(model: onnx.ModelProto, *, signed: bool) -> onnx.GraphProto:
 
 
 def _configure(*, signed: bool, out: Path | None = None) -> Callable[[Any], None]:
-    """Return what sets the options that quantisation alone has; `out` gets the runtime's graph."""
+    """Return the setter of quantisation's own options; the runtime's graph goes to `out`."""
 
     def configure(options: Any) -> None:
         # Otherwise the session keeps the largest batch's tensors for good.

@@ -28,7 +28,7 @@ class Samples:
     """Network inputs that can be read as often as needed.
 
     Attributes:
-        description: what they are, for the record.
+        description: for the record.
         num: how many there are.
         read: yields those of the given ascending indices, one by one: float32 (C, H, W) or (F,),
             or uint8 (H, W, C) for a model that takes pixels.
@@ -57,7 +57,7 @@ class SampleSplit:
         calibrate: the indices that ranges come from.
         explored: some of these, in memory, to choose with.
         held_out: others, in memory, to judge by.
-        warnings: what is odd about the samples.
+        warnings: oddities of the samples.
     """
 
     samples: Samples
@@ -113,7 +113,7 @@ def spread(indices: Sequence[int], most: int) -> list[int]:
 
 
 def memory_limit(sample: Array, num_bytes: int, most: int) -> int:
-    """Return how many samples of this size to keep: what fits, at least one, at most `most`."""
+    """Return the number of samples of this size that fit, at least one and at most `most`."""
     return max(1, min(most, num_bytes // max(1, sample.nbytes)))
 
 

@@ -1,4 +1,4 @@
-"""Find layers that come out differently on an x86 CPU without VNNI.
+"""Saturation: layers with other results on an x86 CPU without VNNI.
 
 Such a CPU multiplies 8-bit numbers with VPMADDUBSW, which adds each two neighbouring products in
 16 bits and cuts the sum off at 32767: 255 * (127 + 127) is 64770. With 7-bit weights the largest
@@ -21,7 +21,7 @@ _WITHOUT_SATURATION = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def lacks_vnni(cpu_features: Mapping[str, bool]) -> bool:
-    """Whether a CPU is an x86 one that adds products in 16 bits, by `read_cpu_features`."""
+    """True for an x86 CPU that adds products in 16 bits, by `read_cpu_features`."""
     is_x86 = "avx2" in cpu_features
     return is_x86 and not any(cpu_features.get(name, False) for name in _WITHOUT_SATURATION)
 

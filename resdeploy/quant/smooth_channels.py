@@ -14,7 +14,7 @@ scale for each row, and can be rounded so that their errors cancel; activations 
 equalisation (Nagel et al. 2019, arXiv 1906.04721) evens out the weights of two layers instead, for
 weights that share a scale.
 
-A channel's range is what one of 10,000 values exceeds. The largest value of all may be that of a
+A channel's range is exceeded by one of 10,000 values. The largest value of all may be that of a
 single odd image.
 """
 
@@ -22,13 +22,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.channel_groups import ChannelGroups, find_channel_groups
-from resdeploy.quant.onnx_graph import Constants, copy_of, layers, read_layer
+from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.runtime import Runner, input_of, with_outputs
 
 __all__ = ["smooth_channels"]
 
-# A channel that is almost always zero must not blow up the weights, nor lose what it has.
+# A channel that is almost always zero must not blow up the weights, nor lose its values.
 _LARGEST_FACTOR = 64.0
 _LEAST_OF_LARGEST = 0.05
 # Of the values of a channel, so many may be beyond its range.
@@ -42,7 +43,7 @@ def smooth_channels(
 
     Args:
         model: prepared, in float32.
-        inputs: (N, ...) what ranges are looked at with.
+        inputs: (N, ...) samples to find ranges with.
     """
     channels = find_channel_groups(model)
     ranges = _group_ranges(model, channels, inputs)

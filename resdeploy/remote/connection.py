@@ -1,4 +1,4 @@
-"""An SSH connection to a device, to a host whose key is known; every way it fails explained.
+"""An SSH connection to a device with a known host key; every failure explained.
 
 Keys come from the agent, from the user's default files, or from the device's `identity`; the
 user's `~/.ssh/config` counts. Passwords are never asked for. The host key is always checked, even
@@ -19,13 +19,13 @@ from resdeploy.schema.remotes import DeviceSpec
 
 __all__ = ["KEEPALIVE_S", "connected", "ssh_arguments"]
 
-# A device that answers none of four in a row is gone.
+# The connection is lost after four in a row without an answer.
 KEEPALIVE_S = 15
 _CLOSE_TIMEOUT_S = 5.0
 
 
 class _Client(asyncssh.SSHClient):
-    """Notes the host key that is not known, and takes it for no other."""
+    """SSH client that records an unknown host key, and refuses it."""
 
     def __init__(self) -> None:
         self.unknown: asyncssh.SSHKey | None = None
@@ -40,7 +40,7 @@ class _Client(asyncssh.SSHClient):
 
 @asynccontextmanager
 async def connected(device: DeviceSpec) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """Give a connection to `device`, closed when the block ends.
+    """Yield a connection to `device`, closed when the block ends.
 
     Raises:
         EnvironmentLacksError: there is none; the message says whether it is the address, the
@@ -89,14 +89,9 @@ async def connected(device: DeviceSpec) -> AsyncIterator[asyncssh.SSHClientConne
 
 
 async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientConnectionOptions:
-    """Return what the user's configuration and the device's record come to."""
-    said: dict[str, Any] = {}
-    if device.user is not None:
-        said["username"] = device.user
-    if device.port is not None:
-        said["port"] = device.port
-    if device.identity is not None:
-        said["client_keys"] = [device.identity]
+    """Return the SSH options: the user's configuration, overridden by the device's record."""
+    identity = None if device.identity is None else [device.identity]
+    own = {"username": device.user, "port": device.port, "client_keys": identity}
     try:
         options: asyncssh.SSHClientConnectionOptions = (
             await asyncssh.SSHClientConnectionOptions.construct(
@@ -106,7 +101,7 @@ async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientCon
                 password_auth=False,
                 kbdint_auth=False,
                 keepalive_interval=KEEPALIVE_S,
-                **said,
+                **{name: value for name, value in own.items() if value is not None},
             )
         )
     except (OSError, ValueError) as error:
@@ -122,7 +117,7 @@ async def _options(device: DeviceSpec, client: _Client) -> asyncssh.SSHClientCon
 def _known_hosts(
     options: asyncssh.SSHClientConnectionOptions, device: DeviceSpec
 ) -> asyncssh.SSHKnownHosts:
-    """Return the host keys that the user trusts: those of the files that ssh would read."""
+    """Return the trusted host keys, from the files that ssh reads."""
     # With "UserKnownHostsFile none" asyncssh would check nothing.
     named: Any = options.known_hosts or ["~/.ssh/known_hosts"]
     paths = [Path(path).expanduser() for path in named]
@@ -166,7 +161,7 @@ def _host_key_error(
 
 
 def ssh_arguments(device: DeviceSpec) -> str:
-    """Return what the user would write after `ssh` to come to the same device."""
+    """Return the arguments of `ssh` for the same device."""
     parts: Sequence[str] = (
         *(() if device.port is None else ("-p", str(device.port))),
         *(() if device.identity is None else ("-i", device.identity)),

@@ -21,7 +21,8 @@ Files of this machine (`identity`, `wheelhouse`) are relative to the fleet file.
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def load_fleet(path: Path) -> tuple[DeviceSpec, ...]:
     """Return the devices of a fleet file, in its order.
 
     Raises:
-        ResdeployError: it cannot be read, or does not say what a fleet file must.
+        ResdeployError: it cannot be read, or is not a fleet file.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -91,23 +92,12 @@ def refuse_duplicates(devices: Sequence[DeviceSpec]) -> None:
     Raises:
         ResdeployError: something is there twice; the message names it.
     """
-    for what, texts in (
-        ("address", (device.address for device in devices)),
-        ("name", (device.name for device in devices)),
-    ):
-        if (twice := _first_repeated(texts)) is not None:
+    for field in ("address", "name"):
+        counts = Counter(getattr(device, field) for device in devices)
+        if twice := [text for text, count in counts.items() if count > 1]:
             raise ResdeployError(
-                f"Two devices have the {what} {twice!r}.", fix="name each device once"
+                f"Two devices have the {field} {twice[0]!r}.", fix="name each device once"
             )
-
-
-def _first_repeated(texts: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for text in texts:
-        if text in seen:
-            return text
-        seen.add(text)
-    return None
 
 
 def _device(defaults: dict[str, Any], device: Any, path: Path, *, where: str) -> DeviceSpec:
@@ -126,7 +116,7 @@ def _device(defaults: dict[str, Any], device: Any, path: Path, *, where: str) ->
 
 
 def _check(spec: DeviceSpec, *, where: str) -> None:
-    """Refuse values that only look right."""
+    """Refuse values of the right type that cannot be used."""
     wrong = None
     if not spec.host or spec.host.startswith("-") or re.search(r"[\s@/]", spec.host):
         wrong = f"The host {spec.host!r} is not a name or an address."

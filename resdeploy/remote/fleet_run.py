@@ -1,4 +1,4 @@
-"""One job on every device of a fleet at once; what one does never touches another's result."""
+"""One job on every device of a fleet at once, each with its own result."""
 
 import asyncio
 import tempfile
@@ -12,7 +12,7 @@ from typing import Any
 from resdeploy.errors import EXIT_BUG, EXIT_CHECK_FAILED, EnvironmentLacksError, ReportedError
 from resdeploy.remote.connection import connected
 from resdeploy.remote.installation import install
-from resdeploy.remote.job_client import linked
+from resdeploy.remote.job_client import job_client
 from resdeploy.remote.parse_output import failure_of, read_record
 from resdeploy.remote.wheel import write_wheel
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
@@ -39,7 +39,7 @@ _FIELDS: dict[type, str] = {
     ProbeReport: "probe",
     TuneReport: "tune",
 }
-# What makes a command write how far it is, line by line, where no terminal shows it.
+# The environment variable that makes a command write lines of progress without a terminal.
 _WITH_PROGRESS = {"RESDEPLOY_PROGRESS": "lines"}
 
 
@@ -56,7 +56,7 @@ class DeviceCall:
     options: tuple[tuple[str, ...], ...] = ()
 
     def words(self, provider: str | None) -> list[str]:
-        """Return the command line, on `provider` in the place of the one in the options."""
+        """Return the command line; `provider` replaces the one in the options."""
         options = self.options
         if provider is not None and self.command != "probe":
             options = tuple(option for option in options if option[0] != "--provider")
@@ -67,14 +67,14 @@ class DeviceCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceJob:
-    """What to do on every device: copy files to these names, then run these commands in turn.
+    """Work for every device: files to copy, then commands to run in turn.
 
     Attributes:
-        command: what the user asked for.
+        command: the user's command.
         calls: the commands to run.
-        files: what to copy there, each with its name there.
-        extras: of resdeploy, to be installed there beside the device's own.
-        fetch: given the number of the device and its last record, the file to copy back.
+        files: (path here, name there) of each file to copy.
+        extras: of resdeploy, installed there besides the device's own.
+        fetch: returns the file to copy back, from the device's number and its last record.
     """
 
     command: RemoteCommand
@@ -96,7 +96,7 @@ class FetchedFile:
 def run_on_fleet(
     job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: OnStage
 ) -> RemoteReport:
-    """Return what every device made of the job; the failure of one is in its own result.
+    """Return the results of all devices; the failure of one is in its own result.
 
     An interruption ends what runs on the devices before it is raised.
 
@@ -111,20 +111,18 @@ async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage)
         wheel = None
         if any(device.environment is None for device in devices):
             wheel = write_wheel(Path(folder))
-        # Not gather: interrupted, it is over with the first device that has ended what runs there,
-        # and the others are cut off while they wait for theirs.
+        # Not gather: interrupted, it ends with the first device, and cuts the others off while
+        # they still stop their processes.
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(
-                    _Device(device, number, partial(on_stage, number)).run(job, wheel)
-                )
-                for number, device in enumerate(devices)
+                group.create_task(_Device(device, n, partial(on_stage, n)).run(job, wheel))
+                for n, device in enumerate(devices)
             ]
     return RemoteReport(command=job.command, devices=tuple(task.result() for task in tasks))
 
 
 class _Device:
-    """One device at work: the result grows as it comes."""
+    """One device at work, and its growing result."""
 
     def __init__(self, device: DeviceSpec, number: int, on_stage: Callable[[str], None]) -> None:
         self._device = device
@@ -164,15 +162,8 @@ class _Device:
 
     def _fail(self, what: str, where: str | None, fix: str | None, exit_code: int) -> None:
         # Some of it a device wrote.
-        parts = [None if part is None else _printable(part) for part in (where, fix)]
-        failure = DeviceFailure(
-            stage=self._stage,
-            what=_printable(what),
-            where=parts[0],
-            fix=parts[1],
-            exit_code=exit_code,
-        )
-        self._found(failure=failure)
+        texts = {"what": _printable(what), "where": _printable(where), "fix": _printable(fix)}
+        self._found(failure=DeviceFailure(stage=self._stage, exit_code=exit_code, **texts))
 
     def _found(self, **fields: Any) -> None:
         self._result = replace(self._result, **fields)
@@ -183,22 +174,22 @@ class _Device:
         async with connected(device) as connection:
             host_key = connection.get_server_host_key()
             self._found(host_key=None if host_key is None else host_key.get_fingerprint())
-            async with linked(connection, device) as link:
-                about = await link.greet()
+            async with job_client(connection, device) as client:
+                about = await client.greet()
                 self._enter("install")
                 extended = replace(device, extra=",".join((device.extra, *job.extras)))
-                installation = await install(link, extended, about, wheel)
+                installation = await install(client, extended, about, wheel)
                 self._found(installation=installation)
                 self._enter("copy")
                 for path, name in job.files:
-                    await link.put(path, name)
+                    await client.put(path, name)
                 for call in job.calls:
                     self._enter(call.command)
                     # -P: what was copied there is data, even if it is called numpy.py.
                     command = [installation.python, "-P", "-m", "resdeploy"]
-                    ended = await link.run(
+                    ended = await client.run(
                         [*command, *call.words(device.provider)],
-                        # Of nothing that is timed meanwhile: who passes it on would be heard.
+                        # Never during a benchmark: passing progress on would disturb it.
                         environment=_WITH_PROGRESS if call.command == "tune" else {},
                         on_progress=self._progress,
                     )
@@ -208,9 +199,9 @@ class _Device:
                     self._found(**{_FIELDS[call.record]: record})
                 if (fetched := job.fetch(self._number, record)) is not None:
                     self._enter("fetch")
-                    await link.get(fetched.name, fetched.path, fetched.size_bytes)
+                    await client.get(fetched.name, fetched.path, fetched.size_bytes)
 
 
-def _printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+def _printable(text: str | None) -> Any:
+    """Return a text without control characters, which a terminal obeys."""
+    return text and "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

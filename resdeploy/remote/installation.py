@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.files import sha256_file
-from resdeploy.remote.job_client import CompletedCommand, DeviceInfo, Link
+from resdeploy.remote.job_client import CompletedCommand, DeviceInfo, JobClient
 from resdeploy.schema.remotes import DeviceSpec, Installation
 
 __all__ = ["OLDEST_PYTHON", "install"]
@@ -18,14 +18,14 @@ OLDEST_PYTHON = (3, 11)
 
 
 async def install(
-    link: Link, device: DeviceSpec, about: DeviceInfo, wheel: Path | None
+    client: JobClient, device: DeviceSpec, about: DeviceInfo, wheel: Path | None
 ) -> Installation:
     """Return an environment on the device in which resdeploy runs, after making it if need be.
 
     Args:
-        link: to the device.
+        client: of the remote job there.
         device: how to work on it.
-        about: what the keeper said of it.
+        about: facts about it.
         wheel: the resdeploy to install; not needed where the device's environment is given.
 
     Raises:
@@ -49,10 +49,10 @@ async def install(
     parts = [wheel_sha256, device.extra, shown, about.executable]
     parts += [f"{path.name} {sha256_file(path)}" for path in wheels]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    environment = await link.prepare(name)
+    environment = await client.prepare(name)
     if not environment.complete:
-        await _make(link, device, (about.executable, environment.folder), wheel, wheels)
-        await link.complete()
+        await _make(client, device, (about.executable, environment.folder), wheel, wheels)
+        await client.complete()
     return Installation(
         python=f"{environment.folder}/bin/python",
         python_version=shown,
@@ -78,11 +78,11 @@ def _wheelhouse(device: DeviceSpec) -> list[Path]:
 
 
 async def _make(
-    link: Link, device: DeviceSpec, places: tuple[str, str], wheel: Path, wheels: list[Path]
+    client: JobClient, device: DeviceSpec, places: tuple[str, str], wheel: Path, wheels: list[Path]
 ) -> None:
     """Make the environment `places[1]` with the interpreter `places[0]`."""
     interpreter, folder = places
-    made = await link.run([interpreter, "-m", "venv", "--clear", folder])
+    made = await client.run([interpreter, "-m", "venv", "--clear", folder])
     if made.code != 0:
         raise EnvironmentLacksError(
             f"The device's Python makes no environment: {_last(made)}",
@@ -91,10 +91,10 @@ async def _make(
             "resdeploy in a fleet file",
         )
     for path in (wheel, *wheels):
-        await link.put(path, f"wheels/{path.name}")
-    # Offline with a wheelhouse: a package that lacks in it is an error, not a download.
+        await client.put(path, f"wheels/{path.name}")
+    # Offline with a wheelhouse: a package missing there is an error, not a download.
     source = ["--no-index", "--find-links", "wheels"] if wheels else []
-    done = await link.run(
+    done = await client.run(
         [
             *(f"{folder}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"),
             *("--disable-pip-version-check", "--only-binary=:all:", *source),
@@ -111,7 +111,7 @@ async def _make(
 
 
 def _last(ended: CompletedCommand) -> str:
-    """Return the last line that says something, of what a command wrote."""
+    """Return the last error line of a command's output, or its last line."""
     text = ended.stderr + "\n" + ended.stdout.decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")]

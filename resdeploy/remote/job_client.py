@@ -1,6 +1,6 @@
-"""This end of a keeper: its requests sent, its answers read, its death explained.
+"""The client of a remote job: sends requests, reads answers, explains a lost connection.
 
-What a device answers is data and nothing else: its length is limited, and it is read as JSON.
+A device's answers are data and nothing else: JSON of limited length.
 """
 
 import asyncio
@@ -22,16 +22,7 @@ from resdeploy.remote.remote_job import GREETING, SILENCE_S
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.remotes import DeviceSpec
 
-__all__ = [
-    "BEAT_S",
-    "KEEPER",
-    "MOST_OUTPUT_BYTES",
-    "CompletedCommand",
-    "DeviceInfo",
-    "Environment",
-    "Link",
-    "linked",
-]
+__all__ = ["MOST_OUTPUT_BYTES", "CompletedCommand", "DeviceInfo", "JobClient", "job_client"]
 
 T = TypeVar("T")
 
@@ -39,20 +30,20 @@ T = TypeVar("T")
 MOST_OUTPUT_BYTES = 64 << 20
 _MOST_WELCOME_LINES = 1000
 BEAT_S = SILENCE_S / 6
-# The keeper asks a process to end, and makes it end 3 seconds later; then it removes files.
+# A remote job sends SIGTERM, 3 seconds later SIGKILL, then removes files.
 _STOP_TIMEOUT_S = 15.0
 _MOST_PROGRESS_LETTERS = 80
 _CHUNK_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 22
-KEEPER = Path(__file__).with_name("keeper.py")
+REMOTE_JOB = Path(__file__).with_name("remote_job.py")
 _BOOTSTRAP = "import sys; exec(sys.stdin.buffer.raw.readline())"
 
 
 @dataclass(frozen=True, slots=True)
 class CompletedCommand:
-    """How a command ended there: its code (negative for a signal), and what it wrote.
+    """A command that ended on the device: its code (negative for a signal) and its output.
 
-    `code` is None where it wrote more than is read; `stderr` is the last of that.
+    `code` is None where it wrote more than is read; `stderr` is the tail.
     """
 
     code: int | None
@@ -62,7 +53,7 @@ class CompletedCommand:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a keeper says of its device, and the folder of the job."""
+    """Facts about a device from its remote job, and the folder of the job."""
 
     folder: str
     executable: str
@@ -72,14 +63,14 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A private environment there, locked for this job, and whether it was made before."""
+    """A private environment on the device, locked for this job; `complete` if made before."""
 
     folder: str
     complete: bool
 
 
-class Link:
-    """A keeper at work on a device."""
+class JobClient:
+    """A remote job at work, seen from here."""
 
     def __init__(self, process: "asyncssh.SSHClientProcess[bytes]", device: DeviceSpec) -> None:
         self._process = process
@@ -87,8 +78,8 @@ class Link:
         self._greeted = False
 
     async def greet(self) -> DeviceInfo:
-        """Start the keeper, and return what it says of the device."""
-        source = json.dumps(KEEPER.read_text(encoding="utf-8"))
+        """Start the remote job, and return the facts about its device."""
+        source = json.dumps(REMOTE_JOB.read_text(encoding="utf-8"))
         try:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
@@ -104,20 +95,20 @@ class Link:
             ) from error
 
     async def end(self) -> None:
-        """Ask the keeper to stop everything and end, and wait for that."""
+        """Ask the remote job to stop everything and end, and wait for that."""
         with suppress(Exception):
             self._process.stdin.write_eof()
-            # What is no keeper may never end.
+            # Another program may never end.
             if self._greeted:
                 await asyncio.wait_for(self._process.wait_closed(), _STOP_TIMEOUT_S)
         self._process.close()
 
     async def prepare(self, name: str) -> Environment:
-        """Lock the environment of this name, and wait for who has locked it."""
+        """Lock the environment of this name, after other jobs that hold it."""
         return self._read_as(Environment, await self._ask("prepare", name=name))
 
     async def complete(self) -> None:
-        """Say that the environment is complete, and may stay."""
+        """Mark the environment as complete, so that it stays."""
         await self._ask("complete")
 
     async def put(self, path: Path, name: str) -> None:
@@ -156,14 +147,10 @@ class Link:
         Args:
             command: its words.
             environment: variables to set for it.
-            on_progress: told what it says of how far it is.
+            on_progress: called with its lines of progress.
         """
-        self._request(
-            "run",
-            command=list(command),
-            most_bytes=MOST_OUTPUT_BYTES,
-            environment=dict(environment),
-        )
+        words, variables = list(command), dict(environment)
+        self._request("run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables)
         answer, stdout = await self._answer()
         while "progress" in answer:
             text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
@@ -179,7 +166,7 @@ class Link:
         return (await self._answer())[0]
 
     def _read_as(self, kind: type[T], answer: dict[str, Any]) -> T:
-        """Return an answer as what it should be, with nothing in it that a terminal obeys."""
+        """Return an answer as a record without control characters."""
         try:
             found = from_json(kind, answer, where="")
         except ResdeployError as error:
@@ -192,7 +179,7 @@ class Link:
         self._write(json.dumps({"do": do, **content}).encode() + b"\n")
 
     def _write(self, data: bytes) -> None:
-        with suppress(OSError):  # that the device has gone, the next answer will say
+        with suppress(OSError):  # the next answer explains a lost device
             self._process.stdin.write(data)
 
     async def _drain(self) -> None:
@@ -245,7 +232,7 @@ class Link:
         raise await self._death()
 
     async def _death(self) -> EnvironmentLacksError:
-        """Return why no answer came."""
+        """Return the reason for a missing answer."""
         process, where = self._process, self._device.address
         said = ""
         with suppress(OSError, asyncssh.Error, TimeoutError):
@@ -254,31 +241,25 @@ class Link:
                 said = (await process.stderr.read(_CHUNK_BYTES)).decode("utf-8", "replace").strip()
         last = said.splitlines()[-1] if said else ""
         if process.exit_status == 127 or "not found" in last:
-            return EnvironmentLacksError(
-                f"There is no {self._device.python} on the device.",
-                where=where,
-                fix="install Python 3.11 or newer there, or say where it is: `python` or "
-                "`environment` in a fleet file",
+            what = f"There is no {self._device.python} on the device."
+            fix = (
+                "install Python 3.11 or newer there, or set `python` or `environment` in a fleet "
+                "file"
             )
-        if process.exit_signal is not None:
-            return EnvironmentLacksError(
-                f"The process on the device was killed by SIG{process.exit_signal[0]}.",
-                where=where,
-                fix="see there whether memory ran out: dmesg",
+        elif process.exit_signal is not None:
+            what = f"The process on the device was killed by SIG{process.exit_signal[0]}."
+            fix = "see there whether memory ran out: dmesg"
+        elif process.exit_status is not None:
+            what = f"The process on the device ended with code {process.exit_status}: {last or '-'}"
+            python = shlex.quote(self._device.python)
+            fix = f"see whether its Python works: ssh {ssh_arguments(self._device)} {python} -V"
+        else:
+            what = "The connection to the device was lost."
+            fix = (
+                "see whether it is still on and on the network, and run again: the job there ends "
+                f"by itself, {SILENCE_S:g} seconds later at the latest"
             )
-        if process.exit_status is not None:
-            return EnvironmentLacksError(
-                f"The process on the device ended with code {process.exit_status}: {last or '-'}",
-                where=where,
-                fix="see whether its Python works: "
-                f"ssh {ssh_arguments(self._device)} {shlex.quote(self._device.python)} -V",
-            )
-        return EnvironmentLacksError(
-            "The connection to the device was lost.",
-            where=where,
-            fix="see whether it is still on and on the network, and run again: what ran there ends "
-            f"by itself, {SILENCE_S:g} seconds later at the latest",
-        )
+        return EnvironmentLacksError(what, where=where, fix=fix)
 
     def _nonsense(self, found: str) -> EnvironmentLacksError:
         return EnvironmentLacksError(
@@ -289,10 +270,10 @@ class Link:
 
 
 @asynccontextmanager
-async def linked(
+async def job_client(
     connection: asyncssh.SSHClientConnection, device: DeviceSpec
-) -> AsyncIterator[Link]:
-    """Give a link to a keeper on the device, which ends all it has started with the block."""
+) -> AsyncIterator[JobClient]:
+    """Yield the client of a new remote job; all that it started ends with the block."""
     python = f"{device.environment}/bin/python" if device.environment else device.python
     # In quotes the shell would take ~ as it stands.
     home = "~/" if python.startswith("~/") else ""
@@ -304,8 +285,8 @@ async def linked(
         raise EnvironmentLacksError(
             f"The device does not run commands: {error}.", where=device.address
         ) from error
-    link = Link(process, device)
+    client = JobClient(process, device)
     try:
-        yield link
+        yield client
     finally:
-        await link.end()  # also when cancelled
+        await client.end()  # also when cancelled

@@ -1,27 +1,34 @@
-"""What each command asks of a device: the files it needs there, and the commands to run."""
+"""Remote jobs, one for each command: the files to copy to a device, and the commands to run."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from resdeploy.api.arguments import optional_data
+from resdeploy.api.tune import refuse_contradictions
 from resdeploy.bundle.archive import is_archive, opened_bundle
-from resdeploy.bundle.folder import MANIFEST
+from resdeploy.bundle.folder import MANIFEST, write_tuned
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
+from resdeploy.files import refuse_existing_directory
 from resdeploy.remote.fleet_run import DeviceCall, DeviceJob, FetchedFile
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.recipes import DataSpec
+from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import SESSION_OPTIONS
-from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.tunings import Objective, TuneReport
 
-__all__ = ["Options", "bench_job", "check_job", "fetched_model", "probe_job", "tune_job"]
+__all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_job", "tune_on_devices"]
 
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
 
 _MODEL = "model.onnx"
 _TUNED = "tuned"
-# What the check before a benchmark is told too.
+# Options that the check before a benchmark takes too.
 _ANSWERING = [option.flag for option in SESSION_OPTIONS.values() if option.changes_answers]
 
 
@@ -53,9 +60,8 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
     if model.is_dir() or is_archive(model):
         files, argument = _bundle_files(model)
         session = tuple(option for option in options if option[0] in _ANSWERING)
-        calls = (
-            DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=session),
-        )
+        check = DeviceCall(command="check", record=CheckReport, options=session)
+        calls = (replace(check, arguments=(argument,)),)
     else:
         files, argument = _model_files(model, "model")
     if against is not None:
@@ -80,18 +86,9 @@ def tune_job(
     calibration: DataSpec | None,
     folder: Path,
 ) -> DeviceJob:
-    """Return the job of `resdeploy tune`, which brings back the winner's file if it was made there.
+    """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
-    Args:
-        bundle: to be tuned.
-        options: of the command, without those that name files here.
-        variants: the files of `--variant`.
-        data: the samples of `--data`.
-        calibration: those of `--calibration`.
-        folder: where files are brought to, by `fetched_model`.
-
-    Raises:
-        ResdeployError: there is no such file, or the bundle is not intact.
+    Fetched files go to `folder`, named by `fetched_model`.
     """
     files, argument = _bundle_files(bundle)
     for path in variants:
@@ -111,23 +108,70 @@ def tune_job(
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
-    call = DeviceCall(
-        command="tune",
-        record=TuneReport,
-        arguments=(argument,),
-        options=(*options, ("-o", _TUNED)),
-    )
-    return DeviceJob(
-        command="tune",
-        calls=(call,),
-        files=files,
-        extras=() if calibration is None else ("quantize",),
-        fetch=fetch,
-    )
+    options = (*options, ("-o", _TUNED))
+    call = DeviceCall(command="tune", record=TuneReport, arguments=(argument,), options=options)
+    extras = () if calibration is None else ("quantize",)
+    return DeviceJob(command="tune", calls=(call,), files=files, extras=extras, fetch=fetch)
+
+
+def tune_on_devices(
+    run: Callable[[DeviceJob], RemoteReport],
+    bundle: Path,
+    out: Path | None,
+    options: Options,
+    *,
+    max_drop: float | None,
+    data: str | None,
+    calibration: str | None,
+    precisions: Sequence[str],
+    variants: Sequence[Path],
+    batch_sizes: Sequence[int],
+    objective: Objective,
+    force: bool,
+    **_of_each_device: Any,
+) -> RemoteReport:
+    """Search on every device, and write the settings of those that are done to the bundle `out`.
+
+    `run` runs a job on the devices; `options` are those of the command, without the names of files
+    here; the other arguments are those of `resdeploy.tune`.
+
+    Raises:
+        ResdeployError: arguments contradict each other, a file is not what it should be, or `out`
+            exists.
+    """
+    refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
+    samples, training_samples = optional_data(data), optional_data(calibration, "calibration")
+    if out is not None:
+        refuse_existing_directory(out, force=force, marker=MANIFEST)
+    with (
+        opened_bundle(bundle) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
+    ):
+        here = {path.name: path for path in (*variants, opened.model)}
+        folder = Path(temporary)
+        report = run(
+            tune_job(
+                bundle,
+                options,
+                variants=variants,
+                data=samples,
+                calibration=training_samples,
+                folder=folder,
+            )
+        )
+        found = []
+        for number, result in enumerate(report.devices):
+            if result.tune is not None and result.failure is None:
+                settings = result.tune.settings
+                model = here.get(settings.model) or fetched_model(folder, number, settings.model)
+                found.append((settings, model))
+        if out is not None and found:
+            write_tuned(opened, out, found, force=force)
+    return report
 
 
 def fetched_model(folder: Path, number: int, name: str) -> Path:
-    """Return where the file that a device made is brought to.
+    """Return the path here for a model that a device made.
 
     Raises:
         EnvironmentLacksError: the name that the device sent is not that of a model.
@@ -142,7 +186,7 @@ def fetched_model(folder: Path, number: int, name: str) -> Path:
 
 
 def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return the files of a data set with their names there, and the argument that means it."""
+    """Return the files of a data set with their names there, and the argument for it."""
     if spec.path is None:
         return (), spec.name
     path = Path(spec.path).expanduser()
@@ -156,7 +200,7 @@ def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ..
 
 
 def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return the files of a bundle with their names there, and the argument that means it."""
+    """Return the files of a bundle with their names there, and the argument for it."""
     with opened_bundle(path) as bundle:
         names = [MANIFEST, *(file.path for file in bundle.manifest.files)]
     if is_archive(path):
@@ -165,7 +209,7 @@ def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
 
 
 def _model_files(path: Path, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
-    """Return a file, and the weights beside it where it keeps them there."""
+    """Return a model file and its external weights, if any, and the argument for it."""
     if not path.is_file():
         raise ResdeployError(
             "There is no such file.", where=str(path), fix="give an .onnx file or a bundle"

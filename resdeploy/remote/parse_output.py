@@ -1,4 +1,4 @@
-"""What a command printed on a device: a record, or an error, and never more than data."""
+"""Output of a command on a device, parsed: a record or an error, and never more than data."""
 
 import re
 from typing import TypeVar
@@ -45,21 +45,16 @@ def read_record(cls: type[T], text: bytes, *, where: str) -> T:
 
 
 def failure_of(command: str, ended: CompletedCommand, device: DeviceSpec) -> ReportedError:
-    """Return why a command gave no record, as it was said there."""
+    """Return the error of a command without a record, in the device's own words."""
     stderr = ended.stderr.strip()
     where = device.address
     if ended.code is None:
-        return EnvironmentLacksError(
-            f"`resdeploy {command}` printed more than {MOST_OUTPUT_BYTES >> 20} MiB there.",
-            where=where,
-            fix="ask for fewer --runs",
-        )
+        what = f"`resdeploy {command}` printed more than {MOST_OUTPUT_BYTES >> 20} MiB there."
+        return EnvironmentLacksError(what, where=where, fix="ask for fewer --runs")
     if ended.code < 0:
-        return EnvironmentLacksError(
-            f"`resdeploy {command}` was killed there by signal {-ended.code}.",
-            where=where,
-            fix="see there whether memory ran out: dmesg",
-        )
+        what = f"`resdeploy {command}` was killed there by signal {-ended.code}."
+        fix = "see there whether memory ran out: dmesg"
+        return EnvironmentLacksError(what, where=where, fix=fix)
     if "No module named resdeploy" in stderr:
         return EnvironmentLacksError(
             "There is no resdeploy in the device's environment.",

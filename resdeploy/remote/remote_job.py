@@ -1,22 +1,21 @@
-"""What runs on the device: it keeps one job, and ends it when whoever asked for it has gone.
+"""The program on the device: one job, and its end when the client is lost.
 
 This file is not installed there: its text is sent through the SSH connection to the device's own
 Python (3.7 or newer, the standard library alone), which executes it.
 
-A command that SSH starts without a terminal is not told when the connection ends. So the keeper
-watches its standard input. When that ends, or nothing has come for `SILENCE_S`, or it is asked to
-end by a signal, it stops every process of the job, and removes the job's folder. The other side
-writes an empty line now and then, while it waits.
+SSH does not tell a command without a terminal that the connection ended. So this program watches
+its standard input: at its end, after `SILENCE_S` without a byte, or on a signal it stops every
+process of the job and removes the job's folder. A waiting client sends an empty line now and then.
 
-Each request is one line of JSON, `{"do": NAME, ...}`, and bytes after it where `size` says so; each
-answer likewise. The first answer follows the line `GREETING`, as a device may print a welcome.
+Requests and answers are one line of JSON each, `{"do": NAME, ...}`, then `size` bytes. The first
+answer follows the line `GREETING`, as a device may print a welcome.
 
-    greet    make the job's folder; say what this device is
+    greet    make the job's folder; answer the facts about this device
     put      write a file to that folder
-    prepare  lock an environment; say whether it is complete
-    complete say that it is now; what is not complete at the end is removed
+    prepare  lock an environment; answer if it is complete
+    complete mark it as complete; an incomplete one is removed at the end
     run      run a command to its end; answer its exit code and output; before that, any number of
-             answers that say how far it is
+             answers with its progress
     get      send a piece of a file of that folder
 """
 
@@ -39,7 +38,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-GREETING = "resdeploy keeper 1"
+GREETING = "resdeploy remote job 1"
 SILENCE_S = 60.0
 
 _CHUNK_BYTES = 1 << 16
@@ -47,19 +46,19 @@ _TAIL_BYTES = 8192
 _GRACE_S = 3.0
 _TICK_S = 0.5
 _SHORT_TICK_S = 0.02
-# What a command writes to its second output to say how far it is, and how often that is passed on.
+# The mark of a line of progress on stderr, and the shortest time between two that are passed on.
 _PROGRESS = b"progress: "
 _PROGRESS_S = 1.0
 _COMPLETE = "resdeploy-complete"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class GoneError(Exception):
-    """Whoever asked has gone, or wants an end."""
+class ClientLostError(Exception):
+    """The client disconnected, fell silent, or asked the job to stop."""
 
 
 class Requests:
-    """Standard input, whose end is noticed."""
+    """Standard input, by line or by size; its end raises `ClientLostError`."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -83,20 +82,20 @@ class Requests:
             size -= len(piece)
             yield piece
 
-    def hear(self) -> None:
-        """Read what is there."""
-        heard = os.read(self.descriptor, _CHUNK_BYTES)
-        if not heard:
-            raise GoneError
-        self._held += heard
+    def read(self) -> None:
+        """Read the available bytes."""
+        piece = os.read(self.descriptor, _CHUNK_BYTES)
+        if not piece:
+            raise ClientLostError
+        self._held += piece
 
     def _wait(self) -> None:
         if not select.select([self.descriptor], [], [], SILENCE_S)[0]:
-            raise GoneError
-        self.hear()
+            raise ClientLostError
+        self.read()
 
 
-class Keeper:
+class RemoteJob:
     """One job: its folder, its environment, and its process."""
 
     def __init__(self, requests: Requests, answers: IO[bytes]) -> None:
@@ -110,14 +109,8 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer requests until there are no more."""
-        handlers: dict[str, Callable[..., None]] = {
-            "greet": self._greet,
-            "put": self._put,
-            "prepare": self._prepare,
-            "complete": self._complete,
-            "run": self._run,
-            "get": self._get,
-        }
+        methods = (self._greet, self._put, self._prepare, self._complete, self._run, self._get)
+        handlers: dict[str, Callable[..., None]] = {m.__name__[1:]: m for m in methods}
         while True:
             request = json.loads(self._requests.line())
             try:
@@ -126,7 +119,7 @@ class Keeper:
                 self._say(failed=error.strerror or str(error), where=error.filename)
 
     def clean_up(self) -> None:
-        """Stop what runs, and remove what is not to stay."""
+        """Stop the process, and remove the job's folder and an incomplete environment."""
         if self._process is not None:
             _stop(self._process)
         for folder in (self._folder, self._incomplete):
@@ -139,13 +132,13 @@ class Keeper:
             self._answers.write(payload)
             self._answers.flush()
         except OSError as error:
-            raise GoneError from error
+            raise ClientLostError from error
 
     def _greet(self, cache: str | None) -> None:
         self._cache = os.path.abspath(os.path.expanduser(cache or _default_cache()))
         jobs = os.path.join(self._cache, "jobs")
         os.makedirs(jobs, mode=0o700, exist_ok=True)
-        # Only one at a time looks for what a power cut left behind.
+        # One job at a time removes the folders that a power cut left behind.
         with open(os.path.join(self._cache, "lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for name in os.listdir(jobs):
@@ -160,7 +153,7 @@ class Keeper:
         )
 
     def _put(self, name: str, size: int) -> None:
-        """Write a file; where that fails, read on to where the next request begins."""
+        """Write a file; if that fails, skip to the next request."""
         path = os.path.join(str(self._folder), name)
         pieces = self._requests.take(size)
         digest = hashlib.sha256()
@@ -200,7 +193,7 @@ class Keeper:
                 raise OSError(f"{path} is locked")
             # Not by a lock that waits: the end of the input must be noticed.
             if select.select([self._requests.descriptor], [], [], _TICK_S)[0]:
-                self._requests.hear()
+                self._requests.read()
 
     def _get(self, name: str, start: int, most_bytes: int) -> None:
         with open(os.path.join(str(self._folder), name), "rb") as file:
@@ -227,35 +220,32 @@ class Keeper:
         code = None if too_much else process.wait()
         _stop(process)
         self._process = None
-        self._say(
-            b"" if too_much else bytes(output),
-            code=code,
-            stderr=bytes(tail).decode("utf-8", "replace"),
-        )
+        stderr = bytes(tail).decode("utf-8", "replace")
+        self._say(b"" if too_much else bytes(output), code=code, stderr=stderr)
 
     def _follow(
         self, process: subprocess.Popen[bytes], most_bytes: int
     ) -> tuple[bytearray, bytearray]:
-        """Return what a process writes until it ends, of its second output the last of it."""
+        """Return the output of a process until it ends, and the tail of its stderr."""
         assert process.stdout is not None
         assert process.stderr is not None
         output, tail = bytearray(), bytearray()
         kept = {process.stdout.fileno(): output, process.stderr.fileno(): tail}
-        heard = told = time.monotonic()
+        last_read = last_sent = time.monotonic()
         while len(output) <= most_bytes:
             ended = process.poll() is not None
             if ended and not kept:
                 break
-            # Without outputs nothing tells of the end, which is near.
+            # Both outputs closed: the end is near, and select cannot see it.
             tick = _TICK_S if kept else _SHORT_TICK_S
             ready, _, _ = select.select([self._requests.descriptor, *kept], [], [], tick)
             if ended and not set(ready) & set(kept):
                 break
             if self._requests.descriptor in ready:
-                self._requests.hear()
-                heard = time.monotonic()
-            elif time.monotonic() - heard > SILENCE_S:
-                raise GoneError
+                self._requests.read()
+                last_read = time.monotonic()
+            elif time.monotonic() - last_read > SILENCE_S:
+                raise ClientLostError
             for descriptor in [d for d in kept if d in ready]:
                 piece = os.read(descriptor, _CHUNK_BYTES)
                 kept[descriptor] += piece
@@ -263,8 +253,8 @@ class Keeper:
                     del kept[descriptor]
             del tail[:-_TAIL_BYTES]
             last = bytes(tail).rpartition(b"\n")[0].rpartition(b"\n")[2]
-            if last.startswith(_PROGRESS) and time.monotonic() - told >= _PROGRESS_S:
-                told = time.monotonic()
+            if last.startswith(_PROGRESS) and time.monotonic() - last_sent >= _PROGRESS_S:
+                last_sent = time.monotonic()
                 self._say(progress=last[len(_PROGRESS) :].decode("utf-8", "replace"))
         return output, tail
 
@@ -288,39 +278,38 @@ def _locked(file: IO[str]) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to kill this process when the keeper is killed and can stop nothing."""
+    """Ask Linux to kill this process if the remote job is killed, and so cannot stop it."""
     with contextlib.suppress(Exception):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End every process of the group: asked first, and then made to."""
+    """End every process of the group: by SIGTERM, then by SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         _signal_group(process.pid, number)
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:
-            process.poll()  # or what has ended would still count as there
+            process.poll()  # else an ended process would still count
             if not _signal_group(process.pid, 0):
                 return
             time.sleep(_SHORT_TICK_S)
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Send a signal, or 0 for none, to a group; return whether there is anyone in it."""
+    """Send a signal, or 0 for none, to a process group; return True unless it is empty."""
     try:
-        os.killpg(group, number)
+        with contextlib.suppress(PermissionError):
+            os.killpg(group, number)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
     return True
 
 
 def main() -> None:
-    """Keep one job."""
+    """Run one job."""
 
     def leave(*_: Any) -> None:
-        raise GoneError
+        raise ClientLostError
 
     endings = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     for number in endings:
@@ -328,17 +317,17 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     # Nothing else may write between the answers.
     os.dup2(2, 1)
-    keeper = Keeper(Requests(0), answers)
+    job = RemoteJob(Requests(0), answers)
     try:
         answers.write(f"\n{GREETING}\n".encode())
         answers.flush()
-        keeper.serve()
-    except (GoneError, OSError):
+        job.serve()
+    except (ClientLostError, OSError):
         pass
     finally:
         for number in endings:
             signal.signal(number, signal.SIG_IGN)
-        keeper.clean_up()
+        job.clean_up()
 
 
 if __name__ == "__main__":

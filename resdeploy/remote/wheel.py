@@ -1,8 +1,7 @@
 """The running resdeploy as a wheel, for a device to install.
 
-An installed package has no wheel at hand, and a checkout none yet. The package is pure Python, so
-its own files are all there is to it: they are packed in one form (sorted, stored, one date), so
-that the same files give the same bytes and a device sees that it has them already.
+The package is pure Python, so its own files are packed, in one form (sorted, stored, one date): the
+same files give the same bytes, and a device recognises a wheel that it has already.
 """
 
 import base64
@@ -54,7 +53,7 @@ def _package_files() -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata() -> str:
-    """Return what pip must know: the name, the version, and what each extra needs."""
+    """Return the metadata for pip: name, version, and the requirements of each extra."""
     requires_python, requirements, extras = _needs()
     lines = [
         "Metadata-Version: 2.1",

@@ -10,24 +10,6 @@ from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
 from resdeploy.schema.sources import SourceSpec
 
-__all__ = [
-    "BenchBlock",
-    "BenchComparison",
-    "BenchJob",
-    "BenchReport",
-    "BenchResult",
-    "BenchSide",
-    "BenchSpec",
-    "LatencySummary",
-    "LayerTime",
-    "LoadgenResult",
-    "LoadgenSpec",
-    "Profile",
-    "RunnerSpec",
-    "Scenario",
-    "SpeedRatio",
-]
-
 Scenario = Literal["single-stream", "offline", "server"]
 
 
@@ -49,8 +31,8 @@ class RunnerSpec(Record):
 
     Attributes:
         name: its name in the table there.
-        source: of torch, the network that the checkpoint belongs to; its path is the model's.
-        options: of a session, provider options in place of those that resdeploy chooses.
+        source: of torch, the network of the checkpoint; its path is the model's.
+        options: of a session, provider options instead of resdeploy's own.
         python: the interpreter that has the runtime; None for the running one. It is not recorded.
     """
 
@@ -62,24 +44,23 @@ class RunnerSpec(Record):
 
 @record
 class BenchSpec(Record):
-    """What to time: `num_runs` runs of one session after its warm-up.
+    """A benchmark to run: `num_runs` timed runs of one session after its warm-up.
 
     Attributes:
-        session: on what, and how; of a runner other than a session, its provider and threads.
+        session: the session; of another runner, its provider and threads.
         batch_size: samples of one run.
-        num_warmup: runs of warm-up, at least; the first run is always one.
-        max_warmup: runs of warm-up at most; up to there it goes on until the times have settled.
-            No more than `num_warmup` where they need not.
-        num_runs: how many are timed.
-        num_bound_runs: runs timed in turn with those, whose input and output stay where the
-            provider computes.
+        num_warmup: fewest runs of warm-up; the first run is always one.
+        max_warmup: most runs of warm-up, which goes on until the times have settled; equal to
+            `num_warmup` for a fixed number.
+        num_runs: timed runs.
+        num_bound_runs: runs timed in turn with those through an I/O binding, in device memory.
         num_profile_runs: runs of another session, to time each layer; 0 for none.
         scenario: one run after the other ("single-stream"); all samples there at once
             ("offline"); or runs asked for at random times ("server").
-        qps: in "server", how many runs are asked for in a second, on average.
-        seed: of those random times.
-        loadgen: let MLCommons LoadGen ask for the runs, and not `num_runs`; None without it.
-        runner: what runs the model.
+        qps: mean runs per second of "server".
+        seed: of the random times of "server".
+        loadgen: let MLCommons LoadGen drive the runs instead of `num_runs`; None without it.
+        runner: the program that runs the model.
     """
 
     session: SessionSpec
@@ -98,19 +79,11 @@ class BenchSpec(Record):
 
 @record
 class LatencySummary(Record):
-    """What a list of latencies comes to.
+    """Summary of a list of latencies; `throughput_per_s` counts samples.
 
-    Attributes:
-        num_runs: how many latencies there were.
-        mean_ns: their arithmetic mean.
-        min_ns: the shortest.
-        p50_ns: 50 % of the runs took no longer than this; likewise `p90_ns`, `p99_ns` and
-            `p999_ns`, which is 99.9 %. With fewer than 100 runs `p99_ns` is the longest, with fewer
-            than 1000 `p999_ns`.
-        max_ns: the longest.
-        throughput_per_s: samples answered per second.
-        p50_interval_ns: low and high end of the 95 % interval, for these runs in this process.
-        p99_interval_ns: likewise; empty with fewer than 100 runs, which have no p99.
+    With fewer than 100 runs `p99_ns` is the longest and `p99_interval_ns` is empty, with fewer than
+    1000 `p999_ns` (99.9 %) is the longest. The intervals are (low, high) at 95 %, for these runs in
+    this process.
     """
 
     num_runs: int
@@ -128,11 +101,10 @@ class LatencySummary(Record):
 
 @record
 class LayerTime(Record):
-    """One kernel of the model: the median of its times, and the work that its shapes mean.
+    """One kernel of the model: its median time, and its work by the shapes.
 
-    `name` is that of the model's node, where the runtime's can be traced to one; `num_macs` are
-    multiplications with an addition; `num_bytes` are what it must read and write at least, weights
-    included.
+    `name` is that of the model's node where the kernel can be traced to one; `num_macs` are
+    multiply-adds; `num_bytes` is the least traffic, weights included.
     """
 
     name: str
@@ -143,18 +115,17 @@ class LayerTime(Record):
 
     @property
     def is_integer(self) -> bool:
-        """Whether it computes with integers: QLinearConv, QGemm, MatMulInteger and their like."""
+        """True for integer operators: QLinearConv, QGemm, MatMulInteger and their like."""
         return self.op.startswith(("QLinear", "QGemm")) or self.op.endswith("Integer")
 
 
 @record
 class Profile(Record):
-    """Where the time of a run goes, and what the machine could do at best in the same minute.
+    """Layer times of a run, and the machine's peak rates in the same minute.
 
-    `peak_macs_per_s` is that of a large matrix product of float32 on the same threads,
-    `peak_integer_macs_per_s` of one of uint8 by int8, None where no layer is one of integers;
-    `peak_bytes_per_s` is that of copying arrays that no cache holds, read and written bytes
-    together.
+    `peak_macs_per_s` is the rate of a large float32 matrix product on the same threads,
+    `peak_integer_macs_per_s` of one of uint8 by int8 (None without integer layers), and
+    `peak_bytes_per_s` of copying arrays larger than any cache, reads and writes together.
     """
 
     layers: tuple[LayerTime, ...]
@@ -165,7 +136,7 @@ class Profile(Record):
     peak_integer_macs_per_s: float | None = None
 
     def peak_of(self, layer: LayerTime) -> float:
-        """Return the best rate of products of the kind that a layer's are, per second."""
+        """Return the peak rate, in MAC/s, for the arithmetic of a layer."""
         if layer.is_integer and self.peak_integer_macs_per_s is not None:
             return self.peak_integer_macs_per_s
         return self.peak_macs_per_s
@@ -173,15 +144,10 @@ class Profile(Record):
 
 @record
 class LoadgenResult(Record):
-    """What MLCommons LoadGen says of a run: unofficial, and not verified by MLCommons.
+    """Result of MLCommons LoadGen: unofficial, and not verified by MLCommons.
 
-    Attributes:
-        version: of mlcommons-loadgen.
-        valid: whether the rules of its scenario were met.
-        metric: the figure that the scenario is about, as LoadGen names it.
-        value: of that figure.
-        reasons: which rules were not met.
-        summary: all that LoadGen says, as it says it.
+    `metric` and `value` are the scenario's figure; `reasons` are the broken rules of the scenario,
+    none if `valid`; `summary` is LoadGen's own text.
     """
 
     version: str
@@ -197,32 +163,24 @@ class BenchResult(Record):
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
     Attributes:
-        spec: what was asked for.
-        model: the file.
-        session: what it ran on.
-        environment: the machine and the software.
         input_shape: of one run.
         load_ns: from the file to an open session.
         warmup_ns: time of each run of the warm-up; the first is the first run.
         latencies_ns: of each run, from host memory to host memory: the copies are in it.
-        bound_ns: of each run in turn with those, from and to the provider's own memory by an I/O
-            binding: the copies are not in it.
-        arrivals_ns: when each run was asked for, since the start; empty in "single-stream". The
-            latency then counts from there, so that waiting in the queue is in it.
-        summary: what the latencies come to.
-        unstable_reasons: why the summary is not to be relied on; empty if nothing speaks against.
-        before: the machine before the timed runs.
-        after: and after.
-        process_s: CPU time that this process used in between.
+        bound_ns: of each run in turn with those through an I/O binding, in the provider's memory:
+            without the copies.
+        arrivals_ns: time of each request since the start; empty in "single-stream". The latency
+            then counts from there, waiting in the queue included.
+        unstable_reasons: reasons not to rely on the summary; empty if stable.
+        before: the machine before the timed runs, as `after` is after.
+        process_s: CPU time of this process in between.
         ram_base_bytes: the process's peak memory before the model was loaded.
-        ram_peak_bytes: and at the end; None where it cannot be read.
-        gpu_bytes: what the GPU's used memory grew by, whoever used it.
-        placement: where the kernels of one further run were; None where that was not looked at.
-        num_subnormal_weights: weights that are subnormal, which some CPUs compute slowly with;
-            None where they cannot be read.
-        warnings: what the runtime said of itself being slow.
-        profile: times of the layers, where asked for.
-        loadgen: what LoadGen says, where it asked for the runs.
+        ram_peak_bytes: and at the end; None if unreadable.
+        gpu_bytes: growth of the GPU's used memory, by any process.
+        placement: of the kernels of one further run, if asked for.
+        num_subnormal_weights: subnormal weights, which are slow on some CPUs; None if unreadable.
+        warnings: the runtime's own warnings about speed.
+        loadgen: LoadGen's result, if it drove the runs.
     """
 
     spec: BenchSpec
@@ -251,7 +209,7 @@ class BenchResult(Record):
 
     @property
     def stable(self) -> bool:
-        """Whether nothing speaks against the summary."""
+        """True without a reason against the summary."""
         return not self.unstable_reasons
 
     @property
@@ -279,10 +237,10 @@ class BenchReport(Record):
 
 @record
 class BenchJob(Record):
-    """What a worker process is told to do: time a model, all at once or in bursts on command.
+    """A worker process's job: time a model, all at once or in bursts on command.
 
-    `model` is None where the source's factory makes a trained module by itself; `golden` is a
-    golden file whose inputs are run, and its answers judged, in place of a drawn input.
+    `model` is None if the source's factory makes a trained module; `golden` is a golden file to run
+    and judge instead of a drawn input.
     """
 
     model: str | None
@@ -294,15 +252,11 @@ class BenchJob(Record):
 
 @record
 class BenchSide(Record):
-    """One of those that are compared: a model in a runner.
+    """One side of a comparison: a model in a runner.
 
-    Attributes:
-        spec: what was asked for.
-        model: the file; None where a factory made the module.
-        session: what it ran on.
-        options: settings in force, in the runtime's own words.
-        rel_l2: relative distance of its outputs from the golden file's float64 reference; None
-            without one, or where an output is not finite.
+    `model` is None if a factory made the module; `options` are the settings in force, in the
+    runtime's own words; `rel_l2` is the relative distance of its outputs from the golden file's
+    float64 reference, None without one, or if an output is not finite.
     """
 
     spec: BenchSpec
@@ -331,7 +285,7 @@ class SpeedRatio(Record):
 
     @property
     def verdict(self) -> Literal["faster", "slower", "cannot tell"]:
-        """What the candidate is, if the whole interval says so."""
+        """The side of 1 on which the whole interval lies."""
         if self.low > 1:
             return "slower"
         return "faster" if self.high < 1 else "cannot tell"
@@ -342,18 +296,14 @@ class BenchComparison(Record):
     """Two sessions timed in turn, or one against a saved result, and the ratio of their times.
 
     Attributes:
-        candidate: the one in question.
-        baseline: the one it is held against.
-        environment: the machine and the software.
-        interleaved: whether both were timed in turn; False is weaker evidence.
+        interleaved: True if both were timed in turn; False is weaker evidence.
         blocks: the raw latencies.
         confidence: of the intervals.
         p50: ratio of the medians.
         p99: ratio of the 99th percentiles; None if there were too few runs.
-        max_slowdown: the candidate may be slower by this fraction; None if that was not asked.
-        caveats: what the reader must know before believing it.
-        before: the machine before.
-        after: and after.
+        max_slowdown: the largest fraction by which the candidate may be slower, or None.
+        caveats: limits of the evidence.
+        before: the machine before the runs, as `after` is after.
     """
 
     candidate: BenchSide
@@ -371,5 +321,5 @@ class BenchComparison(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate is not proven slower than allowed: all of the interval beyond."""
+        """True unless the whole interval of the p50 ratio is beyond `max_slowdown`."""
         return self.max_slowdown is None or self.p50.low <= 1 + self.max_slowdown

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from resdeploy.schema.codec import Record, record
+from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
@@ -10,21 +10,12 @@ from resdeploy.schema.sessions import SessionInfo
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
 from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
 
-__all__ = [
-    "CheckReport",
-    "ClassScore",
-    "Manifest",
-    "PredictReport",
-    "Prediction",
-    "TunedCheck",
-]
-
 
 @record
 class Manifest(Record):
     """The table of contents of a bundle, with the records that led to it.
 
-    `tuned` are the fastest ways to run it that `tune` found, on the machines they are for.
+    `tuned` are the fastest settings, by kind of machine, that `tune` found.
     """
 
     name: str
@@ -40,31 +31,26 @@ class Manifest(Record):
 
 
 @record
-class TunedCheck(Record):
-    """A way to run the bundle that was tuned for such a machine, and what it computes now.
+class TunedCheck(Judged):
+    """Settings that were tuned for this kind of machine, and their outputs now.
 
     Attributes:
-        settings: the way, and what it promised.
-        found: what it makes of the golden inputs now.
-        reasons: why it is not what it was: what was found without loss must pass verification as
-            float32; what was found within a budget may not be clearly worse than it was then.
+        settings: the settings, with the outputs they had when tuned.
+        found: the outputs for the golden inputs now.
+        reasons: lossless settings must pass verification as float32; those within a budget may not
+            be clearly worse than when tuned.
     """
 
     settings: TunedSettings
     found: GoldenAnswers
     reasons: tuple[str, ...] = ()
 
-    @property
-    def passed(self) -> bool:
-        """Whether it is what it was."""
-        return not self.reasons
-
 
 @record
 class CheckReport(Record):
-    """A bundle whose files are intact, and what each provider computed from its golden inputs.
+    """An intact bundle, with a verdict for each provider.
 
-    `tuned` are the ways to run it that `tune` found on a machine like this one.
+    `tuned` are the checks of the settings that `tune` found on a machine like this one.
     """
 
     name: str
@@ -74,7 +60,7 @@ class CheckReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether the model computes what the bundle says it should, in every way it is run."""
+        """True if the verification and every check of tuned settings passed."""
         return self.verification.passed and all(one.passed for one in self.tuned)
 
 
@@ -101,10 +87,9 @@ class Prediction(Record):
 
 @record
 class PredictReport(Record):
-    """What a model of a bundle says of each input, in the order they were given.
+    """Predictions of a bundle's model, in the order of the inputs.
 
-    `digest` stands for the bundle, every byte of which was checked first; `model` is the file of it
-    that was run.
+    `digest` is the SHA-256 of the bundle's manifest; `model` is the file that was run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a record is, and its JSON form."""
+"""The behaviour of records, and their JSON form."""
 
 import dataclasses
 import json
@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeVar
 
 from resdeploy.errors import ResdeployError
 
-__all__ = ["SCHEMA_VERSION", "Record", "dump_json", "from_json", "load_json", "record", "to_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Judged",
+    "Record",
+    "dump_json",
+    "from_json",
+    "load_json",
+    "record",
+    "to_json",
+]
 
 # 1  first version
 SCHEMA_VERSION = 1
@@ -77,6 +86,22 @@ class Record:
         return html_of(self)
 
 
+class Judged(Record):
+    """A record of a check; it has the reasons for a failure."""
+
+    __slots__ = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The reasons for a failure; empty for a pass."""
+        raise NotImplementedError
+
+    @property
+    def passed(self) -> bool:
+        """True without a reason for a failure."""
+        return not self.reasons
+
+
 def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(value)
 
@@ -90,7 +115,7 @@ def record(cls: type[T]) -> type[T]:
 
 
 def to_json(value: Any) -> Any:
-    """Return `value` (a record, or what records are made of) as JSON data.
+    """Return `value`, a record or a part of one, as JSON data.
 
     A NaN or infinite float becomes the string "NaN", "Infinity" or "-Infinity", as JSON has none.
     """

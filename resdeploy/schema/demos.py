@@ -9,12 +9,10 @@ from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.verdicts import VerifyReport
 
-__all__ = ["DemoReport", "DemoStage"]
-
 
 @record
 class DemoStage(Record):
-    """One stage of the demo: what came of it, in words, and how long it took."""
+    """One stage of the demo: its outcome in words, and its duration."""
 
     stage: str
     outcome: str
@@ -25,7 +23,7 @@ class DemoStage(Record):
 class DemoReport(Record):
     """The whole chain on embedded data: the records of its stages and the files it wrote.
 
-    `paths` are by what they are; `unavailable` says of each provider that did not start why.
+    `paths` are by kind; `unavailable` has the reason of each provider that did not start.
     """
 
     train: TrainReport
@@ -39,11 +37,6 @@ class DemoReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether every verdict along the way was a pass."""
-        exported = self.export.verification
-        return (
-            exported is not None
-            and exported.passed
-            and self.verification.passed
-            and self.check.passed
-        )
+        """True if every verdict along the way is a pass."""
+        verdicts = (self.export.verification, self.verification, self.check)
+        return all(one is not None and one.passed for one in verdicts)

@@ -1,14 +1,12 @@
-"""How often a model is right, and what another one does differently on the same samples."""
+"""Accuracies on labelled samples, and paired comparisons of two models."""
 
 from resdeploy.schema.codec import Record, record
 from resdeploy.schema.sessions import SessionInfo
 
-__all__ = ["AccuracyResult", "EvaluateReport", "EvaluatedModel", "Flip", "PairedResult"]
-
 
 @record
 class AccuracyResult(Record):
-    """How many samples a model gets right; `interval` is Clopper and Pearson's, of the fraction."""
+    """Correct predictions of a model; `interval` is Clopper and Pearson's, of the fraction."""
 
     num_correct: int
     num_samples: int
@@ -22,7 +20,7 @@ class AccuracyResult(Record):
 
 @record
 class EvaluatedModel(Record):
-    """A model, where it ran, and how often it is right."""
+    """A model, its session, and its accuracy."""
 
     name: str
     session: SessionInfo
@@ -33,14 +31,9 @@ class EvaluatedModel(Record):
 class Flip(Record):
     """A sample that two models put into different classes.
 
-    Attributes:
-        sample: its file, or its file and row.
-        index: its place among the samples.
-        label: the class it is of.
-        predicted: the class that the model says.
-        against_predicted: the class that the other model says.
-        margin: by how much the model's largest output leads the next, in units of its outputs.
-        against_margin: likewise of the other model.
+    `sample` is its file, or its file and row; `index` its place among the samples; `label` its
+    class. A margin is the lead of a model's largest output over the next, in units of its outputs;
+    `against_` is of the other model.
     """
 
     sample: str
@@ -56,13 +49,9 @@ class Flip(Record):
 class PairedResult(Record):
     """Two models on the same samples: "only" counts those that one gets right and the other wrong.
 
-    Attributes:
-        num_model_only: samples that the model alone gets right.
-        num_against_only: samples that the other alone gets right.
-        p_value: of McNemar's exact test that both are right equally often.
-        drop_interval: Tango's score interval of the fraction by which the model is right less
-            often than the other; below zero it is right more often.
-        flips: every sample whose class changed, also from one wrong class to another.
+    `p_value` is of McNemar's exact test for equal accuracies; `drop_interval` is Tango's score
+    interval of the drop in accuracy, as a fraction, negative for a gain; `flips` has every sample
+    whose class changed, also from one wrong class to another.
     """
 
     num_model_only: int
@@ -74,16 +63,10 @@ class PairedResult(Record):
 
 @record
 class EvaluateReport(Record):
-    """How often a model is right on labelled samples, and next to another model.
+    """Accuracy of a model on labelled samples, beside that of another model if one is given.
 
-    Attributes:
-        model: what was evaluated.
-        samples: what it was evaluated on, in words.
-        labels: the names of the classes, if they are known.
-        confidence: of every interval here.
-        against: the other model, if there is one.
-        paired: the two on the same samples.
-        max_drop: the largest fraction by which the model may be right less often, if one was given.
+    `samples` is a description; `labels` are the names of the classes, if known; `confidence` is of
+    every interval here; `max_drop` is the largest drop that is allowed, as a fraction.
     """
 
     model: EvaluatedModel
@@ -96,14 +79,14 @@ class EvaluateReport(Record):
 
     @property
     def drop(self) -> float | None:
-        """The fraction by which the model is right less often than the other."""
+        """Drop in accuracy from the other model, as a fraction."""
         if self.against is None:
             return None
         return self.against.result.accuracy - self.model.result.accuracy
 
     @property
     def passed(self) -> bool:
-        """Whether the whole interval of the drop is within what is allowed."""
+        """True if the whole interval of the drop is at most `max_drop`."""
         if self.max_drop is None or self.paired is None:
             return True
         return self.paired.drop_interval[1] <= self.max_drop

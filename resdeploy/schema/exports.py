@@ -8,9 +8,7 @@ from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import VerifyReport
 
-__all__ = ["LABELS_KEY", "PREPROCESS_KEY", "ExportReport", "ExportSpec", "PassReport"]
-
-# What an export writes into the ONNX file itself, as JSON, for whoever has nothing else.
+# Keys of the metadata, as JSON, that an export writes into the ONNX file itself.
 LABELS_KEY = "resdeploy.labels"
 PREPROCESS_KEY = "resdeploy.preprocess"
 
@@ -25,7 +23,7 @@ class PassReport(Record):
 
 @record
 class ExportSpec(Record):
-    """How to export. `batch` is "dynamic" or a fixed number of samples.
+    """A request to export. `batch` is "dynamic" or a fixed number of samples.
 
     `newest_ir_version` is the newest form of the file that the target reads; None for any.
     """

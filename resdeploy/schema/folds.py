@@ -1,11 +1,9 @@
-"""What a fold did and what it refused."""
+"""Folds and refusals."""
 
 from typing import Literal
 
 from resdeploy.schema.codec import Record, record
 from resdeploy.schema.verdicts import Comparison
-
-__all__ = ["FoldReport", "FoldedSite", "RefusedSite"]
 
 
 @record
@@ -19,7 +17,7 @@ class FoldedSite(Record):
         max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
             last place of the stored type.
         num_flushed: folded values that were subnormal and became zero.
-        num_consumers: how many read the value that the BatchNorm read, itself among them.
+        num_consumers: readers of the BatchNorm's input, itself among them.
         norm: "batch", or "layer" where only the affine part of a LayerNorm was folded: it stays,
             with a scale of one and a shift of zero.
     """
@@ -39,8 +37,8 @@ class RefusedSite(Record):
 
     Attributes:
         site: its name in the model.
-        reason: what stands in the way.
-        num_consumers: how many readers its input has, itself among them.
+        reason: the obstacle.
+        num_consumers: readers of its input, itself among them.
     """
 
     site: str
@@ -50,10 +48,10 @@ class RefusedSite(Record):
 
 @record
 class FoldReport(Record):
-    """What was folded and what was refused, in the order of the graph.
+    """Folded and refused sites, in the order of the graph.
 
-    `comparison` judges the folded model against the model in float64, where that was done;
-    `not_judged` says why it was not, where it was to be done.
+    `comparison` judges the folded model against the model in float64, if that was done;
+    `not_judged` is the reason why not, if it was asked for.
     """
 
     folded: tuple[FoldedSite, ...] = ()
@@ -63,5 +61,5 @@ class FoldReport(Record):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that was to be folded is left."""
+        """True if nothing was refused."""
         return not self.refused

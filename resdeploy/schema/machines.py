@@ -5,16 +5,6 @@ from typing import Literal
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = [
-    "DoctorReport",
-    "Environment",
-    "Finding",
-    "GpuState",
-    "MachineState",
-    "ProbeReport",
-    "ProviderProbe",
-]
-
 
 @record
 class Environment(Record):
@@ -57,13 +47,13 @@ class MachineState(Record):
     """The machine at one moment; None is "not readable here".
 
     Attributes:
-        time_s: on a clock that only the difference of two states says anything about.
-        load_average_1min: processes that ran or wanted to, over the last minute.
+        time_s: on a clock with an arbitrary start.
+        load_average_1min: running and waiting processes, mean of the last minute.
         cpu_frequency_mhz: mean over the CPUs.
         temperature_c: of the hottest sensor.
-        num_throttles: how often a core was slowed for its heat or power, since boot.
-        limited_s: time for which this container was stopped, having used up its share of CPU.
-        busy_s: CPU time used by everyone on the machine since boot.
+        num_throttles: slow-downs of a core for heat or power, since boot.
+        limited_s: time for which this container was stopped at its CPU limit.
+        busy_s: CPU time of all processes on the machine since boot.
         stolen_s: CPU time that the host of this virtual machine gave to others, since boot.
         gpus: the GPUs.
     """
@@ -81,15 +71,15 @@ class MachineState(Record):
 
 @record
 class ProviderProbe(Record):
-    """Whether a session really starts on an execution provider, and computes there.
+    """The start of a session on an execution provider, tried with a tiny model.
 
     Attributes:
         provider: the short name of `resdeploy.session.providers`, or ONNX Runtime's own name of a
             provider that resdeploy has no settings for.
         ort_name: ONNX Runtime's name for it.
         starts: whether a tiny model ran on it.
-        why_not: what stood in the way.
-        fix: what helps, where that is known.
+        why_not: the obstacle.
+        fix: the remedy, if known.
     """
 
     provider: str
@@ -101,19 +91,16 @@ class ProviderProbe(Record):
 
 @record
 class ProbeReport(Record):
-    """What a machine can run: its runtime, its providers, and what decides its speed.
+    """A machine's abilities: its runtime, its providers, and the instructions that decide speed.
 
     Attributes:
-        environment: the machine and its software.
         runtime: the package that holds ONNX Runtime.
-        runtime_version: its version.
-        available_providers: those the runtime was built with, in its order; not yet those that
-            start.
-        providers: what happened when a tiny model was opened on each.
+        available_providers: those the runtime was built with, in its order; not all may start.
+        providers: the outcome of opening a tiny model on each.
         plugins: the packages of plugin providers that are installed, with their versions.
-        cpu_features: instructions that decide the speed of a network, and whether this CPU has
-            them; empty where that cannot be read.
-        lacks: what this version of the runtime cannot tell or do for resdeploy.
+        cpu_features: instructions that decide the speed of a network, True for those of this CPU;
+            empty if unreadable.
+        lacks: functions that this version of the runtime does not have.
     """
 
     environment: Environment
@@ -128,10 +115,7 @@ class ProbeReport(Record):
 
 @record
 class Finding(Record):
-    """One thing that was looked at in an installation.
-
-    A "fault" stops what was asked for; a "remark" does not. `fix` says what helps.
-    """
+    """One finding; a "fault" stops the requested providers, a "remark" does not."""
 
     subject: str
     verdict: Literal["ok", "remark", "fault"]
@@ -141,12 +125,12 @@ class Finding(Record):
 
 @record
 class DoctorReport(Record):
-    """An installation, looked over: everything that was looked at, in that order."""
+    """All findings in an installation, in the order of the examination."""
 
     providers: tuple[str, ...]
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether all that was asked for can run."""
+        """True if all requested providers can run."""
         return all(finding.verdict != "fault" for finding in self.findings)

@@ -1,22 +1,9 @@
-"""What a quantisation asks for, tried, kept, and proved."""
+"""Quantisation: the request, the trials, the proof."""
 
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import Record, record
-
-__all__ = [
-    "CalibrationMethod",
-    "Choice",
-    "IntegerProof",
-    "IntegerTypes",
-    "KeptFloat",
-    "QuantQuality",
-    "QuantReport",
-    "QuantSpec",
-    "QuantTrial",
-    "QuantizedPrecision",
-]
+from resdeploy.schema.codec import Judged, Record, record
 
 QuantizedPrecision = Literal["int8", "float16", "bfloat16"]
 CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
@@ -29,8 +16,8 @@ class QuantSpec(Record):
     """A request to lower a model's precision.
 
     Attributes:
-        precision: what to lower it to.
-        method: how ranges are found from what calibration saw; "auto" measures all.
+        precision: the lower precision.
+        method: calibration of ranges; "auto" measures all methods.
         types: of activations and weights, in int8; "u8s8" on x86, "s8s8" on ARM, and
             "s8s8-symmetric" (zero points of 0) for TensorRT.
         reduce_range: weights of 7 bits, for CPUs that add products in 16 bits.
@@ -39,13 +26,13 @@ class QuantSpec(Record):
         refine: give each tensor the range that the outputs are best with.
         rounding: round weights so that their errors cancel on calibration data (GPTQ).
         bias_correction: take the mean error of the weights out of the biases.
-        max_flips: which fraction of held-out predictions may change.
-        max_error: which relative error the outputs may have, None for any.
+        max_flips: the fraction of held-out predictions that may change.
+        max_error: the largest relative error of the outputs, None for any.
         keep_io: leave the model's inputs and outputs in float32 (float16 and bfloat16).
     """
 
     precision: QuantizedPrecision = "int8"
-    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
+    method: Literal["auto"] | CalibrationMethod = "auto"
     types: IntegerTypes = "u8s8"
     reduce_range: bool = False
     equalize: Choice = "auto"
@@ -64,11 +51,11 @@ class QuantQuality(Record):
 
     Attributes:
         error: ||candidate - reference|| / ||reference|| over all outputs of all inputs.
-        num_inputs: how many.
+        num_inputs: number of held-out inputs.
         num_flips: predictions (largest output) that changed.
-        largest_flip_margin: of those, by how much the reference's first output led its second, at
-            most; 0 without flips.
-        median_margin: the same lead, in the middle of all inputs.
+        largest_flip_margin: of those, the largest lead of the reference's first output over its
+            second; 0 without flips.
+        median_margin: the same lead, median of all inputs.
     """
 
     error: float
@@ -85,7 +72,7 @@ class QuantQuality(Record):
 
 @record
 class QuantTrial(Record):
-    """One thing that was tried, what it measured, and whether it was kept."""
+    """One trial, its measured quality, and the decision to keep it."""
 
     stage: str
     name: str
@@ -95,7 +82,7 @@ class QuantTrial(Record):
 
 @record
 class KeptFloat(Record):
-    """A layer that stays in float32, and the measurement that says why."""
+    """A layer that stays in float32, with the measurement as the reason."""
 
     node: str
     op: str
@@ -104,12 +91,9 @@ class KeptFloat(Record):
 
 @record
 class IntegerProof(Record):
-    """What the runtime really runs: the operators of its optimised graph.
+    """The operators of the runtime's optimised graph, by count.
 
-    Attributes:
-        runtime: the runtime that optimised it.
-        operators: how many of each.
-        left_in_float: layers and residual additions that compute in float32, unasked.
+    `left_in_float` has layers and residual additions that compute in float32, unasked.
     """
 
     runtime: str
@@ -118,27 +102,23 @@ class IntegerProof(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing stayed in float that was not to."""
+        """True if nothing stayed in float unasked."""
         return not self.left_in_float
 
 
 @record
-class QuantReport(Record):
-    """What quantisation did.
+class QuantReport(Judged):
+    """The outcome of a quantisation.
 
     Attributes:
-        spec: what was asked for, with nothing left to choose where this machine decides it.
-        output: the file that was written, None if none was.
-        calibration: what was calibrated on.
+        spec: the request, with the choices that this machine decides filled in.
+        output: the file that was written, or None.
         num_calibration: samples that the ranges come from.
-        quality: of the result, on samples that the ranges do not come from.
-        judged_on: what computed the result's outputs.
-        trials: everything tried, in order.
-        kept_float: layers that stay in float32.
-        proof: for int8, what the runtime runs.
+        quality: of the result, on held-out samples.
+        judged_on: the runtime that computed the result's outputs.
+        proof: for int8, the operators that the runtime runs.
         saturating: layers whose 8-bit weights overflow 16-bit sums on a CPU without VNNI.
-        warnings: what to know about the calibration data and the machine.
-        reasons: why the result is not good enough; empty if it is.
+        warnings: about the calibration data and the machine.
     """
 
     spec: QuantSpec
@@ -153,8 +133,3 @@ class QuantReport(Record):
     saturating: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether the budget holds and the runtime runs what it should."""
-        return not self.reasons

@@ -6,22 +6,7 @@ from typing import Literal
 
 from resdeploy.schema.codec import Record, record
 from resdeploy.schema.folds import FoldedSite
-from resdeploy.schema.sources import SourceSpec
-
-__all__ = [
-    "AugmentSpec",
-    "CheckpointInfo",
-    "DataSpec",
-    "EpochMetrics",
-    "ModelSpec",
-    "Preprocess",
-    "Recipe",
-    "Scalar",
-    "SourceSpec",
-    "TrainPrecision",
-    "TrainReport",
-    "TrainSpec",
-]
+from resdeploy.schema.sources import SourceSpec as SourceSpec
 
 Scalar = str | int | float | bool
 TrainPrecision = Literal["float32", "bfloat16"]
@@ -29,19 +14,19 @@ TrainPrecision = Literal["float32", "bfloat16"]
 
 @record
 class Preprocess(Record):
-    """How a raw sample becomes the network's input, per channel: `(raw / divisor - mean) / std`.
+    """Preprocessing of a raw sample, per channel: `(raw / divisor - mean) / std`.
 
     Attributes:
         input_shape: (C, H, W) of one image or (F,) of one vector, without the batch.
         divisor: the raw value that stands for 1.0 (255 for 8-bit images).
         mean: one value per channel, or a single one for all; in units of raw / divisor.
-        std: likewise.
-        color: what an image file is converted to; "none" where samples are vectors.
+        std: the same.
+        color: the colour space of image files; "none" if samples are vectors.
         resize: length in pixels of an image file's shorter side before the centre crop to
             (H, W); None to scale straight to (H, W).
         interpolation: the filter of that resize, always antialiased.
-        embedded: whether divisor, mean and std are part of the model, which then takes the pixels
-            themselves: uint8 (N, H, W, C), resized and cut already.
+        embedded: True if divisor, mean and std are part of the model, which then takes pixels:
+            uint8 (N, H, W, C), resized and cut already.
     """
 
     input_shape: tuple[int, ...]
@@ -148,13 +133,13 @@ class EpochMetrics(Record):
 
 @record
 class CheckpointInfo(Record):
-    """What a resdeploy checkpoint says of itself, in the metadata of its safetensors file.
+    """The metadata of a resdeploy checkpoint, in its safetensors file.
 
     Attributes:
-        model: the network the weights belong to, before anything was folded.
-        preprocess: what its inputs went through in training, where that is known.
+        model: the network of the weights, before any fold.
+        preprocess: of its inputs in training, if known.
         labels: one name per class, or none.
-        recipe: how it was trained, if by resdeploy.
+        recipe: of its training, if by resdeploy.
         epoch: epochs trained.
         test_accuracy: fraction of the held-out samples it gets right.
         folded: the BatchNorms that are already part of their layers.
@@ -166,12 +151,12 @@ class CheckpointInfo(Record):
     recipe: Recipe | None = None
     epoch: int | None = None
     test_accuracy: float | None = None
-    folded: tuple["FoldedSite", ...] = ()
+    folded: tuple[FoldedSite, ...] = ()
 
 
 @record
 class TrainReport(Record):
-    """What `train` did: the last epoch's metrics and the files it wrote."""
+    """A finished training: the last epoch's metrics and the written files."""
 
     recipe: Recipe
     run_directory: str

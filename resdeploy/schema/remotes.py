@@ -1,4 +1,4 @@
-"""Devices reached over SSH, and what came back from each."""
+"""Devices over SSH, and the results of each."""
 
 from typing import Literal
 
@@ -9,15 +9,6 @@ from resdeploy.schema.codec import Record, record
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = [
-    "DeviceFailure",
-    "DeviceResult",
-    "DeviceSpec",
-    "Installation",
-    "RemoteCommand",
-    "RemoteReport",
-]
-
 RemoteCommand = Literal["check", "bench", "probe", "tune"]
 
 
@@ -26,10 +17,10 @@ class DeviceSpec(Record):
     """A device, and how to work on it; None leaves it to `~/.ssh/config` or to a default.
 
     Attributes:
-        name: what it is called in tables; the address, if nothing better was said.
+        name: its name in tables; by default the address.
         host: its name or address, or an alias of `~/.ssh/config`.
-        user: whom to log in as.
-        port: where its SSH server listens.
+        user: of the log-in.
+        port: of its SSH server.
         identity: file of the private key to log in with.
         environment: folder there of a virtual environment that holds resdeploy; None makes a
             private one.
@@ -38,9 +29,9 @@ class DeviceSpec(Record):
         wheelhouse: folder here of wheels to install from, for a device without a package index.
         cache: folder there for private environments and running jobs; None is `resdeploy` in the
             user's cache.
-        provider: takes the place of `--provider` on this device.
-        connect_timeout_s: how long it may take until it answers.
-        timeout_s: how long all of it may take; None for as long as it takes.
+        provider: replaces `--provider` on this device.
+        connect_timeout_s: the longest time until its first answer.
+        timeout_s: the longest time for the whole job; None for no limit.
     """
 
     name: str
@@ -59,7 +50,7 @@ class DeviceSpec(Record):
 
     @property
     def address(self) -> str:
-        """The device as `--on` takes it: user@host:port, as far as they were said."""
+        """The device as `--on` takes it: user@host:port, without the parts that are None."""
         user = "" if self.user is None else f"{self.user}@"
         if self.port is None:
             return f"{user}{self.host}"
@@ -71,12 +62,9 @@ class DeviceSpec(Record):
 class Installation(Record):
     """The Python environment that was used on a device.
 
-    Attributes:
-        python: the path of its interpreter there.
-        python_version: of that interpreter, or of the one that made the environment.
-        machine: what the device calls its processor, such as aarch64.
-        origin: "given" by the user, "made" for this run, or "found" as an earlier run made it.
-        wheel_sha256: of the resdeploy in it; None where that was given.
+    `python` is the path of its interpreter there; `machine` the device's name of its processor,
+    such as aarch64; `origin` is "given" by the user, "made" for this run, or "found" as an earlier
+    run made it; `wheel_sha256` is of the resdeploy in it, None for a given environment.
     """
 
     python: str
@@ -88,7 +76,7 @@ class Installation(Record):
 
 @record
 class DeviceFailure(Record):
-    """Why a device gave no result: the stage it had come to, and the error's three parts."""
+    """The failure of a device: its stage, and the error's three parts."""
 
     stage: str
     what: str
@@ -99,9 +87,9 @@ class DeviceFailure(Record):
 
 @record
 class DeviceResult(Record):
-    """What came back from one device: its records, as far as it came, or why there are none.
+    """The records of one device up to its failure, if any.
 
-    `host_key` is the fingerprint of the key that the device has proved to have.
+    `host_key` is the fingerprint of the device's proven key.
     """
 
     device: DeviceSpec
@@ -116,12 +104,9 @@ class DeviceResult(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether all that was asked for was done, and no check failed."""
-        return (
-            self.failure is None
-            and (self.check is None or self.check.passed)
-            and (self.comparison is None or self.comparison.passed)
-        )
+        """True without a failure, and with no failed check or comparison."""
+        verdicts = (self.check, self.comparison)
+        return self.failure is None and all(one is None or one.passed for one in verdicts)
 
 
 @record
@@ -133,12 +118,12 @@ class RemoteReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether every device passed."""
+        """True if every device passed."""
         return all(result.passed for result in self.devices)
 
     @property
     def exit_code(self) -> int:
-        """0 if all passed; 1 if not; if no device gave a result, what is wrong with them."""
+        """0 if all passed, else 1; the largest code of the failures if every device failed."""
         if self.passed:
             return EXIT_PASSED
         failures = [result.failure for result in self.devices]

@@ -5,18 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from resdeploy.schema.codec import Record, record
-
-__all__ = [
-    "SESSION_OPTIONS",
-    "GraphLevel",
-    "Placement",
-    "PrecisionHint",
-    "PrecisionName",
-    "SessionInfo",
-    "SessionOption",
-    "SessionSpec",
-]
+from resdeploy.schema.codec import Judged, Record, record
 
 GraphLevel = Literal["disabled", "basic", "extended", "all"]
 PrecisionHint = Literal["default", "f32", "bf16"]
@@ -29,10 +18,10 @@ class SessionOption(NamedTuple):
     Attributes:
         flag: the option, such as "--tf32".
         help: the option's help; of `provider`, the names follow.
-        shown: a value other than the default in a table, "{}" in the place of the value.
-        changes_answers: whether it chooses an arithmetic, so that every command that opens sessions
+        shown: the text in tables of a value other than the default, "{}" for the value.
+        changes_answers: True if it chooses an arithmetic, so that every command that opens sessions
             has it; the others, which change the speed alone, are options of `bench`.
-        must_apply: whether it is refused on a provider whose own options it does not change.
+        must_apply: True if it is refused on a provider whose own options it does not change.
         kind: the field's type.
         default: the field's default.
     """
@@ -79,7 +68,7 @@ class SessionSpec(Record):
     """A session to open: one provider, and nothing else may run a node.
 
     `provider` is a short name of `resdeploy.session.providers`; `num_threads` None leaves ONNX
-    Runtime's own choice. What a field is on the command line stands beside its type.
+    Runtime's own choice. The option of the command line stands beside each field's type.
     """
 
     provider: Annotated[str, _PROVIDER] = "cpu"
@@ -106,11 +95,11 @@ SESSION_OPTIONS: Mapping[str, SessionOption] = MappingProxyType(_session_options
 
 @record
 class SessionInfo(Record):
-    """A session that started: what it runs on, and how many nodes each provider was given.
+    """A started session: its runtime, and the number of nodes on each provider.
 
     `nodes_by_provider` is None where the runtime cannot tell (ONNX Runtime before 1.24).
-    `disabled_optimizers` are graph optimisations of the runtime that are known to change what
-    this model computes, and so were switched off.
+    `disabled_optimizers` are graph optimisations of the runtime that are known to change this
+    model's outputs, and so were switched off.
     """
 
     spec: SessionSpec
@@ -122,18 +111,17 @@ class SessionInfo(Record):
 
 
 @record
-class Placement(Record):
-    """Where a model ran: what was planned, and what a profile of one run saw.
+class Placement(Judged):
+    """Placement of a model: the plan, and the kernels in a profile of one run.
 
     Attributes:
         planned: nodes of the graph by the provider they were assigned to; None where the runtime
             cannot tell (ONNX Runtime before 1.24).
-        executed: kernels of the run by the provider whose kernel it was. They are fewer than the
-            nodes where kernels do the work of several; a compiled subgraph is one.
-        num_copies: kernels that did nothing but move a tensor between devices.
+        executed: kernels of the run by provider; fewer than nodes where nodes were fused, and one
+            for a compiled subgraph.
+        num_copies: kernels that only moved a tensor between devices.
         strays: nodes and kernels of other providers, "name (operator) on provider"; those that only
             describe or arrange values are no failure.
-        reasons: why the placement is a failure; empty when it passed.
     """
 
     planned: Mapping[str, int] | None
@@ -141,8 +129,3 @@ class Placement(Record):
     num_copies: int
     strays: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything that computes was on the provider asked for."""
-        return not self.reasons

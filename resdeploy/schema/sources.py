@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["SourceSpec"]
-
 
 @record
 class SourceSpec(Record):

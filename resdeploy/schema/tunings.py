@@ -1,4 +1,4 @@
-"""The search for the fastest way to run a model, and what it settled on."""
+"""The search for the fastest settings of a model, and its result."""
 
 import math
 from typing import Literal
@@ -9,33 +9,22 @@ from resdeploy.schema.machines import Environment
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import SessionSpec
 
-__all__ = [
-    "GoldenAnswers",
-    "Objective",
-    "TuneReport",
-    "TuneSpec",
-    "TuneTrial",
-    "TunedSettings",
-    "TunedTarget",
-]
-
 Objective = Literal["latency", "p99", "throughput", "memory", "size"]
 
 
 @record
 class TuneSpec(Record):
-    """What to search, and what for.
+    """The space and the objective of a search.
 
     Attributes:
         objective: the time of a run in the median or at its 99th percentile, samples per second,
             the process's peak memory, or the size of the model file.
-        max_drop: the fraction by which a candidate may be right less often than the bundle's own
-            model; None is "lossless": it must pass `verify` as float32.
-        providers: where to run.
+        max_drop: the largest drop in accuracy below the bundle's own model, as a fraction; None is
+            "lossless": a candidate must pass `verify` as float32.
         batch_sizes: samples of a run; more than one for the throughput only.
         threads: numbers of threads of the CPU; None is ONNX Runtime's own choice.
         num_runs: of each process at most; slow models run less often, fast ones in the first block.
-        max_blocks: how often the race goes round at most.
+        max_blocks: rounds of the race, at most.
     """
 
     objective: Objective = "latency"
@@ -49,18 +38,15 @@ class TuneSpec(Record):
 
 @record
 class TuneTrial(Record):
-    """One candidate: a model in a session with a batch size, and what became of it.
+    """One candidate, a model in a session with a batch size, and its outcome.
 
     Attributes:
-        model: the file's name.
-        session: on what, and how.
-        batch_size: samples of one run.
-        size_bytes: of the file; 0 where it could not be made.
-        times_ns: the objective's percentile of a run, one for each block that it was in.
-        ram_peak_bytes: of its process; None where it cannot be read.
-        drop: how much less often it is right, where that was judged.
-        evidence: what lets it in: the verdict, or the interval of the drop.
-        out: why it left, or was never in; None if nobody beat it.
+        size_bytes: of the file; 0 if it could not be made.
+        times_ns: the objective's percentile of a run, one for each block.
+        ram_peak_bytes: of its process; None if unreadable.
+        drop: its drop in accuracy, if judged.
+        evidence: for its admission: the verdict, or the interval of the drop.
+        out: the reason for its exclusion; None for the winner and its ties.
     """
 
     model: str
@@ -83,12 +69,7 @@ class TuneTrial(Record):
 
 @record
 class TunedTarget(Record):
-    """The kind of machine that settings were found on; on any other they say nothing.
-
-    The processor's architecture, its model, how many CPUs were allowed, and the GPUs, as in
-    `Environment`; and the version of ONNX Runtime. A thread more or another kernel, and the fastest
-    way may be another one.
-    """
+    """The kind of machine that settings are for, by fields of `Environment` and the runtime."""
 
     machine: str
     cpu_model: str | None
@@ -99,12 +80,10 @@ class TunedTarget(Record):
 
 @record
 class GoldenAnswers(Record):
-    """What a model in a session made of a bundle's golden inputs.
+    """Agreement of a session with a bundle's golden outputs.
 
-    Attributes:
-        num_inputs: how many.
-        num_same_class: for how many of them the largest output is the reference's.
-        error: the largest difference from the reference, over the reference's largest output.
+    `num_same_class` counts inputs whose largest output is the reference's; `error` is the largest
+    difference from the reference, over the reference's largest output.
     """
 
     num_inputs: int
@@ -114,20 +93,16 @@ class GoldenAnswers(Record):
 
 @record
 class TunedSettings(Record):
-    """The way to run a bundle on one kind of machine, as `tune` found it.
+    """The settings that `tune` found for a bundle on one kind of machine.
 
     Attributes:
-        target: the kind of machine.
-        model: the file of the bundle to open.
-        session: how to open it.
-        batch_size: samples of one run.
-        objective: what it is best at.
+        model: the file of the bundle to open in `session`.
         ratio: its time over that of the bundle's model with the provider's defaults, with its
             interval; None if it is just that.
-        max_drop: the budget it was found with; None is lossless.
-        evidence: what was demanded of its answers, and shown.
-        answers: what it made of the golden inputs then; `check` holds it to that.
-        quant: how the file was made, where `tune` made it.
+        max_drop: the budget of the search; None is lossless.
+        evidence: for its admission to the race.
+        answers: its outputs for the golden inputs then, the measure of `check`.
+        quant: the record of its quantisation, if `tune` made the file.
     """
 
     target: TunedTarget
@@ -148,20 +123,17 @@ class TuneReport(Record):
 
     Attributes:
         name: of the bundle.
-        spec: what was searched.
-        environment: the machine and the software.
-        trials: every candidate, those that were out before the race too.
+        trials: every candidate, those excluded before the race too.
         winner: the place of the best among `trials`.
-        ties: places of those that could not be told from it.
-        front: places of those that no other beats in time, memory, size and accuracy at once.
-        num_blocks: how often the race went round.
+        ties: places of those not significantly slower.
+        front: the Pareto front in time, memory, size and accuracy, by places.
+        num_blocks: rounds of the race.
         comparison: the winner against the bundle's model with the provider's defaults, in fresh
             processes that had no part in the race; None if the winner is just that.
-        profile: where the winner's time goes now, and what the machine could do; where its provider
-            does not tell, and computes on the CPU, that of the same model on ONNX Runtime's own;
-            None where there is neither.
-        settings: what the bundle was given.
-        quants: the lower precisions that were made for the search, those that did not pass too.
+        profile: the winner's layer times beside the machine's peaks; of ONNX Runtime's CPU provider
+            if the winner's has no layer times but computes on the CPU; else None.
+        settings: the settings for the bundle.
+        quants: the lower precisions made for the search, failed ones too.
     """
 
     name: str

@@ -4,34 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from resdeploy.schema.codec import Record, record
+from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.sessions import Placement, PrecisionName, SessionInfo
-
-__all__ = [
-    "ArithmeticResult",
-    "Attribution",
-    "Comparison",
-    "Conformance",
-    "GoldenInfo",
-    "NodeError",
-    "NodeLocalResult",
-    "PlantedFault",
-    "Precision",
-    "PrecisionNoise",
-    "ProviderVerdict",
-    "SelftestReport",
-    "StaticLayer",
-    "StaticResult",
-    "StructureResult",
-    "TensorDiff",
-    "VerifyReport",
-]
 
 
 @record
 class PrecisionNoise(Record):
-    """What each precision does to this very network: relative L2 errors on a few of the inputs.
+    """Errors of this very network in each precision: relative L2, on a few of the inputs.
 
     `float32` is measured, the others are simulated; None where the outputs are not finite.
     """
@@ -46,17 +26,17 @@ class PrecisionNoise(Record):
 
 @record
 class GoldenInfo(Record):
-    """Where reference outputs came from: `num_inputs` inputs through the model in float64.
+    """Origin of reference outputs: `num_inputs` inputs through the model in float64.
 
     Attributes:
         source: the model.
-        inputs: what it was fed, in words.
-        num_inputs: how many.
+        inputs: its inputs, in words.
+        num_inputs: number of inputs.
         precision: the arithmetic whose rounding noise is the yardstick.
-        precision_noise: what other arithmetic would do; None where it was not simulated.
-        weight_noise_l2: how far the outputs move, averaged over all inputs alike, when parameters
-            are rounded to float32 (norm over the outputs); None where it was not measured.
-        sigma_missing: why the golden file has no sigma, None where it has one.
+        precision_noise: errors in other arithmetics; None if not simulated.
+        weight_noise_l2: norm of the outputs' mean shift over all inputs when parameters are rounded
+            to float32; None if not measured.
+        sigma_missing: the reason why the golden file has no sigma; None if it has one.
     """
 
     source: str
@@ -72,11 +52,9 @@ class GoldenInfo(Record):
 class TensorDiff(Record):
     """Distance of a candidate's output from the float64 reference.
 
-    Attributes:
-        max_abs: largest absolute difference of one element.
-        rel_l2: Euclidean norm of the difference over that of the reference.
-        num_nonfinite: elements of the candidate that are NaN or infinite where the reference is
-            not.
+    `max_abs` is the largest difference of one element; `rel_l2` the Euclidean norm of the
+    difference over that of the reference; `num_nonfinite` counts elements that are NaN or infinite
+    in the candidate alone.
     """
 
     max_abs: float
@@ -88,10 +66,8 @@ class TensorDiff(Record):
 class Precision(Record):
     """The arithmetic that a candidate's error is the size of, beside what was claimed.
 
-    Attributes:
-        claimed: what the candidate was said to compute in, and is judged by.
-        found: what its error is the size of; "unknown" where it is that of none.
-        ratio: its error over the noise of the claimed arithmetic.
+    The candidate is judged by the one `claimed`; `found` is "unknown" if no arithmetic has an error
+    of this size; `ratio` is the error over the noise of the claimed arithmetic.
     """
 
     claimed: PrecisionName
@@ -100,7 +76,7 @@ class Precision(Record):
 
 
 @record
-class Comparison(Record):
+class Comparison(Judged):
     """One candidate judged against the reference; a figure that is None is named in `missing`.
 
     Attributes:
@@ -109,19 +85,17 @@ class Comparison(Record):
             the norm of the reference.
         noise_ratio: the ratio R of the two distances (infinite if the candidate is not finite).
         worst_input_ratio: the largest R of a single input.
-        noise_ratio_limit: the R above which the verdict is a failure.
+        noise_ratio_limit: the largest R that passes.
         top1_agreement: fraction of inputs whose largest output is the reference's.
-        reasons: why the verdict is a failure; empty when it passed.
         z_rms: root mean square of z, each output's error over its propagated standard deviation.
         z_max: the largest |z| of one output.
-        systematic: the statistic T: how much more of the error is the same for every input than
-            chance leaves, beyond what rounded weights explain; 1 or less for noise, N for an
-            offset.
-        systematic_limit: the T above which the verdict is a failure.
+        systematic: the statistic T, the error common to all inputs beyond chance and rounded
+            weights; 1 or less for noise, N for an offset.
+        systematic_limit: the largest T that passes.
         num_changed_top1: inputs whose largest output is another one; the reference's margin
             must excuse each.
-        precision: the arithmetic that the error is the size of.
-        missing: what could not be judged, and why: it is not assumed to have passed.
+        precision: the arithmetic with an error of this size.
+        missing: evidence that could not be had, with reasons; it is not assumed to have passed.
     """
 
     diff: TensorDiff
@@ -139,23 +113,18 @@ class Comparison(Record):
     precision: Precision | None = None
     missing: tuple[str, ...] = ()
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing speaks against the candidate."""
-        return not self.reasons
-
 
 @record
 class StructureResult(Record):
-    """Whether the candidate is the graph of the reference, once what folds is folded in both.
+    """Comparison of the candidate's graph with the reference's, both in folded normal form.
 
     Attributes:
         num_nodes: operators of the reference.
         num_layers: affine layers among them.
-        num_aligned: affine layers whose counterpart in the candidate was found.
-        same_form: whether both are written in the same operators; where not, nothing is proven
-            either way.
-        differences: what differs, in words, the first few.
+        num_aligned: affine layers with a counterpart in the candidate.
+        same_form: True if both are written in the same operators; if not, nothing is proven either
+            way.
+        differences: the first few differences, in words.
     """
 
     num_nodes: int
@@ -166,12 +135,12 @@ class StructureResult(Record):
 
     @property
     def isomorphic(self) -> bool:
-        """Whether the two are one graph."""
+        """True if the two are one graph."""
         return not self.differences
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found that makes the candidate another network."""
+        """True without proof that the candidate is another network."""
         return self.isomorphic or not self.same_form
 
 
@@ -185,7 +154,7 @@ class StaticLayer(Record):
 
 
 @record
-class StaticResult(Record):
+class StaticResult(Judged):
     """Every weight of the candidate against its exact value, in the order of the network."""
 
     layers: tuple[StaticLayer, ...]
@@ -197,20 +166,13 @@ class StaticResult(Record):
         """The largest distance of all."""
         return max((max(x.weight_ulp, x.bias_ulp) for x in self.layers), default=0.0)
 
-    @property
-    def passed(self) -> bool:
-        """Whether every weight is as near as it has to be."""
-        return not self.reasons
-
 
 @record
 class NodeError(Record):
-    """How far one node's outputs are from what its own inputs demand, as fractions of two bounds.
+    """Error of one node's outputs for its own inputs, as fractions of two bounds.
 
-    Attributes:
-        node: its name.
-        of_bound: of the rigorous one, gamma_n times the sum of the products' magnitudes.
-        of_estimate: of the statistical one, with the square root of n.
+    The rigorous bound is gamma_n times the sum of the products' magnitudes; the estimate has the
+    square root of n instead of n.
     """
 
     node: str
@@ -219,7 +181,7 @@ class NodeError(Record):
 
 
 @record
-class NodeLocalResult(Record):
+class NodeLocalResult(Judged):
     """Every affine node run on the provider, judged on the inputs it had there.
 
     `num_inputs` samples were run; `reasons` names the nodes that are wrong, the first one first.
@@ -234,28 +196,22 @@ class NodeLocalResult(Record):
         """The node nearest to its bound, or furthest beyond it."""
         return max(self.nodes, key=lambda node: node.of_estimate, default=None)
 
-    @property
-    def passed(self) -> bool:
-        """Whether every node computes what it should."""
-        return not self.reasons
-
 
 @record
-class Conformance(Record):
-    """Whether a session computes the same in every way it may be called.
+class Conformance(Judged):
+    """Agreement of a session with itself over batch sizes, graph levels and odd values.
 
     Distances are the largest of one input, in units of the network's float32 noise.
 
     Attributes:
         batches: by batch size, the distance of a row from its result in a batch of one.
-        levels: by graph-optimisation level, the distance from the session that was asked for.
+        levels: by graph-optimisation level, the distance from the requested session.
         stress: by kind of input (constant, subnormal, extreme), the distance from the CPU without
             any optimisation.
-        limit: the distance above which the verdict is a failure.
-        deterministic: whether the same run again gave the same bits; reported, not judged.
+        limit: the largest distance that passes.
+        deterministic: True if the same run again gave the same bits; reported, not judged.
         max_run_to_run: the largest difference of an output element between two such runs.
-        reasons: why the verdict is a failure; empty when it passed.
-        missing: what was not looked at, and why.
+        missing: untried calls, with reasons.
     """
 
     batches: Mapping[str, float]
@@ -267,21 +223,15 @@ class Conformance(Record):
     reasons: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing speaks against the session."""
-        return not self.reasons
-
 
 @record
 class ArithmeticResult(Record):
     """The error of one position of a provider's switch between arithmetics.
 
     Attributes:
-        options: the provider options that make this position, such as "use_tf32=1"; "default"
-            where it is none of them.
+        options: the provider options of this position, such as "use_tf32=1", or "default".
         rel_l2: the outputs' distance from the reference, as in `TensorDiff`.
-        found: the arithmetic that the error is the size of.
+        found: the arithmetic with an error of this size.
     """
 
     options: str
@@ -291,9 +241,9 @@ class ArithmeticResult(Record):
 
 @record
 class Attribution(Record):
-    """The same inputs under both positions of a provider's switch: what of an error is whose.
+    """The errors of both positions of a provider's switch on the same inputs.
 
-    It is told, not judged: the session that was asked for is.
+    Reported, not judged: the verdict is on the requested session.
     """
 
     exact: ArithmeticResult
@@ -301,17 +251,17 @@ class Attribution(Record):
 
     @property
     def matters(self) -> bool:
-        """Whether the fast arithmetic, and not chance, makes most of its error."""
+        """True if the fast arithmetic, and not chance, makes most of its error."""
         return self.fast.rel_l2 > 2 * self.exact.rel_l2
 
 
 @record
-class ProviderVerdict(Record):
-    """One provider's session, the evidence on what it computed there, and what is missing of it.
+class ProviderVerdict(Judged):
+    """One provider's session, the evidence on its outputs, and the missing evidence.
 
-    `accuracy` is the fraction of correct labels, where the inputs came with labels; `placement`,
-    `conformance` and `attribution` are None where they were not looked at; `missing` says of each
-    other layer of evidence that could not be had why.
+    `accuracy` is the fraction of correct labels, for labelled inputs; `placement`, `conformance`
+    and `attribution` are None if not asked for; `missing` has a reason for each other missing layer
+    of evidence.
     """
 
     session: SessionInfo
@@ -325,21 +275,16 @@ class ProviderVerdict(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the verdict is a failure; empty when it passed."""
+        """The reasons of all evidence."""
         judged = (self.placement, self.node_local, self.comparison, self.conformance)
         return tuple(reason for one in judged if one is not None for reason in one.reasons)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing speaks against what this provider does."""
-        return not self.reasons
 
 
 @record
 class VerifyReport(Record):
-    """A model judged as a file, and on each provider that was asked for.
+    """A model judged as a file, and on each requested provider.
 
-    `missing` says of each layer of evidence on the file that could not be had why.
+    `missing` has the reason for each missing layer of evidence on the file.
     """
 
     model: FileInfo
@@ -352,29 +297,27 @@ class VerifyReport(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What speaks against the file itself; empty if nothing does."""
-        differs = self.structure is not None and not self.structure.passed
-        return (
-            *(self.structure.differences if differs and self.structure else ()),
-            *(self.static.reasons if self.static else ()),
-        )
+        """The reasons against the file itself."""
+        structure, static = self.structure, self.static
+        differences = () if structure is None or structure.passed else structure.differences
+        return (*differences, *(static.reasons if static else ()))
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the file, and every provider passed: at least one."""
+        """True if the file and every provider passed, of which there must be one."""
         return bool(self.verdicts) and not self.reasons and all(v.passed for v in self.verdicts)
 
 
 @record
 class PlantedFault(Record):
-    """What became of one fault that was planted into a correct model, or of a control.
+    """The outcome of one fault planted into a correct model, or of a control.
 
     Attributes:
-        name: what is wrong with the model.
-        layer: the one layer it sits in, if it is of a single layer.
-        caught_by: the layers of evidence that saw it.
-        named: the first layer they named.
-        accepted_by: the fixed tolerances that would have let it pass.
+        name: the fault.
+        layer: the faulty layer, if it is a single one.
+        caught_by: the layers of evidence that failed.
+        named: the first layer that they named.
+        accepted_by: the fixed tolerances that would accept it.
     """
 
     name: str
@@ -385,16 +328,16 @@ class PlantedFault(Record):
 
     @property
     def caught(self) -> bool:
-        """Whether any layer of evidence saw it and, where it sits in one layer, named that one."""
+        """True if evidence failed and, for a fault of one layer, named that layer."""
         return bool(self.caught_by) and (self.layer is None or self.named == self.layer)
 
 
 @record
 class SelftestReport(Record):
-    """Faults planted into a model, and what saw them.
+    """Faults planted into a model, and their outcomes.
 
-    `controls` are correct models, which must pass; `not_applicable` are faults that this network
-    has no place for; `tolerances` are the fixed ones it is compared with.
+    `controls` are correct models, which must pass; `not_applicable` are faults without a place in
+    this network; `tolerances` are the fixed ones to compare with.
     """
 
     model: str
@@ -406,5 +349,5 @@ class SelftestReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether every fault was caught and no correct model was."""
+        """True if every fault was caught and no correct model was."""
         return all(f.caught for f in self.faults) and not any(c.caught_by for c in self.controls)

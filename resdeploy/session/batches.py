@@ -1,4 +1,4 @@
-"""Samples fed to a model in batches that it takes, and its outputs side by side.
+"""Batches of samples in the size of a model, and its outputs side by side.
 
 N samples, K outputs of one sample.
 """
@@ -18,7 +18,7 @@ BATCH_SIZE = 8
 def padded_batches(
     inputs: NDArray[Any], *, fixed: int | None = None, size: int = BATCH_SIZE
 ) -> Iterator[tuple[NDArray[Any], int]]:
-    """Yield `inputs` (N, ...) in batches, each with how many of it are samples.
+    """Yield `inputs` (N, ...) in batches, each with its number of samples.
 
     Args:
         inputs: the samples.

@@ -61,7 +61,7 @@ class RecordedRuns:
         self._session.run_with_iobinding(recorded.binding, recorded.options)
 
     def recorded(self, feed: Mapping[str, NDArray[Any]]) -> Recorded:
-        """Return what belongs to the shapes of `feed`, made at their first run."""
+        """Return the record for the shapes of `feed`, made at their first run."""
         key = tuple((name, value.shape) for name, value in sorted(feed.items()))
         if key not in self._recorded:
             self._recorded[key] = self._record(feed, number=_FIRST_NUMBER + len(self._recorded))

@@ -1,7 +1,7 @@
-"""Say what went wrong in a session, in words that lead to the fix.
+"""Diagnosis of a failed session: ONNX Runtime's messages as errors of resdeploy.
 
-ONNX Runtime's messages carry codes, paths of the machine it was built on and C++ signatures, and
-name the one missing library, if at all, in a log. Here they become errors of resdeploy.
+Its messages carry codes, paths of the machine it was built on and C++ signatures, and name the one
+missing library, if at all, in a log.
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def not_onnx_error() -> ResdeployError:
 
 
 def model_error(error: Exception, runtime: str) -> ResdeployError | None:
-    """Return what is wrong with the model; None if the error is not about the model."""
+    """Return the fault of the model; None if the error is not about the model."""
     text = str(error)
     if isinstance(error, ort_state.InvalidProtobuf | ort_state.NoModel) or "No graph was" in text:
         return not_onnx_error()
@@ -102,7 +102,7 @@ def model_error(error: Exception, runtime: str) -> ResdeployError | None:
 
 
 def operator_error(error: Exception, provider: Provider, runtime: str) -> ProviderError | None:
-    """Return the error for an operator that is not to be had here; None if that is not it."""
+    """Return the error for an operator without a kernel here; None if that is not the case."""
     text = str(error)
     if match := re.search(r"implementation for (\w+)\((-?\d+)\) node with name '(.*?)'", text):
         at = f" (node {match[3]!r})" if match[3] else ""
@@ -135,13 +135,13 @@ def stray_nodes_error(stray: list[str], provider: Provider) -> ProviderError:
 def not_started_error(
     error: Exception, provider: Provider, runtime: str, output: str
 ) -> ProviderError:
-    """Return the error for a provider that did not start, naming what it lacks.
+    """Return the error for a provider that did not start, with the missing libraries.
 
     Args:
-        error: what the runtime raised.
-        provider: the one that was asked for.
+        error: the runtime's exception.
+        provider: the requested one.
         runtime: the name of the runtime's package.
-        output: what the runtime printed meanwhile.
+        output: the runtime's prints.
     """
     library = _missing_library(f"{output}\n{error}") or _missing_library(_load_failure(provider))
     driver = provider.drivers.get(sys.platform)
@@ -167,14 +167,14 @@ def not_started_error(
 
 
 def _missing_library(text: str) -> str | None:
-    """Return the file name of the library that a loader's message says is not there."""
+    """Return the file name of the missing library in a loader's message."""
     match = re.search(r"([\w.+-]+\.so[.\d]*): cannot open shared object file", text)
     match = match or re.search(r'depends on "([\w.+-]+\.dll)" which is missing', text)
     return match[1] if match else None
 
 
 def _load_failure(provider: Provider) -> str:
-    """Return what the loader says when the provider's own library is opened; "" if nothing."""
+    """Return the loader's message for the provider's own library; "" if it loads."""
     if provider.library is None:
         return ""
     name = f"{provider.library}.dll" if sys.platform == "win32" else f"lib{provider.library}.so"
@@ -212,6 +212,6 @@ def plain_text(error: Exception) -> str:
 
 
 def reinstall(provider: Provider, runtime: str) -> str:
-    """Return how to replace the installed runtime by one that has `provider`."""
+    """Return the commands that replace the installed runtime by one with `provider`."""
     # Installing a second runtime over the first is the accident that runtime_distribution finds.
     return f"pip uninstall -y {runtime}, then {provider.install}"

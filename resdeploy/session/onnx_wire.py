@@ -1,14 +1,14 @@
-"""ONNX files read from their bytes, without a package: nodes with their attributes, and weights.
+"""Wire format of ONNX files, read without a package: nodes with their attributes, and weights.
 
 An ONNX file is one protocol-buffer message. Its wire format is simple and frozen (a field is a key,
-number * 8 + type, and a value), and only some messages of it are looked at here; the target has no
+number * 8 + type, and a value), and only some of its messages are read here; the target has no
 package for it. Field numbers are those of onnx.proto3.
 """
 
 import mmap
 import os
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT = 1, 2, 3
 _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 4, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME = 1, 2, 4, 8
 _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 9, 13, 14
-# Where tensors are in a model, in whatever graph: by message, the fields that lead to one.
+# The ways to the tensors of a model, in all of its graphs: by message, the fields that lead to one.
 _WAYS_TO_TENSORS = {
     "model": {_MODEL_GRAPH: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -54,6 +54,7 @@ _WAYS_TO_TENSORS = {
 }
 _FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
 _PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
+_Fields = defaultdict[int, list[int | memoryview]]
 _DTYPES: dict[int, np.dtype[Any]] = {
     _FLOAT: np.dtype(np.float32),
     _FLOAT16: np.dtype(np.float16),
@@ -81,11 +82,7 @@ def read_nodes(model: bytes) -> tuple[OnnxNode, ...]:
     Raises:
         ValueError: the bytes are not an ONNX model.
     """
-    return tuple(
-        _node(value)
-        for graph in _values(memoryview(model), _MODEL_GRAPH)
-        for value in _values(graph, _GRAPH_NODE)
-    )
+    return tuple(map(_node, _at(memoryview(model), _MODEL_GRAPH, _GRAPH_NODE)))
 
 
 def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
@@ -94,35 +91,32 @@ def read_weight_shapes(model: bytes) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: the bytes are not an ONNX model.
     """
-    return {
-        bytes(name).decode(errors="replace"): _ints(tensor, _TENSOR_DIMS)
-        for tensor in _weights(model)
-        for name in _values(tensor, _TENSOR_NAME)
-    }
+    return {_text(fields, _TENSOR_NAME): _ints(fields, _TENSOR_DIMS) for fields in _weights(model)}
 
 
 def count_subnormal_weights(model: bytes) -> int | None:
-    """Return how many weights are subnormal; None if some lie in another file.
+    """Return the number of subnormal weights; None if some lie in another file.
 
     Raises:
         ValueError: the bytes are not an ONNX model.
     """
     count = 0
-    for tensor in _weights(model):
-        fields = list(_fields(tensor))
-        if (_TENSOR_LOCATION, 1) in fields:
+    for fields in _weights(model):
+        if 1 in fields[_TENSOR_LOCATION]:
             return None
-        for code, dtype in _DTYPES.items():
-            if (_TENSOR_TYPE, code) in fields:
-                count += sum(_num_subnormal(*field, dtype) for field in fields)
+        for dtype in filter(None, map(_DTYPES.get, _ints(fields, _TENSOR_TYPE))):
+            packed = [_TENSOR_RAW, _TENSOR_FLOATS] if dtype == np.float32 else [_TENSOR_RAW]
+            for content in (content for number in packed for content in _bytes(fields, number)):
+                values = np.abs(np.frombuffer(content, dtype))
+                count += int(np.sum((values > 0) & (values < np.finfo(dtype).tiny)))
     return count
 
 
 def external_weights(model: bytes | mmap.mmap) -> Iterator[tuple[str, str]]:
-    """Yield the name and the file of each tensor with one, in whatever graph of a model.
+    """Yield the name and the file of each tensor with one, in all graphs of a model.
 
-    The file is "" where the model names none. A tensor is counted in if any of its fields says so,
-    as a message that comes in two pieces is one message to ONNX Runtime.
+    The file is "" where the model names none. A tensor counts if any of its fields says so, as a
+    message that comes in two pieces is one message to ONNX Runtime.
 
     Raises:
         ValueError: the bytes are not an ONNX model.
@@ -130,30 +124,28 @@ def external_weights(model: bytes | mmap.mmap) -> Iterator[tuple[str, str]]:
     waiting = [("model", memoryview(model))]
     while waiting:
         kind, message = waiting.pop()
+        fields = _parse(message)
         if kind == "tensor":
-            for location in _locations(message):
-                yield _text(message, _TENSOR_NAME), location
+            for location in _locations(fields):
+                yield _text(fields, _TENSOR_NAME), location
             continue
-        ways = _WAYS_TO_TENSORS[kind]
-        for number, value in _fields(message):
-            if number in ways and isinstance(value, memoryview):
-                waiting.append((ways[number], value))
+        for number, inner in _WAYS_TO_TENSORS[kind].items():
+            waiting += [(inner, value) for value in _bytes(fields, number)]
 
 
-def _locations(tensor: memoryview) -> list[str]:
-    entries = list(_values(tensor, _TENSOR_EXTERNAL))
-    found = [_text(entry, 2) for entry in entries if _text(entry, 1) == "location"]
-    is_outside = any(number == _TENSOR_LOCATION and value for number, value in _fields(tensor))
-    return found or [""] * is_outside
-
-
-def _text(message: memoryview, wanted: int) -> str:
-    """Return the last text of a field, as protocol buffers do; a file's name keeps its bytes."""
-    return os.fsdecode(([b""] + [bytes(value) for value in _values(message, wanted)])[-1])
+def _locations(tensor: _Fields) -> list[str]:
+    entries = map(_parse, _bytes(tensor, _TENSOR_EXTERNAL))
+    # A file's name keeps its bytes.
+    found = [
+        os.fsdecode(([b""] + [bytes(value) for value in _bytes(entry, 2)])[-1])
+        for entry in entries
+        if _text(entry, 1) == "location"
+    ]
+    return found or [""] * any(tensor[_TENSOR_LOCATION])
 
 
 def stored_precision(path: Path) -> PrecisionName:
-    """Return the type that most bytes of a model's weights are stored in.
+    """Return the type of most bytes of a model's weights.
 
     Raises:
         ResdeployError: the file is missing, or is not an ONNX model.
@@ -162,67 +154,71 @@ def stored_precision(path: Path) -> PrecisionName:
         raise ResdeployError("There is no such model file.", where=str(path))
     bytes_of: Counter[int] = Counter()
     try:
-        for tensor in _weights(path.read_bytes()):
-            fields = list(_fields(tensor))
-            types = [value for number, value in fields if number == _TENSOR_TYPE]
-            size = sum(len(v) for _, v in fields if isinstance(v, memoryview))
-            if types and isinstance(types[0], int):
-                bytes_of[types[0]] += size
+        for fields in _weights(path.read_bytes()):
+            for code in _ints(fields, _TENSOR_TYPE)[:1]:
+                bytes_of[code] += sum(len(v) for number in fields for v in _bytes(fields, number))
     except (OSError, ValueError) as error:
         raise ResdeployError(f"This is not a model: {error}.", where=str(path)) from error
     most = max(bytes_of, key=bytes_of.__getitem__, default=_FLOAT)
     return _PRECISIONS.get(most, "float32")
 
 
-def _weights(model: bytes) -> Iterator[memoryview]:
-    for graph in _values(memoryview(model), _MODEL_GRAPH):
-        yield from _values(graph, _GRAPH_INITIALIZER)
-
-
-def _num_subnormal(number: int, value: int | memoryview, dtype: np.dtype[Any]) -> int:
-    packed = number == _TENSOR_FLOATS and dtype == np.float32
-    if not isinstance(value, memoryview) or not (number == _TENSOR_RAW or packed):
-        return 0
-    values = np.abs(np.frombuffer(value, dtype))
-    return int(np.sum((values > 0) & (values < np.finfo(dtype).tiny)))
+def _weights(model: bytes) -> Iterator[_Fields]:
+    return map(_parse, _at(memoryview(model), _MODEL_GRAPH, _GRAPH_INITIALIZER))
 
 
 def _node(message: memoryview) -> OnnxNode:
-    texts: dict[int, list[str]] = {}
-    for number, value in _fields(message):
-        if number <= _NODE_OP and isinstance(value, memoryview):
-            texts.setdefault(number, []).append(bytes(value).decode(errors="replace"))
+    fields = _parse(message)
     return OnnxNode(
-        name="".join(texts.get(_NODE_NAME, ())),
-        op="".join(texts.get(_NODE_OP, ())),
-        inputs=tuple(texts.get(_NODE_INPUT, ())),
-        outputs=tuple(texts.get(_NODE_OUTPUT, ())),
-        attributes=dict(map(_attribute, _values(message, _NODE_ATTRIBUTE))),
+        name=_text(fields, _NODE_NAME),
+        op=_text(fields, _NODE_OP),
+        inputs=tuple(_texts(fields, _NODE_INPUT)),
+        outputs=tuple(_texts(fields, _NODE_OUTPUT)),
+        attributes=dict(map(_attribute, _bytes(fields, _NODE_ATTRIBUTE))),
     )
 
 
 def _attribute(message: memoryview) -> tuple[str, Any]:
     """Return an attribute's name and its value, None if it is of another kind."""
-    name = ""
-    found: Any = None
-    for number, value in _fields(message):
-        if number == _ATTRIBUTE_NAME and isinstance(value, memoryview):
-            name = bytes(value).decode(errors="replace")
-        elif number == _ATTRIBUTE_FLOAT and isinstance(value, memoryview):
-            (found,) = struct.unpack("<f", value)
-        elif number == _ATTRIBUTE_INT and isinstance(value, int):
-            found = _signed(value)
-        elif number == _ATTRIBUTE_TEXT and isinstance(value, memoryview):
-            found = bytes(value).decode(errors="replace")
-    return name, _ints(message, _ATTRIBUTE_INTS) or found
+    fields = _parse(message)
+    values = [
+        *(struct.unpack("<f", value)[0] for value in _bytes(fields, _ATTRIBUTE_FLOAT)),
+        *_ints(fields, _ATTRIBUTE_INT),
+        *_texts(fields, _ATTRIBUTE_TEXT),
+    ]
+    found = values[-1] if values else None
+    return _text(fields, _ATTRIBUTE_NAME), _ints(fields, _ATTRIBUTE_INTS) or found
 
 
-def _ints(message: memoryview, wanted: int) -> tuple[int, ...]:
-    """Return the integers of a field, which stand one by one, or packed into one."""
+# --- the wire format -----------------------------------------------------------------------------
+
+
+def _at(message: memoryview, *path: int) -> Iterator[memoryview]:
+    """Yield the messages inside a message at a path of field numbers."""
+    if not path:
+        yield message
+        return
+    for value in _bytes(_parse(message), path[0]):
+        yield from _at(value, *path[1:])
+
+
+def _bytes(fields: _Fields, number: int) -> list[memoryview]:
+    return [value for value in fields[number] if isinstance(value, memoryview)]
+
+
+def _texts(fields: _Fields, number: int) -> list[str]:
+    return [bytes(value).decode(errors="replace") for value in _bytes(fields, number)]
+
+
+def _text(fields: _Fields, number: int) -> str:
+    """Return the last text of a field, the one that counts in protocol buffers."""
+    return (["", *_texts(fields, number)])[-1]
+
+
+def _ints(fields: _Fields, number: int) -> tuple[int, ...]:
+    """Return the integers of a field, one by one or packed into one value."""
     ints: list[int] = []
-    for number, value in _fields(message):
-        if number != wanted:
-            continue
+    for value in fields[number]:
         if isinstance(value, int):
             ints.append(value)
             continue
@@ -230,28 +226,19 @@ def _ints(message: memoryview, wanted: int) -> tuple[int, ...]:
         while position < len(value):
             one, position = _varint(value, position)
             ints.append(one)
-    return tuple(_signed(value) for value in ints)
+    return tuple(one - 2**64 if one >= 2**63 else one for one in ints)
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _values(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    for number, value in _fields(message):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield each field's number and value: a number, or the bytes of what has a length."""
+def _parse(message: memoryview) -> _Fields:
+    """Return the values of each field: numbers, or the bytes of values with a length."""
+    fields: _Fields = defaultdict(list)
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
         number, wire_type = key >> 3, key & 7
         if wire_type == 0:
             value, position = _varint(message, position)
-            yield number, value
+            fields[number].append(value)
             continue
         if wire_type == 2:
             size, position = _varint(message, position)
@@ -259,12 +246,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             size = {1: 8, 5: 4}.get(wire_type, -1)
         if size < 0 or number == 0 or position + size > len(message):
             raise ValueError("this is not an ONNX model")
-        yield number, message[position : position + size]
+        fields[number].append(message[position : position + size])
         position += size
+    return fields
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, lowest first, and where it ends."""
+    """Return a number of seven bits a byte, lowest first, and the position of its end."""
     value = shift = 0
     while position < len(message) and shift < 70:
         byte = message[position]

@@ -1,30 +1,33 @@
-"""Read from the runtime where a model runs: the plan, and the profile of one run."""
+"""Placement of a model as the runtime tells it: the plan, and the profile of one run."""
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from resdeploy.errors import ProviderError
-from resdeploy.schema.sessions import Placement
+from resdeploy.schema.sessions import Placement, SessionSpec
 from resdeploy.session.placement_proof import Kernel, judge_placement
 from resdeploy.session.providers import find_provider
 from resdeploy.session.run import run_session
 from resdeploy.session.session import Session, open_session, planned_kernels
 
-__all__ = ["read_placement"]
+__all__ = ["kernel_events", "read_events", "read_placement"]
+
+T = TypeVar("T")
 
 
 def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) -> Placement:
-    """Return where `model` runs, asked of another session that is opened as `session` was.
+    """Return the placement of `model` in a session like `session`, by a profile of one run.
 
-    Another one, because profiling takes time and cannot be switched off again without ending the
-    profile; one run of one input is all it does.
+    Another session, because profiling takes time and cannot be switched off again without ending
+    the profile.
 
     Args:
-        model: what `session` was opened on.
+        model: the model of `session`.
         session: the session to be judged.
         inputs: (N, ...), of which the first is run.
 
@@ -32,40 +35,53 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
         ProviderError: the profile cannot be read.
     """
     spec = session.info.spec
-    with tempfile.TemporaryDirectory(prefix="resdeploy-profile-") as folder:
-        profiled = open_session(model, spec, profile_prefix=Path(folder) / "run")
-        try:
-            run_session(profiled, inputs[:1], batch_size=1)
-        finally:
-            # Also on a failure: a session that is profiling holds the file open.
-            profile = Path(profiled.ort.end_profiling())
-        executed = _executed(profile, runtime=session.info.runtime_version)
+    executed = read_events(
+        model, spec, lambda profiled: run_session(profiled, inputs[:1], batch_size=1), _kernels
+    )
     return judge_placement(
-        find_provider(spec.provider).ort_name,
-        planned=planned_kernels(profiled),
-        executed=executed,
+        find_provider(spec.provider).ort_name, planned=planned_kernels(session), executed=executed
     )
 
 
-def _executed(profile: Path, *, runtime: str) -> tuple[Kernel, ...]:
-    """Return the kernels of a profile, in the order in which they ran."""
-    try:
-        events = json.loads(profile.read_text(encoding="utf-8"))
-        return tuple(_kernel(event) for event in events if _is_kernel(event))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProviderError(
-            f"The profile of a run cannot be read: {error!r}.", where=f"onnxruntime {runtime}"
-        ) from error
+def read_events(
+    model: Path | bytes,
+    spec: SessionSpec,
+    run: Callable[[Session], object],
+    read: Callable[[list[Any]], T],
+) -> T:
+    """Return `read` of the events in the runtime's profile of `run`.
+
+    Raises:
+        ProviderError: the profile cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="resdeploy-profile-") as folder:
+        session = open_session(model, spec, profile_prefix=Path(folder) / "run")
+        try:
+            run(session)
+        finally:
+            # Also on a failure: a session that is profiling holds the file open.
+            path = Path(session.ort.end_profiling())
+        try:
+            return read(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ProviderError(
+                f"The profile of a run cannot be read: {error!r}.",
+                where=f"onnxruntime {session.info.runtime_version}",
+            ) from error
 
 
-def _is_kernel(event: Any) -> bool:
+def kernel_events(events: list[Any]) -> list[Any]:
+    """Return the events of kernels, in the order in which they ran."""
     # Versions before 1.17 wrote events around each kernel too, which name no provider.
-    return event.get("cat") == "Node" and "provider" in event.get("args", {})
+    return [e for e in events if e.get("cat") == "Node" and "provider" in e.get("args", {})]
 
 
-def _kernel(event: Any) -> Kernel:
-    return Kernel(
-        name=event["name"].removesuffix("_kernel_time"),
-        op=event["args"]["op_name"],
-        provider=event["args"]["provider"],
+def _kernels(events: list[Any]) -> tuple[Kernel, ...]:
+    return tuple(
+        Kernel(
+            name=event["name"].removesuffix("_kernel_time"),
+            op=event["args"]["op_name"],
+            provider=event["args"]["provider"],
+        )
+        for event in kernel_events(events)
     )

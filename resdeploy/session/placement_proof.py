@@ -1,13 +1,12 @@
-"""Judge where a model ran: every kernel that computes belongs to the provider that was asked for.
+"""Proof of placement: every kernel that computes belongs to the requested provider.
 
-Two witnesses, each of which misses something. The plan (which node was assigned to which provider)
-is made before the runtime fuses nodes and inserts copies; the profile of one run shows the kernels
-that really ran, under names of the runtime's making. Both must agree that the work was done where
-it was asked for.
+Two witnesses, each of which misses something. The plan (the provider of each node) is made before
+the runtime fuses nodes and inserts copies; the profile of one run shows the kernels that really
+ran, under names of the runtime's making. Both must agree.
 
 A node elsewhere is allowed only if its operator describes or arranges values and computes none:
-runtimes put those beside the shapes they work on. Everything else fails, operators that are not
-known here among them, for a list of what is heavy would be out of date with the next runtime.
+runtimes keep those with the shapes they work on. Everything else fails, unknown operators included,
+for a list of heavy ones would be out of date with the next runtime.
 """
 
 from collections import Counter
@@ -27,8 +26,8 @@ _ARRANGING = frozenset(
     }
 )
 
-# What the runtime inserts where a tensor changes device. Their provider is the device's, in
-# whichever direction they copy.
+# Inserted by the runtime where a tensor changes device. Their provider is the device's, in
+# either direction.
 _COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 
 _NUM_SHOWN = 5
@@ -48,17 +47,17 @@ class Kernel:
 
 
 def count_by_provider(kernels: Iterable[Kernel]) -> dict[str, int]:
-    """Return how many kernels each provider has, in the order in which they appear."""
+    """Return the number of kernels of each provider, in the order of appearance."""
     return dict(Counter(kernel.provider for kernel in kernels))
 
 
 def judge_placement(
     asked: str, *, planned: Sequence[Kernel] | None, executed: Sequence[Kernel]
 ) -> Placement:
-    """Return the verdict on where a model ran.
+    """Return the verdict on the placement of a model.
 
     Args:
-        asked: the runtime's name for the provider that was asked for.
+        asked: the runtime's name for the requested provider.
         planned: the nodes of the graph; None where the runtime cannot tell.
         executed: the kernels of one run.
     """

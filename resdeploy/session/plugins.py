@@ -1,4 +1,4 @@
-"""Providers that are packages of their own: found, registered with the runtime, asked for a device.
+"""Plugins, providers in packages of their own: search, registration, choice of a device.
 
 A few distributions of the runtime have such a provider in themselves; no plugin is needed there.
 
@@ -22,7 +22,7 @@ _FIRST_RUNTIME = "1.24"
 
 
 def comes_as_plugin(provider: Provider) -> bool:
-    """Return whether the provider must be a plugin here: it is none of the runtime's own."""
+    """Test for a provider that must be a plugin here: it is none of the runtime's own."""
     return (
         provider.plugin is not None
         and provider.ort_name not in onnxruntime.get_available_providers()

@@ -20,13 +20,13 @@ __all__ = ["PROVIDERS", "ArithmeticSwitch", "Provider", "find_provider"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArithmeticSwitch:
-    """A provider's arithmetic beside float32, and the fields of a `SessionSpec` that choose.
+    """A provider's faster arithmetic than float32, and the fields of a `SessionSpec` that choose.
 
     Attributes:
         precision: the faster arithmetic.
         exact: the fields for float32.
         fast: the fields for the faster one.
-        advice: what a report says of a session that computed in the faster one.
+        advice: the remark in a report on a session that computed in the faster one.
     """
 
     precision: PrecisionName
@@ -37,35 +37,35 @@ class ArithmeticSwitch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """An ONNX Runtime execution provider, and what to say when it does not start.
+    """An ONNX Runtime execution provider: its options, libraries and arithmetic.
 
     Attributes:
         name: the short name users give.
         ort_name: ONNX Runtime's name for it.
         options: from the session asked for to the provider's options.
         install: the command that installs a runtime with this provider.
-        library: the stem of the shared library beside the runtime that holds the provider; None
+        library: the stem of the shared library with the provider, in the runtime's folder; None
             where it is part of the runtime itself.
         drivers: the driver's library by operating system, as `sys.platform` names it.
-        driver_name: what that driver is called.
-        preload: whether its libraries come as Python packages, which the runtime must be asked to
-            load before the first session.
-        plugin: the Python package that holds the provider as a plugin library, which sits beside
-            any runtime that has not the provider itself; None where there is no such package.
-        built_in: the distribution of the runtime that has such a provider in itself; None where
-            there is none.
-        built_in_options: what that one must be told besides, which a plugin's device settles.
-        devices: what a plugin runs on, in words, for the machine that has none.
-        device_kind: what of the machine that is, as ONNX Runtime names it: CPU, GPU or NPU.
-        arithmetics: its switch between float32 and what may stand in for it; None where it has
-            float32 only.
-        on_cpu: whether it computes on the CPU, so that the number of threads is a choice.
-        is_fallback: whether it is the runtime's own, which runs what no other takes.
-        memory: where its tensors lie, as ONNX Runtime names the device.
-        has_layer_times: whether the runtime's profile holds how long each layer takes on it.
-        computes_float16: whether it computes a float16 model in float16; False where it widens
-            the model to float32 first, None where that is the device's affair.
-        integer_types: those that an int8 model for it must have; None where the CPU's suit it.
+        driver_name: the name of that driver.
+        preload: True where its libraries come as Python packages, which the runtime must load
+            before the first session.
+        plugin: the Python package with the provider as a plugin library, for any runtime that does
+            not hold the provider itself; None where there is no such package.
+        built_in: the distribution of the runtime that holds such a provider; None where there is
+            none.
+        built_in_options: further options of that one, which a plugin's device settles.
+        devices: the devices of a plugin, in words.
+        device_kind: their kind, as ONNX Runtime names it: CPU, GPU or NPU.
+        arithmetics: its switch between float32 and a faster arithmetic; None where it has float32
+            only.
+        on_cpu: True where it computes on the CPU, so that the number of threads is a choice.
+        is_fallback: True for the runtime's own, which takes every operator.
+        memory: the device of its tensors, as ONNX Runtime names it.
+        has_layer_times: True where the runtime's profile holds the time of each layer.
+        computes_float16: True where a float16 model is computed in float16; False where it is
+            widened to float32 first, None where that depends on the device.
+        integer_types: those of an int8 model for it; None where the CPU's suit it.
         choices: fields of a `SessionSpec`, each with the values that `tune` tries in every
             combination.
     """
@@ -94,12 +94,12 @@ class Provider:
 
     @property
     def on_nvidia(self) -> bool:
-        """Whether it computes on a GPU whose clocks and throttling `nvidia-smi` tells."""
+        """True on a GPU whose clocks and throttling `nvidia-smi` reports."""
         return self.memory == "cuda"
 
 
 def _cpu_options(_: SessionSpec) -> dict[str, str]:
-    # What there is to choose on the CPU (threads, memory) belongs to the session.
+    # The choices on the CPU (threads, memory) belong to the session.
     return {}
 
 
@@ -146,7 +146,7 @@ def _coreml_options(_: SessionSpec) -> dict[str, str]:
     return {
         # The older format, its default, knows fewer operators.
         "ModelFormat": "MLProgram",
-        # The Neural Engine computes in float16 only: whoever wants it makes a float16 model.
+        # The Neural Engine computes in float16 only, which takes a float16 model.
         "MLComputeUnits": "CPUAndGPU",
         # Sums in float16 are not what a float32 model asks for.
         "AllowLowPrecisionAccumulationOnGPU": "0",

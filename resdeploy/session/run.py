@@ -1,4 +1,4 @@
-"""Feed samples to a session, whatever batches it takes."""
+"""Runs of a session over any number of samples."""
 
 import numpy as np
 
@@ -14,14 +14,14 @@ __all__ = ["fixed_batch", "run_session"]
 def run_session(
     session: Session, inputs: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> np.ndarray:
-    """Return the session's outputs for (N, ...) inputs as (N, K), whatever its batch size.
+    """Return the session's outputs for (N, ...) inputs as (N, K), for a fixed or open batch size.
 
     Several outputs are laid side by side in K.
 
     Args:
         session: an open session of a model with one input.
         inputs: the samples.
-        batch_size: how many at a time, where the model leaves that open.
+        batch_size: the batch size where the model leaves it open.
 
     Raises:
         ResdeployError: the model has several inputs, or one of another shape.
@@ -40,7 +40,7 @@ def run_session(
 
 
 def fixed_batch(session: Session) -> int | None:
-    """Return the one batch size that the model takes; None if it takes any."""
+    """Return the model's fixed batch size; None if it is open."""
     size = _only_input(input_specs(session)).shape[0]
     return size if isinstance(size, int) else None
 

@@ -1,4 +1,4 @@
-"""The one place where ONNX Runtime is imported, and what there is to know of its installation."""
+"""The one import of ONNX Runtime, and the facts of its installation."""
 
 import importlib.metadata
 import importlib.util
@@ -9,8 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _REINSTALL = (
 
 
 def _built_for_numpy_1() -> ProviderError | None:
-    """Return the error for a runtime that is older than the NumPy beside it; None if it is not."""
+    """Return the error for a runtime older than the installed NumPy; None if it is not."""
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
             version = importlib.metadata.version(name)
@@ -92,7 +92,7 @@ def runtime_distribution() -> str:
     """Return the name of the installed package that `onnxruntime` comes from.
 
     Raises:
-        ProviderError: there are several; whichever was installed last has overwritten the other.
+        ProviderError: there are several; the last one installed has overwritten the others.
     """
     found = tuple(name for name in _RUNTIMES if _is_installed(name))
     if len(found) > 1:
@@ -129,8 +129,8 @@ def preload_libraries() -> None:
     if not hasattr(onnxruntime, "preload_dlls"):  # before 1.21
         return
     onnxruntime.preload_dlls()
-    # It looks only beside the runtime; packages in another folder of sys.path need a hint, one
-    # call for each folder.
+    # It searches the runtime's own folder only; packages in another folder of sys.path need a hint,
+    # one call for each folder.
     site_packages = Path(onnxruntime.__file__).parent.parent
     for root in map(Path, nvidia.submodule_search_locations or () if nvidia else ()):
         if root.parent == site_packages:
@@ -142,7 +142,7 @@ def preload_libraries() -> None:
 
 
 def _is_installed(distribution: str) -> bool:
-    """Whether a distribution's files are those imported here.
+    """Test for a distribution whose files are those imported here.
 
     One in another folder of the search path is only hidden, not overwritten: that is how a GPU
     runtime carried along in PYTHONPATH stands before the CPU runtime of a machine.
@@ -154,21 +154,13 @@ def _is_installed(distribution: str) -> bool:
     )
 
 
-# --- what C prints -------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Captured:
-    text: str = ""
-
-
 @contextmanager
-def captured_output() -> Iterator[_Captured]:
+def captured_output() -> Iterator[SimpleNamespace]:
     """Hold back standard output and standard error, of Python and of C, of the whole process.
 
-    What was held back is in the result's `text` once the block has ended.
+    The prints are in the result's `text` once the block has ended.
     """
-    captured = _Captured()
+    captured = SimpleNamespace(text="")
     from_python = io.StringIO()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,9 +1,9 @@
-"""Open a session on a named provider, and prove that it runs there.
+"""Sessions of ONNX Runtime, each proven to run on its provider.
 
-ONNX Runtime would rather run on the CPU than fail, and does so in three silent ways: the wheel was
-built without the provider; a library of the provider is missing; the provider finds no device.
-Here the provider list holds the provider asked for and nothing else, both kinds of fallback are
-off, and afterwards the session is asked what it runs on, node by node where it can tell.
+ONNX Runtime falls back to the CPU rather than fail, silently, in three cases: the wheel was built
+without the provider; a library of the provider is missing; the provider finds no device. Here the
+provider list holds the requested provider alone, both kinds of fallback are off, and the opened
+session must name that provider, node by node where the runtime records it.
 """
 
 import dataclasses
@@ -62,9 +62,9 @@ _GRAPH_LEVELS = {
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An ONNX Runtime session that is proven to run on the provider it was asked for.
+    """An ONNX Runtime session that is proven to run on its provider.
 
-    `recorded` is how it runs where it replays a CUDA graph.
+    `recorded` are its runs where it replays a CUDA graph.
     """
 
     ort: Any
@@ -95,13 +95,13 @@ def open_session(
 ) -> Session:
     """Open `model` on the provider of `spec`, and on no other.
 
-    While the session is made, what this process writes to standard output and standard error is
-    held back: the runtime prints there from C. It is dropped if the session starts, and is in the
-    notes of the error if it does not.
+    Meanwhile, standard output and standard error of this process are held back: the runtime prints
+    there from C. The prints are dropped if the session starts, and are in the notes of the error if
+    it does not.
 
     Args:
         model: an ONNX file or its bytes.
-        spec: what to open it on, and how.
+        spec: provider and options.
         profile_prefix: write a profile of every run to a file whose path begins with this. Times
             are then not those of an ordinary session.
         configure: sets further options on ONNX Runtime's `SessionOptions`.
@@ -128,32 +128,29 @@ def open_session(
         )
     content = _content(model)
     _check_weights(model, content, where=where)
-    disabled = _optimizers_to_disable(content)
+    request = _Request(
+        model=model,
+        provider=provider,
+        spec=spec,
+        runtime=runtime,
+        disabled=_optimizers_to_disable(content),
+    )
     failure: Exception | None = None
     with captured_output() as captured:
         try:
             if provider.preload:
                 preload_libraries()
-            session = _create(
-                model,
-                provider,
-                spec,
-                disabled,
-                allow_cpu_nodes=False,
-                profile_prefix=profile_prefix,
-                configure=configure,
-            )
+            session = _create(request, profile_prefix=profile_prefix, configure=configure)
         except ORT_ERRORS as error:
             failure = error
-    # Explained only here: what was printed is known once the capture ends.
+    # Explained only here: the prints are known once the capture ends.
     if failure is not None:
-        explained = _explain(failure, model, provider, spec, disabled, runtime, captured.text)
+        explained = _explain(failure, request, captured.text)
         explained.where = explained.where or where
         explained.add_note(f"{failure}\n{captured.text}".strip())
         raise explained from failure
-    info = _proven_info(session, provider, spec, disabled, runtime)
     recorded = RecordedRuns(session, provider.memory) if spec.cuda_graph else None
-    return Session(session, info, recorded)
+    return Session(session, _proven_info(session, request), recorded)
 
 
 def input_specs(session: Session) -> tuple[TensorSpec, ...]:
@@ -167,7 +164,10 @@ def output_specs(session: Session) -> tuple[TensorSpec, ...]:
 
 
 def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
-    """Return the graph's nodes with the provider each was assigned to; None if not recorded."""
+    """Return the graph's nodes with their providers; None if not recorded.
+
+    The nodes are those of the graph after its basic optimisations, where providers are assigned.
+    """
     return _planned(session.ort)
 
 
@@ -182,7 +182,7 @@ _WRONG_OPTIMIZERS = {"MatMul_BatchNormalization_Fusion": ((1, 16), b"BatchNormal
 
 
 def _optimizers_to_disable(content: bytes | mmap.mmap) -> tuple[str, ...]:
-    """Return the optimisations of this runtime that could make a model another one."""
+    """Return the optimisations of this runtime that could change the function of a model."""
     version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
     return tuple(
         name
@@ -238,16 +238,25 @@ def _check_spec(spec: SessionSpec, provider: Provider) -> None:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A session to be made, and the runtime that makes it."""
+
+    model: Path | bytes
+    provider: Provider
+    spec: SessionSpec
+    runtime: str
+    disabled: tuple[str, ...]
+
+
 def _create(
-    model: Path | bytes,
-    provider: Provider,
-    spec: SessionSpec,
-    disabled: tuple[str, ...],
+    request: _Request,
     *,
-    allow_cpu_nodes: bool,
+    allow_cpu_nodes: bool = False,
     profile_prefix: Path | None = None,
     configure: Callable[[Any], None] | None = None,
 ) -> Any:
+    model, provider, spec = request.model, request.provider, request.spec
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about optimisations that did not apply
     options.graph_optimization_level = _GRAPH_LEVELS[spec.graph_level]
@@ -269,33 +278,28 @@ def _create(
         (provider.ort_name, {**provider.built_in_options, **provider.options(spec)})
     ]
     if comes_as_plugin(provider):
-        device = plugin_device(provider, runtime_distribution())
+        device = plugin_device(provider, request.runtime)
         options.add_provider_for_devices([device], provider.options(spec))
         providers = None  # a list would take the place of the device
     return onnxruntime.InferenceSession(
         str(model) if isinstance(model, Path) else model,
         options,
         providers=providers,
-        disabled_optimizers=list(disabled),
+        disabled_optimizers=list(request.disabled),
         # Without it a failure, now or in a later run, makes the session anew on the CPU.
         enable_fallback=0,
     )
 
 
-def _proven_info(
-    session: Any,
-    provider: Provider,
-    spec: SessionSpec,
-    disabled: tuple[str, ...],
-    runtime: str,
-) -> SessionInfo:
-    """Return what the session says it runs on, once that is what was asked for."""
+def _proven_info(session: Any, request: _Request) -> SessionInfo:
+    """Return the session's own account of its placement, once that is the requested one."""
+    provider, spec = request.provider, request.spec
     active = tuple(session.get_providers())
     if active[0] != provider.ort_name:
         raise ProviderError(
             f"The session runs on {active[0]}, not on {provider.ort_name}.",
-            where=runtime_title(runtime),
-            fix=reinstall(provider, runtime),
+            where=runtime_title(request.runtime),
+            fix=reinstall(provider, request.runtime),
         )
     if comes_as_plugin(provider):
         _check_options(session, provider, spec)
@@ -304,18 +308,18 @@ def _proven_info(
         raise stray_nodes_error(stray, provider)
     return SessionInfo(
         spec=spec,
-        runtime=runtime,
+        runtime=request.runtime,
         runtime_version=onnxruntime.__version__,
         active_providers=active,
         nodes_by_provider=None if planned is None else count_by_provider(planned),
-        disabled_optimizers=disabled,
+        disabled_optimizers=request.disabled,
     )
 
 
 def _check_options(session: Any, provider: Provider, spec: SessionSpec) -> None:
-    """Raise ProviderError unless the session says that it has the options it was given.
+    """Raise ProviderError unless the session reports the options it was given.
 
-    What a plugin makes of them it does not say: that, only the numbers show.
+    Their effect it does not report: that, only the numbers show.
     """
     asked = provider.options(spec)
     found = session.get_provider_options().get(provider.ort_name, {})
@@ -333,10 +337,6 @@ def _records_placement() -> bool:
 
 
 def _planned(ort_session: Any) -> tuple[Kernel, ...] | None:
-    """Return the nodes with their providers; None where the runtime cannot tell.
-
-    The nodes are those of the graph after its basic optimisations, where providers are assigned.
-    """
     if not _records_placement():
         return None
     return tuple(
@@ -350,30 +350,22 @@ def _elsewhere(kernels: Iterable[Kernel], provider: Provider) -> list[str]:
     return [str(kernel) for kernel in kernels if kernel.provider != provider.ort_name]
 
 
-# --- saying what went wrong ----------------------------------------------------------------------
+# --- explanations of failures ---------------------------------------------------------------------
 
 
-def _explain(
-    error: Exception,
-    model: Path | bytes,
-    provider: Provider,
-    spec: SessionSpec,
-    disabled: tuple[str, ...],
-    runtime: str,
-    output: str,
-) -> ReportedError:
-    """Return the error to raise for what ONNX Runtime raised and printed."""
-    if (about_model := model_error(error, runtime)) is not None:
+def _explain(error: Exception, request: _Request, output: str) -> ReportedError:
+    """Return the error to raise for an exception of ONNX Runtime and its prints."""
+    provider, runtime = request.provider, request.runtime
+    about_model = model_error(error, runtime) or operator_error(error, provider, runtime)
+    if about_model is not None:
         return about_model
-    if (about_operator := operator_error(error, provider, runtime)) is not None:
-        return about_operator
     if provider.is_fallback:
         return ResdeployError(f"ONNX Runtime cannot run this model: {plain_text(error)}")
     if "explicitly disabled by the user" in str(error):
         # Either the provider did not start, or it cannot run every node. Only a session that may
-        # use the CPU can tell, and name the nodes: it is made to be asked, and nothing is run.
+        # use the CPU can tell, and name the nodes: one is made for that, and nothing is run.
         with captured_output():
-            session = _create(model, provider, spec, disabled, allow_cpu_nodes=True)
+            session = _create(request, allow_cpu_nodes=True)
         if session.get_providers()[0] == provider.ort_name:
             return stray_nodes_error(_elsewhere(_planned(session) or (), provider), provider)
     return not_started_error(error, provider, runtime, output)

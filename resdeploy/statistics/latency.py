@@ -1,4 +1,4 @@
-"""Statistics of raw latencies: percentiles, intervals, and "is this run stable?".
+"""Statistics of raw latencies: percentiles, bootstrap intervals, stability.
 
 Latencies are integers in nanoseconds, in the order they were measured.
 """
@@ -20,6 +20,7 @@ __all__ = [
     "is_stable",
     "is_sustained",
     "percentile",
+    "percentile_interval",
     "poisson_arrivals",
     "service_times",
     "summarise",
@@ -93,19 +94,6 @@ def summarise(
     if arrivals_ns:
         answers_ns = (a + x for a, x in zip(arrivals_ns, latencies_ns, strict=True))
         span_ns = max(answers_ns) - min(arrivals_ns)
-    # Neighbours are alike: blocks of n^(1/3), the order that Hall, Horowitz and Jing (Biometrika
-    # 82, 1995) derive for the variance of a smooth statistic.
-    block = max(1, round(len(latencies_ns) ** (1 / 3)))
-
-    def interval(q: float) -> tuple[float, ...]:
-        index = _rank(q, len(latencies_ns)) - 1
-        return bootstrap_interval(
-            latencies_ns,
-            lambda x: float(np.partition(x, index)[index]),
-            num_resamples=_NUM_RESAMPLES,
-            block_length=block,
-        )
-
     return LatencySummary(
         num_runs=len(latencies_ns),
         mean_ns=total_ns / len(latencies_ns),
@@ -116,8 +104,25 @@ def summarise(
         p999_ns=int(percentile(latencies_ns, 99.9)),
         max_ns=max(latencies_ns),
         throughput_per_s=batch_size * len(latencies_ns) * 1e9 / span_ns,
-        p50_interval_ns=interval(50),
-        p99_interval_ns=interval(99) if len(latencies_ns) >= _MIN_RUNS_FOR_P99 else (),
+        p50_interval_ns=percentile_interval(latencies_ns, 50),
+        p99_interval_ns=(
+            percentile_interval(latencies_ns, 99) if len(latencies_ns) >= _MIN_RUNS_FOR_P99 else ()
+        ),
+    )
+
+
+def percentile_interval(latencies_ns: Sequence[int], q: float) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the q-th percentile of runs in their order.
+
+    Neighbours are alike: they are drawn in blocks of n^(1/3), the order that Hall, Horowitz and
+    Jing (Biometrika 82, 1995) derive for the variance of a smooth statistic.
+    """
+    index = _rank(q, len(latencies_ns)) - 1
+    return bootstrap_interval(
+        latencies_ns,
+        lambda x: float(np.partition(x, index)[index]),
+        num_resamples=_NUM_RESAMPLES,
+        block_length=max(1, round(len(latencies_ns) ** (1 / 3))),
     )
 
 
@@ -144,23 +149,18 @@ def bootstrap_interval(
         values: (n,) numbers, n >= 1.
         statistic: from (n,) values to one number, for example `numpy.median`.
         confidence: the coverage aimed at, 0 < confidence < 1.
-        num_resamples: how many draws.
-        block_length: how many neighbours are drawn together.
+        num_resamples: the number of draws.
+        block_length: the number of neighbours drawn together.
         seed: of the random generator; the same seed gives the same interval.
 
     Raises:
-        ValueError: there are no values, or `confidence`, `num_resamples` or `block_length` is out
-            of range.
+        ValueError: there are no values, or `confidence` is out of range.
     """
     values_n = np.asarray(values, dtype=np.float64).ravel()
     if values_n.size == 0:
         raise ValueError("an interval needs at least one value")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, not {num_resamples}")
-    if block_length < 1:
-        raise ValueError(f"block_length must be at least 1, not {block_length}")
     num_values = values_n.size
     num_blocks = math.ceil(num_values / block_length)
     rng = np.random.default_rng(seed)
@@ -175,7 +175,7 @@ def bootstrap_interval(
 
 
 def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:
-    """Say whether a run stayed the same from beginning to end; if not, the reason.
+    """Verdict on a run: the same from beginning to end, or the reason why not.
 
     The run is not stable when
 
@@ -207,7 +207,7 @@ def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:
 
 
 def is_settled(durations_ns: Sequence[int]) -> bool:
-    """Say whether a warm-up has ended: its last two windows of ten runs have the same median.
+    """Verdict on a warm-up: ended, once its last two windows of ten runs have the same median.
 
     "The same" is within the larger of a fifth of `STABLE_SHIFT_LIMIT` and two standard errors of
     the difference, 2 * 1.2533 * s * sqrt(2 / 10), where s = 1.4826 times the median absolute
@@ -229,7 +229,7 @@ def is_settled(durations_ns: Sequence[int]) -> bool:
 
 
 def poisson_arrivals(count: int, *, per_second: float, seed: int) -> tuple[int, ...]:
-    """Return `count` moments in nanoseconds at which independent users ask: a Poisson process.
+    """Return `count` arrivals of independent users, in nanoseconds: a Poisson process.
 
     The gaps are exponential with mean 1 / per_second; the same seed gives the same moments.
     """
@@ -238,9 +238,9 @@ def poisson_arrivals(count: int, *, per_second: float, seed: int) -> tuple[int, 
 
 
 def service_times(arrivals_ns: Sequence[int], latencies_ns: Sequence[int]) -> tuple[int, ...]:
-    """Return how long each run itself took, where they wait for each other in one queue.
+    """Return the duration of each run itself, without its wait in the one queue.
 
-    A run starts when it was asked for, or when the one before has ended, whichever is later.
+    A run starts at its arrival or at the end of the run before, whichever is later.
     """
     times = []
     free_ns = 0
@@ -252,7 +252,7 @@ def service_times(arrivals_ns: Sequence[int], latencies_ns: Sequence[int]) -> tu
 
 
 def is_sustained(arrivals_ns: Sequence[int], latencies_ns: Sequence[int]) -> tuple[bool, str]:
-    """Say whether a queue's waiting times are those it would keep; if not, the reason.
+    """Verdict on a queue: waiting times that it would keep, or the reason why not.
 
     With a load rho, the part of the time in which the server is busy, a queue forgets its past
     after about 1 / (1 - rho)^2 runs (the relaxation time of M/M/1 is of that order), and never does

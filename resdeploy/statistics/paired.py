@@ -1,4 +1,4 @@
-"""Is one of two faster? Ratios of latencies that were measured in turn, and their intervals.
+"""Paired comparison: ratios of latencies measured in turn, with their paired t intervals.
 
 The unit is the block: a pair of fresh processes. Runs in one process share its memory layout and
 the minute it ran in, so that a thousand of them say little more about the next process than ten do;
@@ -55,10 +55,7 @@ def mean_ratio(logs: Sequence[float], *, confidence: float = CONFIDENCE) -> Spee
 
 
 def block_log_ratios(blocks: Sequence[BenchBlock], q: float) -> tuple[float, ...]:
-    """Return for each block the logarithm of the ratio of its two q-th percentiles.
-
-    The percentile is that of all runs of one process.
-    """
+    """Return for each block the logarithm of the ratio of its two q-th percentiles."""
     return tuple(
         math.log(pooled_percentile(block.candidate_ns, q))
         - math.log(pooled_percentile(block.baseline_ns, q))
@@ -67,7 +64,7 @@ def block_log_ratios(blocks: Sequence[BenchBlock], q: float) -> tuple[float, ...
 
 
 def min_runs_for(q: float) -> int:
-    """Return how many runs a q-th percentile needs before it is another one than the longest."""
+    """Return the least number of runs whose q-th percentile is not simply the longest."""
     return math.ceil(round(100 / (100 - q), 9))
 
 
@@ -93,7 +90,7 @@ def student_interval(
 
 
 def student_quantile(confidence: float, *, degrees: int) -> float:
-    """Return the t that Student's distribution stays within, -t to t, with this probability.
+    """Return the two-sided quantile t of Student's distribution: P(-t to t) is the confidence.
 
     By bisection on the distribution function for whole degrees of freedom (Abramowitz and Stegun,
     26.7.3 and 26.7.4).

@@ -1,4 +1,4 @@
-"""How sure a counted proportion is, and the difference of two counted on the same samples.
+"""Intervals of a counted proportion, and of the difference of two counted on the same samples.
 
 All are two-sided. Nothing is approximated but what says so: binomial tails are summed.
 """
@@ -125,7 +125,7 @@ def _tail_probability(num_trials: int, first: int, last: int) -> Callable[[float
 
 
 def _bisect(is_below: Callable[[float], bool], low: float, high: float) -> float:
-    """Return where `is_below` turns from true to false between two numbers."""
+    """Return the point between two numbers from which on `is_below` is false."""
     while low < (middle := (low + high) / 2) < high:
         if is_below(middle):
             low = middle

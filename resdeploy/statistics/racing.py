@@ -1,7 +1,7 @@
-"""Which of many is the fastest: all are timed in turn, and whoever is beaten leaves the race.
+"""Bonferroni race: the fastest of many candidates, timed in turn; a beaten one leaves the race.
 
-It ends when one is left, or when no other can be faster than the one ahead by more than would
-matter: to tell equals apart takes the longest and gains nothing.
+It ends when one is left, or when no other can be faster than the leader by more than would matter:
+to tell equals apart takes the longest and gains nothing.
 
 The logarithm of a candidate's time in one block is taken to be the sum of the candidate's own, of
 what the machine was like in that block, and of noise. Whatever slowed the machine slowed all who
@@ -20,14 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.statistics.paired import student_quantile
+from resdeploy.statistics.paired import CONFIDENCE, student_quantile
 
-__all__ = ["CONFIDENCE", "INDIFFERENCE", "Race", "beaten", "race"]
+__all__ = ["Race", "race", "standing"]
 
-CONFIDENCE = 0.95
-
-# Who could at most be faster than the one ahead by this fraction is not waited for.
-INDIFFERENCE = 0.02
+# A candidate that could be faster than the leader by at most this fraction is not waited for.
+_INDIFFERENCE = 0.02
 
 # Blocks after which the race is looked at: each time as much evidence again as there was.
 _RUNGS = (2, 4, 8, 16)
@@ -39,11 +37,11 @@ _HOPELESS = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """How a race went.
+    """Result of a race.
 
     Attributes:
         log_times: for each candidate the logarithms of its times, one for each block it was in.
-        num_blocks: how many there were.
+        num_blocks: the number of blocks.
         in_race: the candidates that were never beaten, the fastest first.
     """
 
@@ -57,36 +55,24 @@ class Race:
         return self.in_race[0]
 
 
-def beaten(logs_BC: NDArray[np.float64], *, confidence: float = CONFIDENCE) -> NDArray[np.bool_]:
-    """Return (C,), which candidates are slower than the fastest by more than chance explains.
+def standing(logs_BC: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Return (C,) the distance of each candidate to the leader, and its limit for chance.
 
-    A difference of two means has the standard error s sqrt(2/B), s^2 the mean square of what the
-    sums of candidate and block leave, with (B-1)(C-1) degrees of freedom. The confidence is that
-    of all C-1 comparisons together (Bonferroni), so that the fastest leaves in at most one race of
-    twenty.
+    A candidate beyond the limit is beaten. A difference of two means has the standard error
+    s sqrt(2/B), s^2 the mean square of what the sums of candidate and block leave, with
+    (B-1)(C-1) degrees of freedom. The confidence is that of all C-1 comparisons together
+    (Bonferroni), so that the fastest leaves in at most one race of twenty.
 
     Args:
-        logs_BC: logarithms of times; every candidate in every block.
-        confidence: that no candidate as fast as the fastest is called beaten.
-
-    Raises:
-        ValueError: there are fewer than two blocks or two candidates.
+        logs_BC: logarithms of times; every candidate in every block, at least two of each.
     """
-    behind_C, limit = _standing(logs_BC, confidence)
-    return behind_C > limit
-
-
-def _standing(logs_BC: NDArray[np.float64], confidence: float) -> tuple[NDArray[np.float64], float]:
-    """Return (C,) how far each is behind the one ahead, and how much of that may be chance."""
     num_blocks, num_candidates = logs_BC.shape
-    if num_blocks < 2 or num_candidates < 2:
-        raise ValueError("a race needs at least two blocks and two candidates")
     means_C = logs_BC.mean(axis=0)
     left_BC = logs_BC - means_C - logs_BC.mean(axis=1, keepdims=True) + logs_BC.mean()
     degrees = (num_blocks - 1) * (num_candidates - 1)
     variance = float((left_BC**2).sum()) / degrees
-    # Bonferroni's share of a one-sided test, as the two-sided quantile wants it.
-    alpha = 2 * (1 - confidence) / (num_candidates - 1)
+    # Bonferroni's share of a one-sided test, for a two-sided quantile.
+    alpha = 2 * (1 - CONFIDENCE) / (num_candidates - 1)
     quantile = student_quantile(1 - min(alpha, 0.5), degrees=degrees)
     limit = quantile * math.sqrt(2 * variance / num_blocks)
     return means_C - means_C.min(), limit
@@ -97,7 +83,7 @@ def race(
     measure: Callable[[Sequence[int], int], Sequence[float]],
     *,
     max_blocks: int = _RUNGS[-2],
-    indifference: float = INDIFFERENCE,
+    indifference: float = _INDIFFERENCE,
 ) -> Race:
     """Time candidates block by block until one is left, all are as good, or no blocks are left.
 
@@ -105,9 +91,9 @@ def race(
         num_candidates: at least one.
         measure: takes the candidates still in the race and the number of the block, and returns
             the time of each, measured in turn.
-        max_blocks: how many blocks at most.
-        indifference: end once nobody can be faster than the one ahead by more than this fraction,
-            with the confidence of `beaten`.
+        max_blocks: the most blocks.
+        indifference: end once no rival can be faster than the leader by more than this fraction,
+            with the confidence of `standing`.
 
     Raises:
         ValueError: there is no candidate, or a time is not positive.
@@ -128,9 +114,9 @@ def race(
             alive = [c for c in alive if logs[c][0] - first < math.log(_HOPELESS)]
         elif (number in _RUNGS or number == max_blocks) and len(alive) > 1:
             logs_BC = np.array([logs[candidate] for candidate in alive]).T
-            behind_C, limit = _standing(logs_BC, CONFIDENCE)
+            behind_C, limit = standing(logs_BC)
             alive = [c for c, behind in zip(alive, behind_C, strict=True) if behind <= limit]
-            # The one ahead is not behind itself, and is not its own rival.
+            # The leader is not its own rival.
             rivals_C = np.sort(behind_C)[1:]
             if limit - rivals_C.min() <= math.log1p(indifference):
                 break

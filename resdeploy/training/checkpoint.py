@@ -1,4 +1,4 @@
-"""Weights to and from files.
+"""Checkpoints: weights in files.
 
 Ours are safetensors files whose metadata entry `resdeploy` holds a `CheckpointInfo` as JSON: data
 alone, complete in one file. Files from elsewhere are read as data too, or not at all.
@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from resdeploy.errors import ResdeployError
@@ -73,7 +73,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointInfo
 
 
 def is_own_checkpoint(path: str | Path) -> bool:
-    """Return whether a file is a resdeploy checkpoint, which says what network it belongs to.
+    """Test for a resdeploy checkpoint, which names its network.
 
     Raises:
         ResdeployError: the file is missing, or is a damaged safetensors file.
@@ -109,8 +109,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _check_is_file(Path(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ResdeployError(
             f"This is not a whole safetensors file: {error}.",
@@ -122,8 +122,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_foreign_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the weights, on the CPU, of a file that another program wrote.
 
-    A `.safetensors` file, or what `torch.save` made of a state dict, alone or as an entry such as
-    `state_dict` or `model` of a training checkpoint. Prefixes that wrappers put before every name
+    A `.safetensors` file, or one of `torch.save` with a state dict, alone or as an entry such as
+    `state_dict` or `model` of a training checkpoint. Prefixes of wrappers before every name
     (`module.`, `_orig_mod.`, `model.`) are taken off. No code of the file runs.
 
     Raises:
@@ -158,7 +158,7 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
         module: the network; unchanged if this raises. It may be on the meta device, which spares
             the initialisation that the weights replace; it is then on the CPU.
         state_dict: the weights, by name.
-        source: what the weights are called in an error.
+        source: the name of the weights in an error.
 
     Raises:
         ResdeployError: a weight is missing, is not in the network, or has another shape.
@@ -189,7 +189,9 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
         raise ResdeployError(
             f"The weights do not fit the network. {'; '.join(lines)}.",
             where=source,
-            fix=_fit_hint(state_dict),
+            fix=f"these weights fit --arch {' or '.join(fitting[:_NUM_LISTED])}"
+            if (fitting := suggest_architectures(state_dict))
+            else "give the --arch and the --arch-option the weights were trained with",
         )
     # A module on the meta device has no memory to copy into: it takes the tensors themselves.
     in_its_types = {name: tensor.to(wanted[name].dtype) for name, tensor in given.items()}
@@ -208,24 +210,17 @@ def suggest_architectures(state_dict: Mapping[str, Tensor]) -> list[str]:
     for arch in ARCHITECTURES:
         spec = ModelSpec(arch=arch, num_classes=classifiers[-1])
         with torch.device("meta"):
-            wanted = _essential_shapes(build_network(spec).state_dict())
-        given = _essential_shapes(_rename_classifier(state_dict, wanted))
-        if given == wanted:
+            wanted = build_network(spec).state_dict()
+        given = _rename_classifier(state_dict, wanted)
+        if _essential_shapes(given) == _essential_shapes(wanted):
             found.append(arch)
     return found
 
 
-def _fit_hint(state_dict: Mapping[str, Tensor]) -> str:
-    suggestions = suggest_architectures(state_dict)
-    if suggestions:
-        return f"these weights fit --arch {' or '.join(suggestions[:_NUM_LISTED])}"
-    return "give the --arch and the --arch-option the weights were trained with"
-
-
-def _essential_shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _essential_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {
-        name: tuple(getattr(value, "shape", value))
-        for name, value in state_dict.items()
+        name: tensor.shape
+        for name, tensor in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
 
@@ -256,7 +251,7 @@ def _load_pickled(path: Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         # torch.load raises whatever its reader stumbles on: RuntimeError, EOFError, KeyError, …
-        # A GLOBAL is the pickle's word for a class or function that it wants by name.
+        # A GLOBAL is the pickle's word for a class or function by name.
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ResdeployError(
                 "The file holds objects that only its own program can rebuild, not weights alone.",
@@ -277,7 +272,7 @@ def _load_pickled(path: Path) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """Return what torch says is wrong, without its advice to load the file as a program."""
+    """Return torch's message, without its advice to load the file as a program."""
     message = str(error)
     message = message.partition("WeightsUnpickler error:")[2] or message
     lines = [line.strip() for line in message.splitlines() if line.strip()]
@@ -301,29 +296,21 @@ def _unwrap(content: Any, where: str) -> Mapping[str, Any]:
             return _unwrap(content[entries[0]], where)
         if any(isinstance(value, Tensor) for value in content.values()):
             return content
+        kind = f"a dictionary of {', '.join(map(repr, list(content)[:8])) or 'nothing'}"
+    else:
+        kind = f"one {type(content).__name__}"
     raise ResdeployError(
-        f"There are no weights in this file: it holds {_describe(content)}.",
+        f"There are no weights in this file: it holds {kind}.",
         where=where,
         fix="save model.state_dict()",
     )
 
 
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dictionary of {', '.join(map(repr, list(content)[:8])) or 'nothing'}"
-    return f"one {type(content).__name__}"
-
-
 def _strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stripped = dict(state_dict)
-    # torch.optim.swa_utils.AveragedModel counts its updates beside the wrapped network.
+    # torch.optim.swa_utils.AveragedModel adds a counter of its updates.
     if "n_averaged" in stripped and any(name.startswith("module.") for name in stripped):
         del stripped["n_averaged"]
-    changed = True
-    while changed and stripped:
-        changed = False
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in stripped):
-                stripped = {name.removeprefix(prefix): t for name, t in stripped.items()}
-                changed = True
+    while shared := [p for p in _PREFIXES if stripped and all(n.startswith(p) for n in stripped)]:
+        stripped = {name.removeprefix(shared[0]): tensor for name, tensor in stripped.items()}
     return stripped

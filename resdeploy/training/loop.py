@@ -1,6 +1,6 @@
-"""Train a recipe: stochastic gradient descent with momentum, linear warm-up, cosine decay.
+"""Training of a recipe: stochastic gradient descent with momentum, linear warm-up, cosine decay.
 
-What a run leaves on disk is described in `resdeploy.training.run_directory`.
+The files of a run are described in `resdeploy.training.run_directory`.
 
 Everything random is a function of (seed, epoch), so a run that was stopped and resumed gives the
 same bits as one that was not, on the same machine with the same number of threads. The result is
@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from resdeploy.data.datasets import Dataset, epoch_order, load_dataset
+from resdeploy.data.datasets import epoch_order, load_dataset
 from resdeploy.data.preprocess import preprocess_batch
+from resdeploy.data.samples import Dataset
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.networks import build_network, input_shape
 from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainReport, TrainSpec
@@ -47,10 +48,7 @@ OnBatch = Callable[[int, int, float, float], None]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Run:
-    """What one training run works on; the network and the optimizer change as it goes.
-
-    `forward` is the network as training calls it, compiled or not: the same weights.
-    """
+    """State of one training run; `forward` is the network, compiled or not: the same weights."""
 
     recipe: Recipe
     directory: Path
@@ -79,7 +77,7 @@ def train(
     it held before is there until the new one is whole.
 
     Args:
-        recipe: what to train.
+        recipe: network, data and settings.
         run_directory: a folder that does not exist yet or is empty; with `resume`, one that an
             earlier run of the same recipe left; with `force`, one that holds any run.
         resume: go on after the last whole epoch, of the run that was to replace another if there
@@ -106,7 +104,7 @@ def train(
     _check_dataset(dataset, recipe)
     with (
         _threads(num_threads or _default_threads(recipe)),
-        torch.random.fork_rng(devices=_cuda_indices(target)),
+        torch.random.fork_rng([target.index or 0] if target.type == "cuda" else []),
     ):
         run = _start(recipe, place, dataset, target)
         metrics = restore_state(place, run.network, run.optimizer) if resume else []
@@ -197,7 +195,7 @@ def _start(recipe: Recipe, directory: Path, dataset: Dataset, device: torch.devi
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return `network` compiled at its first call, with what stands in the way in our words."""
+    """Return `network`, compiled at its first call; raises EnvironmentLacksError then."""
     compiled = torch.compile(network)
 
     def forward(x: Tensor) -> Tensor:
@@ -379,10 +377,6 @@ def _open_device(name: str) -> torch.device:
             fix="train on the device cpu",
         ) from error
     return device
-
-
-def _cuda_indices(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []
 
 
 def _default_threads(recipe: Recipe) -> int:

@@ -11,7 +11,7 @@ A run directory holds
 """
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ def working_directory(directory: Path, recipe: Recipe, *, resume: bool, force: b
 
 
 def replace_run(directory: Path) -> None:
-    """Put the whole new run inside `directory` in the place of the old one.
+    """Move the whole new run inside `directory` over the old one.
 
     Files that `train` did not write are never touched.
 
@@ -129,7 +129,9 @@ def save_state(
         ResdeployError: a file cannot be written; the run can be resumed from the state before.
     """
     last = metrics[-1]
-    _write_lines(directory / METRICS_NAME, metrics)
+    with atomic_write(directory / METRICS_NAME, force=True) as temporary:
+        lines = "".join(f"{dump_json(line, indent=None)}\n" for line in metrics)
+        temporary.write_text(lines, encoding="utf-8")
     info = CheckpointInfo(
         model=recipe.model,
         preprocess=recipe.preprocess,
@@ -166,12 +168,6 @@ def begin_run(directory: Path, recipe: Recipe) -> None:
             where=str(directory),
             fix="give a directory that you may write to",
         ) from error
-
-
-def _write_lines(path: Path, metrics: list[EpochMetrics]) -> None:
-    lines = "".join(f"{dump_json(line, indent=None)}\n" for line in metrics)
-    with atomic_write(path, force=True) as temporary:
-        temporary.write_text(lines, encoding="utf-8")
 
 
 def restore_state(
@@ -213,13 +209,13 @@ def _check_resumable(directory: Path, recipe: Recipe) -> None:
     path = directory / RECIPE_NAME
     if not path.is_file():
         raise ResdeployError(f"There is no run to resume: no {RECIPE_NAME}.", where=str(directory))
-    started = load_json(Recipe, path.read_bytes(), where=str(path))
-    if _without_path(started) != _without_path(recipe):
-        changed = [
-            name
-            for name in ("name", "model", "data", "preprocess", "train", "labels")
-            if getattr(_without_path(started), name) != getattr(_without_path(recipe), name)
-        ]
+    started = _without_path(load_json(Recipe, path.read_bytes(), where=str(path)))
+    asked = _without_path(recipe)
+    if changed := [
+        field.name
+        for field in fields(Recipe)
+        if getattr(started, field.name) != getattr(asked, field.name)
+    ]:
         raise ResdeployError(
             f"The run was started with another recipe: {', '.join(changed)} differ.",
             where=str(path),

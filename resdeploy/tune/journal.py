@@ -1,4 +1,4 @@
-"""What a search has found so far, kept in a folder: stopped, it goes on from there."""
+"""Journal of a search: its findings in a folder, from which a stopped one is resumed."""
 
 import json
 import os
@@ -32,15 +32,15 @@ def identity_of(
     precisions: Sequence[str],
     data: Mapping[str, DataSpec | None],
 ) -> dict[str, Any]:
-    """Return what a search's findings hold for, as JSON data: of anything else they say nothing.
+    """Return the identity of a search as JSON data: its findings hold for no other.
 
     Args:
         bundle: the model; its manifest has the hashes of all of its files.
-        spec: what is searched.
+        spec: the space and the objective.
         environment: the machine.
         variants: files of other forms of the model.
         precisions: those that are made for the search.
-        data: what is judged and calibrated with.
+        data: the samples for judgement and calibration.
     """
     identity: dict[str, Any] = to_json(
         {
@@ -62,10 +62,10 @@ def _file_hash(data: DataSpec | None) -> str | None:
 
 
 class Journal:
-    """What steps that take long have found, each kept as soon as it is known.
+    """Findings of long steps, each kept at once.
 
-    Without a folder nothing is kept. In one, the first line of `search.jsonl` says what the search
-    is, and each other line what a step of it found.
+    Without a folder nothing is kept. In one, the first line of `search.jsonl` is the identity of
+    the search, and each other line the finding of a step.
     """
 
     def __init__(self) -> None:
@@ -104,20 +104,16 @@ class Journal:
         return journal
 
     def once(self, step: str, find: Callable[[], T]) -> T:
-        """Return what the step found before, or let it find it now: JSON data."""
+        """Return the finding of a step, kept or from `find` now: JSON data."""
         if step not in self._found:
             self._found[step] = find()
-            self._keep({"step": step, "found": self._found[step]})
+            if self._path is not None:
+                with self._path.open("ab") as file:
+                    file.write(_line({"step": step, "found": self._found[step]}))
+                    file.flush()
+                    os.fsync(file.fileno())
         found: T = self._found[step]
         return found
-
-    def _keep(self, line: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        with self._path.open("ab") as file:
-            file.write(_line(line))
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

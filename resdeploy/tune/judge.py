@@ -1,4 +1,4 @@
-"""Whether a candidate of `tune` may be had at all: its answers, judged before its speed."""
+"""Judge of the candidates of `tune`: their answers, before their speed."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ __all__ = ["Judge", "Judgement"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Whether a candidate's answers will do: the evidence, or why they will not."""
+    """Judgement of a candidate's answers: the evidence, or the reason for its exclusion."""
 
     evidence: str = ""
     drop: float | None = None
@@ -42,7 +42,7 @@ class Judge:
         self._reference: Answers | None = None
 
     def __call__(self, candidate: Candidate) -> Judgement:
-        """Return whether its answers will do."""
+        """Return the judgement of its answers."""
         session = dataclasses.replace(candidate.session, num_threads=None, spinning=True)
         key = (candidate.variant.path, session)
         if key not in self._known:

@@ -1,11 +1,11 @@
-"""Find the fastest way to run a bundle's model on this machine, within what its answers may lose.
+"""Search for the fastest way to run a bundle's model on this machine, within an accuracy budget.
 
 Three steps, in this order. Every candidate is first judged by its answers: lossless, it must pass
 verification as float32; with an accuracy budget, the whole interval of the drop must be within it.
-Those let in race (`statistics.racing`), each block a fresh process for each, timed in turn. The
+Those admitted race (`statistics.racing`), each block a fresh process for each, timed in turn. The
 winner is then timed once more, against the bundle's model with the provider's defaults, in
-processes that had no part in the race: whoever wins among many was also lucky, and this is the
-figure that is told. If it does not hold there, the defaults stay.
+processes that had no part in the race: the winner among many was also lucky, and this is the figure
+in the report. If it does not hold there, the defaults stay.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchComparison, Profile
 from resdeploy.schema.machines import Environment
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.tunings import GoldenAnswers, TunedSettings, TuneReport, TuneSpec, TuneTrial
+from resdeploy.schema.tunings import TunedSettings, TuneReport, TuneSpec, TuneTrial
 from resdeploy.session.providers import find_provider
 from resdeploy.session.session import open_session
 from resdeploy.statistics.paired import pooled_percentile
@@ -37,15 +37,15 @@ from resdeploy.tune.space import Candidate, Variant, candidates_for
 
 __all__ = ["tune"]
 
-# So many processes hold their model in memory at a time.
+# The most processes with their model in memory at a time.
 _MOST_AT_ONCE = 8
 
-# What the last comparison takes: pairs of processes, and runs of each.
+# Pairs of processes of the last comparison.
 _FINAL_BLOCKS = 8
 
 _PROFILE_RUNS = 30
 
-# The runs of a process: these at least, and beyond them as many as fit into this time. A network
+# The runs of a process: at least these, and beyond them as many as fit into this time. A network
 # of a third of a second would otherwise race for hours, for medians that vary less than a short
 # one's.
 _FEWEST_RUNS = 20
@@ -63,15 +63,15 @@ def tune(
     journal: Journal | None = None,
     on_progress: Progress = lambda done, total, remark: None,
 ) -> TuneReport:
-    """Return the best way to run `bundle` on this machine, and all that was tried.
+    """Return the best way to run `bundle` on this machine, and all trials.
 
     Args:
         bundle: the model, and the golden inputs that a lossless candidate must pass on.
-        spec: what to search, and what for.
+        spec: the space and the objective.
         variants: other forms of the model, such as its int8.
         load: returns labelled samples, on which the drop is judged.
-        journal: has what was found of this very search, and gets what is found.
-        on_progress: told how many steps of the stage are done, of how many, and what they are.
+        journal: the findings of this very search so far, and the place of new ones.
+        on_progress: called with the number of steps done in a stage, their total, and a remark.
 
     Raises:
         ResdeployError: an accuracy budget without samples, nothing to search, or two models of one
@@ -106,7 +106,7 @@ def tune(
             model=candidate.variant.path.name,
             session=candidate.session,
             batch_size=candidate.batch_size,
-            size_bytes=_size_bytes(candidate.variant),
+            size_bytes=(0 if candidate.variant.refused else candidate.variant.path.stat().st_size),
             drop=judgement.drop,
             evidence=judgement.evidence,
             out=judgement.out,
@@ -152,7 +152,9 @@ def tune(
             ratio=None if comparison is None else comparison.p50,
             max_drop=spec.max_drop,
             evidence=trials[winner].evidence,
-            answers=_answers(candidates[winner], bundle),
+            answers=golden_answers(
+                candidates[winner].variant.path, candidates[winner].session, bundle.golden
+            ),
             quant=candidates[winner].variant.quant,
         ),
         quants=tuple(one.quant for one in variants if one.quant is not None),
@@ -164,7 +166,7 @@ def _judged(judge: Judge, candidate: Candidate) -> dict[str, Any]:
 
 
 def _refuse_same_names(variants: Sequence[Variant]) -> None:
-    """Raise ResdeployError where a name means two files: the bundle, and the report, go by it."""
+    """Raise ResdeployError for two files of one name, the key in the bundle and the report."""
     names = Counter(one.path.name for one in variants)
     for one in variants:
         if names[one.path.name] > 1:
@@ -173,10 +175,6 @@ def _refuse_same_names(variants: Sequence[Variant]) -> None:
                 where=str(one.path),
                 fix="give the file of a --variant another name",
             )
-
-
-def _size_bytes(variant: Variant) -> int:
-    return variant.path.stat().st_size if variant.refused is None else 0
 
 
 # --- the race ------------------------------------------------------------------------------------
@@ -190,7 +188,7 @@ def _race(
     journal: Journal,
     on_progress: Progress,
 ) -> tuple[list[TuneTrial], list[int], int]:
-    """Return the trials with their times, those that nobody beat, and the number of blocks."""
+    """Return the trials with their times, those never beaten, and the number of blocks."""
     times: dict[int, list[float]] = {place: [] for place in admitted}
     peaks: dict[int, int] = {}
     q = 99 if spec.objective == "p99" else 50
@@ -207,7 +205,7 @@ def _race(
         return [(pooled_percentile(one.bursts_ns, q), one.ram_peak_bytes) for one in timed]
 
     def measure(alive: Sequence[int], number: int) -> list[float]:
-        # The other way round each time: who is timed last is not always the same.
+        # The other way round each time, so that the last one is not always the same.
         places = [admitted[one] for one in alive][:: 1 if number % 2 == 0 else -1]
         found: dict[int, float] = {}
         for start in range(0, len(places), _MOST_AT_ONCE):
@@ -221,7 +219,7 @@ def _race(
                     peaks[place] = max(peaks.get(place, 0), ram_peak_bytes)
         return [found[admitted[one]] for one in alive]
 
-    # What memory a candidate takes, one block tells; its time then only breaks ties.
+    # One block is enough for the memory of a candidate; its time then only breaks ties.
     max_blocks = 1 if spec.objective in ("memory", "size") else spec.max_blocks
     result = race(len(admitted), measure, max_blocks=max_blocks)
     in_race = [admitted[one] for one in result.in_race]
@@ -237,9 +235,9 @@ def _race(
 
 
 def _runs_that_fit(spec: TuneSpec, times_ns: Sequence[float]) -> int:
-    """Return how often a process is to run who took these times; the fewest where none is known.
+    """Return the number of runs for a process with these times; the fewest where none is known.
 
-    As many as were asked for at most; all of them where the 99th percentile is what counts.
+    At most the spec's number; all of them for the 99th percentile.
     """
     if spec.objective == "p99":
         return spec.num_runs
@@ -252,18 +250,16 @@ def _time_per_sample(trial: TuneTrial) -> float:
 
 
 def _best(trials: Sequence[TuneTrial], in_race: Sequence[int], spec: TuneSpec) -> int:
-    if spec.objective == "memory":
-        return min(
-            in_race,
-            key=lambda p: (trials[p].ram_peak_bytes or float("inf"), _time_per_sample(trials[p])),
-        )
-    if spec.objective == "size":
-        return min(in_race, key=lambda p: (trials[p].size_bytes, _time_per_sample(trials[p])))
-    return in_race[0]
+    def cost(place: int) -> tuple[float, float]:
+        trial = trials[place]
+        memory = trial.ram_peak_bytes or float("inf")
+        return memory if spec.objective == "memory" else trial.size_bytes, _time_per_sample(trial)
+
+    return min(in_race, key=cost) if spec.objective in ("memory", "size") else in_race[0]
 
 
 def _front(trials: Sequence[TuneTrial]) -> tuple[int, ...]:
-    """Return the places of the trials that no other equals or beats in everything."""
+    """Return the Pareto front: the places of the trials that no other one dominates."""
     costs = {
         place: (
             _time_per_sample(trial),
@@ -301,10 +297,10 @@ def _last_comparison(
 
 
 def _profile(winner: Candidate, environment: Environment) -> Profile | None:
-    """Return where the winner's time goes, or at least its work and the machine's ceilings.
+    """Return the profile of the winner, for its work and the machine's ceilings at least.
 
-    Other providers that compute on the CPU do not tell how long layers take: of those it is the
-    profile of the same model on ONNX Runtime's own. None where neither can be had.
+    Other providers that compute on the CPU have no times of layers: for those it is the profile of
+    the same model on ONNX Runtime's own. None where there is neither.
     """
     session = winner.session
     provider = find_provider(session.provider)
@@ -326,7 +322,3 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
         if session == winner.session:
             raise
         return None
-
-
-def _answers(winner: Candidate, bundle: BundleFolder) -> GoldenAnswers:
-    return golden_answers(winner.variant.path, winner.session, bundle.golden)

@@ -1,4 +1,4 @@
-"""What `tune` searches: every form of the model, on every provider, opened in every useful way."""
+"""Search space of `tune`: forms of the model, providers, session options, batch sizes."""
 
 import dataclasses
 import itertools
@@ -24,8 +24,8 @@ class Variant:
     Attributes:
         path: the file.
         precision: of most of its weights.
-        quant: how it was made, where that is known.
-        refused: why it could not be made; there is no file then.
+        quant: the report of its quantization, if known.
+        refused: the reason where it could not be made; there is no file then.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Candidate:
     batch_size: int
 
     def bench_spec(self, num_runs: int) -> BenchSpec:
-        """Return how to time it: warm, whatever that takes."""
+        """Return the spec of its timing, with an adaptive warm-up."""
         return BenchSpec(session=self.session, batch_size=self.batch_size, num_runs=num_runs)
 
 
@@ -62,7 +62,7 @@ def read_variants(paths: Sequence[Path]) -> list[Variant]:
 def candidates_for(
     default: Candidate, variants: Sequence[Variant], spec: TuneSpec
 ) -> list[Candidate]:
-    """Return every combination once, the defaults first; one of a variant that is not there."""
+    """Return every combination once, the defaults first; of a variant without a file, one."""
     found = [default]
     found += [dataclasses.replace(default, variant=v) for v in variants if v.refused is not None]
     made = [variant for variant in variants if variant.refused is None]
@@ -73,9 +73,9 @@ def candidates_for(
 
 
 def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
-    """Yield the ways to open a session on `provider` that are worth trying; its defaults first.
+    """Yield the useful sessions on `provider`; its defaults first.
 
-    A provider that has a faster arithmetic beside float32 is tried in both, and without an accuracy
+    A provider with a faster arithmetic than float32 is tried in both, and without an accuracy
     budget in float32 alone.
     """
     switch = find_provider(provider).arithmetics
@@ -84,17 +84,11 @@ def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
     else:
         arithmetics = (switch.exact,) if spec.max_drop is None else (switch.fast, switch.exact)
         bases = [SessionSpec(provider=provider, **options) for options in arithmetics]
-    for base in bases:
-        yield from _ways_to_open(base, spec)
-
-
-def _ways_to_open(base: SessionSpec, spec: TuneSpec) -> Iterator[SessionSpec]:
-    """Yield what there is to choose on the provider of `base` besides its arithmetic."""
-    provider = find_provider(base.provider)
-    threads = spec.threads if provider.on_cpu else (None,)
-    for number, *values in itertools.product(threads, *provider.choices.values()):
-        changes = dict(zip(provider.choices, values, strict=True))
-        way = dataclasses.replace(base, num_threads=number, **changes)
-        # One thread has nobody to wait for.
-        if way.spinning or number != 1:
-            yield way
+    choices = find_provider(provider).choices
+    threads = spec.threads if find_provider(provider).on_cpu else (None,)
+    for base, number, *values in itertools.product(bases, threads, *choices.values()):
+        changes = dict(zip(choices, values, strict=True))
+        session = dataclasses.replace(base, num_threads=number, **changes)
+        # One thread waits for no other, so that spinning changes nothing.
+        if session.spinning or number != 1:
+            yield session

@@ -1,7 +1,6 @@
-"""The other forms of a bundle's model that `tune` is given, and those that it makes itself.
+"""Lower precisions of a bundle's model that `tune` makes itself, as `quantize` does.
 
-What it makes is what `quantize` makes, and as much is known of it: the report goes with the file.
-Needs no torch.
+The report goes with the file. Needs no torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ _SHORT_NAMES = {"int8": "int8", "float16": "fp16", "bfloat16": "bf16"}
 
 def precisions_for(providers: Sequence[str]) -> tuple[QuantizedPrecision, ...]:
     """Return the lower precisions that are worth making for a search on these providers."""
-    # Others may widen float16 to float32 first: nothing is gained there.
+    # Other providers may widen float16 to float32 first: nothing is gained there.
     computed = any(find_provider(name).computes_float16 for name in providers)
     return ("int8", "float16") if computed else ("int8",)
 
@@ -40,20 +39,20 @@ def make_variants(
     precisions: Sequence[QuantizedPrecision],
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> list[Variant]:
-    """Return lower precisions of a bundle's model, each a file in `folder` or refused, and why.
+    """Return lower precisions of a bundle's model, each a file in `folder` or refused.
 
     Args:
-        bundle: whose model is lowered.
-        folder: a folder of theirs alone; what it has of an earlier call is not made again.
-        spec: the search they are for.
+        bundle: the model.
+        folder: a folder for them alone; files of an earlier call are not made again.
+        spec: the search.
         data: samples to calibrate with.
         precisions: those to make.
-        on_stage: is told what is being done.
+        on_stage: called with the name of each stage.
 
     Raises:
-        ResdeployError: the data is not there, or is not what it should be.
+        ResdeployError: the data is missing or unfit.
     """
-    # Before anything is made: what is wrong with the data is wrong for every precision.
+    # Before anything is made: a fault of the data concerns every precision.
     load_calibration(data, bundle.manifest.preprocess)
     return [_made(bundle, folder, spec, data, precision, on_stage) for precision in precisions]
 

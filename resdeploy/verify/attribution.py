@@ -1,8 +1,8 @@
-"""What of an error is the doing of a provider's faster arithmetic: the model run both ways.
+"""Attribution of an error to a provider's faster arithmetic: the model run both ways.
 
 A relative error of 2e-3 on CUDA may be TF32, or a wrong weight with TF32 on top. One run under each
-position of the provider's own switch tells them apart: what remains without the fast arithmetic is
-the model's.
+position of the provider's own switch tells them apart: the error that remains without the fast
+arithmetic is the model's.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ __all__ = ["attribute_error", "facts"]
 
 
 def facts(spec: SessionSpec) -> RunFacts:
-    """Return what is known of a session before its numbers are."""
+    """Return the facts about a session that are known before its numbers."""
     provider = find_provider(spec.provider)
     widens = provider.computes_float16 is False
     switch = provider.arithmetics
@@ -47,11 +47,11 @@ def attribute_error(
     None if the provider has but one, and a reason if the other could not be run.
 
     Args:
-        model: what the session was opened on.
+        model: the file of the session.
         golden: the inputs and their reference.
         session: the one that was asked for.
-        outputs_NK: (N, K), what it computed for them.
-        open_on: how to open the model another way.
+        outputs_NK: (N, K), its outputs for them.
+        open_on: opens the model another way.
     """
     spec = session.info.spec
     provider = find_provider(spec.provider)
@@ -67,12 +67,11 @@ def attribute_error(
         except ReportedError as error:
             return f"{_differing(provider, wanted, changes)}: {error.what}"
         comparison = judge_end_to_end(rows_NK, golden, facts=facts(wanted))
-        found = "unknown" if comparison.precision is None else comparison.precision.found
         results.append(
             ArithmeticResult(
                 options=_differing(provider, wanted, changes),
                 rel_l2=comparison.diff.rel_l2,
-                found=found,
+                found="unknown" if comparison.precision is None else comparison.precision.found,
             )
         )
     exact, fast = results

@@ -1,8 +1,7 @@
-"""Certify an ONNX model against a reference graph: L0, L1 and L2, each where it can be had.
+"""The certificate of an ONNX model against a reference graph: L0, L1 and L2.
 
-L1 says that the weights are those of the reference, L0 that they are wired alike, L2 that the
-provider computes what they say, node by node. What stands in the way of one is stated. What runs
-the candidate is given by the caller, as this layer has no runtime.
+L0 is the same wiring, L1 the same weights, L2 every node computed right by the provider. Each that
+is missing has its reason. The caller gives the runtime.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.verdicts import NodeLocalResult, StaticResult, StructureResult, VerifyReport
 from resdeploy.verify.compare_structure import Affine, Alignment, SkeletonNode, align
 from resdeploy.verify.normal_form import may_fold, skeleton_of
+from resdeploy.verify.precision import UNIT_ROUNDOFF
 from resdeploy.verify.run_layers import Array, NodeFault, Run, certify_nodes
 from resdeploy.verify.weights import ROUNDED_ONCE_ULP, STATIC_LIMIT_ULP, judge_static
 
@@ -24,18 +24,9 @@ __all__ = ["Candidate", "Reference", "add_certificate", "certify_file", "certify
 _FLOAT32_OR_BETTER = {"float32", "float64"}
 
 
-# Of the operands of a product: with 10 bits of mantissa in TF32 and float16, 7 in bfloat16.
-_UNIT_ROUNDOFF: dict[PrecisionName, float] = {
-    "float32": 2.0**-24,
-    "tf32": 2.0**-11,
-    "float16": 2.0**-11,
-    "bfloat16": 2.0**-8,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
-    """What a candidate is to be: a model in float64 whose BatchNorms are folded.
+    """The reference graph: a model in float64 whose BatchNorms are folded.
 
     Attributes:
         model: the graph.
@@ -57,8 +48,8 @@ class Candidate:
         model: the candidate.
         structure: L0, or None.
         static: L1, or None.
-        layers: its affine nodes with the numbers they should have, for L2.
-        missing: by layer of evidence, why it could not be had.
+        layers: its affine nodes with their right numbers, for L2.
+        missing: by layer of evidence, the reason for its absence.
     """
 
     model: onnx.ModelProto
@@ -74,11 +65,11 @@ def certify_file(
     *,
     precision: PrecisionName = "float32",
 ) -> Candidate:
-    """Return L0 and L1 of `model`, and what L2 needs.
+    """Return L0 and L1 of `model`, and its layers for L2.
 
     Without a reference, L2 judges each node by the candidate's own weights; `reference` may then
-    say why there is none. Weights may be rounded to the type that `precision` claims, wherever
-    they are stored; TF32 rounds them only as it computes.
+    say why there is none. Weights may be rounded to the type that `precision` claims, in any
+    storage type; TF32 rounds them only as it computes.
     """
     missing: dict[str, str] = {}
     own: tuple[tuple[SkeletonNode, Affine], ...] = ()
@@ -108,7 +99,7 @@ def certify_file(
         # Written by the same exporter, so that another operator is another network.
         structure = replace(structure, same_form=True)
     if alignment.pairs:
-        # What was folded and rounded, and then rounded once more, is a little further away.
+        # Weights folded and rounded, and then rounded once more, are a little further away.
         rounded_once = is_ours and precision in ("float32", "tf32")
         limit = ROUNDED_ONCE_ULP if rounded_once else STATIC_LIMIT_ULP
         dtype = precision if precision in ("float16", "bfloat16") else None
@@ -129,7 +120,7 @@ def certify_file(
         and candidate.affine is not None
         and exact.affine.weight.shape == candidate.affine.weight.shape
     }
-    # Where something was still to be folded, a value is not yet what the reference has there.
+    # Before the rest of a fold, values differ from the reference's of the same name.
     if not is_folded:
         expected_by_value = {}
     layers = tuple((node, expected_by_value.get(node.writes, affine)) for node, affine in own)
@@ -157,7 +148,7 @@ def certify_run(
     types = {node.affine.dtype for node, _ in candidate.layers if node.affine is not None}
     if not types <= _FLOAT32_OR_BETTER:
         return f"the weights are {', '.join(sorted(types))}: no bound of {precision} applies"
-    unit_roundoff = _UNIT_ROUNDOFF[precision]
+    unit_roundoff = UNIT_ROUNDOFF[precision]
     return certify_nodes(
         candidate.model, candidate.layers, inputs, run, unit_roundoff=unit_roundoff
     )
@@ -175,9 +166,9 @@ def add_certificate(
 
     Args:
         report: the verdicts end to end.
-        candidate: what `certify_file` found.
+        candidate: from `certify_file`.
         inputs: (N, ...) float32, to run nodes on.
-        run_on: returns what runs models on such a session.
+        run_on: returns the runner of models on such a session.
         precision: the arithmetic that is claimed.
     """
     verdicts, faults = [], {}

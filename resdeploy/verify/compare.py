@@ -1,4 +1,4 @@
-"""Distances between what a candidate computed and the float64 reference. Verdicts are elsewhere.
+"""Distances between a candidate's outputs and the float64 reference. Verdicts are elsewhere.
 
 Shapes: N inputs, K outputs of one input.
 """

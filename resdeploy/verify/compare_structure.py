@@ -1,15 +1,14 @@
-"""L0: whether two networks are the same graph, whatever their weights.
+"""L0: two networks compared as graphs, without their weights.
 
-A skeleton is a network reduced to what decides its function: affine layers, the other operators
-with their attributes in full, and the wiring. What only passes elements on (reshape, identity,
-dropout at inference) is not in it, nor is any BatchNorm that was folded.
+A skeleton is a network in normal form: affine layers, the other operators with their attributes in
+full, and the wiring, without operators that only pass elements on (reshape, identity, dropout at
+inference) and without folded BatchNorms.
 
 Every node gets a digest of itself and of everything it reads. Two skeletons are isomorphic if the
-digests of their outputs are equal; where they are not, descending from the outputs into whatever
-still differs ends at the first operators that do. Sums and products read their operands in any
-order.
+digests of their outputs are equal; otherwise the descent from the outputs along different digests
+ends at the first operators that differ. Sums and products read their operands in any order.
 
-This sees what no weight shows: a missing ReLU, another padding, a rounded-up pooling window.
+This sees faults that no weight shows: a missing ReLU, another padding, a rounded-up pooling window.
 """
 
 import hashlib
@@ -39,8 +38,8 @@ class Affine:
         bias: (O,), zeros where there is none; for a BatchNorm, its shift.
         dtype: the type the weight is stored in.
         num_products: the products that one output adds up.
-        bias_magnitude: (O,), what the bias was added up from, by absolute value: its own ulp says
-            little where those cancel.
+        bias_magnitude: (O,), the largest of the bias's terms by absolute value: its own ulp says
+            little where they cancel.
     """
 
     weight: Float64Array
@@ -57,8 +56,8 @@ class SkeletonNode:
     Attributes:
         name: as the model calls it.
         op: its kind; `Linear` for every matrix product with constant weights.
-        attributes: all that decides what it does, defaults filled in, as text.
-        sources: what it reads: a node by its place in the skeleton, or an input as -1, -2, ...
+        attributes: all of them, defaults filled in, as text.
+        sources: its operands: a node by its place in the skeleton, or an input as -1, -2, ...
         affine: its weights, if it is an affine layer.
         reads: the name of the value that an affine layer reads.
         writes: the name of the value it computes.
@@ -75,7 +74,7 @@ class SkeletonNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Skeleton:
-    """A network: its nodes, sources before readers, and what its outputs are."""
+    """A network: its nodes, sources before readers, and the places of its outputs."""
 
     nodes: tuple[SkeletonNode, ...]
     outputs: tuple[int, ...]
@@ -83,20 +82,19 @@ class Skeleton:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Alignment:
-    """Which affine layer of the reference is which of the candidate, in the reference's order."""
+    """The pairs of affine layers (reference, candidate), in the reference's order."""
 
     pairs: tuple[tuple[SkeletonNode, SkeletonNode], ...]
     result: StructureResult
 
 
 def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
-    """Return which layers correspond, and where the networks differ."""
+    """Return the pairs of layers that correspond, and the differences of the networks."""
     digests = _digests(reference), _digests(candidate)
     differences: list[str] = []
-    same_form = True
+    same_form = len(reference.outputs) == len(candidate.outputs)
     pairs: dict[int, int] = {}
-    if len(reference.outputs) != len(candidate.outputs):
-        same_form = False
+    if not same_form:
         differences.append(
             f"the reference has {len(reference.outputs)} outputs, "
             f"the candidate {len(candidate.outputs)}"
@@ -105,21 +103,18 @@ def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
     seen = set(waiting)
     while waiting:
         ours, theirs = waiting.pop()
-        if ours < 0 or theirs < 0:
-            if ours != theirs:
-                same_form = False
-                differences.append(
-                    f"{_title(reference, ours)} of the reference is "
-                    f"{_title(candidate, theirs)} of the candidate"
-                )
-            continue
-        mine, other = reference.nodes[ours], candidate.nodes[theirs]
-        if mine.op != other.op or len(mine.sources) != len(other.sources):
+        mine, other = _node(reference, ours), _node(candidate, theirs)
+        if mine is None or other is None:
+            is_alike = ours == theirs
+        else:
+            is_alike = mine.op == other.op and len(mine.sources) == len(other.sources)
+        if not is_alike:
             same_form = False
             differences.append(
                 f"{_title(reference, ours)} of the reference is "
                 f"{_title(candidate, theirs)} of the candidate"
             )
+        if not is_alike or mine is None or other is None:
             continue
         if _own(mine) != _own(other):
             differences.append(_attribute_difference(mine, other))
@@ -141,10 +136,15 @@ def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
     )
 
 
+def _node(skeleton: Skeleton, place: int) -> SkeletonNode | None:
+    """Return the node at a place, None for an input."""
+    return skeleton.nodes[place] if place >= 0 else None
+
+
 def _digests(skeleton: Skeleton) -> list[bytes]:
     found: list[bytes] = []
     for node in skeleton.nodes:
-        sources = [found[k] if k >= 0 else str(k).encode() for k in node.sources]
+        sources = [_digest(k, found) for k in node.sources]
         if node.op in _COMMUTATIVE:
             sources.sort()
         content = repr(_own(node)).encode() + b"".join(sources)
@@ -153,7 +153,7 @@ def _digests(skeleton: Skeleton) -> list[bytes]:
 
 
 def _own(node: SkeletonNode) -> tuple[Any, ...]:
-    """Return what a node is by itself."""
+    """Return a node's content without its wiring."""
     shape = None if node.affine is None else node.affine.weight.shape
     return (node.op, node.attributes, shape)
 
@@ -161,7 +161,7 @@ def _own(node: SkeletonNode) -> tuple[Any, ...]:
 def _paired_sources(
     mine: SkeletonNode, other: SkeletonNode, digests: tuple[list[bytes], list[bytes]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield which source of one node is which of the other."""
+    """Yield the pairs of corresponding sources."""
     theirs = list(other.sources)
     if mine.op not in _COMMUTATIVE:
         yield from zip(mine.sources, theirs, strict=True)
@@ -199,7 +199,5 @@ def _attribute_difference(mine: SkeletonNode, other: SkeletonNode) -> str:
 
 
 def _title(skeleton: Skeleton, place: int) -> str:
-    if place < 0:
-        return f"input {-place - 1}"
-    node = skeleton.nodes[place]
-    return f"`{node.name}` ({node.op})"
+    node = _node(skeleton, place)
+    return f"input {-place - 1}" if node is None else f"`{node.name}` ({node.op})"

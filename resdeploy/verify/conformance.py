@@ -1,4 +1,4 @@
-"""Call a session in every way it may be called: other batches, other graph levels, odd values."""
+"""Conformance of a session, tried: other batches, other graph levels, odd values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from resdeploy.verify.golden_file import Golden
 
 __all__ = ["check_conformance"]
 
-# An odd one, a prime, and neither a multiple of what vector units and tiles take; the largest
+# An odd one, a prime, and neither a multiple of vector units and tiles; the largest
 # stands for the batches of a server, and is kept where a check still takes seconds.
 _BATCHES = (2, 3, 7)
 _LARGEST_BATCH = 32
@@ -33,7 +33,7 @@ _NUM_RUNS = 3
 # Subnormal numbers of float32 lie below 2^-126.
 _SUBNORMAL = 2.0**-130
 
-# Extreme inputs: this far below what still comes out finite, for another order of summation may
+# Extreme inputs: this far below the largest with finite outputs, for another order of summation may
 # reach larger sums on the way: by the number of terms, up to 2^13 in a ResNet, and by the
 # transforms of Winograd's convolution, below 2^7.
 _MARGIN_LOG2 = 20
@@ -45,10 +45,10 @@ _STEPS = (2.0**-16, 2.0**-17, 2.0**-18)
 
 
 def check_conformance(model: Path | bytes, golden: Golden, session: Session) -> Conformance:
-    """Return whether `session` computes the same in every way it may be called.
+    """Return the conformance of `session`: the same results in every way of calling it.
 
     Args:
-        model: what `session` was opened on.
+        model: the file or bytes of `session`.
         golden: the inputs to use, and the noise of float32 in this network.
         session: the session to be judged.
 

@@ -1,9 +1,9 @@
-"""Judge whether a session computes the same in every way it may be called.
+"""Conformance: the same results from a session in every way of calling it, judged.
 
 An implementation is not one function: another batch size, another level of graph optimisation and
 another range of values each take other kernels, and a verdict on one says nothing about the next.
 
-The bound is no guess. Let e be what rounding in float32 does to one row of outputs, the noise unit
+The bound is no guess. Let e be the rounding error of float32 in one row of outputs, the noise unit
 (`noise_units`). The end-to-end verdict passes an implementation within 4 e of the exact outputs, so
 that two of them, by the triangle inequality, are within
 
@@ -39,11 +39,11 @@ from numpy.typing import NDArray
 from resdeploy.schema.verdicts import Conformance
 from resdeploy.verify.end_to_end import NOISE_RATIO_LIMIT
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["CONFORMANCE_LIMIT", "Repetition", "judge_conformance", "noise_units", "stress_units"]
 
 CONFORMANCE_LIMIT = 2 * NOISE_RATIO_LIMIT
-_UNIT_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,11 +100,11 @@ def judge_conformance(
     """Return the verdict on a session.
 
     Args:
-        batches: by batch size, with the results in batches of one as what is expected.
-        levels: by graph-optimisation level, with the session's own results as what is expected.
+        batches: by batch size, beside the results in batches of one.
+        levels: by graph-optimisation level, beside the session's own results.
         stress: by kind of input. Where the expected row is not finite, nothing is asked.
         runs: R times the same run, (N, K) each.
-        missing: what could not be tried, and why.
+        missing: the ways that could not be tried, with the reasons.
     """
     asked = {name: _where_expected_is_finite(one) for name, one in stress.items()}
     found = {
@@ -146,11 +146,11 @@ def _finite_rows(values_NK: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _relative_noise(golden: Golden) -> float:
     norm = float(np.linalg.norm(golden.reference))
-    return max(float(np.linalg.norm(golden.noise_l2)) / norm if norm else 0.0, _UNIT_ROUNDOFF)
+    return max(float(np.linalg.norm(golden.noise_l2)) / norm if norm else 0.0, FLOAT32_ROUNDOFF)
 
 
 def _distance(one: Repetition) -> float:
-    """Return the largest distance of a row from what is expected, in its noise units."""
+    """Return the largest distance of a row from the expected one, in its noise units."""
     outputs_NK, expected_NK = (v.astype(np.float64) for v in (one.outputs, one.expected))
     if outputs_NK.shape != expected_NK.shape:
         return float("inf")

@@ -1,13 +1,13 @@
-"""Judge outputs end to end by the noise of the arithmetic claimed: no tolerance to guess.
+"""End-to-end verdict on outputs by the noise of the claimed arithmetic: no tolerance to guess.
 
 With y the candidate's outputs, y64 those of the model in float64, y32 those of PyTorch eager in
 float32, e = y - y64, N inputs of K outputs:
 
-R     ||e|| / ||y32 - y64||, norms over everything. Correct float32 implementations, whatever their
+R     ||e|| / ||y32 - y64||, norms over everything. Correct float32 implementations, in any
       order of summation, reached 1.91 over 11 ImageNet networks and 8 implementations. At most 4.
       The denominator is never below u ||y64||, u = 2^-24, the rounding of the outputs themselves:
       a network so small that PyTorch makes next to no error must not make the last bit a failure.
-z     e / sigma, with sigma the deviation propagated through the network (`host/variance.py`):
+z     e / sigma, with sigma the deviation propagated through the network (`export/variance.py`):
       root mean square at most 1, and no |z| above 4. Correct ones reached 0.51 and 2.6 (9 networks,
       11 implementations): there the largest of even 1e9 normal values stays below 4, so the limit
       need not grow with N K.
@@ -15,7 +15,7 @@ top-1 a changed prediction is excused where the reference's margin is below 4 de
       difference of the two outputs: 4 sqrt(sigma_i^2 + sigma_j^2).
 T     N max(0, ||mean e|| - a)^2 / mean ||e||^2, for N >= 128: noise gives about 1, an offset N. It
       sees systematic faults below the noise floor. A correctly rounded weight is one, too: a is 3
-      times what rounding every parameter does to the mean (`host/precision_noise.py`). Correct
+      times the shift of the mean by rounding every parameter (`export/precision_noise.py`). Correct
       ones stayed at T = 0, on networks whose T without a was up to 31.
       The limit is 5, and more for errors of few degrees of freedom; see `_systematic_limit`.
 
@@ -24,7 +24,7 @@ For another precision than float32 the yardstick is that precision's noise, with
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from resdeploy.schema.verdicts import Comparison, Precision
 from resdeploy.verify.compare import error_norms, tensor_diff, top1_agreement
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.precision import (
+    FLOAT32_ROUNDOFF,
     PRECISION_FACTOR,
     RunFacts,
     advice,
@@ -58,7 +59,6 @@ Z_MAX_LIMIT = 4.0
 SYSTEMATIC_LIMIT = 5.0
 FEWEST_FOR_SYSTEMATIC = 128
 
-_UNIT_ROUNDOFF = 2.0**-24
 _ALLOWED_WEIGHT_NOISE = 3.0
 _MARGIN_SIGMAS = 4.0
 
@@ -79,10 +79,10 @@ def judge_end_to_end(
     """Return the verdict on a candidate's outputs for the golden inputs.
 
     Args:
-        outputs_NK: (N, K), what the candidate computed.
+        outputs_NK: (N, K), the candidate's.
         golden: the reference, with the yardsticks.
         precision: the arithmetic that the candidate is said to compute in.
-        facts: what else is known of how it ran.
+        facts: about its session.
 
     Raises:
         ResdeployError: the candidate's outputs have another shape, or the reference itself is not
@@ -113,37 +113,32 @@ def judge_end_to_end(
         found=find_precision(ratio, levels, facts),
         ratio=math.inf if yardstick is None else _ratio(ratio, yardstick),
     )
-    if diff.num_nonfinite:
-        figures = _Figures(missing=("z, T, top-1: the outputs are not finite",))
-        reasons: tuple[str, ...] = (f"{diff.num_nonfinite} outputs are NaN or infinite",)
-    else:
-        figures = _figures(outputs_NK, golden, precision, arithmetic)
-        reasons = (*_size_reasons(ratio, arithmetic, facts), *figures.reasons)
-    missing = figures.missing
-    if golden.info.precision_noise is None:
-        missing += (
-            "the noise of lower precisions: not in the golden file, taken as a ResNet-18's",
-        )
-    return Comparison(
+    by_size = Comparison(
         diff=diff,
         noise_rel_l2=_ratio(float(np.linalg.norm(golden.noise_l2)), reference_norm),
         noise_ratio=ratio,
         worst_input_ratio=max(map(_ratio, errors_N.tolist(), noise_N.tolist())),
         noise_ratio_limit=NOISE_RATIO_LIMIT,
         top1_agreement=top1_agreement(outputs_NK, reference_NK),
-        reasons=reasons,
-        z_rms=figures.z_rms,
-        z_max=figures.z_max,
-        systematic=figures.systematic,
-        systematic_limit=figures.systematic_limit,
-        num_changed_top1=figures.num_changed_top1,
+        reasons=_size_reasons(ratio, arithmetic, facts),
         precision=arithmetic,
-        missing=missing,
     )
+    if diff.num_nonfinite:
+        comparison = replace(
+            by_size,
+            reasons=(f"{diff.num_nonfinite} outputs are NaN or infinite",),
+            missing=("z, T, top-1: the outputs are not finite",),
+        )
+    else:
+        comparison = _with_figures(by_size, outputs_NK, golden, arithmetic)
+    if golden.info.precision_noise is not None:
+        return comparison
+    typical = "the noise of lower precisions: not in the golden file, taken as a ResNet-18's"
+    return replace(comparison, missing=(*comparison.missing, typical))
 
 
 def _size_reasons(ratio: float, arithmetic: Precision, facts: RunFacts) -> tuple[str, ...]:
-    """Return what the size of the error has against the candidate, and what it looks like."""
+    """Return the reasons against an error of this size, and the arithmetic it resembles."""
     claimed, found = arithmetic.claimed, arithmetic.found
     if arithmetic.ratio <= PRECISION_FACTOR:
         return ()
@@ -158,26 +153,13 @@ def _size_reasons(ratio: float, arithmetic: Precision, facts: RunFacts) -> tuple
     return tuple(reasons)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figures:
-    """Everything beside the size of the error."""
-
-    z_rms: float | None = None
-    z_max: float | None = None
-    systematic: float | None = None
-    systematic_limit: float | None = None
-    num_changed_top1: int | None = None
-    reasons: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-
-def _figures(
-    outputs_NK: np.ndarray, golden: Golden, precision: PrecisionName, arithmetic: Precision
-) -> _Figures:
-    reference_NK = golden.reference
+def _with_figures(
+    by_size: Comparison, outputs_NK: np.ndarray, golden: Golden, arithmetic: Precision
+) -> Comparison:
+    """Return a comparison with everything beside the size of the error: z, T and top-1."""
+    reference_NK, precision = golden.reference, arithmetic.claimed
     errors_NK = outputs_NK.astype(np.float64) - reference_NK
-    reasons: list[str] = []
-    missing: list[str] = []
+    reasons, missing = list(by_size.reasons), list(by_size.missing)
     z_rms = z_max = systematic = limit = None
     is_float32 = precision == "float32"
     sigma_NK: NDArray[np.float64] | None = None
@@ -188,8 +170,8 @@ def _figures(
         missing.append(f"z: {golden.info.sigma_missing or 'the golden file has no sigma'}")
     else:
         num_known = len(golden.sigma)
-        # An output is rounded once itself, whatever else happens.
-        rounding_NK = _UNIT_ROUNDOFF / math.sqrt(3) * np.abs(reference_NK)
+        # An output is rounded once itself in any case.
+        rounding_NK = FLOAT32_ROUNDOFF / math.sqrt(3) * np.abs(reference_NK)
         sigma_MK = np.maximum(golden.sigma, rounding_NK[:num_known])
         errors_MK = errors_NK[:num_known]
         z_MK = np.divide(
@@ -219,7 +201,8 @@ def _figures(
         missing.append("whether the changed predictions are excused: that takes sigma")
     elif sigma_NK is not None:
         reasons += _top1_reasons(changed, outputs_NK, reference_NK, sigma_NK)
-    return _Figures(
+    return replace(
+        by_size,
         z_rms=z_rms,
         z_max=z_max,
         systematic=systematic,
@@ -296,7 +279,7 @@ def _systematic(
         return None, None, "the golden file does not say what rounded weights do to the mean"
     mean_K = errors_NK.mean(axis=0)
     # The last bit of the outputs may be the same for all inputs, where they are nearly the same.
-    floor = _UNIT_ROUNDOFF * float(np.linalg.norm(golden.reference.mean(axis=0)))
+    floor = FLOAT32_ROUNDOFF * float(np.linalg.norm(golden.reference.mean(axis=0)))
     allowed = _ALLOWED_WEIGHT_NOISE * max(weight_noise, floor)
     excess = max(0.0, float(np.linalg.norm(mean_K)) - allowed)
     mean_square = float(np.mean(np.sum(errors_NK**2, axis=1)))
@@ -316,7 +299,7 @@ def _systematic_limit(centred_NK: NDArray[np.float64]) -> float:
     27). The quantile of chi-square / nu is Wilson & Hilferty's.
     """
     num_inputs, num_outputs = centred_NK.shape
-    # Whichever Gram matrix is smaller: both have C's eigenvalues.
+    # The smaller of the two Gram matrices: both have C's eigenvalues.
     tall = num_inputs > num_outputs
     gram = centred_NK.T @ centred_NK if tall else centred_NK @ centred_NK.T
     square = float(np.sum(gram**2))

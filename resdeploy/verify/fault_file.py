@@ -1,10 +1,9 @@
-"""Write the one node that is wrong as a model of its own, with its inputs and what it should say.
+"""A faulty node as a model of its own, with its inputs and the right outputs.
 
     NODE.onnx   the node alone, with the candidate's own weights
-    NODE.npz    x, what it was given; computed, what the provider made of it; exact, in float64
+    NODE.npz    x, its input; computed, the provider's output; exact, the output in float64
 
-Whoever has the provider can run the first on `x` of the second and see the fault, with nothing of
-the network around it.
+The first, run on `x` of the second on that provider, shows the fault without the network around it.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What tools with fixed tolerances say of a candidate: beside our verdict, never part of it.
+"""The verdicts of fixed tolerances, as other tools have them: beside ours, never part of it.
 
-Each rule takes the candidate's outputs and those of PyTorch in float32, (N, K), and answers whether
-it would have accepted.
+Each rule takes the candidate's outputs and those of PyTorch in float32, (N, K), and tells if it
+would have accepted.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Golden inputs and what the model must answer to them, as one `.npz` file.
+"""Golden inputs with their reference outputs, as one `.npz` file.
 
 Shapes: N inputs, K outputs.
 """
@@ -18,9 +18,15 @@ from resdeploy.data.input_kinds import FLOATS, KINDS
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["Golden", "load_golden", "save_golden"]
 
+# Raised by zipfile and numpy for a damaged file.
+_DAMAGED = (
+    *(EOFError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _FIX = "use a file that resdeploy wrote, or build the bundle again"
 
 
@@ -29,7 +35,7 @@ class Golden:
     """Reference outputs for fixed inputs, with the yardstick they are to be compared by.
 
     Attributes:
-        inputs: (N, ...) what the model is fed: float32, preprocessed; or uint8, the pixels
+        inputs: (N, ...): float32, preprocessed; or uint8, the pixels
             themselves, where the preprocessing is part of the model.
         reference: (N, K) float64, the outputs of the model computed in float64.
         noise_l2: (N,) float64, for each input the Euclidean norm over K of the error of PyTorch
@@ -51,7 +57,7 @@ class Golden:
     @property
     def yardstick(self) -> NDArray[np.float64]:
         """The noise of each input (N,), not below the rounding of the outputs themselves."""
-        rounding = 2.0**-24 * np.linalg.norm(self.reference, axis=1)
+        rounding = FLOAT32_ROUNDOFF * np.linalg.norm(self.reference, axis=1)
         return np.asarray(np.maximum(self.noise_l2, rounding))
 
 
@@ -78,7 +84,7 @@ def save_golden(path: Path, golden: Golden) -> None:
 
 
 def load_golden(path: Path) -> Golden:
-    """Return what `save_golden` wrote.
+    """Return the content of a golden file.
 
     Raises:
         BundleError: the file is missing, is not such a file, or an array in it has another type or
@@ -110,18 +116,7 @@ def load_golden(path: Path) -> Golden:
         ) from error
     except ResdeployError as error:
         raise BundleError(error.what, where=error.where, fix=error.fix or _FIX) from error
-    # What zipfile and numpy raise for a damaged file.
-    except (
-        EOFError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGED as error:
         raise BundleError(
             f"The golden file cannot be read: {error}.", where=where, fix=_FIX
         ) from error
@@ -176,7 +171,7 @@ def _member(name: str) -> zipfile.ZipInfo:
     Stored, not deflated: zlib builds differ in the bytes they make of the same data.
     """
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    member.create_system = 3  # Unix, whatever this is
+    member.create_system = 3  # Unix, on every machine
     member.external_attr = 0o644 << 16
     return member
 
@@ -190,6 +185,6 @@ def _npy_from_array(array: NDArray[np.generic]) -> bytes:
 
 
 def _array_from_npy(data: bytes) -> NDArray[Any]:
-    # Never pickles: loading one runs whatever program its author put into it.
+    # Never pickles: loading one can run any program.
     array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     return array

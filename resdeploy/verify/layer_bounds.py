@@ -4,7 +4,7 @@ The computed y of a node with n products per output differs from the exact one b
 
     |y - y64| <= gamma_(n+3) (|W| |x| + |b|),      gamma_k = k u / (1 - k u),   u = 2^-24
 
-whatever the order of summation, with fused multiply-add or not; the 3 are for the bias and for the
+for any order of summation, with fused multiply-add or not; the 3 are for the bias and for the
 rounding of the folded weights (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 2002, ch. 3). Rounding errors are seldom all of one sign: lambda sqrt(n + 3) u in place of gamma
 bounds each of them but with probability 2 exp(-lambda^2 / 2) (Higham & Mary 2019, SISC 41(5)
@@ -12,8 +12,8 @@ A2815), and as kernels add in blocks they stay far below: the largest of all out
 0.6 at lambda = 1 in convolutions, and 1.3 in BatchNormalizations, of a few roundings each. A node
 beyond the smaller of the two bounds, at lambda = 2, is wrong.
 
-As every node is judged on what it was given, errors do not grow with depth, and the first node
-that fails is the guilty one. Kernels by Winograd or FFT, and TF32, are outside the bound.
+As every node is judged on its own inputs, errors do not grow with depth, and the first node that
+fails is the guilty one. Kernels by Winograd or FFT, and TF32, are outside the bound.
 """
 
 import math
@@ -23,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["CONFIDENCE", "judge_node", "judge_nodes"]
 
 # lambda above.
 CONFIDENCE = 2.0
-
-_UNIT_ROUNDOFF = 2.0**-24
 
 Float64Array = NDArray[np.float64]
 
@@ -41,9 +40,9 @@ def judge_node(
     magnitude: Float64Array,
     num_products: int,
     *,
-    unit_roundoff: float = _UNIT_ROUNDOFF,
+    unit_roundoff: float = FLOAT32_ROUNDOFF,
 ) -> NodeError:
-    """Return how far a node is from what its inputs demand.
+    """Return the error of a node on its own inputs, in units of either bound.
 
     Args:
         name: the node's.

@@ -1,7 +1,7 @@
-"""Reduce an ONNX model to its skeleton: what decides its function, in one normal form.
+"""The skeleton of an ONNX model: its function in one normal form.
 
 1. Constants are known; every BatchNormalization that folds is folded, in float64.
-2. Identity, Dropout, Cast between floats, and what only reshapes, is stepped over.
+2. Identity, Dropout, Cast between floats and reshapes are stepped over.
 3. Conv, ConvTranspose, and each Gemm or MatMul with constant weights (with the Add of a constant
    after it) are affine layers; a BatchNormalization that stays is one too, by scale and shift, and
    a Sub of one constant per channel, by its shift.
@@ -14,6 +14,7 @@
 Anything else is an operator by its name. Models with branches or loops are not reduced.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from resdeploy.fold import algebra
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import is_affine, read_node, window_attributes
 from resdeploy.graph.float64 import to_float64
+from resdeploy.graph.onnx_file import fed_inputs, opset_of
 from resdeploy.verify.compare_structure import Affine, Skeleton, SkeletonNode
 
 __all__ = ["may_fold", "skeleton_of"]
@@ -40,7 +42,7 @@ _TRANSPARENT = frozenset(
 # Of scale and shift: var + eps, square root, division; mean * scale and the difference.
 _ROUNDINGS_OF_BATCHNORM = 5
 
-# A BatchNorm, or what a frozen one is written as.
+# A BatchNorm, or the product of a frozen one.
 _MAY_FOLD = frozenset({"BatchNormalization", "Mul"})
 
 _IMAGE_RANK = 4
@@ -59,22 +61,22 @@ def skeleton_of(
 
     Args:
         model: with its weights in it.
-        fold: fold what BatchNormalizations can be; otherwise they are layers of their own.
-        bias_magnitudes: by the name of a layer's weight without its last part, what its bias was
-            added up from; elsewhere the bias itself.
+        fold: fold the BatchNormalizations that can be; otherwise they are layers of their own.
+        bias_magnitudes: by the name of a layer's weight without its last part, the largest of its
+            bias's terms; elsewhere the bias itself.
 
     Raises:
         UnsupportedModelError: the model has control flow, sparse tensors or local functions.
     """
     _refuse_control_flow(model)
-    dtypes = _weight_types(model)
+    dtypes = {t.name: _TYPES.get(t.data_type, "float32") for t in model.graph.initializer}
     if fold and may_fold(model):
         model = _folded(model)
     return _Reducer(model, dtypes, bias_magnitudes or {}).skeleton()
 
 
 def may_fold(model: onnx.ModelProto) -> bool:
-    """Whether `model` has operators that a fold could take away."""
+    """True if `model` has operators that a fold could take away."""
     return any(node.op_type in _MAY_FOLD for node in model.graph.node)
 
 
@@ -101,12 +103,6 @@ def _refuse_control_flow(model: onnx.ModelProto) -> None:
         )
 
 
-def _weight_types(model: onnx.ModelProto) -> dict[str, str]:
-    return {
-        tensor.name: _TYPES.get(tensor.data_type, "float32") for tensor in model.graph.initializer
-    }
-
-
 _TYPES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.DOUBLE: "float64",
@@ -122,21 +118,16 @@ class _Reducer:
         self, model: onnx.ModelProto, dtypes: Mapping[str, str], magnitudes: Mapping[str, Array]
     ) -> None:
         self._graph = model.graph
-        self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self._opset = opset_of(model)
         self._dtypes = dtypes
         self._magnitudes = magnitudes
         self._constants = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
         }
         self._nodes: list[SkeletonNode] = []
-        inputs = [v.name for v in model.graph.input if v.name not in self._constants]
-        self._places: dict[str, int] = {name: -k - 1 for k, name in enumerate(inputs)}
-        self._num_readers: dict[str, int] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._num_readers[name] = self._num_readers.get(name, 0) + 1
-        for value in model.graph.output:
-            self._num_readers[value.name] = self._num_readers.get(value.name, 0) + 1
+        self._places = {value.name: -k - 1 for k, value in enumerate(fed_inputs(model))}
+        self._num_readers = Counter(name for node in model.graph.node for name in node.input)
+        self._num_readers.update(value.name for value in model.graph.output)
 
     def skeleton(self) -> Skeleton:
         """Return the skeleton."""
@@ -166,7 +157,7 @@ class _Reducer:
             )
         steps_over = node.op_type in _TRANSPARENT or self._casts_floats(node)
         if steps_over and node.input[0] in self._places:
-            # What a Reshape reads beside the data says where the elements go, not what they are.
+            # The other inputs of a Reshape move its elements, and do not change them.
             self._places[node.output[0]] = self._places[node.input[0]]
             return
         if self._extend_bias(node) or self._take_padded_shortcut(node):
@@ -188,9 +179,7 @@ class _Reducer:
             self._places[name] = len(self._nodes) - 1
 
     def _casts_floats(self, node: onnx.NodeProto) -> bool:
-        if node.op_type != "Cast":
-            return False
-        return onnx.helper.get_node_attr_value(node, "to") in _TYPES
+        return node.op_type == "Cast" and onnx.helper.get_node_attr_value(node, "to") in _TYPES
 
     # --- affine layers ---
 
@@ -209,24 +198,26 @@ class _Reducer:
         weight = np.asarray(constants[0], np.float64)
         if node.op_type == "MatMul" and weight.ndim != 2:
             return None
-        bias = None if len(constants) < 2 or constants[1] is None else constants[1]
         layer = read_node(node, weight.shape)
-        if layer.reads_columns:
-            return None
         if layer.is_linear:
             weight = layer.by_output(weight * layer.alpha)
-        bias = None if bias is None else np.asarray(bias, np.float64) * layer.beta
-        num_outputs = layer.num_outputs
-        if bias is not None and np.asarray(bias).size not in (1, num_outputs):
-            return None  # a bias that differs by row
-        full = np.zeros(num_outputs) if bias is None else np.asarray(bias, np.float64).reshape(-1)
-        full = np.broadcast_to(full, (num_outputs,))
+        own = constants[1] if len(constants) > 1 else None
+        added = np.zeros(1) if own is None else np.asarray(own, np.float64).ravel() * layer.beta
+        if layer.reads_columns or added.size not in (1, layer.num_outputs):
+            return None  # of columns, or with a bias that differs by row
+        bias = np.broadcast_to(added, (layer.num_outputs,))
+        magnitude = self._magnitude(node.input[1], bias)
+        return self._numbers(node, weight, bias, magnitude, layer.num_products)
+
+    def _numbers(
+        self, node: onnx.NodeProto, weight: Array, bias: Array, magnitude: Array, num_products: int
+    ) -> Affine:
         return Affine(
             weight=weight,
-            bias=full,
+            bias=bias,
             dtype=self._dtypes.get(node.input[1], "float32"),
-            num_products=layer.num_products,
-            bias_magnitude=self._magnitude(node.input[1], full),
+            num_products=num_products,
+            bias_magnitude=magnitude,
         )
 
     def _from_batchnorm(self, node: onnx.NodeProto) -> Affine:
@@ -236,26 +227,15 @@ class _Reducer:
             algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
         )
         magnitude = np.abs(np.asarray(mean) * scale) + np.abs(beta)
-        return Affine(
-            weight=scale.astype(np.float64),
-            bias=shift.astype(np.float64),
-            dtype=self._dtypes.get(node.input[1], "float32"),
-            num_products=_ROUNDINGS_OF_BATCHNORM,
-            bias_magnitude=magnitude.astype(np.float64),
-        )
+        weight, bias, magnitude = (a.astype(np.float64) for a in (scale, shift, magnitude))
+        return self._numbers(node, weight, bias, magnitude, _ROUNDINGS_OF_BATCHNORM)
 
     def _from_difference(self, node: onnx.NodeProto, constant: Array) -> Affine | None:
         """Return a Sub of (1, C, 1, 1) as a layer of scale one: its numbers have an exact value."""
         if constant.ndim != _IMAGE_RANK or constant.size != constant.shape[1]:
             return None
         shift = -np.asarray(constant, np.float64).reshape(-1)
-        return Affine(
-            weight=np.ones_like(shift),
-            bias=shift,
-            dtype=self._dtypes.get(node.input[1], "float32"),
-            num_products=1,
-            bias_magnitude=np.abs(shift),
-        )
+        return self._numbers(node, np.ones_like(shift), shift, np.abs(shift), 1)
 
     def _magnitude(self, weight_name: str, bias: Array) -> Array:
         known = self._magnitudes.get(weight_name.rpartition(".")[0])
@@ -264,7 +244,7 @@ class _Reducer:
         return np.maximum(np.abs(bias), known)
 
     def _extend_bias(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` adds a constant to a product that nothing else reads: its bias."""
+        """Take an Add of a constant to a product that nothing else reads: its bias."""
         if node.op_type != "Add":
             return False
         for data, constant in ((0, 1), (1, 0)):
@@ -289,7 +269,7 @@ class _Reducer:
     # --- movements written as layers ---
 
     def _take_padded_shortcut(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` is a convolution that only moves; if so, take the movements instead."""
+        """Take a convolution that only moves elements as its movements; False for any other."""
         weight = self._constants.get(node.input[1]) if is_affine(node, "Conv") else None
         if weight is None or weight.ndim != 4 or node.input[0] not in self._places:
             return False
@@ -360,7 +340,7 @@ class _Reducer:
     def _zero_padding(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any]
     ) -> tuple[tuple[str, str], ...] | None:
-        """Return where a Pad puts zeros, by axis; None if it does anything else."""
+        """Return the zeros that a Pad adds, by axis; None if it does anything else."""
         constants = [self._constants.get(name) for name in node.input[1:]]
         value = constants[1] if len(node.input) > 2 and node.input[2] else np.zeros(1)
         pads = constants[0] if constants else None
@@ -397,7 +377,7 @@ def _is_global_average(node: onnx.NodeProto, axes: tuple[int, ...]) -> bool:
 
 
 def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
-    """Return what a Slice cuts from each axis; whole axes, which some exporters state, left out."""
+    """Return the cuts of a Slice by axis, without whole axes, which some exporters state."""
     starts, ends, *more = (constant.ravel().tolist() for constant in constants)
     axes = more[0] if more else list(range(len(starts)))
     steps = more[1] if len(more) > 1 else [1] * len(starts)
@@ -410,7 +390,7 @@ def _cuts(constants: list[Array]) -> tuple[tuple[str, str], ...]:
 
 
 def _zeros_around(added: Mapping[int, tuple[int, int]]) -> tuple[tuple[str, str], ...]:
-    """Return what a Pad with zeros adds before and after each axis."""
+    """Return the zeros added before and after each axis, as attributes."""
     found = ((f"axis {k}", f"{b} and {a} zeros") for k, (b, a) in added.items() if b or a)
     return tuple(sorted(found))
 

@@ -1,12 +1,11 @@
 """The outputs of a model on named providers, judged against a golden file: L3 of a verdict.
 
-Not the verdict: a weight may be moved by several float steps and every output still be within the
-noise of float32. That is `resdeploy.verify`, which adds the wiring, the weights and the layers;
-here is what a device can judge, where neither the network nor onnx is. The report says what it
-lacks.
+Not the full verdict: a weight may be moved by several float steps and every output still be within
+the noise of float32. `resdeploy.verify` adds the wiring, the weights and the layers; this part
+needs neither the network nor onnx, as on a device. The report names its missing evidence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def judge_outputs(
     *,
     precision: PrecisionName = "float32",
 ) -> VerifyReport:
-    """Return what the outputs of `model` say, for each session of `specs`, in that order.
+    """Return the verdict on the outputs of `model` for each session of `specs`, in that order.
 
     Args:
         model: an ONNX file with one input.
@@ -69,10 +68,10 @@ def judge_session_outputs(
     precision: PrecisionName = "float32",
     conformance: bool = False,
 ) -> VerifyReport:
-    """Return what the outputs of open sessions of `model` say: L3, placement and conformance.
+    """Return the verdict on the outputs of open sessions: L3, placement and conformance.
 
     Args:
-        model: what they were opened on.
+        model: their file.
         golden: inputs, float64 reference and the noise of float32.
         sessions: those to be judged.
         precision: the arithmetic they are said to compute in.
@@ -89,6 +88,7 @@ def judge_session_outputs(
     for session in sessions:
         outputs_NK = run_session(session, golden.inputs)
         attribution = attribute_error(model, golden, session, outputs_NK)
+        unattributed = {"attribution": attribution} if isinstance(attribution, str) else {}
         verdicts.append(
             ProviderVerdict(
                 session=session.info,
@@ -96,7 +96,7 @@ def judge_session_outputs(
                     outputs_NK, golden, precision=precision, facts=facts(session.info.spec)
                 ),
                 accuracy=_accuracy(outputs_NK, golden),
-                missing=_with_reason(missing, "attribution", attribution),
+                missing=missing | unattributed,
                 placement=read_placement(model, session, golden.inputs),
                 conformance=check_conformance(model, golden, session) if conformance else None,
                 attribution=attribution if isinstance(attribution, Attribution) else None,
@@ -109,11 +109,6 @@ def judge_session_outputs(
         reference_accuracy=_accuracy(golden.reference, golden),
         missing={"structure": _ONLY_OUTPUTS, "static": _ONLY_OUTPUTS},
     )
-
-
-def _with_reason(missing: Mapping[str, str], layer: str, found: object) -> Mapping[str, str]:
-    """Return `missing` with why a layer was not found, where that is what was found."""
-    return {**missing, layer: found} if isinstance(found, str) else missing
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:

@@ -1,11 +1,11 @@
-"""Name the arithmetic that an error is the size of.
+"""The arithmetic named by the size of an error.
 
-Float32 is where R <= 4 (see `end_to_end`). Beyond, the error is compared with what each precision
-does to this very network, as simulated for the golden file, and named after the nearest on a log
-scale, if within a factor of 4: real bfloat16 on a CPU was 1.0 to 1.2 times its simulation, and the
-nearest two levels that arithmetic can tell apart (int8 and bfloat16) are a factor of 3 to 8 apart.
-TF32 and float16 round to the same 11 bits: their levels differ by less than implementations do, so
-between these two what is known of the session decides.
+Float32 is where R <= 4 (see `end_to_end`). Beyond, the error is compared with the noise of each
+precision in this very network, as simulated for the golden file, and named after the nearest on a
+log scale, if within a factor of 4: real bfloat16 on a CPU was 1.0 to 1.2 times its simulation, and
+the nearest two levels that arithmetic can tell apart (int8 and bfloat16) are a factor of 3 to 8
+apart. TF32 and float16 round to the same 11 bits: their levels differ by less than implementations
+do, so between these two the facts about the session decide.
 
 Golden files without such levels are read by those of a ResNet-18, in units of R: TF32 1.4e3,
 float16 1.0e3, bfloat16 1.1e4, int8 3.5e4.
@@ -19,8 +19,9 @@ from resdeploy.schema.sessions import PrecisionName
 from resdeploy.schema.verdicts import GoldenInfo
 
 __all__ = [
-    "CLAIMS",
+    "FLOAT32_ROUNDOFF",
     "PRECISION_FACTOR",
+    "UNIT_ROUNDOFF",
     "RunFacts",
     "advice",
     "find_precision",
@@ -31,8 +32,14 @@ __all__ = [
 # A precision's own noise may be missed by this factor either way, as float32's by R <= 4.
 PRECISION_FACTOR = 4.0
 
-# What may be claimed, from the finest on.
-CLAIMS: tuple[PrecisionName, ...] = ("float32", "tf32", "float16", "bfloat16")
+# Of the operands of a product: with 10 bits of mantissa in TF32 and float16, 7 in bfloat16.
+UNIT_ROUNDOFF: Mapping[PrecisionName, float] = {
+    "float32": 2.0**-24,
+    "tf32": 2.0**-11,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+}
+FLOAT32_ROUNDOFF = UNIT_ROUNDOFF["float32"]
 
 _TYPICAL_RATIOS: Mapping[PrecisionName, float] = {
     "float32": 1.0,
@@ -47,11 +54,11 @@ _TITLES: Mapping[PrecisionName, str] = {"tf32": "TF32", "unknown": "no known"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What is known of a session beside its numbers.
+    """Facts about a session that its numbers do not show.
 
     Attributes:
         fast: the arithmetic that its options let stand in for float32; None where there is none.
-        advice: what to do about that one.
+        advice: the way to switch that one off.
         widens_float16: whether its provider computes float16 models in float32.
     """
 
@@ -73,14 +80,9 @@ def precision_levels(info: GoldenInfo, float32_rel_l2: float) -> Mapping[Precisi
     noise = info.precision_noise
     if noise is None or not 0 < float32_rel_l2 < math.inf:
         return _TYPICAL_RATIOS
-    simulated: dict[PrecisionName, float | None] = {
-        "tf32": noise.tf32,
-        "float16": noise.float16,
-        "bfloat16": noise.bfloat16,
-        "int8": noise.int8,
-    }
-    found = {name: level / float32_rel_l2 for name, level in simulated.items() if level}
-    return {"float32": 1.0, **found}
+    simulated = {name: getattr(noise, name) for name in _TYPICAL_RATIOS if name != "float32"}
+    levels: dict[PrecisionName, float] = {"float32": 1.0}
+    return levels | {name: level / float32_rel_l2 for name, level in simulated.items() if level}
 
 
 def find_precision(
@@ -89,9 +91,9 @@ def find_precision(
     """Return the precision whose noise is nearest to an error; "unknown" if none is near.
 
     Args:
-        noise_ratio: the R of the error. What is no worse than float32 is float32.
+        noise_ratio: the R of the error; up to float32's limit it is float32.
         levels: the R of each precision.
-        facts: what decides between two that round alike.
+        facts: about the session, to decide between two that round alike.
     """
     if noise_ratio <= PRECISION_FACTOR:
         return "float32"
@@ -111,7 +113,7 @@ def find_precision(
 
 
 def advice(claimed: PrecisionName, found: PrecisionName, facts: RunFacts) -> str:
-    """Return what to do about an error of another precision than was claimed, "" if nothing."""
+    """Return the advice on an error of another precision than was claimed, "" if none."""
     if found == facts.fast:
         return facts.advice
     if found == "float16" and facts.widens_float16 and claimed == "float32":

@@ -1,4 +1,4 @@
-"""Take another ONNX file as the reference: evaluated in float64, without torch.
+"""Another ONNX file as the reference: evaluated in float64, without torch.
 
 The yardstick of float32's noise is then the runtime itself, on that file, with every optimisation
 off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
@@ -15,7 +15,7 @@ from resdeploy.data.input_kinds import KINDS, InputKind
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import float64_evaluator, to_float64
-from resdeploy.graph.onnx_file import given_inputs, load_onnx
+from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session import batches
@@ -25,7 +25,7 @@ from resdeploy.verify.run_layers import Array
 
 __all__ = ["load_reference"]
 
-# Runs a serialised model on inputs (N, ...), whatever its batch size; returns outputs (N, K).
+# Runs a serialised model on inputs (N, ...), for any batch size; returns outputs (N, K).
 RunRows = Callable[[bytes, Array], Array]
 
 
@@ -36,13 +36,13 @@ def load_reference(
     run_rows: RunRows,
     given: tuple[Array, str] | None = None,
 ) -> tuple[Golden, Reference]:
-    """Return what the model in `path` answers, and its graph.
+    """Return the outputs of the model in `path`, and its graph.
 
     Args:
         path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
-        run_rows: what computes its outputs in float32, its graph as it stands.
-        given: inputs (N, ...) float32 to take instead, and what they are, for the record.
+        run_rows: computes its outputs in float32, without optimisations.
+        given: inputs (N, ...) float32 to take instead, and their description.
 
     Raises:
         ResdeployError: the file is missing, is no ONNX model or has other inputs.
@@ -82,7 +82,7 @@ def load_reference(
 
 def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], InputKind]:
     """Return the input's name, its batch size if fixed, a sample's shape, and its kind."""
-    inputs = given_inputs(model)
+    inputs = fed_inputs(model)
     if len(inputs) != 1:
         raise ResdeployError(
             f"The reference has {len(inputs)} inputs; verify knows models of one.", where=str(path)

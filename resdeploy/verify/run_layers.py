@@ -1,4 +1,4 @@
-"""Expose the inputs and outputs of the affine nodes of a model, and compute both in float64.
+"""The affine nodes of a model, run where they stand and computed in float64 on the same inputs.
 
 Shapes: N inputs, of which all are run as one batch.
 """
@@ -13,10 +13,11 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.graph.float64 import evaluate_float64
-from resdeploy.graph.onnx_file import given_inputs
+from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
 from resdeploy.verify.compare_structure import Affine, SkeletonNode
 from resdeploy.verify.layer_bounds import judge_node, judge_nodes
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["NodeFault", "Run", "certify_nodes", "convolution_alone", "expose", "node_model"]
 
@@ -32,7 +33,7 @@ _MOST_ELEMENTS = 3 * 224 * 224
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NodeFault:
-    """A node that is wrong, with what it was given, what it computed and what it should have."""
+    """A faulty node with its inputs, its result and the exact one."""
 
     node: SkeletonNode
     affine: Affine
@@ -48,7 +49,7 @@ def certify_nodes(
     inputs: Array,
     run: Run,
     *,
-    unit_roundoff: float = 2.0**-24,
+    unit_roundoff: float = FLOAT32_ROUNDOFF,
 ) -> tuple[NodeLocalResult, NodeFault | None]:
     """Return the verdict on every layer of `model`, and the first one that is wrong.
 
@@ -56,13 +57,13 @@ def certify_nodes(
         model: the candidate, with its weights in it.
         layers: its affine nodes, each with the numbers it should have.
         inputs: (N, ...); the first one or two are run.
-        run: what computes a model's outputs, with optimisations that keep them as they are.
+        run: computes a model's outputs, with optimisations that keep them as they are.
         unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
     affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
-    name = given_inputs(model)[0].name
+    name = fed_inputs(model)[0].name
     values = dict(run(expose(model, list(names)), {name: batch}))
     values[name] = batch
     protos = {output: node for node in model.graph.node for output in node.output}
@@ -89,8 +90,7 @@ def certify_nodes(
 
 def expose(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     """Return `model`, serialised, with the values of these names as further outputs."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
+    exposed = copy_of(model)
     present = {value.name for value in exposed.graph.output}
     given = {value.name for value in exposed.graph.input}
     exposed.graph.output.extend(

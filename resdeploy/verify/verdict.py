@@ -1,7 +1,7 @@
-"""The full verdict on a model file, L0 to L3: the one place where it is put together.
+"""The full verdict on a model file, L0 to L3, put together from its evidence.
 
-The outputs are judged by `target`, wiring, weights and layers by `graph`, which do not know each
-other. `resdeploy.verify`, the self-test and the benchmarks all come here. Needs no torch.
+`outputs` judges the outputs, `certify` wiring, weights and layers. `resdeploy.verify`, the
+self-test and the benchmarks all come here. Needs no torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def judge_model(
         precision: the arithmetic it is said to compute in.
         conformance: whether to call each session in other ways too.
         artifacts: the folder to write the first faulty node of each provider to.
-        on_stage: told what is being done.
+        on_stage: told the name of each stage.
         on_fault: told the provider of a faulty node, and the file it was written to.
 
     Raises:

@@ -1,11 +1,12 @@
 """L1: every folded weight against its exact value, without any data.
 
-The exact value is what the fold of the original checkpoint gives in float64. A weight that was
+The exact value is the fold of the original checkpoint in float64. A weight that was
 rounded once is within 0.5 ulp of it; folds in float32, as other tools make them, were seen up to
-2.8 ulp away, and are allowed 4. A bias is what is left of several terms that may cancel, so its
+2.8 ulp away, and are allowed 4. A bias is a sum of several terms that may cancel, so its
 unit is the ulp of the largest of them.
 
-This sees what no input shows: a wrong bias of a channel that is never active, a single wrong bit.
+This sees faults that no input shows: a wrong bias of a channel that is never active, a single wrong
+bit.
 """
 
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ def judge_static(
     limit_ulp: float = STATIC_LIMIT_ULP,
     dtype: str | None = None,
 ) -> StaticResult:
-    """Return how far each layer's weights are from their exact values.
+    """Return the distance of each layer's weights from their exact values.
 
     Args:
         pairs: (reference, candidate) affine layers of equal shapes; others are left out, as the
@@ -74,7 +75,7 @@ def _max_ulp(
 ) -> float:
     if not np.isfinite(stored).all():
         return float("inf")
-    # What is too small to be a normal number may have been set to zero.
+    # A subnormal number may have been set to zero.
     flushed = (stored == 0) & (np.abs(exact) < smallest_normal(dtype))
     distance = np.where(flushed, 0.0, np.abs(stored - exact) / ulp(magnitude, dtype))
     return float(np.max(distance, initial=0.0))

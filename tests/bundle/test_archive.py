@@ -9,13 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
+from flat_bundle import write_small_bundle
 
 from resdeploy.bundle import archive as bundle_archive
 from resdeploy.bundle.archive import opened_bundle, read_members, write_archive
-from resdeploy.bundle.folder import read_bundle, write_bundle
+from resdeploy.bundle.folder import read_bundle
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
-from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.verify.golden_file import Golden
 
 FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]
 
@@ -23,23 +22,13 @@ FILES = ["README.md", "golden.npz", "labels.txt", "manifest.json", "model.onnx"]
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"not really a model")
-    write_bundle(
+    write_small_bundle(
         tmp_path / "tiny",
-        name="tiny",
-        model=tmp_path / "m.onnx",
-        golden=Golden(
-            inputs=np.ones((1, 2), np.float32),
-            reference=np.ones((1, 2)),
-            noise_l2=np.full(1, 1e-7),
-            labels=None,
-            info=GoldenInfo(source="tiny", inputs="ones", num_inputs=1),
-        ),
+        "tiny",
+        tmp_path / "m.onnx",
+        np.ones((1, 2), np.float32),
+        np.ones((1, 2)),
         labels=("cat", "dog"),
-        preprocess=None,
-        export=None,
-        inputs=(),
-        outputs=(),
-        versions={},
     )
     return tmp_path / "tiny"
 

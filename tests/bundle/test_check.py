@@ -5,15 +5,13 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
+from flat_bundle import write_small_bundle
 from onnx import parser
 
 from resdeploy.bundle import check as check_module
 from resdeploy.bundle.check import check_bundle
-from resdeploy.bundle.folder import write_bundle
 from resdeploy.errors import BundleError
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.verify.golden_file import Golden
 
 DOUBLE = """
 <ir_version: 8, opset_import: ["": 18]>
@@ -27,25 +25,9 @@ def bundle(tmp_path):
     def write(golden_factor=2.0):
         onnx.save(parser.parse_model(DOUBLE), tmp_path / "double.onnx")
         inputs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-        golden = Golden(
-            inputs=inputs,
-            reference=golden_factor * inputs.astype(np.float64),
-            noise_l2=np.full(4, 1e-7),
-            labels=None,
-            info=GoldenInfo(source="double", inputs="random", num_inputs=4),
-        )
-        write_bundle(
-            tmp_path / "bundle",
-            name="double",
-            model=tmp_path / "double.onnx",
-            golden=golden,
-            labels=(),
-            preprocess=None,
-            export=None,
-            inputs=(),
-            outputs=(),
-            versions={},
-        )
+        reference = golden_factor * inputs.astype(np.float64)
+        model = tmp_path / "double.onnx"
+        write_small_bundle(tmp_path / "bundle", "double", model, inputs, reference)
         return tmp_path / "bundle"
 
     return write

@@ -1,4 +1,4 @@
-"""How far a map gets in an ONNX graph, and where it must stop, by the conditions of the modules.
+"""The way of a map in an ONNX graph and its ends, by the conditions of the modules.
 
 Each fold is judged in float64 (see `check`); each refusal leaves every bit as it was.
 """
@@ -24,6 +24,8 @@ from resdeploy.graph.float64 import evaluate_float64
 CONV = "u = Conv (x, w)"
 IMAGE = {"outputs": "float[a, b, c, d] z"}
 ROWS = {"inputs": "float[3, 4] x", "outputs": "float[a, b] z"}
+SQUARE = {"inputs": "float[4, 4] x", "outputs": "float[a, b] z"}
+SQUARES = {"inputs": "float[2, 4, 4] x", "outputs": "float[a, b, c] z"}
 SEQUENCE = {"inputs": "float[2, 5, 4] x", "outputs": "float[a, b, c] z"}
 
 
@@ -43,6 +45,13 @@ def model_of(
     model = network(body, {k: v for k, v in values.items() if k in body + BN}, **more)
     add_integers(model, **(integers or {}))
     return model
+
+
+def refusal_below(body: str, **more) -> str:
+    """The reason why the second node of a body with four channels does not go down."""
+    model = model_of(body, channels=4, **more)
+    model.graph.node[1].name = "bn"
+    return refusal(model)
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -92,8 +101,7 @@ def test_refuses_a_transpose_that_brings_another_axis_to_the_channels():  # cros
         f"u = MatMul (x, w) y = Transpose <perm = [0, 1, 2]> (u) {BN}",
         weights={"w": normal(4, 4)},
         channels=4,
-        inputs="float[2, 4, 4] x",
-        outputs="float[a, b, c] z",
+        **SQUARES,
     )
     assert "last axis of a rank-3 value" in refusal(model)
 
@@ -151,7 +159,7 @@ def test_refuses_a_reshape_that_mixes_channels_and_places():  # crossings 2
 
 
 def test_refuses_a_reshape_where_the_map_differs_by_sample():  # crossings 2
-    """What is normalised is the batch of the layer, which a Transpose has brought to axis 1."""
+    """The normalised axis is the batch of the layer, which a Transpose has brought to axis 1."""
     model = model_of(
         f"u = MatMul (x, w) r = Reshape (u, shape) y = Transpose <perm = [1, 0, 2]> (r) {BN}",
         channels=4,
@@ -572,7 +580,7 @@ def test_a_constant_before_a_part_in_two_is_taken_in_once():
 
 
 def test_a_layer_that_nobody_reads_stays():
-    """What it feeds is folded into it all the same; taking in the constant does not remove it."""
+    """The BatchNorm after it is folded into it ; the constant stays in it."""
     body = f"u = Conv (x, w) y = Add (u, k) {BN.replace('z =', 'd =')} z = Relu (x)"
     assert operators(check(model_of(body, weights={"k": normal(6, 1, 1)}))) == ["Conv", "Relu"]
 
@@ -616,9 +624,7 @@ def test_goes_down_into_a_convolution_of_one_tap_that_says_same():
     "attributes", ["pads = [0, 0, 0, 1]", 'auto_pad = "SAME_UPPER"', 'auto_pad = "SAME_LOWER"']
 )
 def test_refuses_a_convolution_that_pads_with_zeros(attributes):  # flow 7
-    model = model_of(f"{BEFORE} z = Conv <{attributes}> (y, w)", channels=4)
-    model.graph.node[1].name = "bn"
-    assert PADDED in refusal(model)
+    assert PADDED in refusal_below(f"{BEFORE} z = Conv <{attributes}> (y, w)")
 
 
 @pytest.mark.parametrize("line", ["Conv <pads = [1, 1, 1, 1]>", "ConvTranspose"])
@@ -628,18 +634,16 @@ def test_a_map_without_shift_goes_down_into_any_convolution(line):
 
 
 def test_refuses_a_transposed_convolution_below():  # flow 7
-    model = model_of(
-        f"{BEFORE} z = ConvTranspose (y, w)", channels=4, weights={"w": normal(4, 6, 3, 3)}
+    assert "pads with zeros" in refusal_below(
+        f"{BEFORE} z = ConvTranspose (y, w)", weights={"w": normal(4, 6, 3, 3)}
     )
-    model.graph.node[1].name = "bn"
-    assert "pads with zeros" in refusal(model)
 
 
 def test_refuses_a_convolution_below_whose_weight_is_computed():
-    """Whether `same` pads anything would depend on the kernel."""
-    model = model_of(f'{BEFORE} n = Neg (w) z = Conv <auto_pad = "SAME_UPPER"> (y, n)', channels=4)
-    model.graph.node[1].name = "bn"
-    assert "the weight of `z` (Conv) is computed at run time" in refusal(model)
+    """The padding of `same` would depend on the kernel."""
+    assert "the weight of `z` (Conv) is computed at run time" in refusal_below(
+        f'{BEFORE} n = Neg (w) z = Conv <auto_pad = "SAME_UPPER"> (y, n)'
+    )
 
 
 @pytest.mark.parametrize("trans_b", [0, 1])
@@ -656,15 +660,11 @@ def test_goes_down_into_a_gemm(bias, trans_b):
 
 def test_refuses_a_gemm_that_reads_it_transposed():  # flow 6
     """Its features are what was the batch, of the same number."""
-    model = model_of(
+    assert "normalises another axis" in refusal_below(
         f"{BEFORE} z = Gemm <transA = 1> (y, w)",
-        channels=4,
         weights={"w": normal(4, 6)},
-        inputs="float[4, 4] x",
-        outputs="float[a, b] z",
+        **SQUARE,
     )
-    model.graph.node[1].name = "bn"
-    assert "normalises another axis" in refusal(model)
 
 
 @pytest.mark.parametrize("name", ["w", "b"])
@@ -675,8 +675,7 @@ def test_refuses_a_layer_that_takes_it_for_a_weight(name):  # flow 6
         f"{BEFORE} z = Gemm ({arguments})",
         channels=4,
         weights={"w": normal(4, 4), "b": normal(4)},
-        inputs="float[4, 4] x",
-        outputs="float[a, b] z",
+        **SQUARE,
     )
     unread = [t for t in model.graph.initializer if t.name == name]
     for tensor in unread:
@@ -686,14 +685,10 @@ def test_refuses_a_layer_that_takes_it_for_a_weight(name):  # flow 6
 
 
 def test_refuses_a_layer_that_reads_it_twice():  # flow 6
-    model = model_of(
+    assert NONE_BELOW in refusal_below(
         f"{BEFORE} z = MatMul (y, y)",
-        channels=4,
-        inputs="float[4, 4] x",
-        outputs="float[a, b] z",
+        **SQUARE,
     )
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
 
 
 @pytest.mark.parametrize("add", [False, True])
@@ -717,15 +712,11 @@ def test_goes_down_through_a_transpose_that_turns_three_axes_around():
 
 
 def test_refuses_a_matmul_of_sequences_over_another_axis():  # flow 6
-    model = model_of(
+    assert "last axis of a rank-3 value" in refusal_below(
         f"{BEFORE} z = MatMul (y, w)",
-        channels=4,
         weights={"w": normal(4, 4)},
-        inputs="float[2, 4, 4] x",
-        outputs="float[a, b, c] z",
+        **SQUARES,
     )
-    model.graph.node[1].name = "bn"
-    assert "last axis of a rank-3 value" in refusal(model)
 
 
 @pytest.mark.parametrize("line", ["f = Flatten (y)", "f = Reshape (y, shape)"])
@@ -795,24 +786,19 @@ def test_goes_down_through_a_mean_that_drops_its_axes():
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_refuses_a_mean_below_over_what_is_normalised(keepdims):  # crossings 3
     weight = normal(6, 1, 3, 3) if keepdims else normal(6, 4, 3)
-    model = model_of(
+    assert NONE_BELOW in refusal_below(
         f"{BEFORE} f = ReduceMean <axes = [1], keepdims = {keepdims}> (y) z = Conv (f, w)",
-        channels=4,
         weights={"w": weight},
         inputs="float[2, 4, 4, 4] x",
         outputs="float[a, b, c, d] z" if keepdims else "float[a, b, c] z",
         opset=13,
     )
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
 
 
 def test_goes_down_through_the_largest_where_no_scale_is_negative():  # crossings 4
     body = f"{BEFORE} f = MaxPool <kernel_shape = [2, 2]> (y) z = Conv (f, w)"
     check(model_of(body, channels=4, positive=True))
-    model = model_of(body, channels=4)
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
+    assert NONE_BELOW in refusal_below(body)
 
 
 def test_two_maps_go_down_into_one_layer():
@@ -859,19 +845,14 @@ def test_refuses_to_go_down_where_one_reader_cannot(other):
 
 
 def test_refuses_to_go_down_where_it_is_an_output():
-    model = model_of(
+    assert NONE_BELOW in refusal_below(
         f"{BEFORE} p = Conv (y, w)",
-        channels=4,
         outputs="float[a, b, c, d] p, float[a, b, c, d] y",
     )
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
 
 
 def test_refuses_to_go_down_where_nobody_reads():
-    model = model_of(f"{BEFORE} z = Identity (x)", channels=4)
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
+    assert NONE_BELOW in refusal_below(f"{BEFORE} z = Identity (x)")
 
 
 def test_a_name_goes_where_its_numbers_go():
@@ -889,14 +870,11 @@ def test_refuses_to_go_down_into_a_branch():  # flow 5
         f"{BEFORE} z = If (chosen) <then_branch = yes () => (float[a, b, c, d] t) "
         "{ t = Conv (y, w) }, else_branch = no () => (float[a, b, c, d] e) { e = Identity (x) }>"
     )
-    model = model_of(
+    assert NONE_BELOW in refusal_below(
         body,
-        channels=4,
         weights={"w": normal(4, 4, 1, 1)},
         inputs="float[2, 4, 5, 5] x, bool chosen",
     )
-    model.graph.node[1].name = "bn"
-    assert NONE_BELOW in refusal(model)
 
 
 def test_branches_may_use_a_name_again():
@@ -1007,8 +985,7 @@ def test_a_frozen_batchnorm_of_an_old_opset_stays():
         "u = MatMul (x, w) m = Mul <axis = 1, broadcast = 1> (u, s) "
         "z = Add <axis = 1, broadcast = 1> (m, t)",
         weights={"w": normal(4, 4), "s": normal(4), "t": normal(4)},
-        inputs="float[2, 4, 4] x",
-        outputs="float[a, b, c] z",
+        **SQUARES,
         opset=6,
     )
     _, report = fold(model)
@@ -1116,8 +1093,7 @@ def test_a_layernorm_over_more_than_the_features_is_refused():
     model = network(
         "y = LayerNormalization <axis = 1> (x, g, c) z = MatMul (y, w)",
         {"g": normal(4, 4), "c": normal(4, 4), "w": normal(4, 4)},
-        inputs="float[2, 4, 4] x",
-        outputs="float[a, b, c] z",
+        **SQUARES,
     )
     model.graph.node[0].name = "bn"
     assert "another axis" in refusal(model, layernorm=True)

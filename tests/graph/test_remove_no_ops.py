@@ -1,4 +1,4 @@
-"""What computes nothing goes, whoever removes it; what computes something stays."""
+"""Nodes that compute nothing are removed; all others stay."""
 
 import numpy as np
 import onnx_ir as ir

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.fold import affine_map, algebra
-from resdeploy.fold import map_rules as crossings
-from resdeploy.fold.layers import Layer
+from resdeploy.fold import affine_map, algebra, map_rules
 from resdeploy.graph import editor
-from resdeploy.graph.affine_layer import read_layer
+from resdeploy.graph.affine_layer import AffineLayer, read_layer
 
 TESTS = Path(__file__).parents[1]
 ALGEBRA, MAP = "fold/test_algebra.py", "fold/test_affine_map.py"
@@ -127,7 +125,7 @@ def in_place(self, old, tensor, *, reader):
     return old
 
 
-PADS = Layer.pads_with_zeros.fget
+PADS = AffineLayer.pads_with_zeros.fget
 
 
 # --- the rows ------------------------------------------------------------------------------------
@@ -263,7 +261,7 @@ MAPS: list[Row] = [
     ),
     (
         "no negative scale crosses a maximum",
-        function(crossings.before, turned),
+        function(map_rules.before, turned),
         FOLD,
         "refuses_what_lies_between",
         {"between": "y = MaxPool <kernel_shape = [2, 2]> (u)"},
@@ -274,9 +272,9 @@ LAYERS: list[Row] = [
     (
         "a transposed convolution sees its borders even without pads",
         member(
-            Layer,
+            AffineLayer,
             "pads_with_zeros",
-            property(lambda self: not editor.is_op(self.node, "ConvTranspose") and PADS(self)),
+            property(lambda self: self.op != "ConvTranspose" and PADS(self)),
         ),
         FLOW,
         "refuses_a_transposed_convolution_below",
@@ -284,7 +282,7 @@ LAYERS: list[Row] = [
     ),
     (
         "a kernel of one tap sees no zeros under SAME",
-        member(Layer, "pads_with_zeros", property(lambda self: not self.is_linear)),
+        member(AffineLayer, "pads_with_zeros", property(lambda self: not self.is_linear)),
         FLOW,
         "goes_down_into_a_convolution_of_one_tap_that_says_same",
         {},

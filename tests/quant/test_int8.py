@@ -37,9 +37,9 @@ def test_every_choice_is_measured_and_what_is_kept_errs_least(best):
     tried = [(trial.stage, trial.name) for trial in report.trials]
     assert tried == [
         ("float model", "as it is"),
-        ("weights", "rounding to cancel"),
+        ("weights", "GPTQ"),
         ("float model", "pixel grid"),
-        ("float model", "equalised channels"),
+        ("float model", "SmoothQuant"),
         ("ranges", "minmax"),
         ("ranges", "percentile"),
         ("ranges", "mse"),

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from resdeploy.quant.judge import why_not
-from resdeploy.schema.quants import QuantQuality
+from resdeploy.schema.quants import QuantQuality, QuantSpec
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from resdeploy.schema.quants import QuantQuality
 )
 def test_a_budget_that_is_no_number_holds_for_nothing(budget, num_reasons):
     quality = QuantQuality(error=0.5, num_inputs=10, num_flips=2)
-    assert len(why_not(quality, **budget)) == num_reasons
+    assert len(why_not(quality, QuantSpec(**budget))) == num_reasons

@@ -20,7 +20,7 @@ def widest_of(model):
 
 
 def error_of(model, ranges):
-    """How far the outputs of the whole model are in int8."""
+    """The distance of the outputs of the whole model in int8."""
     found = Runner(insert_qdq(model, ranges, types="u8s8"), optimize=False).run_rows(X)
     return np.linalg.norm(found - Runner(model, optimize=False).run_rows(X))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from small_networks import inputs, prepared_resnet
 
+from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
 from resdeploy.quant.gptq import gptq, gptq_weights
-from resdeploy.quant.onnx_graph import Constants, copy_of
+from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.qdq import insert_qdq
 from resdeploy.quant.ranges import find_range
 from resdeploy.quant.runtime import Runner

@@ -94,13 +94,10 @@ def packed(tmp_path_factory):
     """A model that returns its input of 16 numbers as scores, and bundles: right and wrong."""
     import numpy as np
     import onnx
+    from flat_bundle import write_small_bundle
     from onnx import parser
 
     from resdeploy.bundle.archive import write_archive
-    from resdeploy.bundle.folder import write_bundle
-    from resdeploy.schema.files import TensorSpec
-    from resdeploy.schema.verdicts import GoldenInfo
-    from resdeploy.verify.golden_file import Golden
 
     folder = tmp_path_factory.mktemp("packed")
     text = (
@@ -110,25 +107,8 @@ def packed(tmp_path_factory):
     onnx.save(parser.parse_model(text), folder / "flat.onnx")
     inputs = np.random.default_rng(0).normal(size=(3, 1, 4, 4)).astype(np.float32)
     for name, factor in (("right", 1.0), ("wrong", 1.01)):
-        golden = Golden(
-            inputs=inputs,
-            reference=factor * inputs.reshape(3, 16).astype(np.float64),
-            noise_l2=np.full(3, 1e-7),
-            labels=None,
-            info=GoldenInfo(source="flat", inputs="random", num_inputs=3),
-        )
-        write_bundle(
-            folder / name,
-            name="flat",
-            model=folder / "flat.onnx",
-            golden=golden,
-            labels=(),
-            preprocess=None,
-            export=None,
-            inputs=(TensorSpec(name="x", dtype="float32", shape=("N", 1, 4, 4)),),
-            outputs=(TensorSpec(name="y", dtype="float32", shape=("N", 16)),),
-            versions={},
-        )
+        reference = factor * inputs.reshape(3, 16).astype(np.float64)
+        write_small_bundle(folder / name, "flat", folder / "flat.onnx", inputs, reference)
     write_archive(folder / "right", folder / "right.zip")
     return folder
 

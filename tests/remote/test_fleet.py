@@ -98,7 +98,7 @@ def test_what_is_no_fleet_file_is_refused_and_named(write, text, what):
 
 
 def test_the_fleet_file_of_the_page_is_one(write):
-    page = (REPOSITORY / "docs" / "fleet.md").read_text()
+    page = (REPOSITORY / "docs/fleet.md").read_text()
     example = re.search(r"```toml\n(.*?)```", page, flags=re.DOTALL)[1]
     first, second = load_fleet(write(example))
     assert first.address == "pi@kitchen.local"

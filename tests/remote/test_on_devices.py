@@ -9,8 +9,7 @@ import threading
 import pytest
 from servers import REPOSITORY, keygen, remember, wait_until
 
-from resdeploy.remote import fleet_run
-from resdeploy.remote import job_client as link
+from resdeploy.remote import fleet_run, job_client
 from resdeploy.remote.remote_job import GREETING
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.machines import ProbeReport
@@ -163,13 +162,13 @@ def test_a_bug_on_one_device_does_not_lose_the_other_s_result(
 def test_a_long_run_is_kept_alive_by_signs_of_life(
     run, make_device, fleet_file, model, monkeypatch, tmp_path
 ):
-    """With a keeper that gives up after one second of silence, and a run of two."""
-    impatient = tmp_path / "keeper.py"
-    source = link.KEEPER.read_text()
+    """With a remote job that gives up after one second of silence, and a run of two."""
+    impatient = tmp_path / "remote_job.py"
+    source = job_client.REMOTE_JOB.read_text()
     assert "\nSILENCE_S = 60.0\n" in source
     impatient.write_text(source.replace("\nSILENCE_S = 60.0\n", "\nSILENCE_S = 1.0\n"))
-    monkeypatch.setattr(link, "KEEPER", impatient)
-    monkeypatch.setattr(link, "BEAT_S", 0.2)
+    monkeypatch.setattr(job_client, "REMOTE_JOB", impatient)
+    monkeypatch.setattr(job_client, "BEAT_S", 0.2)
     fleet = fleet_file(make_device())
     result = run("bench", model, "--fleet", fleet, *SLOW_BENCH, "20", "--json")
     assert result.exit_code == 0, result.output

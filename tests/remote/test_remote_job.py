@@ -1,4 +1,4 @@
-"""The keeper, as a process of this machine: whatever happens, nothing of its job stays."""
+"""The remote job as a process of this machine: whatever happens, nothing of it stays."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import parent_of, processes_of, wait_until
 
-from resdeploy.remote import remote_job as keeper
+from resdeploy.remote import remote_job
 
 # A process, and one with such a child: both deaf to polite requests.
 _DEAF = (
@@ -24,11 +24,11 @@ FAMILY = _DEAF.format(f"subprocess.Popen([sys.executable, '-c', {DEAF!r}])")
 
 
 class Started:
-    """A keeper, as it is started on a device: by its text."""
+    """A remote job, started as on a device: by its text."""
 
     def __init__(self, cache, **constants):
         self.cache = cache
-        source = Path(keeper.__file__).read_text()
+        source = Path(remote_job.__file__).read_text()
         for name, value in constants.items():
             assert f"\n{name} = " in source
             source = source.replace(f"\n{name} = ", f"\n{name} = {value}  # ")
@@ -39,7 +39,7 @@ class Started:
         )
         self.send(f"exec({json.dumps(source)})\n".encode())
         assert self.process.stdout.readline() == b"\n"
-        assert self.process.stdout.readline().decode() == f"{keeper.GREETING}\n"
+        assert self.process.stdout.readline().decode() == f"{remote_job.GREETING}\n"
         self.about, _ = self.ask("greet", cache=str(cache))
 
     def send(self, data):
@@ -96,7 +96,7 @@ def start(tmp_path):
 
 def test_it_is_written_for_an_old_python_and_its_library_alone():
     """An old one must get as far as to say what it is."""
-    tree = ast.parse(Path(keeper.__file__).read_text(), feature_version=(3, 7))
+    tree = ast.parse(Path(remote_job.__file__).read_text(), feature_version=(3, 7))
     imported = {
         name.partition(".")[0]
         for node in ast.walk(tree)

@@ -8,19 +8,17 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from flat_bundle import write_small_bundle
 from onnx import numpy_helper, parser
 
-from resdeploy.bundle.folder import read_bundle, write_bundle
+from resdeploy.bundle.folder import read_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.remote import fleet_run
 from resdeploy.remote.jobs import tune_job
 from resdeploy.schema.codec import dump_json, load_json
-from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.tunings import TuneReport
-from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.verify.golden_file import Golden
 
 NUM_FEATURES, NUM_CLASSES = 256, 16
 # The smallest file wins: one block tells, and it is the int8 whatever the machine does meanwhile.
@@ -42,24 +40,9 @@ def packed(tmp_path_factory):
     onnx.save(model, folder / "product.onnx")
     x = rng.normal(size=(1200, NUM_FEATURES)).astype(np.float32)
     golden, reference = x[:8], x[:8].astype(np.float64) @ weight.astype(np.float64)
-    write_bundle(
-        folder / "product",
-        name="product",
-        model=folder / "product.onnx",
-        golden=Golden(
-            inputs=golden,
-            reference=reference,
-            noise_l2=np.linalg.norm(golden @ weight - reference, axis=1),
-            labels=None,
-            info=GoldenInfo(source="product", inputs="random", num_inputs=8),
-        ),
-        labels=(),
-        preprocess=None,
-        export=None,
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("N", NUM_FEATURES)),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("N", NUM_CLASSES)),),
-        versions={},
-    )
+    noise_l2 = np.linalg.norm(golden @ weight - reference, axis=1)
+    path, model = folder / "product", folder / "product.onnx"
+    write_small_bundle(path, "product", model, golden, reference, noise_l2=noise_l2)
     np.savez(folder / "judged.npz", x=x[:800], y=(x[:800] @ weight).argmax(axis=1))
     np.savez(folder / "calibration.npz", x=x[800:])
     return folder

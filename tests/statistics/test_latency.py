@@ -162,8 +162,6 @@ def test_values_that_are_all_equal_leave_no_doubt(value, count):
         ([], {}, "at least one value"),
         ([1.0], {"confidence": 1.0}, "between 0 and 1"),
         ([1.0], {"confidence": 0.0}, "between 0 and 1"),
-        ([1.0], {"num_resamples": 0}, "at least 1"),
-        ([1.0], {"block_length": 0}, "at least 1"),
     ],
 )
 def test_an_interval_that_means_nothing_is_refused(values, options, message):

@@ -1,4 +1,4 @@
-"""A tiny bundle to predict with: the scores are the inputs themselves, laid flat."""
+"""Small bundles, and one to predict with: its scores are its inputs themselves, laid flat."""
 
 import numpy as np
 import onnx
@@ -8,6 +8,22 @@ from resdeploy.bundle.folder import write_bundle
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.verify.golden_file import Golden
+
+
+def write_small_bundle(out, name, model, inputs, reference, *, noise_l2=None, **more):
+    """Write a bundle of a model from x to y, with these golden inputs and outputs."""
+    num = len(inputs)
+    golden = Golden(
+        inputs=inputs,
+        reference=reference.astype(np.float64),
+        noise_l2=np.full(num, 1e-7) if noise_l2 is None else noise_l2,
+        labels=None,
+        info=GoldenInfo(source=name, inputs="random", num_inputs=num),
+    )
+    shapes = {"x": ("N", *inputs.shape[1:]), "y": ("N", reference.shape[1])}
+    x, y = (TensorSpec(name=n, dtype="float32", shape=shape) for n, shape in shapes.items())
+    write_bundle(out, name=name, model=model, golden=golden, inputs=(x,), outputs=(y,), **more)
+    return out
 
 
 def write_flat_bundle(out, preprocess, *, labels=True, model_text=None):
@@ -21,22 +37,7 @@ def write_flat_bundle(out, preprocess, *, labels=True, model_text=None):
     path = out.with_name(f"{out.name}.onnx")
     onnx.save(parser.parse_model(text), path)
     inputs = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    write_bundle(
-        out,
-        name="flat",
-        model=path,
-        golden=Golden(
-            inputs=inputs,
-            reference=inputs.reshape(3, 16).astype(np.float64),
-            noise_l2=np.full(3, 1e-7),
-            labels=None,
-            info=GoldenInfo(source="flat", inputs="random", num_inputs=3),
-        ),
-        labels=tuple(f"class {i}" for i in range(16)) if labels else (),
-        preprocess=preprocess,
-        export=None,
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("N", *shape)),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("N", 16)),),
-        versions={},
+    names = tuple(f"class {i}" for i in range(16)) if labels else ()
+    return write_small_bundle(
+        out, "flat", path, inputs, inputs.reshape(3, 16), labels=names, preprocess=preprocess
     )
-    return out

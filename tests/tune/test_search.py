@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from flat_bundle import write_small_bundle
 from onnx import numpy_helper, parser
 
 from resdeploy.bench.in_turn import TimedSide
 from resdeploy.bundle import folder as bundle_folder
 from resdeploy.bundle.check_tuned import golden_answers
-from resdeploy.bundle.folder import read_bundle, write_bundle, write_tuned
+from resdeploy.bundle.folder import read_bundle, write_tuned
 from resdeploy.bundle.tuned_settings import settings_for
 from resdeploy.cli import cli
 from resdeploy.cli.render import render
@@ -24,12 +25,10 @@ from resdeploy.machine.probe import starting_providers
 from resdeploy.schema.benchmarks import BenchReport, LayerTime, Profile, SpeedRatio
 from resdeploy.schema.bundles import CheckReport, PredictReport
 from resdeploy.schema.codec import dump_json, load_json
-from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.quants import QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneReport, TuneSpec
-from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session.onnx_wire import stored_precision
 from resdeploy.tune import judge as tune_judge
 from resdeploy.tune import search as tune_module
@@ -37,7 +36,6 @@ from resdeploy.tune import variants as variants_module
 from resdeploy.tune.search import tune
 from resdeploy.tune.space import Candidate, Variant, sessions_for
 from resdeploy.tune.variants import precisions_for
-from resdeploy.verify.golden_file import Golden
 
 NUM_INPUTS, NUM_FEATURES, NUM_CLASSES = 8, 32, 4
 SPEC = TuneSpec(threads=(1,), num_runs=20, max_blocks=2)
@@ -72,25 +70,8 @@ def folder(tmp_path, weight, inputs):
 
 def save_bundle(path, model, weight, inputs):
     reference = inputs.astype(np.float64) @ weight.astype(np.float64)
-    write_bundle(
-        path,
-        name="product",
-        model=model,
-        golden=Golden(
-            inputs=inputs,
-            reference=reference,
-            noise_l2=np.linalg.norm(inputs @ weight - reference, axis=1),
-            labels=None,
-            info=GoldenInfo(source="product", inputs="random", num_inputs=NUM_INPUTS),
-        ),
-        labels=(),
-        preprocess=None,
-        export=None,
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("N", NUM_FEATURES)),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("N", NUM_CLASSES)),),
-        versions={},
-    )
-    return path
+    noise_l2 = np.linalg.norm(inputs @ weight - reference, axis=1)
+    return write_small_bundle(path, "product", model, inputs, reference, noise_l2=noise_l2)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What of an error is a faster arithmetic's: the two positions of a provider's switch, told apart.
+"""Attribution of an error: the two positions of a provider's switch, told apart.
 
 A CPU has no such switch. Here the fast position is the same network with its weights in fewer bits,
 behind sessions that say they are a provider's which has one.

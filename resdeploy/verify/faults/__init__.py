@@ -1,7 +1,6 @@
-"""Faults to plant into an exported model: what goes wrong between a checkpoint and a device.
+"""Faults to plant into an exported model: those of the way from a checkpoint to a device.
 
-A fault makes a copy of the model and changes it; it returns None where a network has nothing of
-the kind.
+A fault changes a copy of the model; it returns None where a network has nothing of the kind.
 """
 
 from resdeploy.verify.faults import fold_faults, graph_faults, weight_faults

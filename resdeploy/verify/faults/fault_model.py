@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from resdeploy.fold import algebra
 from resdeploy.graph.affine_layer import is_affine, read_node
+from resdeploy.graph.onnx_file import copy_of
 
 __all__ = ["Array", "Edit", "Fault", "UnfoldedLayer", "Workpiece", "in_one_layer"]
 
@@ -55,13 +56,17 @@ class Workpiece:
         """The layer that faults of a single layer go into: the one in the middle."""
         return self.layers[len(self.layers) // 2] if self.layers else None
 
+    @property
+    def input_shape(self) -> list[int]:
+        """The shape of the model's input, 0 where a size is open."""
+        return [d.dim_value for d in self.model.graph.input[0].type.tensor_type.shape.dim]
+
 
 class Edit:
     """A copy of a model under change."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = copy_of(model)
         self.graph = self.model.graph
         self._initializers = {tensor.name: tensor for tensor in self.graph.initializer}
 
@@ -116,6 +121,13 @@ class Edit:
             if is_affine(node) and node.input[1] in self._initializers:
                 yield node
 
+    def redirect(self, old: str, new: str) -> None:
+        """Let the readers of one tensor read another."""
+        for reader in self.graph.node:
+            for k, name in enumerate(reader.input):
+                if name == old:
+                    reader.input[k] = new
+
     def insert_before(self, reader: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> None:
         """Put nodes in front of another."""
         place = list(self.graph.node).index(reader)
@@ -128,20 +140,23 @@ class Edit:
         return found[len(found) // 2] if found else None
 
 
-def _change_target(
-    change: Callable[[Array, Array, UnfoldedLayer], tuple[Array, Array]], work: Workpiece
-) -> onnx.ModelProto | None:
+# Changes a folded weight (O, I/G, *K) and bias (O,) in place, given the layer before its fold.
+Change = Callable[[Array, Array, UnfoldedLayer], None]
+
+
+def _change_target(change: Change, work: Workpiece) -> onnx.ModelProto | None:
     """Change the folded weight and bias of the target."""
     target = work.target
     if target is None:
         return None
     edit = Edit(work.model)
     node = edit.node(target.node)
-    weight, bias = edit.weight(node), edit.array(node.input[2])
-    new_weight, new_bias = change(weight.copy(), bias.copy(), target)
-    if np.array_equal(new_weight, weight) and np.array_equal(new_bias, bias):
+    before = edit.weight(node), edit.array(node.input[2])
+    weight, bias = (array.copy() for array in before)
+    change(weight, bias, target)
+    if np.array_equal(weight, before[0]) and np.array_equal(bias, before[1]):
         return None  # in this network it makes no difference
-    edit.set_layer(target.node, new_weight, new_bias)
+    edit.set_layer(target.node, weight, bias)
     return edit.model
 
 
@@ -150,7 +165,7 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-        name: what is wrong.
+        name: a description.
         plant: makes a faulty model, or None where the network has no such thing.
         single_layer: whether it sits in the target alone, which then has to be named.
     """
@@ -160,12 +175,6 @@ class Fault:
     single_layer: bool = False
 
 
-def _as_exported(work: Workpiece) -> onnx.ModelProto:
-    return work.model
-
-
-def in_one_layer(
-    name: str, change: Callable[[Array, Array, UnfoldedLayer], tuple[Array, Array]]
-) -> Fault:
+def in_one_layer(name: str, change: Change) -> Fault:
     """Return the fault that changes the target's folded weight and bias."""
     return Fault(name=name, plant=partial(_change_target, change), single_layer=True)

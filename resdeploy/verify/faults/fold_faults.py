@@ -1,6 +1,6 @@
 """Folds gone wrong: by another BatchNorm, done twice, not done, or done in float16.
 
-They are made from the layer as it was before the fold, as a wrong folder would make them.
+Each is made from the layer before its fold, as a wrong fold would make it.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,8 @@ from resdeploy.verify.faults.fault_model import (
 
 __all__ = ["FAULTS", "fold_in_float32"]
 
+ChangeBN = Callable[[algebra.BatchNormParams], algebra.BatchNormParams]
+
 
 def _fold(layer: UnfoldedLayer, bn: algebra.BatchNormParams) -> tuple[Array, Array]:
     folded = algebra.fold_batchnorm(layer.weight, layer.bias, bn, dtype="float32")
@@ -30,7 +32,7 @@ def _fold(layer: UnfoldedLayer, bn: algebra.BatchNormParams) -> tuple[Array, Arr
 
 
 def _refold(
-    change: Callable[[algebra.BatchNormParams], algebra.BatchNormParams],
+    change: ChangeBN,
     work: Workpiece,
     *,
     everywhere: bool = False,
@@ -49,38 +51,6 @@ def _refold(
     return edit.model if differs else None  # in an untrained network, gamma is one anyway
 
 
-def _with_eps(eps: float, bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, eps=eps)
-
-
-def _biased_variance(samples: int, bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, var=np.asarray(bn.var, np.float64) * (1 - 1 / samples))
-
-
-def _stale_mean(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, mean=bn.mean + 0.01 * np.sqrt(bn.var))
-
-
-def _mean_added(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, mean=-bn.mean)
-
-
-def _no_mean(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, mean=np.zeros_like(bn.mean))
-
-
-def _no_gamma(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, gamma=None)
-
-
-def _no_beta(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, beta=None)
-
-
-def _variance_for_deviation(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
-    return replace(bn, var=np.asarray(bn.var, np.float64) ** 2)
-
-
 def _channels_swapped(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
     order = np.arange(len(bn.mean))
     order[[0, -1]] = order[[-1, 0]]
@@ -89,12 +59,12 @@ def _channels_swapped(bn: algebra.BatchNormParams) -> algebra.BatchNormParams:
     return replace(bn, gamma=gamma, beta=beta, mean=bn.mean[order], var=bn.var[order])
 
 
-def _folded_twice(weight: Array, bias: Array, layer: UnfoldedLayer) -> tuple[Array, Array]:
-    return _fold(replace(layer, weight=weight, bias=bias), layer.bn)
+def _folded_twice(weight: Array, bias: Array, layer: UnfoldedLayer) -> None:
+    weight[:], bias[:] = _fold(replace(layer, weight=weight, bias=bias), layer.bn)
 
 
-def _not_folded(weight: Array, bias: Array, layer: UnfoldedLayer) -> tuple[Array, Array]:
-    return layer.weight, np.zeros_like(bias) if layer.bias is None else layer.bias
+def _not_folded(weight: Array, bias: Array, layer: UnfoldedLayer) -> None:
+    weight[:], bias[:] = layer.weight, 0 if layer.bias is None else layer.bias
 
 
 def _in_type(dtype: type[np.floating[Any]], work: Workpiece) -> onnx.ModelProto | None:
@@ -126,29 +96,41 @@ def fold_in_float32(work: Workpiece) -> onnx.ModelProto | None:
     return model
 
 
-def _wrong_bn(name: str, change: Any, *, everywhere: bool = False) -> Fault:
+def _wrong_bn(name: str, change: ChangeBN, *, everywhere: bool = False) -> Fault:
     plant = partial(_refold, change, everywhere=everywhere)
     return Fault(name=name, plant=plant, single_layer=not everywhere)
 
 
+def _with_eps(eps: float) -> ChangeBN:
+    return lambda bn: replace(bn, eps=eps)
+
+
+def _biased_variance(samples: int) -> ChangeBN:
+    return lambda bn: replace(bn, var=np.asarray(bn.var, np.float64) * (1 - 1 / samples))
+
+
 FAULTS: tuple[Fault, ...] = (
-    _wrong_bn("eps 1e-3 for 1e-5, one layer", partial(_with_eps, 1e-3)),
-    _wrong_bn("eps 1e-6 for 1e-5, one layer", partial(_with_eps, 1e-6)),
-    _wrong_bn("eps 1e-3 for 1e-5, all layers", partial(_with_eps, 1e-3), everywhere=True),
-    _wrong_bn("eps 1e-6 for 1e-5, all layers", partial(_with_eps, 1e-6), everywhere=True),
-    _wrong_bn("biased variance of 1568 samples, one layer", partial(_biased_variance, 1568)),
-    _wrong_bn("biased variance of 401408 samples, one layer", partial(_biased_variance, 401408)),
+    _wrong_bn("eps 1e-3 for 1e-5, one layer", _with_eps(1e-3)),
+    _wrong_bn("eps 1e-6 for 1e-5, one layer", _with_eps(1e-6)),
+    _wrong_bn("eps 1e-3 for 1e-5, all layers", _with_eps(1e-3), everywhere=True),
+    _wrong_bn("eps 1e-6 for 1e-5, all layers", _with_eps(1e-6), everywhere=True),
+    _wrong_bn("biased variance of 1568 samples, one layer", _biased_variance(1568)),
+    _wrong_bn("biased variance of 401408 samples, one layer", _biased_variance(401408)),
     _wrong_bn(
-        "biased variance of 1568 samples, all layers",
-        partial(_biased_variance, 1568),
-        everywhere=True,
+        "biased variance of 1568 samples, all layers", _biased_variance(1568), everywhere=True
     ),
-    _wrong_bn("mean stale by 1 % of a deviation", _stale_mean),
-    _wrong_bn("mean added, not subtracted", _mean_added),
-    _wrong_bn("mean dropped", _no_mean),
-    _wrong_bn("gamma dropped", _no_gamma),
-    _wrong_bn("beta dropped", _no_beta),
-    _wrong_bn("variance taken for the deviation", _variance_for_deviation),
+    _wrong_bn(
+        "mean stale by 1 % of a deviation",
+        lambda bn: replace(bn, mean=bn.mean + 0.01 * np.sqrt(bn.var)),
+    ),
+    _wrong_bn("mean added, not subtracted", lambda bn: replace(bn, mean=-bn.mean)),
+    _wrong_bn("mean dropped", lambda bn: replace(bn, mean=np.zeros_like(bn.mean))),
+    _wrong_bn("gamma dropped", lambda bn: replace(bn, gamma=None)),
+    _wrong_bn("beta dropped", lambda bn: replace(bn, beta=None)),
+    _wrong_bn(
+        "variance taken for the deviation",
+        lambda bn: replace(bn, var=np.asarray(bn.var, np.float64) ** 2),
+    ),
     _wrong_bn("statistics of two channels swapped", _channels_swapped),
     in_one_layer("BatchNorm folded twice", _folded_twice),
     in_one_layer("BatchNorm dropped, not folded", _not_folded),

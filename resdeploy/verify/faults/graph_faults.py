@@ -1,4 +1,4 @@
-"""Graphs gone wrong: paddings, activations and shortcuts, what is done to inputs and outputs."""
+"""Graphs gone wrong: paddings, activations, shortcuts, inputs and outputs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,10 +45,7 @@ def _removed(operator: str, work: Workpiece) -> onnx.ModelProto | None:
     node = edit.first(operator)
     if node is None or node.output[0] in {value.name for value in edit.graph.output}:
         return None
-    for reader in edit.graph.node:
-        for k, name in enumerate(reader.input):
-            if name == node.output[0]:
-                reader.input[k] = node.input[0]
+    edit.redirect(node.output[0], node.input[0])
     edit.graph.node.remove(node)
     return edit.model
 
@@ -63,13 +60,10 @@ def _leaky(work: Workpiece) -> onnx.ModelProto | None:
 
 
 def _before_input(nodes: Callable[[str, str], list[onnx.NodeProto]], work: Workpiece) -> Any:
-    """Put nodes between the model's input and whatever reads it."""
+    """Put nodes between the model's input and its readers."""
     edit = Edit(work.model)
     name = edit.graph.input[0].name
-    for reader in edit.graph.node:
-        for k, read in enumerate(reader.input):
-            if read == name:
-                reader.input[k] = "fault_input"
+    edit.redirect(name, "fault_input")
     for node in reversed(nodes(name, "fault_input")):
         edit.graph.node.insert(0, node)
     return edit.model
@@ -103,13 +97,8 @@ def _input_not_normalised(work: Workpiece) -> Any:
     )
 
 
-def _input_rank(work: Workpiece) -> list[int]:
-    shape = work.model.graph.input[0].type.tensor_type.shape.dim
-    return [d.dim_value for d in shape]
-
-
 def _channels_reversed(work: Workpiece) -> Any:
-    shape = _input_rank(work)
+    shape = work.input_shape
     if len(shape) != 4 or shape[1] < 2:
         return None
     order = np.arange(shape[1])[::-1].copy()
@@ -123,7 +112,7 @@ def _channels_reversed(work: Workpiece) -> Any:
 
 
 def _image_transposed(work: Workpiece) -> Any:
-    shape = _input_rank(work)
+    shape = work.input_shape
     if len(shape) != 4 or shape[2] != shape[3]:
         return None
     return _before_input(

@@ -19,64 +19,53 @@ from resdeploy.verify.faults.fault_model import (
 __all__ = ["FAULTS"]
 
 
-def _channel_scaled(by: float, weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
+def _channel_scaled(by: float, weight: Array, bias: Array, _: UnfoldedLayer) -> None:
     weight[0] *= 1 + by
     bias[0] *= 1 + by
-    return weight, bias
 
 
-def _outputs_swapped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
+def _outputs_swapped(weight: Array, bias: Array, _: UnfoldedLayer) -> None:
     weight[[0, -1]], bias[[0, -1]] = weight[[-1, 0]], bias[[-1, 0]]
-    return weight, bias
 
 
-def _bit_flipped(power: int, weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
+def _inputs_swapped(weight: Array, _bias: Array, _: UnfoldedLayer) -> None:
+    weight[:, [0, -1]] = weight[:, [-1, 0]]
+
+
+def _kernel_transposed(weight: Array, _bias: Array, _: UnfoldedLayer) -> None:
+    if weight.ndim == 4 and weight.shape[2] == weight.shape[3]:
+        weight[:] = weight.swapaxes(2, 3).copy()
+
+
+def _bit_flipped(power: int, weight: Array, _bias: Array, _: UnfoldedLayer) -> None:
     """Flip the bit that is 2^power of the largest weight, or next to it."""
     flat = weight.reshape(-1)
-    place = int(np.abs(flat).argmax())
-    flat.view(np.uint32)[place] ^= np.uint32(1 << (23 + power))
-    return weight, bias
+    flat.view(np.uint32)[np.abs(flat).argmax()] ^= np.uint32(1 << (23 + power))
 
 
-def _sign_flipped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    flat = weight.reshape(-1)
-    flat[int(np.abs(flat).argmax())] *= -1
-    return weight, bias
+def _sign_flipped(weight: Array, _bias: Array, _: UnfoldedLayer) -> None:
+    weight.reshape(-1)[np.abs(weight).argmax()] *= -1
 
 
-def _kernel_transposed(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    is_square = weight.ndim == 4 and weight.shape[2] == weight.shape[3]
-    return (weight.swapaxes(2, 3) if is_square else weight), bias
-
-
-def _inputs_swapped(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    if weight.shape[1] > 1:
-        weight[:, [0, -1]] = weight[:, [-1, 0]]
-    return weight, bias
-
-
-def _bias_off_by_ulps(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    place = int(np.abs(bias).argmax())
-    bias[place] += 64 * np.spacing(bias[place])
-    return weight, bias
-
-
-def _no_bias(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    return weight, np.zeros_like(bias)
-
-
-def _no_bias_in_one_channel(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
-    bias[int(np.abs(bias).argmax())] = 0
-    return weight, bias
-
-
-def _not_a_number(weight: Array, bias: Array, _: UnfoldedLayer) -> tuple[Array, Array]:
+def _not_a_number(weight: Array, _bias: Array, _: UnfoldedLayer) -> None:
     weight.reshape(-1)[0] = np.nan
-    return weight, bias
+
+
+def _no_bias(_weight: Array, bias: Array, _: UnfoldedLayer) -> None:
+    bias[:] = 0
+
+
+def _no_bias_in_one_channel(_weight: Array, bias: Array, _: UnfoldedLayer) -> None:
+    bias[np.abs(bias).argmax()] = 0
+
+
+def _bias_off_by_ulps(_weight: Array, bias: Array, _: UnfoldedLayer) -> None:
+    place = np.abs(bias).argmax()
+    bias[place] += 64 * np.spacing(bias[place])
 
 
 def _rounded(bits: int, array: Array) -> Array:
-    """Round to so many significant bits, ties to even, whatever the exponent."""
+    """Round to so many significant bits, ties to even."""
     mantissa, exponent = np.frexp(array.astype(np.float64))
     return np.asarray(np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent))
 
@@ -94,7 +83,7 @@ def _weights_as(
     *,
     activations: int | None = None,
 ) -> onnx.ModelProto:
-    """Store every weight in fewer bits; pass what layers read through the type `activations`."""
+    """Store every weight in fewer bits; cast the inputs of layers to the type `activations`."""
     edit = Edit(work.model)
     nodes = list(edit.affine_nodes())
     for node in {node.input[1]: node for node in nodes}.values():
@@ -131,23 +120,12 @@ FAULTS: tuple[Fault, ...] = (
     in_one_layer("bias of one channel off by 64 ulp", _bias_off_by_ulps),
     Fault(
         name="TF32: 10 bits of layers' weights and inputs",
-        plant=partial(
-            _weights_as,
-            partial(_rounded, 11),
-            activations=onnx.TensorProto.FLOAT16,
-        ),
+        plant=partial(_weights_as, partial(_rounded, 11), activations=onnx.TensorProto.FLOAT16),
     ),
-    Fault(
-        name="weights in float16",
-        plant=partial(_weights_as, lambda a: a.astype(np.float16)),
-    ),
+    Fault(name="weights in float16", plant=partial(_weights_as, lambda a: a.astype(np.float16))),
     Fault(
         name="bfloat16: layers' weights and inputs",
-        plant=partial(
-            _weights_as,
-            partial(_rounded, 8),
-            activations=onnx.TensorProto.BFLOAT16,
-        ),
+        plant=partial(_weights_as, partial(_rounded, 8), activations=onnx.TensorProto.BFLOAT16),
     ),
     Fault(name="weights in int8, per channel", plant=partial(_weights_as, _int8)),
 )
