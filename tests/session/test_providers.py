@@ -10,7 +10,9 @@ import pytest
 import resdeploy
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import SessionSpec
+from resdeploy.schema.tunings import TuneSpec
 from resdeploy.session.providers import PROVIDERS, find_provider
+from resdeploy.tune.space import sessions_for
 
 
 def test_an_unknown_name_is_answered_with_the_names_there_are():
@@ -27,6 +29,19 @@ def test_each_entry_is_found_by_its_own_name_and_gives_options_of_text(name, pro
     assert provider.ort_name.endswith("ExecutionProvider")
     options = provider.options(SessionSpec(provider=name))
     assert all(isinstance(text, str) for item in options.items() for text in item)
+
+
+def test_tune_opens_a_provider_in_no_way_that_makes_no_difference_there():
+    ways = {name: len(list(sessions_for(name, TuneSpec(threads=(1, 2))))) for name in PROVIDERS}
+    assert ways == {
+        "cpu": 6,
+        "cuda": 4,
+        "openvino": 2,
+        "tensorrt": 2,
+        "coreml": 1,
+        "qnn": 1,
+        "xnnpack": 2,
+    }
 
 
 def test_tf32_is_off_unless_asked_for():
