@@ -21,9 +21,9 @@ from resdeploy.schema.exports import PassReport
 __all__ = ["strip_metadata"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-# The call as fx prints it; epsilon is the last of its arguments.
+# The call as fx prints it; epsilon is the last number among its arguments.
 _FX_NODE = "pkg.torch.onnx.fx_node"
-_LAST_ARGUMENT = re.compile(r", ([0-9.e+-]+)\), kwargs = \{\}\)$")
+_LAST_NUMBER = re.compile(r", ([0-9.e+-]+)(?:, (?:True|False))?\), kwargs = \{\}\)$")
 
 
 def strip_metadata(model: ir.Model, *, keep_notes: bool = False) -> PassReport:
@@ -67,7 +67,7 @@ def _module_of(node: ir.Node) -> str | None:
 def _epsilon_note(node: ir.Node) -> dict[str, str]:
     if not is_op(node, "BatchNormalization"):
         return {}
-    found = _LAST_ARGUMENT.search(node.metadata_props.get(_FX_NODE, ""))
+    found = _LAST_NUMBER.search(node.metadata_props.get(_FX_NODE, ""))
     return {EPSILON_NOTE: found[1]} if found else {}
 
 
