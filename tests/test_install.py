@@ -205,3 +205,24 @@ def test_two_runtimes_in_one_environment_are_told_apart_from_one(wheel, tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert "overwrite each other" in done.stdout
+
+
+def test_the_first_session_of_the_page_runs_on_the_installed_wheel(wheel, tmp_path):
+    """With this environment's torch, but the package as the wheel has it."""
+    done = pip("install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel)
+    assert done.returncode == 0, done.stderr
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    session = re.search(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[1]
+    script = f"""
+import torch
+from resdeploy.networks import build_network
+from resdeploy.schema.recipes import ModelSpec
+
+network = build_network(ModelSpec(arch="cifar_resnet20", num_classes=10, options={{}}))
+network(torch.randn(16, 3, 32, 32))
+torch.save(network.state_dict(), "resnet20.th")
+{session}
+assert resdeploy.__file__.startswith({str(tmp_path / "site")!r}), resdeploy.__file__
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
