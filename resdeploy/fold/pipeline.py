@@ -1,4 +1,9 @@
-"""The passes between torch's exporter and the file, in their order and with the reason for it."""
+"""The passes between torch's exporter and the file, in their order and with the reason for it.
+
+A pass that writes other operators than it reads needs a rule in `verify.normal_form` by which both
+are the same: the reference comes through these passes, a file of another exporter does not, and its
+layers would have no counterpart, hence no certificate.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
