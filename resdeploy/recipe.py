@@ -30,7 +30,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """Return the recipe of a named model, of a folder, or of a recipe.toml.
 
     Raises:
-        ResdeployError: there is no such recipe, or it does not say what a recipe must.
+        ResdeployError: there is no such recipe, or it is incomplete or contradicts itself.
     """
     path = _find(name_or_path)
     try:

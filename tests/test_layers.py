@@ -192,13 +192,6 @@ def test_sessions_are_opened_by_one_door():
 CALLS_BELOW = {
     "doctor": {"resdeploy.machine.doctor.examine"},
     "probe": {"resdeploy.machine.probe.probe"},
-    "selftest": {"resdeploy.export.source.load_source"},
-    # What the devices have found goes into the bundle.
-    "tune": {
-        "resdeploy.bundle.archive.opened_bundle",
-        "resdeploy.bundle.folder.MANIFEST",
-        "resdeploy.bundle.folder.write_tuned",
-    },
 }
 # Beside verbs: options and progress, records, devices, and the names of the providers.
 OPEN_TO_COMMANDS = ("api", "cli", "errors", "files", "remote", "schema", "session.providers")

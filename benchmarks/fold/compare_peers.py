@@ -147,8 +147,8 @@ def resdeploy(case: Any) -> Candidate:
     import onnx_ir as ir
 
     from resdeploy.errors import UnsupportedModelError
-    from resdeploy.export.export import translate
     from resdeploy.export.trace import BATCH_DIMENSION, trace
+    from resdeploy.export.translate import translate
     from resdeploy.fold.pipeline import optimize
     from resdeploy.graph.float64 import evaluate_float64
 

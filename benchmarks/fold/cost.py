@@ -25,7 +25,7 @@ import torch
 
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.fold.pipeline import simplified
-from resdeploy.export.export import translate
+from resdeploy.export.translate import translate
 from resdeploy.networks import build_network
 from resdeploy.export.trace import trace
 from resdeploy.schema.recipes import ModelSpec

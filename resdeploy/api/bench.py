@@ -244,11 +244,8 @@ def _ways(
         return [(model, spec) for spec in specs]
     from resdeploy.bundle.tuned_settings import fastest_way
 
-    ways = []
-    for spec in specs:
-        path, session = fastest_way(bundle, batch_size=spec.batch_size)
-        ways.append((path, dataclasses.replace(spec, session=session)))
-    return ways
+    found = [(spec, *fastest_way(bundle, batch_size=spec.batch_size)) for spec in specs]
+    return [(path, dataclasses.replace(spec, session=session)) for spec, path, session in found]
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:

@@ -1,4 +1,4 @@
-"""`resdeploy.check`: a bundle verified again, where it is to run."""
+"""`resdeploy.check`: a bundle verified again, on the device."""
 
 from typing import TYPE_CHECKING
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from resdeploy.api.arguments import OnStage, silent
 from resdeploy.api.make_bundle import pack_bundle
 from resdeploy.bench.bench import bench
 from resdeploy.bundle.check import check_bundle
@@ -36,9 +37,7 @@ REPORT_NAME = "report.json"
 _PROVIDERS = ("cpu", "cuda")
 
 
-def run_demo(
-    out: Path, *, force: bool = False, on_stage: Callable[[str], None] = lambda stage: None
-) -> DemoReport:
+def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> DemoReport:
     """Train, fold, export, verify, bench and bundle a small ResNet on scikit-learn's digits.
 
     Args:
@@ -106,7 +105,7 @@ def run_demo(
 class _StageLog:
     """Collects the ended stages with their outcomes."""
 
-    on_stage: Callable[[str], None]
+    on_stage: OnStage
     stages: list[DemoStage] = field(default_factory=list)
 
     @contextmanager

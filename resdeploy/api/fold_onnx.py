@@ -121,7 +121,7 @@ def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
         target.write_bytes(_serialised(ir.to_proto(model) if report.folded else source.model))
     if not report.folded:
         return report
-    inputs = _seeded_inputs(source)
+    inputs, is_made_up = _seeded_inputs(source)
     try:
         expected = evaluate_float64(source.model, inputs)
     except UnknownOperatorError as error:
@@ -130,7 +130,7 @@ def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
             raise
         return dataclasses.replace(report, not_judged=error.what)
     except UnsupportedModelError as error:
-        if _open_sizes(source):
+        if is_made_up:
             error.fix = "give the shape of one sample, as in --input 3,224,224"
         raise
     before = source.path if too_large else _serialised(source.model)
@@ -185,10 +185,14 @@ def _side_by_side(outputs: Mapping[str, Array], names: Iterable[str]) -> npt.NDA
     return np.concatenate(rows, axis=1)
 
 
-def _seeded_inputs(source: _Source) -> dict[str, Array]:
-    """Return an array for each input without a value: noise, or zeros for integers."""
+def _seeded_inputs(source: _Source) -> tuple[dict[str, Array], bool]:
+    """Return an array for each input without a value: noise, or zeros for integers.
+
+    The flag is True if a size other than the batch was made up.
+    """
     random = np.random.default_rng(_SEED)
     inputs: dict[str, Array] = {}
+    is_made_up = False
     for value in fed_inputs(source.model):
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
@@ -198,6 +202,7 @@ def _seeded_inputs(source: _Source) -> dict[str, Array]:
                 fix="export the model with the shapes of its inputs",
             )
         stated = _stated_sizes(value, source.input_shape if not inputs else None)
+        is_made_up |= None in stated[1:]
         shape = [
             size if size is not None else (_OPEN_SIZE if axis >= 2 else 1)
             for axis, size in enumerate(stated)
@@ -207,7 +212,7 @@ def _seeded_inputs(source: _Source) -> dict[str, Array]:
         inputs[value.name] = (random.normal(size=shape) if is_float else np.zeros(shape)).astype(
             dtype
         )
-    return inputs
+    return inputs, is_made_up
 
 
 def _stated_sizes(value: onnx.ValueInfoProto, sample: tuple[int, ...] | None) -> list[int | None]:
@@ -215,12 +220,3 @@ def _stated_sizes(value: onnx.ValueInfoProto, sample: tuple[int, ...] | None) ->
     dims = value.type.tensor_type.shape.dim
     stated = [d.dim_value if d.HasField("dim_value") else None for d in dims]
     return [stated[0], *sample] if sample is not None and len(sample) == len(dims) - 1 else stated
-
-
-def _open_sizes(source: _Source) -> bool:
-    """Return True if a size other than the batch was made up."""
-    samples = [source.input_shape] + [None] * len(source.model.graph.input)
-    return any(
-        None in _stated_sizes(value, sample)[1:]
-        for value, sample in zip(fed_inputs(source.model), samples, strict=False)
-    )

@@ -2,9 +2,9 @@
 
 import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
+from resdeploy.api.arguments import OnStage, silent
 from resdeploy.bundle.archive import is_archive, write_archive
 from resdeploy.bundle.folder import write_bundle
 from resdeploy.bundle.onnx_test_data import write_onnx_test_data
@@ -31,7 +31,7 @@ def make_bundle(
     onnx_test_data: Path | None = None,
     ort_format: Path | None = None,
     force: bool = False,
-    on_stage: Callable[[str], None] = lambda stage: None,
+    on_stage: OnStage = silent,
 ) -> Manifest:
     """Export `source`, verify it against `golden` and write both as a bundle.
 

@@ -48,7 +48,7 @@ def quantize(
     force: bool = False,
     on_stage: OnStage = silent,
 ) -> "QuantReport":
-    """Lower the precision of a folded ONNX file, and measure what that costs. Needs no torch.
+    """Lower the precision of a folded ONNX file, and measure the cost. Needs no torch.
 
     Args:
         model: a folded ONNX file in float32.

@@ -7,7 +7,6 @@ verdicts of fixed tolerances stand beside it.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import onnx
 import torch
 from torch import nn
 
+from resdeploy.api.arguments import OnStage, Source, model_of, silent
 from resdeploy.errors import ResdeployError
 from resdeploy.export.export import export_onnx
 from resdeploy.export.golden import golden_for, run_module
 from resdeploy.export.reference import reference_graph
-from resdeploy.export.source import SourceModel
 from resdeploy.fold import algebra
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.exports import ExportSpec
@@ -37,20 +36,18 @@ from resdeploy.verify.verdict import judge_model
 
 __all__ = ["folded_layers", "selftest"]
 
-Progress = Callable[[str], None]
-
 
 def selftest(
-    source: SourceModel,
+    source: Source,
     *,
     num_inputs: int,
     num_threads: int | None = None,
-    on_stage: Progress = lambda stage: None,
+    on_stage: OnStage = silent,
 ) -> SelftestReport:
     """Return the outcome of every fault that can be planted into `source`.
 
     Args:
-        source: a trained model.
+        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
         num_inputs: seeded inputs for each faulty model.
         num_threads: of each session.
         on_stage: called with the name of each stage as it begins.
@@ -59,16 +56,17 @@ def selftest(
         ResdeployError: the model cannot be exported or is itself not finite.
     """
     on_stage("float64 reference")
-    golden = golden_for(source, num_inputs=num_inputs)
-    reference = reference_graph(source, golden)
-    own = run_module(source.module, golden.inputs, dtype=torch.float32)
+    model = model_of(source)
+    golden = golden_for(model, num_inputs=num_inputs)
+    reference = reference_graph(model, golden)
+    own = run_module(model.module, golden.inputs, dtype=torch.float32)
     on_stage("export")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        report = export_onnx(source, ExportSpec(), path, golden=golden)
-        model = load_onnx(path)
-        layers = folded_layers(source.module, report.fold or FoldReport(), model)
-        work = Workpiece(model=model, layers=layers)
+        report = export_onnx(model, ExportSpec(), path, golden=golden)
+        graph = load_onnx(path)
+        layers = folded_layers(model.module, report.fold or FoldReport(), graph)
+        work = Workpiece(model=graph, layers=layers)
         judge = _Judge(
             path=path,
             reference=reference,
@@ -82,7 +80,7 @@ def selftest(
             if (outcome := judge(fault, work)) is not None:
                 outcomes[fault.name] = outcome
     return SelftestReport(
-        model=source.description,
+        model=model.description,
         num_inputs=num_inputs,
         faults=tuple(outcomes[fault.name] for fault in FAULTS if fault.name in outcomes),
         controls=tuple(outcomes[fault.name] for fault in CONTROLS if fault.name in outcomes),

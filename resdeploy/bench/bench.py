@@ -1,4 +1,4 @@
-"""Time a model in fresh processes, one for each configuration."""
+"""Timing of a model in a fresh process for each configuration."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,15 +21,15 @@ def bench(
 ) -> BenchResult:
     """Time `model` in a process of its own, which has nothing loaded but the runtime.
 
-    A process of its own, because memory, thread pools and caches that an earlier session left
-    behind change what a later one does, and its peak memory cannot be told from theirs.
+    Memory, thread pools and caches of an earlier session would change a later one, and its peak
+    memory would include theirs.
 
     Args:
         model: an ONNX file with one float input whose only dynamic dimension, if any, is the
             first.
-        spec: what to time.
+        spec: session, batch size, numbers of runs, scenario.
         on_run: called with the number of runs done, now and then.
-        prove_placement: ask a profile of one further run where its kernels were.
+        prove_placement: check the kernels of a profile of one further run.
 
     Raises:
         ResdeployError: the numbers of `spec` are out of range, or the model cannot be read or

@@ -29,7 +29,7 @@ _NUM_WARMUP = 3
 _LAYOUT_SUFFIX = re.compile("_nchwc$")
 _INTEGER_SUFFIX = re.compile(r"_token_\d+$")
 
-# Kernels of integers, and what the model calls the operator.
+# Kernels of integers, and the model's operator.
 _FLOAT_OPS = {
     "QLinearConv": "Conv",
     "QLinearMatMul": "MatMul",
@@ -206,7 +206,7 @@ def _runtime_name(kernel: Mapping[str, Any]) -> str:
 def _affine(
     node: OnnxNode, maker: Mapping[str, OnnxNode], shapes: Mapping[str, tuple[int, ...]]
 ) -> AffineLayer | None:
-    """Return a node as a layer, its weight seen through what makes floats of its integers."""
+    """Return a node as a layer, its weight read through a DequantizeLinear."""
     if node.op not in AFFINE_OPERATORS:
         return None
     value = node.inputs[1]

@@ -1,4 +1,4 @@
-"""Time one runner in this process: raw latencies, with the first runs kept apart."""
+"""Timing of one runner in this process: raw latencies, with the warm-up kept apart."""
 
 import gc
 import time
@@ -104,23 +104,11 @@ def measure(
     on_run: Callable[[int], None] | None = None,
     prove_placement: bool = True,
 ) -> BenchResult:
-    """Time `spec.num_runs` runs of `model` in this process.
+    """Time `spec.num_runs` runs of `model` in this process; arguments and errors are `bench`'s.
 
     One input, drawn once, is used throughout. The clock runs around the session's run and nothing
-    else; Python's garbage collector is off meanwhile.
-
-    Args:
-        model: an ONNX file with one float input whose only dynamic dimension, if any, is the
-            first.
-        spec: the session, the batch size and the numbers of runs. The first run is always counted
-            as warm-up.
-        on_run: called with the number of runs done after each, warm-up included, off the clock.
-        prove_placement: check the kernels of a profile of one further run.
-
-    Raises:
-        ResdeployError: the numbers of `spec` are out of range, or the model cannot be read or
-            cannot be timed with this batch size.
-        ProviderError: the provider did not start, failed, or left kernels to another.
+    else; Python's garbage collector is off meanwhile. The first run is always counted as warm-up,
+    and `on_run` is called after each run, warm-up included, off the clock.
     """
     check_spec(spec)
     environment = read_environment()  # before this process adds to the load

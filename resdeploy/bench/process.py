@@ -30,7 +30,7 @@ class BenchProcess:
     """A fresh interpreter for one job, ended with the block."""
 
     def __init__(self, job: BenchJob, *, limit_s: float = math.inf) -> None:
-        """Take the job, and how many seconds an answer may take."""
+        """Take the job, and the longest wait for an answer in seconds."""
         runner = job.spec.runner
         self._python = runner.python or sys.executable
         unnamed = dataclasses.replace(job.spec, runner=dataclasses.replace(runner, python=None))

@@ -1,4 +1,4 @@
-"""Runners on ONNX Runtime: a session as resdeploy opens it, and one by the runtime's defaults."""
+"""Runners on ONNX Runtime: resdeploy's session, and one by the runtime's defaults."""
 
 import dataclasses
 import functools
@@ -40,7 +40,9 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
     if spec.runner.options:
         replace_options(spec.session.provider, spec.runner.options)
     session = open_session(model, spec.session)
-    return _runner(model, session, prove=functools.partial(_prove, model, session))
+    return dataclasses.replace(
+        _runner(model, session), prove=functools.partial(_prove, model, session)
+    )
 
 
 def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
@@ -74,20 +76,16 @@ def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
 
 
 def replace_options(provider: str, options: Mapping[str, str]) -> None:
-    """Let every later session of this process have `options` in place of resdeploy's own choice.
+    """Replace resdeploy's own choice of a provider's options, in later sessions of this process.
 
-    For benchmarks of that choice: users get what the table of `resdeploy.session.providers` says.
+    For benchmarks of that choice alone.
     """
     chosen = providers.find_provider(provider)
     replaced = dataclasses.replace(chosen, options=lambda spec: {**chosen.options(spec), **options})
     providers.PROVIDERS = MappingProxyType({**providers.PROVIDERS, provider: replaced})
 
 
-def _runner(
-    model: Path,
-    session: Session,
-    prove: Callable[[NDArray[Any]], Placement | None] = lambda _: None,
-) -> Runner:
+def _runner(model: Path, session: Session) -> Runner:
     ort = session.ort
     tensor = _only_input(input_specs(session), where=str(model))
     in_force = ort.get_provider_options().get(ort.get_providers()[0], {})
@@ -105,7 +103,6 @@ def _runner(
         infer=infer,
         bind=functools.partial(_bind, session, tensor.name),
         errors=functools.partial(run_errors, session.info),
-        prove=prove,
         options={str(name): str(value) for name, value in in_force.items()},
     )
 

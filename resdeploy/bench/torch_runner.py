@@ -1,4 +1,4 @@
-"""torch as a runner of `bench`: a checkpoint or a module of one's own, in one of several forms."""
+"""Runner on torch: a checkpoint or a user's module, in one of several forms."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
 
     Raises:
         ResdeployError: the source cannot be loaded, or its module does not run.
-        EnvironmentLacksError: there is no CUDA device, or a CUDA graph was asked for without one.
+        EnvironmentLacksError: there is no CUDA device for the provider or the CUDA graph.
     """
     form = find_runner(spec.runner.name).form
     assert form is not None
@@ -70,7 +70,7 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
 
 @contextmanager
 def _errors(description: str) -> Iterator[None]:
-    """Translate what a module, its compiler or its device raises, which may be anything."""
+    """Translate any exception of a module, its compiler or its device."""
     try:
         yield
     except ReportedError:
@@ -145,7 +145,7 @@ def _recorded(
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # what is searched for and allocated at first must not be recorded
+        for _ in range(3):  # the first searches and allocations must not be recorded
             forward(held)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

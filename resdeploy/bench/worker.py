@@ -84,7 +84,11 @@ def _measure(job: BenchJob, say: Any) -> None:
 def _serve(job: BenchJob, say: Any) -> None:
     check_spec(job.spec)
     model = None if job.model is None else Path(job.model)
-    golden = None if job.golden is None else _golden(Path(job.golden))
+    golden = None
+    if job.golden is not None:
+        from resdeploy.verify.golden_file import load_golden  # noqa: PLC0415 - for few jobs
+
+        golden = load_golden(Path(job.golden))
     stand = set_up(model, job.spec, inputs=None if golden is None else golden.inputs)
     if job.prove_placement:
         stand.runner.prove(stand.values)
@@ -108,12 +112,6 @@ def _serve(job: BenchJob, say: Any) -> None:
             num_runs = int(number)
             latencies_ns = [stand.time(launches[where]) for _ in range(num_runs)]
             say("burst", latencies_ns=latencies_ns, ram_peak_bytes=peak_ram_bytes())
-
-
-def _golden(path: Path) -> "Golden":
-    from resdeploy.verify.golden_file import load_golden  # noqa: PLC0415 - records that few jobs need
-
-    return load_golden(path)
 
 
 def _rel_l2(stand: TimedRunner, golden: "Golden") -> float | None:

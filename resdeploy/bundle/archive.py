@@ -42,7 +42,7 @@ _FIX = "copy the bundle again from where it was made, or build it anew"
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One file of an archive: where its content begins, how long it is, and its CRC-32."""
+    """One file of an archive: its name, size, CRC-32, and the offset of its header."""
 
     name: str
     size_bytes: int
@@ -176,7 +176,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _members(file: BinaryIO, *, where: str) -> list[_Member]:
-    """Return the members of an archive, once every header is what `write_archive` writes."""
+    """Return the members of an archive, after comparing every header with `write_archive`'s."""
     size_bytes = file.seek(0, os.SEEK_END)
     if size_bytes < _END.size:
         raise _not_an_archive(where)

@@ -19,13 +19,9 @@ __all__ = ["Classifier", "opened_classifier", "require_class_scores"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Classifier:
-    """An open session of a model with one row of class scores.
+    """An open session of a model with one row of class scores; `name` is the user's path of it.
 
-    Attributes:
-        name: the user's path of it.
-        session: its session.
-        preprocess: of raw samples; None if unknown.
-        labels: the names of the classes, or ().
+    `preprocess` is None if unknown; `labels` are the names of the classes, or ().
     """
 
     name: str

@@ -50,15 +50,9 @@ _REBUILD = "copy the bundle again from where it was made, or build it anew"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BundleFolder:
-    """A bundle whose every byte has been checked.
+    """A bundle whose every byte has been checked, with its golden file and class names, or ().
 
-    Attributes:
-        path: its folder.
-        manifest: its table of contents.
-        digest: the SHA-256 of the manifest's content, which stands for the whole bundle.
-        model: the path of the ONNX model.
-        golden: the golden inputs and their reference outputs.
-        labels: the class names, or () where there are none.
+    `digest` is the SHA-256 of the manifest's content, which stands for the whole bundle.
     """
 
     path: Path

@@ -14,7 +14,7 @@ from resdeploy.cli.options import (
     Number,
     Percent,
     json_option,
-    numbers,
+    numbers_option,
     session_options,
     session_was_given,
     source_options,
@@ -27,21 +27,17 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
 @click.command(cls=DeviceCommand)
 @click.argument("model", type=PATH)
-@click.option(
+@numbers_option(
     "--batch",
     "batch_size",
+    "Samples of one run; several are timed one after the other.",
     default="1",
     show_default=True,
-    metavar="N[,N...]",
-    callback=numbers,
-    help="Samples of one run; several are timed one after the other.",
 )
-@click.option(
+@numbers_option(
     "--threads",
     "num_threads",
-    metavar="N[,N...]",
-    callback=numbers,
-    help="Threads of ONNX Runtime; several are timed too.  [default: its choice]",
+    "Threads of ONNX Runtime; several are timed too.  [default: its choice]",
 )
 @session_options([name for name in SESSION_OPTIONS if name != "num_threads"])
 @click.option(
@@ -160,18 +156,13 @@ def bench(
 
     compared = against is not None or bool(against_options)
     driver = loadgen_spec(loadgen, min_duration, target_latency)
-    several = len(options["batch_size"]) > 1 or len(num_threads) > 1
-    for is_wrong, message in (
-        (
-            options["max_slowdown"] is not None and not compared,
-            "--fail-if-slower needs --against or --against-option.",
-        ),
-        (compared and several, "--against takes one --batch and one --threads."),
-        (compared and options["profile"], "--profile is for one model: leave out --against."),
-        (compared and loadgen, "--loadgen is for one model: leave out --against."),
-    ):
-        if is_wrong:
-            raise click.UsageError(message)
+    if options["max_slowdown"] is not None and not compared:
+        raise click.UsageError("--fail-if-slower needs --against or --against-option.")
+    if compared and (len(options["batch_size"]) > 1 or len(num_threads) > 1):
+        raise click.UsageError("--against takes one --batch and one --threads.")
+    if compared and (options["profile"] or loadgen):
+        one = "--profile" if options["profile"] else "--loadgen"
+        raise click.UsageError(f"{one} is for one model: leave out --against.")
     if devices.given:
         from resdeploy.remote.jobs import bench_job
 

@@ -22,7 +22,7 @@ from resdeploy.schema.recipes import SourceSpec
 def fold_bn(
     source: SourceSpec, out: Path | None, dry_run: bool, strict: bool, as_json: bool, **options: Any
 ) -> None:
-    """Fold every BatchNorm of SOURCE that may be folded, and say why the others may not.
+    """Fold every BatchNorm of SOURCE that may be folded, with a reason for each refusal.
 
     SOURCE is a trained model, folded to a checkpoint, or an ONNX file, folded to one.
 

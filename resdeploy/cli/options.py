@@ -16,7 +16,7 @@ from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
     *("PATH", "POSITIVE", "Number", "Percent", "Points", "choice_of", "export_options"),
-    *("force_option", "json_option", "numbers", "output_option", "providers_option"),
+    *("force_option", "json_option", "numbers_option", "output_option", "providers_option"),
     *("session_options", "session_was_given", "sessions_options", "source_options"),
     *("target_option", "threads_option"),
 ]
@@ -37,31 +37,30 @@ class Number(click.FloatRange):
         return found
 
 
-class Percent(Number):
-    """A percentage such as 3%, as a fraction; the range is that of the percentage."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the fraction, or refuse the text."""
-        if not str(value).endswith("%"):
-            self.fail(f"{value!r} is not a percentage such as 3%.", param, ctx)
-        return super().convert(str(value).removesuffix("%"), param, ctx) / 100
-
-
 class Points(Number):
-    """Percentage points, as a fraction."""
+    """Percentage points, as a fraction; the range is that of the points."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the fraction, or refuse the text."""
         return super().convert(value, param, ctx) / 100
 
 
-def numbers(
+class Percent(Points):
+    """A percentage such as 3%, as a fraction."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the fraction, or refuse the text."""
+        if not str(value).endswith("%"):
+            self.fail(f"{value!r} is not a percentage such as 3%.", param, ctx)
+        return super().convert(str(value).removesuffix("%"), param, ctx)
+
+
+def _numbers(
     _context: Any,
     option: click.Parameter,
     text: str | None,
     form: str = "a list of numbers such as 1,8,32",
 ) -> tuple[int, ...]:
-    """Return the whole numbers of a list such as 1,8,32; the callback of an option."""
     if text is None:
         return ()
     parts = text.split(",")
@@ -70,12 +69,20 @@ def numbers(
     return tuple(map(int, parts))
 
 
-def choice_of(values: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+def numbers_option(
+    flag: str, name: str, help_text: str, **settings: Any
+) -> Callable[[Command], Command]:
+    """Return an option that takes a list of whole numbers such as 1,8,32."""
+    return click.option(
+        flag, name, metavar="N[,N...]", callback=_numbers, help=help_text, **settings
+    )
+
+
+def choice_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an option that takes a name of `values`, and gives the value."""
     return {
         "type": click.Choice(list(values)),
         "callback": lambda _context, _option, name: None if name is None else values[name],
-        **settings,
     }
 
 
@@ -233,7 +240,7 @@ def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) 
 
 
 def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    return numbers(context, option, text, "a shape such as 3,224,224") or None
+    return _numbers(context, option, text, "a shape such as 3,224,224") or None
 
 
 # By the field of `SourceSpec`.

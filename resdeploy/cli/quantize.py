@@ -93,7 +93,7 @@ _CHOICE: dict[str, Any] = {
 @force_option
 @json_option
 def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Lower the precision of MODEL, a folded ONNX file, and measure what that costs.
+    """Lower the precision of MODEL, a folded ONNX file, and measure the cost.
 
     A quarter of the calibration samples is held out. Every choice is measured on them, and kept
     only if it lowers the error; layers that cost too much stay in float32. The file is

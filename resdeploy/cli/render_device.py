@@ -1,4 +1,4 @@
-"""Records about a device as text: what it is, what is wrong with it, what it says of images."""
+"""Probes, findings and predictions as text."""
 
 import click
 

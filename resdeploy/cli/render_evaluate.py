@@ -1,4 +1,4 @@
-"""An evaluation as text: accuracies with their intervals, and what changed between two models."""
+"""Evaluations as text: accuracies with their intervals, and the changed predictions."""
 
 import click
 

@@ -34,8 +34,7 @@ def selftest(source: SourceSpec, as_json: bool, **options: Any) -> None:
     from resdeploy.api.selftest import selftest as run_selftest
     from resdeploy.cli.progress import show_stages
     from resdeploy.cli.render import emit_verdict
-    from resdeploy.export.source import load_source
 
     with show_stages("selftest") as on_stage:
-        report = run_selftest(load_source(source), on_stage=on_stage, **options)
+        report = run_selftest(source, on_stage=on_stage, **options)
     emit_verdict(report, as_json=as_json)

@@ -11,7 +11,7 @@ from resdeploy.cli.options import (
     Points,
     force_option,
     json_option,
-    numbers,
+    numbers_option,
     providers_option,
 )
 from resdeploy.cli.quantize import PRECISIONS
@@ -75,21 +75,15 @@ def _precisions(
     "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
 )
 @providers_option(default=(), remark="  [default: all that start here]")
-@click.option(
+@numbers_option(
     "--batch",
     "batch_sizes",
+    "Samples of one run; several are for --objective throughput.",
     default="1",
     show_default=True,
-    metavar="N[,N...]",
-    callback=numbers,
-    help="Samples of one run; several are for --objective throughput.",
 )
-@click.option(
-    "--threads",
-    "num_threads",
-    metavar="N[,N...]",
-    callback=numbers,
-    help="Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]",
+@numbers_option(
+    "--threads", "num_threads", "Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]"
 )
 @click.option(
     "--runs",

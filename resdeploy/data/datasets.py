@@ -1,8 +1,6 @@
-"""Data sets by name: `DataSpec` to raw numpy arrays. Nothing here downloads, and nothing is torch.
+"""Data sets by name: `DataSpec` to raw numpy arrays, without torch and without downloads.
 
-Raw means as stored: uint8 images NCHW or NHWC, or float vectors (N, F).
-`resdeploy.data.preprocess.preprocess_batch` turns them into network inputs, in training as on a
-target.
+Raw means as stored: uint8 images NCHW or NHWC, or float vectors (N, F), for `preprocess_batch`.
 """
 
 import os
@@ -95,7 +93,11 @@ def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
             return _load_image_folder(spec, preprocess)
         case "npz":
             return _load_npz_dataset(_existing(spec))
-    raise _unknown(spec)
+    raise ResdeployError(
+        f"There is no data set {spec.name!r}.",
+        where="data.name",
+        fix=f"one of: {', '.join(DATA_NAMES)}",
+    )
 
 
 def load_evaluation(
@@ -114,10 +116,10 @@ def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamp
 
     Args:
         spec: the data set.
-        preprocess: how image files are decoded; only folders of images need it.
+        preprocess: the decoding of image files; only folders of images need it.
 
     Raises:
-        ResdeployError: as `load_dataset`; or image files are to be decoded, and how is not known.
+        ResdeployError: as `load_dataset`; or image files are given without a `preprocess`.
         MissingExtraError: as `load_dataset`.
     """
     if spec.name == "npz":
@@ -126,7 +128,7 @@ def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamp
         return _in_rows(x, y, (), str(path))
     if spec.name == "image-folder":
         return _load_labelled_images(spec, preprocess)
-    # None of these is decoded: how an image becomes an input does not matter here.
+    # None of these is decoded, so that any preprocessing will do.
     dataset = load_dataset(spec, preprocess or Preprocess(input_shape=(1,)))
     return _in_rows(dataset.test_x, dataset.test_y, dataset.labels, spec.name)
 
@@ -159,15 +161,15 @@ def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> Labe
         )
     loose = _image_files(path)
     parts = None if loose else _find_parts(path, spec)
-    part = _Part(files=loose, y=np.empty(0, np.int64)) if parts is None else parts.test
-    which = f"all {len(part.files)} images"
+    files, y = (loose, None) if parts is None else parts.test
+    which = f"all {len(files)} images"
     if parts is not None and parts.is_split_here:
-        num_images = len(parts.train.files) + len(part.files)
-        which = f"{len(part.files)} of {num_images} images (the fifth of each class held out)"
+        num_images = len(parts.train[0]) + len(files)
+        which = f"{len(files)} of {num_images} images (the fifth of each class held out)"
     return LabelledSamples(
-        x=_decode(part.files, preprocess),
-        y=None if parts is None else part.y,
-        names=tuple(map(str, part.files)),
+        x=_decode(files, preprocess),
+        y=y,
+        names=tuple(map(str, files)),
         labels=() if parts is None else parts.labels,
         description=f"{which} of {path}",
     )
@@ -180,7 +182,7 @@ def training_files(spec: DataSpec) -> tuple[Path, ...]:
         ResdeployError: there is no such folder, or it holds no images.
     """
     path = _existing(spec)
-    return _image_files(path) or _find_parts(path, spec).train.files
+    return _image_files(path) or _find_parts(path, spec).train[0]
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -255,15 +257,12 @@ def _ten_digits() -> tuple[str, ...]:
 # --- image folders -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
-    files: tuple[Path, ...]
-    y: NDArray[np.int64]
+_Part = tuple[tuple[Path, ...], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Parts:
-    """Both parts of a folder; `is_split_here` if it has no such parts of its own."""
+    """Files and labels of both parts of a folder; `is_split_here` if it has no parts of its own."""
 
     train: _Part
     test: _Part
@@ -273,11 +272,12 @@ class _Parts:
 
 def _load_image_folder(spec: DataSpec, preprocess: Preprocess) -> Dataset:
     parts = _find_parts(_existing(spec), spec)
+    (train_files, train_y), (test_files, test_y) = parts.train, parts.test
     return Dataset(
-        train_x=_decode(parts.train.files, preprocess),
-        train_y=parts.train.y,
-        test_x=_decode(parts.test.files, preprocess),
-        test_y=parts.test.y,
+        train_x=_decode(train_files, preprocess),
+        train_y=train_y,
+        test_x=_decode(test_files, preprocess),
+        test_y=test_y,
         labels=parts.labels,
     )
 
@@ -294,18 +294,12 @@ def _find_parts(path: Path, spec: DataSpec) -> _Parts:
                 where=str(path),
             )
         return _Parts(train=train, test=test, labels=labels, is_split_here=False)
-    everything, labels = _list_classes(path)
-    train_indices, test_indices = stratified_split(everything.y, seed=spec.split_seed)
-    return _Parts(
-        train=_select(everything, train_indices),
-        test=_select(everything, test_indices),
-        labels=labels,
-        is_split_here=True,
+    (files, y), labels = _list_classes(path)
+    train_part, test_part = (
+        (tuple(files[i] for i in chosen), y[chosen])
+        for chosen in stratified_split(y, seed=spec.split_seed)
     )
-
-
-def _select(part: _Part, indices: NDArray[np.int64]) -> _Part:
-    return _Part(files=tuple(part.files[i] for i in indices), y=part.y[indices])
+    return _Parts(train=train_part, test=test_part, labels=labels, is_split_here=True)
 
 
 def _list_classes(folder: Path) -> tuple[_Part, tuple[str, ...]]:
@@ -330,7 +324,7 @@ def _list_classes(folder: Path) -> tuple[_Part, tuple[str, ...]]:
         files.extend(found)
         y.extend([index] * len(found))
     labels = tuple(p.name for p in classes)
-    return _Part(files=tuple(files), y=np.asarray(y, dtype=np.int64)), labels
+    return (tuple(files), np.asarray(y, dtype=np.int64)), labels
 
 
 def _image_files(folder: Path) -> tuple[Path, ...]:
@@ -435,11 +429,3 @@ def _existing(spec: DataSpec) -> Path:
             else "put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
         )
     return path
-
-
-def _unknown(spec: DataSpec) -> ResdeployError:
-    return ResdeployError(
-        f"There is no data set {spec.name!r}.",
-        where="data.name",
-        fix=f"one of: {', '.join(DATA_NAMES)}",
-    )

@@ -1,4 +1,4 @@
-"""From a raw sample to the network's input: the one implementation, in training and on the target.
+"""Preprocessing, from a raw sample to the network's input: one implementation for all machines.
 
 Shapes: N samples, C channels, H rows, W columns, F features of a vector.
 
@@ -33,8 +33,8 @@ _MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
 def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
     """Return a batch of raw samples as the model's inputs, C-contiguous.
 
-    What `raw` may be:
-        uint8 images, NCHW or NHWC; whichever of the two agrees with `spec.input_shape`.
+    Kinds of `raw`:
+        uint8 images, NCHW or NHWC, by agreement with `spec.input_shape`.
         floating-point images, NCHW: taken to be network inputs already, and only cast.
         vectors (N, F) of any real type: raw values, as uint8 images are.
 
@@ -80,7 +80,7 @@ def centre_and_scale(spec: Preprocess) -> tuple[NDArray[np.longdouble], NDArray[
     Raises:
         ResdeployError: `spec` contradicts itself.
     """
-    _channel_values(spec)  # for what it checks
+    _channel_values(spec)  # for its checks
     shape, divisor = spec.input_shape[:1], np.longdouble(spec.divisor)
     mean_C = np.broadcast_to(np.asarray(spec.mean, np.longdouble), shape)
     std_C = np.broadcast_to(np.asarray(spec.std, np.longdouble), shape)
@@ -110,7 +110,7 @@ def load_image(source: str | Path | Image.Image, spec: Preprocess) -> NDArray[np
     except ResdeployError as error:
         raise ResdeployError(error.what, where=where, fix=error.fix) from error
     except (
-        # What Pillow's decoders let through for damaged files, beside OSError.
+        # Errors of Pillow's decoders on damaged files.
         OSError,
         SyntaxError,
         ValueError,

@@ -42,11 +42,11 @@ class LabelledSamples:
     """Samples as stored, with their classes.
 
     Attributes:
-        x: (N, ...) raw samples, of what `preprocess_batch` takes.
+        x: (N, ...) raw samples for `preprocess_batch`.
         y: (N,) int64, their classes; None without labels.
         names: the file of each sample, or its file and row.
         labels: the names of the classes, () if unknown.
-        description: what they are, in words.
+        description: their source, in words.
     """
 
     x: NDArray[Any]
@@ -61,13 +61,13 @@ def read_samples(inputs: Any, preprocess: Preprocess | None) -> Iterator[tuple[s
 
     Args:
         inputs: an image, or its file; an array, `.npy` or `.npz` (its array `x`) with samples, or
-            one sample, of what `preprocess_batch` takes; a folder of images, or of arrays, in the
-            order of their names; or several of these. What is no file is named by its place.
+            one sample, for `preprocess_batch`; a folder of images, or of arrays, in the order of
+            their names; or several of these. An input in memory is named by its place.
         preprocess: how a raw sample becomes an input; None where that is not known: arrays are
             then network inputs.
 
     Raises:
-        ResdeployError: a file is missing, damaged, or not of what this model takes.
+        ResdeployError: a file is missing, damaged, or unfit for this model.
         TypeError: an input is none of these.
     """
     for place, one in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
@@ -169,7 +169,7 @@ def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray
     """Return raw samples as network inputs; without a `preprocess`, they must be inputs already.
 
     Raises:
-        ResdeployError: they are not, or are not of what `preprocess_batch` takes.
+        ResdeployError: they are not, or `preprocess_batch` does not take them.
     """
     if preprocess is not None:
         return preprocess_batch(raw, preprocess)

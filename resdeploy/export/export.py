@@ -6,9 +6,7 @@ exporter and of onnxsim are told not to, as they fold in float32, or wrongly, an
 
 import importlib.metadata
 import json
-import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +16,15 @@ import onnx_ir as ir
 import torch
 
 from resdeploy import __version__
-from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.errors import ResdeployError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
 from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.export.trace import BATCH_DIMENSION, trace
-from resdeploy.files import atomic_write, file_info
+from resdeploy.export.translate import translate
+from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
-from resdeploy.graph.lower_opset import OLDEST_OPSET
+from resdeploy.graph.onnx_file import OLDEST_OPSET
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
@@ -33,15 +32,12 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.outputs import judge_outputs
 
-__all__ = ["export_onnx", "stage_versions", "translate"]
+__all__ = ["export_onnx", "stage_versions"]
 
 # The export's own check is to cost little; the full verdict is the verify command's. About two
 # images of ImageNet's size, or 32 small ones: the fewer outputs, the more inputs to average over.
 _VERIFY_ELEMENTS = 2 * 3 * 224 * 224
 _MOST_VERIFY_INPUTS = 32
-
-# What torch's exporter writes natively.
-_OLDEST_EXPORTER_OPSET = 18
 
 Progress = Callable[[str], None]
 
@@ -126,15 +122,14 @@ def _export(
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     on_stage("verify")
-    verification = judge_outputs(
-        file,
-        golden or golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False),
-        # A busy machine has no cores for threads that wait awake.
-        [SessionSpec(provider="cpu", spinning=False)],
-    )
+    if golden is None:
+        with _one_thread():
+            golden = golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False)
+    # A busy machine has no cores for threads that wait awake.
+    verification = judge_outputs(file, golden, [SessionSpec(provider="cpu", spinning=False)])
     report = ExportReport(
         spec=spec,
-        file=file_info(file, relative_to=file.parent),
+        file=verification.model,
         fold=optimized.fold if spec.fold else None,
         passes=optimized.passes,
         inputs=tuple(map(_tensor_spec, model.graph.inputs)),
@@ -157,42 +152,6 @@ def _check_opset(opset: int) -> None:
         )
 
 
-def translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
-    """Return the program as ONNX, as torch's exporter writes it without its optimiser."""
-    with _quiet_exporter():
-        try:
-            translated = torch.onnx.export(
-                program,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                # Below 18 the exporter writes 18 all the same: lower_opset does the rest.
-                opset_version=max(opset, _OLDEST_EXPORTER_OPSET),
-            )
-        except Exception as error:  # the exporter's errors have no common base
-            first = next((line for line in str(error).splitlines() if line.strip()), "")
-            raise UnsupportedModelError(
-                f"torch.onnx.export cannot translate the model: {first}",
-                fix="replace the operator it names, or fix the batch size with --batch N",
-            ) from error
-    assert translated is not None
-    return translated.model
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hold back what the exporter prints, warns and logs: none of it is about the user's model."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _describe(model: ir.Model, source: SourceModel) -> None:
     """Write labels and preprocessing into the file, as JSON, for whoever has nothing else."""
     model.graph.name = "resdeploy"
@@ -207,6 +166,17 @@ def _describe(model: ir.Model, source: SourceModel) -> None:
 
 def _num_verify_inputs(source: SourceModel) -> int:
     return max(2, min(_MOST_VERIFY_INPUTS, _VERIFY_ELEMENTS // math.prod(source.input_shape)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on a few inputs, its threads mostly wait for each other, awake."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:

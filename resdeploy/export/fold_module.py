@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.export.export import translate
 from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.export.translate import translate
 from resdeploy.fold.fold_batchnorm import fold_batchnorm as fold_graph
 from resdeploy.fold.layers import Layer, Layers
 from resdeploy.fold.pipeline import simplified

@@ -16,9 +16,9 @@ from torch import nn
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
-from resdeploy.export.export import translate
 from resdeploy.export.source import SourceModel, example_inputs
 from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.export.translate import translate
 from resdeploy.fold.pipeline import optimize
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.schema.folds import FoldReport

@@ -23,7 +23,7 @@ from torch.export.graph_signature import OutputKind
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["module_path", "operator_name", "refuse_what_onnx_would_drop"]
+__all__ = ["call_arguments", "module_path", "operator_name", "refuse_what_onnx_would_drop"]
 
 _EVAL = "call eval() on the module, and on what it holds, before it is handed over"
 
@@ -50,7 +50,7 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
 
 
 def _check_call(node: fx.Node) -> None:
-    name, given = operator_name(node), _arguments(node)
+    name, given = operator_name(node), call_arguments(node)
     in_training = bool(given.get("training", given.get("train", "_with_update" in name)))
     if "batch_norm" in name and in_training and given.get("running_mean") is not None:  # 1
         raise UnsupportedModelError(
@@ -101,7 +101,7 @@ def _check_buffers(program: torch.export.ExportedProgram) -> None:
             )
 
 
-def _arguments(node: fx.Node) -> Mapping[str, Any]:
+def call_arguments(node: fx.Node) -> Mapping[str, Any]:
     """Return the arguments of a call by the names in its schema, with their defaults."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:

@@ -64,11 +64,11 @@ def after(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
     return _cross(node, affine, editor, _AFTER)
 
 
-Crossing = Callable[[ir.Node, AffineMap, GraphEditor], Crossed]
+Rule = Callable[[ir.Node, AffineMap, GraphEditor], Crossed]
 
 
 def _cross(
-    node: ir.Node, affine: AffineMap, editor: GraphEditor, rules: dict[str, Crossing]
+    node: ir.Node, affine: AffineMap, editor: GraphEditor, rules: dict[str, Rule]
 ) -> Crossed:
     if not is_op(node, *rules):
         return None
@@ -143,7 +143,7 @@ def _before_depth_to_space(node: ir.Node, affine: AffineMap, _editor: GraphEdito
     return unshuffle_pixels(affine, factor, depth_first=depth_first)
 
 
-def _sliced(along: Callable[[AffineMap, int, Any, Any], AffineMap | None]) -> Crossing:
+def _sliced(along: Callable[[AffineMap, int, Any, Any], AffineMap | None]) -> Rule:
     """Return the rule of a Slice: `along` takes a map, an axis, its length, the chosen places."""
 
     def cross(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
@@ -177,8 +177,8 @@ def _slices(node: ir.Node, rank: int) -> dict[int, slice] | None:
 # --- 3 to 5: values are averaged, chosen, repeated along some axes -------------------------------
 
 
-def _along(axes_of: Callable[[ir.Node, int, GraphEditor], Sequence[int] | None]) -> Crossing:
-    """Return the crossing of an operator that a map may cross if it is flat along some axes."""
+def _along(axes_of: Callable[[ir.Node, int, GraphEditor], Sequence[int] | None]) -> Rule:
+    """Return the rule of an operator that a map may cross if it is flat along some axes."""
 
     def cross(node: ir.Node, affine: AffineMap, editor: GraphEditor) -> Crossed:
         axes = axes_of(node, affine.rank, editor)
@@ -274,7 +274,7 @@ def _source_shape(node: ir.Node, editor: GraphEditor) -> Shape | None:
     return editor.shape(source)
 
 
-_EITHER_WAY: dict[str, Crossing] = {
+_EITHER_WAY: dict[str, Rule] = {
     "Identity": _identity,
     "Dropout": _dropout,
     "Cast": _cast,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AFFINE_OPERATORS",
     "AffineLayer",
+    "Array",
     "LayerShape",
     "is_affine",
     "read_layer",
@@ -45,6 +46,7 @@ __all__ = [
     "window_attributes",
 ]
 
+# Numbers of any type and shape.
 Array = NDArray[Any]
 
 _WINDOW = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})

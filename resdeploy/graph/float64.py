@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import Array
 
 __all__ = [
     "UnknownOperatorError",
@@ -30,7 +30,6 @@ __all__ = [
     "to_float64",
 ]
 
-Array = npt.NDArray[Any]
 # Computes a model's outputs from its inputs, both by name.
 Evaluate = Callable[[Mapping[str, Array]], dict[str, Array]]
 

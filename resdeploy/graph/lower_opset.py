@@ -19,10 +19,7 @@ import onnx_ir as ir
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.schema.exports import PassReport
 
-__all__ = ["OLDEST_OPSET", "lower_opset"]
-
-# Before 13, quantisation has no per-channel form and Squeeze, ReduceSum another signature.
-OLDEST_OPSET = 13
+__all__ = ["lower_opset"]
 
 # Changed since opset 13 by additions only: read against the operators' change log.
 _ONLY_ADDITIONS = {

@@ -9,7 +9,10 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
 
-__all__ = ["copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
+__all__ = ["OLDEST_OPSET", "copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
+
+# Before 13, quantisation has no per-channel form and Squeeze, ReduceSum another signature.
+OLDEST_OPSET = 13
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

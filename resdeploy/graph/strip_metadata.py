@@ -18,12 +18,12 @@ import onnx_ir as ir
 from resdeploy.graph.editor import EPSILON_NOTE, PATH_NOTE, is_op
 from resdeploy.schema.exports import PassReport
 
-__all__ = ["strip_metadata"]
+__all__ = ["FX_NODE", "SCOPES", "strip_metadata"]
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
-# The call as fx prints it; epsilon is the last of its arguments.
-_FX_NODE = "pkg.torch.onnx.fx_node"
-_LAST_ARGUMENT = re.compile(r", ([0-9.e+-]+)\), kwargs = \{\}\)$")
+SCOPES = "pkg.torch.onnx.name_scopes"
+# The call as fx prints it; epsilon is the last number among its arguments.
+FX_NODE = "pkg.torch.onnx.fx_node"
+_LAST_NUMBER = re.compile(r", ([0-9.e+-]+)(?:, (?:True|False))?\), kwargs = \{\}\)$")
 
 
 def strip_metadata(model: ir.Model, *, keep_notes: bool = False) -> PassReport:
@@ -55,7 +55,7 @@ def strip_metadata(model: ir.Model, *, keep_notes: bool = False) -> PassReport:
 
 def _module_of(node: ir.Node) -> str | None:
     """Return the path of the module a node came from, "" for the root; None if from none."""
-    scopes = node.metadata_props.get(_SCOPES)
+    scopes = node.metadata_props.get(SCOPES)
     if scopes is None:
         return None
     # The exporter writes a Python list: the modules from the root inwards, then the ATen node.
@@ -67,7 +67,7 @@ def _module_of(node: ir.Node) -> str | None:
 def _epsilon_note(node: ir.Node) -> dict[str, str]:
     if not is_op(node, "BatchNormalization"):
         return {}
-    found = _LAST_ARGUMENT.search(node.metadata_props.get(_FX_NODE, ""))
+    found = _LAST_NUMBER.search(node.metadata_props.get(FX_NODE, ""))
     return {EPSILON_NOTE: found[1]} if found else {}
 
 

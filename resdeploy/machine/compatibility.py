@@ -67,7 +67,7 @@ def readable_by(runtime_version: str) -> Readable:
 
 
 def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
-    """Return `spec` with the opset that was asked for, in a form that the target's runtime reads.
+    """Return `spec` with the requested opset, in a form that the target's runtime reads.
 
     Args:
         spec: the request, with the default opset.

@@ -1,7 +1,7 @@
 """The architectures by name: `build_network` makes one from a `ModelSpec`.
 
-An option of an architecture is a keyword argument of the function that makes it; name, type,
-choices and default are read from its signature, so that there is no second list to keep.
+An option of an architecture is a keyword argument of its class or factory; name, type, choices and
+default are read from the signature, so that there is no second list to keep.
 """
 
 import difflib
@@ -16,10 +16,10 @@ from torch import nn
 
 from resdeploy.errors import ResdeployError
 from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, cifar_plain, cifar_resnet
-from resdeploy.networks.preact_resnet import cifar_preact_resnet
-from resdeploy.networks.residual_mlp import residual_mlp
-from resdeploy.networks.resnet import RESNET_LAYOUTS, resnet, resnet_layernorm
-from resdeploy.networks.resnet8_tiny import resnet8_tiny
+from resdeploy.networks.preact_resnet import CifarPreactResNet
+from resdeploy.networks.residual_mlp import ResidualMlp
+from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet, resnet_layernorm
+from resdeploy.networks.resnet8_tiny import ResNet8Tiny
 from resdeploy.schema.recipes import ModelSpec, Scalar
 
 __all__ = [
@@ -182,7 +182,7 @@ _CIFAR_FAMILIES: Mapping[str, tuple[Callable[..., nn.Module], str]] = {
         "the layers of the CIFAR ResNet without shortcuts, to show degradation",
     ),
     "cifar_preact_resnet": (
-        cifar_preact_resnet,
+        CifarPreactResNet,
         "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
     ),
 }
@@ -192,7 +192,7 @@ def _list_architectures() -> Iterable[Architecture]:
     for name, layout in RESNET_LAYOUTS.items():
         yield Architecture(
             name=name,
-            factory=partial(resnet, layout),
+            factory=partial(ResNet, layout),
             input_shape=_IMAGE,
             family="ImageNet ResNet v1.5, with torchvision's parameter names",
         )
@@ -212,13 +212,13 @@ def _list_architectures() -> Iterable[Architecture]:
             )
     yield Architecture(
         name="resnet8_tiny",
-        factory=resnet8_tiny,
+        factory=ResNet8Tiny,
         input_shape=_SMALL_IMAGE,
         family="ResNet-8 of MLPerf Tiny's image classification",
     )
     yield Architecture(
         name="residual_mlp",
-        factory=residual_mlp,
+        factory=ResidualMlp,
         input_shape=(40,),
         family="residual network of linear layers, for vectors such as MNIST-1D's",
     )

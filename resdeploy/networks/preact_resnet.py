@@ -23,66 +23,43 @@ from torch import Tensor, nn
 from resdeploy.networks.cifar_resnet import ZeroPadShortcut, make_stages
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d
 
-__all__ = ["CifarPreactResNet", "PreactBlock", "PreactShortcutOption", "cifar_preact_resnet"]
+__all__ = ["CifarPreactResNet", "PreactBlock", "PreactShortcutOption"]
 
 # Options A and B of `cifar_resnet`. There is no C: an identity wherever the shape allows is what
 # the architecture is about.
 PreactShortcutOption = Literal["A", "B"]
 
 
-def cifar_preact_resnet(
-    depth: int,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: int = 16,
-    shortcut: PreactShortcutOption = "A",
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-) -> "CifarPreactResNet":
-    """Return a pre-activation network with `depth` weighted layers, newly initialised.
+class CifarPreactResNet(nn.Module):
+    """A convolution, three stages of pre-activation blocks, a last norm, pooling, a classifier.
 
     There is no `zero_init_last_gamma`: the last norm of a branch is followed by a ReLU, and a ReLU
-    whose input is zero passes no gradient, so that the branch would stay zero for good.
-
-    Raises:
-        ResdeployError: `norm` is "none".
+    with input zero passes no gradient, so that the branch would stay zero for good.
     """
-    spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
-    spec.require_kept(arch=f"cifar_preact_resnet{depth}")
-    return CifarPreactResNet(
-        depth,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        shortcut=shortcut,
-        norm=spec,
-    )
-
-
-class CifarPreactResNet(nn.Module):
-    """A convolution, three stages of pre-activation blocks, a last norm, pooling, a classifier."""
 
     def __init__(
         self,
         depth: int,
         *,
         num_classes: int,
-        in_channels: int,
-        width: int,
-        shortcut: PreactShortcutOption,
-        norm: NormSpec,
+        in_channels: int = 3,
+        width: int = 16,
+        shortcut: PreactShortcutOption = "A",
+        norm: NormKind = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
+        spec.require_kept(arch=f"cifar_preact_resnet{depth}")
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        make_block = partial(PreactBlock, shortcut=shortcut, norm=norm)
+        make_block = partial(PreactBlock, shortcut=shortcut, norm=spec)
         self.layer1, self.layer2, self.layer3 = make_stages(make_block, depth, width)
         first_block = self.layer1[0]
         assert isinstance(first_block, PreactBlock)
         first_block.shortcut_is_activated = True
         # The blocks end in an addition, so that the activation of the last one is still due.
-        self.bn = make_norm2d(norm, 4 * width)
+        self.bn = make_norm2d(spec, 4 * width)
         self.linear = nn.Linear(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
 

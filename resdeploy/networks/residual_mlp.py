@@ -29,26 +29,17 @@ from torch import Tensor, nn
 from resdeploy.errors import ResdeployError
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm1d
 
-__all__ = ["BlockForm", "ResidualMlp", "Widening", "ZeroPad", "residual_mlp"]
+__all__ = ["BlockForm", "ResidualMlp", "Widening", "ZeroPad"]
 
 BlockForm = Literal["post", "pre"]
 Widening = Literal["projection", "pad"]
 
 
-def residual_mlp(
-    *,
-    num_classes: int,
-    in_features: int = 40,
-    hidden_layers: int = 6,
-    width: int = 100,
-    widths: str = "",
-    widen: Widening = "projection",
-    block: BlockForm = "post",
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-) -> "ResidualMlp":
-    """Return a residual network of linear layers, newly initialised.
+class ResidualMlp(nn.Module):
+    """linear1, one residual block for each further width, and a linear classifier.
+
+    Block i is made of linear{i}, norm{i} and shortcut{i}; blocks count from 2, so that the linear
+    layers have the notebook's names linear1, linear2, ...
 
     Args:
         num_classes: the number of logits.
@@ -67,47 +58,36 @@ def residual_mlp(
         ResdeployError: `widths` is not a list of positive numbers, or gets narrower with
             widen="pad"; or the blocks are "pre" and `norm` is "none".
     """
-    spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
-    if block == "pre":
-        spec.require_kept(arch='residual_mlp with block="pre"')
-    return ResidualMlp(
-        num_classes=num_classes,
-        in_features=in_features,
-        widths=_parse_widths(widths) if widths else (width,) * hidden_layers,
-        widen=widen,
-        block=block,
-        norm=spec,
-    )
-
-
-class ResidualMlp(nn.Module):
-    """linear1, one residual block for each further width, and a linear classifier.
-
-    Block i is made of linear{i}, norm{i} and shortcut{i}; blocks count from 2, so that the linear
-    layers have the notebook's names linear1, linear2, ...
-    """
 
     def __init__(
         self,
         *,
         num_classes: int,
-        in_features: int,
-        widths: tuple[int, ...],
-        widen: Widening,
-        block: BlockForm,
-        norm: NormSpec,
+        in_features: int = 40,
+        hidden_layers: int = 6,
+        width: int = 100,
+        widths: str = "",
+        widen: Widening = "projection",
+        block: BlockForm = "post",
+        norm: NormKind = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
+        if block == "pre":
+            spec.require_kept(arch='residual_mlp with block="pre"')
+        sizes = _parse_widths(widths) if widths else (width,) * hidden_layers
         self.block = block
-        self.num_hidden = len(widths)
-        hidden = [nn.Linear(in_features, widths[0])]
+        self.num_hidden = len(sizes)
+        hidden = [nn.Linear(in_features, sizes[0])]
         self.add_module("linear1", hidden[0])
-        for i, (old, new) in enumerate(pairwise(widths), start=2):
+        for i, (old, new) in enumerate(pairwise(sizes), start=2):
             hidden.append(nn.Linear(old, new))
             self.add_module(f"linear{i}", hidden[-1])
-            self.add_module(f"norm{i}", make_norm1d(norm, new if block == "post" else old))
+            self.add_module(f"norm{i}", make_norm1d(spec, new if block == "post" else old))
             self.add_module(f"shortcut{i}", _make_shortcut(old, new, widen=widen))
-        self.add_module(f"linear{self.num_hidden + 1}", nn.Linear(widths[-1], num_classes))
+        self.add_module(f"linear{self.num_hidden + 1}", nn.Linear(sizes[-1], num_classes))
         init_he(hidden)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
-__all__ = ["RESNET_LAYOUTS", "ResNet", "ResNetLayout", "resnet", "resnet_layernorm"]
+__all__ = ["RESNET_LAYOUTS", "ResNet", "ResNetLayout", "resnet_layernorm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +39,6 @@ class ResNetLayout:
     width_per_group: int = 64
 
 
-def resnet(
-    layout: ResNetLayout,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-    zero_init_last_gamma: bool = False,
-) -> "ResNet":
-    """Return a ResNet of that layout, newly initialised."""
-    return ResNet(
-        layout,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        norm=NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum),
-        zero_init_last_gamma=zero_init_last_gamma,
-    )
-
-
 def resnet_layernorm(
     layout: ResNetLayout,
     *,
@@ -72,7 +52,7 @@ def resnet_layernorm(
     Nothing in it folds, for LayerNorm computes its statistics from every sample: the honest
     control for a fold that claims to find only what can be folded.
     """
-    return resnet(
+    return ResNet(
         layout,
         num_classes=num_classes,
         in_channels=in_channels,
@@ -94,17 +74,20 @@ class ResNet(nn.Module):
         layout: ResNetLayout,
         *,
         num_classes: int,
-        in_channels: int,
-        norm: NormSpec,
-        zero_init_last_gamma: bool,
+        in_channels: int = 3,
+        norm: NormKind = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        zero_init_last_gamma: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=norm.is_none)
-        self.bn1 = make_norm2d(norm, 64)
-        self.layer1 = _make_stage(layout, stage=0, norm=norm)
-        self.layer2 = _make_stage(layout, stage=1, norm=norm)
-        self.layer3 = _make_stage(layout, stage=2, norm=norm)
-        self.layer4 = _make_stage(layout, stage=3, norm=norm)
+        spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=spec.is_none)
+        self.bn1 = make_norm2d(spec, 64)
+        self.layer1 = _make_stage(layout, stage=0, norm=spec)
+        self.layer2 = _make_stage(layout, stage=1, norm=spec)
+        self.layer3 = _make_stage(layout, stage=2, norm=spec)
+        self.layer4 = _make_stage(layout, stage=3, norm=spec)
         self.fc = nn.Linear(512 * layout.block.expansion, num_classes)
 
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))

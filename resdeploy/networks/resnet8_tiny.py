@@ -20,44 +20,35 @@ from torch import Tensor, nn
 
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
-__all__ = ["ResNet8Tiny", "TinyBlock", "resnet8_tiny"]
-
-
-def resnet8_tiny(
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: int = 16,
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-    zero_init_last_gamma: bool = False,
-) -> "ResNet8Tiny":
-    """Return a ResNet-8, newly initialised."""
-    network = ResNet8Tiny(
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        norm=NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum),
-    )
-    if zero_init_last_gamma:
-        for block in (network.stack1, network.stack2, network.stack3):
-            zero_last_scale(block.conv2, block.bn2)
-    return network
+__all__ = ["ResNet8Tiny", "TinyBlock"]
 
 
 class ResNet8Tiny(nn.Module):
     """A convolution, three residual blocks, global average pooling and a linear classifier."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int, norm: NormSpec) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 16,
+        norm: NormKind = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        zero_init_last_gamma: bool = False,
+    ) -> None:
         super().__init__()
+        spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.bn1 = make_norm2d(norm, width)
-        self.stack1 = TinyBlock(width, width, stride=1, norm=norm)
-        self.stack2 = TinyBlock(width, 2 * width, stride=2, norm=norm)
-        self.stack3 = TinyBlock(2 * width, 4 * width, stride=2, norm=norm)
+        self.bn1 = make_norm2d(spec, width)
+        self.stack1 = TinyBlock(width, width, stride=1, norm=spec)
+        self.stack2 = TinyBlock(width, 2 * width, stride=2, norm=spec)
+        self.stack3 = TinyBlock(2 * width, 4 * width, stride=2, norm=spec)
         self.fc = nn.Linear(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        if zero_init_last_gamma:
+            for block in (self.stack1, self.stack2, self.stack3):
+                zero_last_scale(block.conv2, block.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of the images x (N, in_channels, H, W)."""

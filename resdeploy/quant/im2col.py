@@ -4,17 +4,14 @@ Shapes: N samples, P patches, C input channels of a group, K values of a patch, 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from resdeploy.graph.affine_layer import AffineLayer
+from resdeploy.graph.affine_layer import AffineLayer, Array
 
 __all__ = ["can_unfold", "mean_patch", "unfold"]
-
-Array = NDArray[Any]
 
 
 def can_unfold(layer: AffineLayer) -> bool:

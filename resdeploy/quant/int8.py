@@ -158,7 +158,10 @@ class _Int8Search:
         """Return the candidate with everything that helps."""
         spec = self._spec
         best = self._explore(self._model, None)
-        quality = self._try("float model", "as it is", best, kept=True)
+        quality = self.judge(self.build(best))
+        self.trials.append(
+            QuantTrial(stage="float model", name="as it is", quality=quality, kept=True)
+        )
         best, quality = self._improve(
             "weights", "GPTQ", spec.rounding, self._rounded, best, quality
         )
@@ -172,7 +175,7 @@ class _Int8Search:
         best, quality, histograms = self._calibrated(best)
         for stage, name, choice, change in (
             ("ranges", "tensor by tensor", spec.refine, lambda c: self._refined(c, histograms)),
-            ("weights", "bias correction", spec.bias_correction, self._corrected),
+            ("weights", "bias correction", spec.bias_correction, _corrected),
         ):
             best, quality = self._improve(stage, name, choice, change, best, quality)
         return best
@@ -233,11 +236,6 @@ class _Int8Search:
         self.trials.append(QuantTrial(stage=stage, name=name, quality=found, kept=kept))
         return (changed, found) if kept else (best, quality)
 
-    def _try(self, stage: str, name: str, candidate: _Candidate, *, kept: bool) -> QuantQuality:
-        quality = self.judge(self.build(candidate))
-        self.trials.append(QuantTrial(stage=stage, name=name, quality=quality, kept=kept))
-        return quality
-
     def _explore(self, model: onnx.ModelProto, grid: str | None) -> _Candidate:
         """Return a float model with ranges from the samples in memory."""
         method = _EXPLORING_METHOD if self._spec.method == "auto" else self._spec.method
@@ -285,7 +283,8 @@ class _Int8Search:
         """
         explored = self.split.explored
         num = memory_limit(explored[0], _REFINED_BYTES, _NUM_REFINED_WITH)
-        names = _quantized_tensors(candidate, self.build(candidate))
+        integers = Constants(self.build(candidate))
+        names = [n for n in candidate.ranges if scale_name(n) in integers and n != candidate.grid]
         ranges = refine_ranges(
             candidate.model,
             candidate.ranges,
@@ -306,14 +305,9 @@ class _Int8Search:
         )
         return dataclasses.replace(candidate, weights=weights)
 
-    def _corrected(self, candidate: _Candidate) -> _Candidate:
-        return dataclasses.replace(candidate, corrects_biases=True)
 
-
-def _quantized_tensors(candidate: _Candidate, quantized: onnx.ModelProto) -> list[str]:
-    """Return the activations that have a scale, but for those on the grid, in their order."""
-    integers = Constants(quantized)
-    return [n for n in candidate.ranges if scale_name(n) in integers and n != candidate.grid]
+def _corrected(candidate: _Candidate) -> _Candidate:
+    return dataclasses.replace(candidate, corrects_biases=True)
 
 
 def _ranges(

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.affine_layer import AffineLayer, is_affine, read_node
+from resdeploy.graph.affine_layer import AffineLayer, Array, is_affine, read_node
 
 __all__ = [
     "Constants",
@@ -21,7 +20,6 @@ __all__ = [
     "read_layer",
 ]
 
-Array = NDArray[Any]
 
 _LAYERS = ("Conv", "Gemm")  # those with an integer kernel
 

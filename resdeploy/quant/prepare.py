@@ -17,7 +17,6 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.onnx_graph import (
     Constants,
@@ -30,6 +29,8 @@ from resdeploy.quant.onnx_graph import (
 
 __all__ = ["prepare"]
 
+# Per-channel QuantizeLinear exists from here on.
+_OLDEST_OPSET = 13
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul")
 
 
@@ -41,8 +42,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     _refuse(model)
     ready = copy_of(model)
-    if opset_of(ready) < OLDEST_OPSET:  # of QuantizeLinear per channel, too
-        ready = onnx.version_converter.convert_version(ready, OLDEST_OPSET)
+    if opset_of(ready) < _OLDEST_OPSET:
+        ready = onnx.version_converter.convert_version(ready, _OLDEST_OPSET)
     _name_nodes(ready)
     _pool_globally(ready)
     _add_biases(ready)

@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
+from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_rows
@@ -23,7 +24,6 @@ from resdeploy.session.session import input_specs, open_session
 
 __all__ = ["Runner", "input_of", "optimized_graph", "runtime_name", "with_outputs"]
 
-Array = NDArray[Any]
 
 # The further inputs of a model, the same for every batch.
 _NOTHING: Mapping[str, Array] = MappingProxyType({})

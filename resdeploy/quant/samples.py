@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
+from resdeploy.graph.affine_layer import Array
 
 __all__ = ["SampleSplit", "Samples", "batches", "memory_limit", "spread"]
 
-Array = NDArray[Any]
 
 # One sample in four is kept to judge by, as long as it is kept in memory; so are those that choices
 # are explored with. At 224 x 224 pixels this is about 200 images and 100.

@@ -11,7 +11,7 @@ s[c] is the range of the channel over the largest of its tensor, so that all get
 several tensors that share their channels, the largest counts. This is SmoothQuant (Xiao et al.
 2022, arXiv 2211.10438) with all of the difficulty migrated to the weights, alpha = 1: they have a
 scale for each row, and can be rounded so that their errors cancel; activations cannot. Cross-layer
-equalisation (Nagel et al. 2019, arXiv 1906.04721) evens out the weights of two layers instead, for
+equalization (Nagel et al. 2019, arXiv 1906.04721) evens out the weights of two layers instead, for
 weights that share a scale.
 
 A channel's range is exceeded by one of 10,000 values. The largest value of all may be that of a

@@ -1,1 +1,1 @@
-"""Devices reached over SSH: what runs there, and what comes back. asyncssh, nothing installed."""
+"""Devices over SSH: connection, private environment, jobs, and their records; with asyncssh."""

@@ -86,7 +86,7 @@ class DeviceJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedFile:
-    """A file to copy from a device: its name there, its size as the record says, its place here."""
+    """A file to copy from a device: its name there, its size by the record, its path here."""
 
     name: str
     size_bytes: int

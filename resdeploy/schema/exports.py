@@ -36,7 +36,7 @@ class ExportSpec(Record):
 
 @record
 class ExportReport(Record):
-    """An exported file, what was folded into it, and the passes it went through."""
+    """An exported file, its folds, its passes, and its verification."""
 
     spec: ExportSpec
     file: FileInfo

@@ -35,10 +35,7 @@ class FoldedSite(Record):
 class RefusedSite(Record):
     """A BatchNorm (or, where asked for, a LayerNorm's affine part) that stays, and why.
 
-    Attributes:
-        site: its name in the model.
-        reason: the obstacle.
-        num_consumers: readers of its input, itself among them.
+    `num_consumers` counts the readers of its input, itself among them.
     """
 
     site: str

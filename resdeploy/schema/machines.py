@@ -1,4 +1,4 @@
-"""The machine: its state, its providers, what it lacks."""
+"""The machine: its environment, its state, its providers, and findings."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -73,13 +73,9 @@ class MachineState(Record):
 class ProviderProbe(Record):
     """The start of a session on an execution provider, tried with a tiny model.
 
-    Attributes:
-        provider: the short name of `resdeploy.session.providers`, or ONNX Runtime's own name of a
-            provider that resdeploy has no settings for.
-        ort_name: ONNX Runtime's name for it.
-        starts: whether a tiny model ran on it.
-        why_not: the obstacle.
-        fix: the remedy, if known.
+    `provider` is the short name of `resdeploy.session.providers`, or ONNX Runtime's own name of a
+    provider without settings there; `why_not` is the obstacle to its start, `fix` the remedy, if
+    known.
     """
 
     provider: str

@@ -135,14 +135,9 @@ class EpochMetrics(Record):
 class CheckpointInfo(Record):
     """The metadata of a resdeploy checkpoint, in its safetensors file.
 
-    Attributes:
-        model: the network of the weights, before any fold.
-        preprocess: of its inputs in training, if known.
-        labels: one name per class, or none.
-        recipe: of its training, if by resdeploy.
-        epoch: epochs trained.
-        test_accuracy: fraction of the held-out samples it gets right.
-        folded: the BatchNorms that are already part of their layers.
+    `model` is the network before any fold; `preprocess` is of its inputs in training; `recipe` is
+    of a training by resdeploy, after `epoch` epochs; `test_accuracy` is a fraction of the held-out
+    samples; `folded` are the BatchNorms that are already part of their layers.
     """
 
     model: ModelSpec

@@ -13,8 +13,8 @@ class SourceSpec(Record):
     Attributes:
         path: a run directory, a resdeploy checkpoint, or weights from elsewhere; None with a
             `factory` that makes a trained module by itself.
-        arch: the architecture that weights from elsewhere belong to.
-        options: that architecture's options, as text.
+        arch: the architecture of weights from elsewhere.
+        options: of that architecture, as text.
         factory: "package.module:function" that returns a torch module.
         input_shape: of one sample, for a factory's module.
         recipe: a recipe whose preprocessing and labels apply.

@@ -61,7 +61,7 @@ class TuneTrial(Record):
 
     @property
     def time_ns(self) -> float:
-        """The geometric mean over blocks, which is what the race compares; infinite if in none."""
+        """The geometric mean over blocks, the figure of the race; infinite without a block."""
         if not self.times_ns:
             return math.inf
         return math.exp(math.fsum(map(math.log, self.times_ns)) / len(self.times_ns))

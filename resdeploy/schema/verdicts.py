@@ -64,7 +64,7 @@ class TensorDiff(Record):
 
 @record
 class Precision(Record):
-    """The arithmetic that a candidate's error is the size of, beside what was claimed.
+    """The arithmetic that matches a candidate's error, beside the claimed one.
 
     The candidate is judged by the one `claimed`; `found` is "unknown" if no arithmetic has an error
     of this size; `ratio` is the error over the noise of the claimed arithmetic.
@@ -118,13 +118,9 @@ class Comparison(Judged):
 class StructureResult(Record):
     """Comparison of the candidate's graph with the reference's, both in folded normal form.
 
-    Attributes:
-        num_nodes: operators of the reference.
-        num_layers: affine layers among them.
-        num_aligned: affine layers with a counterpart in the candidate.
-        same_form: True if both are written in the same operators; if not, nothing is proven either
-            way.
-        differences: the first few differences, in words.
+    `num_nodes` and `num_layers` count operators and affine layers of the reference, `num_aligned`
+    affine layers with a counterpart in the candidate. `same_form` is True if both are written in
+    the same operators: if not, nothing is proven either way. `differences` are the first few.
     """
 
     num_nodes: int
@@ -228,10 +224,8 @@ class Conformance(Judged):
 class ArithmeticResult(Record):
     """The error of one position of a provider's switch between arithmetics.
 
-    Attributes:
-        options: the provider options of this position, such as "use_tf32=1", or "default".
-        rel_l2: the outputs' distance from the reference, as in `TensorDiff`.
-        found: the arithmetic with an error of this size.
+    `options` are the provider options of this position, such as "use_tf32=1", or "default";
+    `rel_l2` is as in `TensorDiff`; `found` is the arithmetic with an error of this size.
     """
 
     options: str
@@ -312,12 +306,9 @@ class VerifyReport(Record):
 class PlantedFault(Record):
     """The outcome of one fault planted into a correct model, or of a control.
 
-    Attributes:
-        name: the fault.
-        layer: the faulty layer, if it is a single one.
-        caught_by: the layers of evidence that failed.
-        named: the first layer that they named.
-        accepted_by: the fixed tolerances that would accept it.
+    `layer` is the faulty layer, if it is a single one; `caught_by` are the layers of evidence that
+    failed, `named` the first layer that they named; `accepted_by` are the fixed tolerances that
+    would accept it.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 A recorded graph holds addresses and shapes. So each shape of the inputs has tensors of its own on
 the device, into which inputs are copied and from which outputs are read, and a graph of its own,
-told by its number. ONNX Runtime records after its first runs of a shape.
+with a number. ONNX Runtime records after its first runs of a shape.
 
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, "CUDA graphs"
 """
@@ -20,7 +20,7 @@ from resdeploy.session.runtime import onnxruntime
 
 __all__ = ["Recorded", "RecordedRuns"]
 
-# The run option by which ONNX Runtime tells graphs apart; 0 is its own, and -1 none.
+# The run option with the number of a graph; 0 is ONNX Runtime's own, and -1 none.
 _GRAPH_NUMBER = "gpu_graph_id"
 _FIRST_NUMBER = 1
 
@@ -47,7 +47,7 @@ class RecordedRuns:
         """Return the outputs in the session's order, copied from the device.
 
         Raises:
-            ResdeployError: the shape of an output cannot be told from the inputs'.
+            ResdeployError: the shape of an output does not follow from the inputs'.
         """
         recorded = self.recorded(feed)
         for name, value in feed.items():

@@ -32,7 +32,7 @@ _DRIVER_BRANCHES = {"12": "R525", "13": "R580"}
 
 @contextmanager
 def run_errors(info: SessionInfo) -> Iterator[None]:
-    """Translate what the runtime raises while a session runs.
+    """Translate the exceptions of a running session.
 
     Raises:
         ResdeployError: the inputs are not those of the model.

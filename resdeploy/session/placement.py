@@ -1,4 +1,4 @@
-"""Placement of a model as the runtime tells it: the plan, and the profile of one run."""
+"""Placement of a model in the runtime's own records: the plan, and the profile of one run."""
 
 import json
 import tempfile

@@ -42,7 +42,7 @@ class Provider:
     Attributes:
         name: the short name users give.
         ort_name: ONNX Runtime's name for it.
-        options: from the session asked for to the provider's options.
+        options: from a `SessionSpec` to the provider's options.
         install: the command that installs a runtime with this provider.
         library: the stem of the shared library with the provider, in the runtime's folder; None
             where it is part of the runtime itself.
@@ -98,11 +98,6 @@ class Provider:
         return self.memory == "cuda"
 
 
-def _cpu_options(_: SessionSpec) -> dict[str, str]:
-    # The choices on the CPU (threads, memory) belong to the session.
-    return {}
-
-
 def _cuda_options(spec: SessionSpec) -> dict[str, str]:
     # Not named here, as older releases do not know them, are two that are off by default:
     # fuse_conv_bias, which others measured to be a third slower and in places wrong, and
@@ -117,7 +112,7 @@ def _cuda_options(spec: SessionSpec) -> dict[str, str]:
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         # Without it the workspace is held to 32 MB, which rules out the fast algorithms.
         "cudnn_conv_use_max_workspace": "1",
-        # Takes only what is asked for, once for each shape, in the warm-up. Doubling, ONNX
+        # Takes only the requested memory, once for each shape, in the warm-up. Doubling, ONNX
         # Runtime's default, asks less often and may hold twice the memory, which on a Jetson is
         # the CPU's too.
         "arena_extend_strategy": "kSameAsRequested",
@@ -140,22 +135,6 @@ def _tensorrt_options(spec: SessionSpec) -> dict[str, str]:
         "trt_fp16_enable": "0",
         "trt_cuda_graph_enable": "1" if spec.cuda_graph else "0",
     }
-
-
-def _coreml_options(_: SessionSpec) -> dict[str, str]:
-    return {
-        # The older format, its default, knows fewer operators.
-        "ModelFormat": "MLProgram",
-        # The Neural Engine computes in float16 only, which takes a float16 model.
-        "MLComputeUnits": "CPUAndGPU",
-        # Sums in float16 are not what a float32 model asks for.
-        "AllowLowPrecisionAccumulationOnGPU": "0",
-    }
-
-
-def _qnn_options(_: SessionSpec) -> dict[str, str]:
-    # The tensor processor. "cpu" is a reference for testing, and slower than ONNX Runtime's.
-    return {"backend_type": "htp", "htp_performance_mode": "burst"}
 
 
 def _xnnpack_options(spec: SessionSpec) -> dict[str, str]:
@@ -184,7 +163,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             Provider(
                 name="cpu",
                 ort_name="CPUExecutionProvider",
-                options=_cpu_options,
+                # The choices on the CPU (threads, memory) belong to the session.
+                options=lambda spec: {},
                 install='pip install "resdeploy[cpu]"',
                 on_cpu=True,
                 is_fallback=True,
@@ -255,14 +235,22 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
             Provider(
                 name="coreml",
                 ort_name="CoreMLExecutionProvider",
-                options=_coreml_options,
+                options=lambda spec: {
+                    # The older format, its default, knows fewer operators.
+                    "ModelFormat": "MLProgram",
+                    # The Neural Engine computes in float16 only, which takes a float16 model.
+                    "MLComputeUnits": "CPUAndGPU",
+                    # Sums in float16 are too coarse for a float32 model.
+                    "AllowLowPrecisionAccumulationOnGPU": "0",
+                },
                 install='pip install "resdeploy[cpu]" on a Mac',
                 computes_float16=True,
             ),
             Provider(
                 name="qnn",
                 ort_name="QNNExecutionProvider",
-                options=_qnn_options,
+                # The tensor processor: "cpu" is a slow reference for testing.
+                options=lambda spec: {"backend_type": "htp", "htp_performance_mode": "burst"},
                 install="pip install onnxruntime-qnn",
                 plugin="onnxruntime_qnn",
                 devices="the tensor processors of Snapdragon",

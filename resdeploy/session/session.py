@@ -174,8 +174,8 @@ def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
 # --- making the session --------------------------------------------------------------------------
 
 
-# Optimisations that change what a model computes: from which version of the runtime on, and the
-# operator without which they find nothing to do. None is fixed in any version yet.
+# Optimisations that change the function of a model: their first version of the runtime, and the
+# operator without which they do nothing. None is fixed in any version yet.
 # MatMul_BatchNormalization_Fusion (since microsoft/onnxruntime#17915) walks through any Reshape or
 # Transpose without asking where the channels went.
 _WRONG_OPTIMIZERS = {"MatMul_BatchNormalization_Fusion": ((1, 16), b"BatchNormalization")}
@@ -205,7 +205,7 @@ def _content(model: Path | bytes) -> bytes | mmap.mmap:
 def _check_weights(model: Path | bytes, content: bytes | mmap.mmap, *, where: str) -> None:
     """Raise ResdeployError for weights in files outside the folder of a model, or not ONNX.
 
-    Old runtimes, 1.18 among them, read whatever file the model names.
+    Old runtimes, 1.18 among them, read any file that the model names.
     """
     path = model if isinstance(model, Path) else None
     # Its own format, told apart as it does, holds all of its weights.

@@ -30,7 +30,7 @@ __all__ = [
 # that moves by more than this within itself cannot show them.
 STABLE_SHIFT_LIMIT = 0.05
 
-# With one run in ten beyond this many medians, p90 and p99 are those of whatever interrupted it.
+# With one run in ten beyond this many medians, p90 and p99 are those of its interruptions.
 STABLE_TAIL_LIMIT = 2.0
 
 # Five runs in each quarter: fewer, and one interrupted run moves a quarter's median.

@@ -4,8 +4,8 @@ It ends when one is left, or when no other can be faster than the leader by more
 to tell equals apart takes the longest and gains nothing.
 
 The logarithm of a candidate's time in one block is taken to be the sum of the candidate's own, of
-what the machine was like in that block, and of noise. Whatever slowed the machine slowed all who
-ran in that block, and drops out of every difference; the noise is estimated from all candidates
+the machine's state in that block, and of noise. A slower machine slows all candidates of a block,
+and drops out of every difference; the noise is estimated from all candidates
 together, so that two blocks are enough to drop the hopeless (the two-way layout of Montgomery,
 "Design and Analysis of Experiments", chapter 4; racing after Maron and Moore 1994 and F-Race,
 Birattari et al. 2002).

@@ -51,15 +51,15 @@ def check_augment(spec: AugmentSpec, *, sample_ndim: int) -> None:
 def augment_batch(
     x: Tensor, spec: AugmentSpec, generator: torch.Generator, *, fill: Sequence[float] = (0.0,)
 ) -> Tensor:
-    """Return a changed copy of a batch, or `x` itself where nothing is asked for.
+    """Return a changed copy of a batch, or `x` itself for an empty spec.
 
     Args:
         x: (N, C, H, W) or (N, F), on any device.
-        spec: what to change.
+        spec: the changes.
         generator: a generator of the CPU; the only source of randomness, so that a run does not
             depend on the device it draws on.
-        fill: what comes in at the border of an image, per channel or one for all, in units of the
-            input: for example what a black pixel is after normalisation.
+        fill: the value beyond the border of an image, per channel or one for all, in units of the
+            input: for example that of a black pixel after normalisation.
 
     Raises:
         ResdeployError: `spec` does not suit the samples.

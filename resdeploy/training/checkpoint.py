@@ -128,7 +128,7 @@ def load_foreign_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         ResdeployError: the file is missing or damaged; holds a pickled object rather than weights;
-            or holds two sets of weights, raw and averaged, and it cannot be told which is meant.
+            or holds two sets of weights, raw and averaged, without a sign which is meant.
     """
     path = Path(path)
     _check_is_file(path)
@@ -250,7 +250,7 @@ def _load_pickled(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        # torch.load raises whatever its reader stumbles on: RuntimeError, EOFError, KeyError, …
+        # torch.load raises the errors of its reader: RuntimeError, EOFError, KeyError, …
         # A GLOBAL is the pickle's word for a class or function by name.
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ResdeployError(

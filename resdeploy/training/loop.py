@@ -154,22 +154,12 @@ def evaluate_network(
     with torch.inference_mode():
         for start in range(0, len(y), _EVALUATION_BATCH):
             part = slice(start, start + _EVALUATION_BATCH)
-            logits_NK, labels_N = _forward(network, raw[part], y[part], recipe, device)
+            x = torch.from_numpy(preprocess_batch(raw[part], recipe.preprocess))
+            logits_NK, labels_N = network(x.to(device)), torch.from_numpy(y[part]).to(device)
             loss += float(F.cross_entropy(logits_NK, labels_N, reduction="sum"))
             num_correct += int((logits_NK.argmax(1) == labels_N).sum())
     network.train(was_training)
     return loss / len(y), num_correct / len(y)
-
-
-def _forward(
-    network: nn.Module,
-    raw: NDArray[Any],
-    y: NDArray[np.int64],
-    recipe: Recipe,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    x = torch.from_numpy(preprocess_batch(raw, recipe.preprocess)).to(device)
-    return network(x), torch.from_numpy(y).to(device)
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -215,7 +205,7 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _build_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
     # Decay shrinks the maps. The vectors are biases and the gains and offsets of norms, whose
-    # size is what the data says it is.
+    # size follows from the data.
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     return torch.optim.SGD(

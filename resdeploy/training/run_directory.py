@@ -2,10 +2,10 @@
 
 A run directory holds
 
-    recipe.json              what is trained
+    recipe.json              the recipe
     metrics.jsonl            one EpochMetrics a line
     checkpoint.safetensors   the weights after the last whole epoch, with their record
-    resume.safetensors       those weights again, with the momentum: what `resume` needs
+    resume.safetensors       those weights again, with the momentum, for `resume`
     .replacement/            all of that, of a run that is to replace this one and is not whole yet
     .whole/                  that run once it is whole, while its files take their places
 """
@@ -150,9 +150,7 @@ def save_state(
 
 
 def begin_run(directory: Path, recipe: Recipe) -> None:
-    """Make the directory, and write down what is trained in it.
-
-    A replacement that came to nothing, or is given up for this one, makes room.
+    """Make the directory with its recipe; an unfinished replacement is removed.
 
     Raises:
         ResdeployError: it cannot be written.

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import onnx
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import Array
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.verdicts import NodeLocalResult, StaticResult, StructureResult, VerifyReport
 from resdeploy.verify.compare_structure import Affine, Alignment, SkeletonNode, align
 from resdeploy.verify.normal_form import may_fold, skeleton_of
 from resdeploy.verify.precision import UNIT_ROUNDOFF
-from resdeploy.verify.run_layers import Array, NodeFault, Run, certify_nodes
+from resdeploy.verify.run_layers import NodeFault, Run, certify_nodes
 from resdeploy.verify.weights import ROUNDED_ONCE_ULP, STATIC_LIMIT_ULP, judge_static
 
 __all__ = ["Candidate", "Reference", "add_certificate", "certify_file", "certify_run"]

@@ -3,16 +3,13 @@
 Shapes: N inputs, K outputs of one input.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from resdeploy.graph.affine_layer import Array
 from resdeploy.schema.verdicts import TensorDiff
 
 __all__ = ["accuracy", "error_norms", "tensor_diff", "top1_agreement"]
-
-Array = npt.NDArray[Any]
 
 
 def tensor_diff(candidate_NK: Array, reference_NK: Array) -> TensorDiff:

@@ -39,19 +39,16 @@ def _node_alone(node: SkeletonNode, model: onnx.ModelProto, rank: int) -> onnx.M
     assert node.affine is not None
     affine: Affine = node.affine
     weight, bias = (_stored(array, affine.dtype) for array in (affine.weight, affine.bias))
-    make = onnx.helper.make_node
     if node.op == "Linear":
-        nodes = [
-            make("MatMul", ["x", "weight"], ["product"]),
-            make("Add", ["product", "bias"], ["y"]),
-        ]
-        weight = np.ascontiguousarray(weight.T)
-    elif node.op == "BatchNormalization":
-        nodes = [make("Mul", ["x", "weight"], ["product"]), make("Add", ["product", "bias"], ["y"])]
+        product, weight = "MatMul", np.ascontiguousarray(weight.T)
+    elif node.op in ("BatchNormalization", "Sub"):  # a scale and a shift
         along = (-1, *[1] * (rank - 2))
-        weight, bias = weight.reshape(along), bias.reshape(along)
+        product, weight, bias = "Mul", weight.reshape(along), bias.reshape(along)
     else:
-        nodes = [convolution_alone(next(n for n in model.graph.node if node.writes in n.output))]
+        proto = next(n for n in model.graph.node if node.writes in n.output)
+        return node_model([convolution_alone(proto)], weight, bias, rank)
+    make = onnx.helper.make_node
+    nodes = [make(product, ["x", "weight"], ["product"]), make("Add", ["product", "bias"], ["y"])]
     return node_model(nodes, weight, bias, rank)
 
 

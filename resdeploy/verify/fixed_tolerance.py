@@ -6,14 +6,12 @@ would have accepted.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from resdeploy.graph.affine_layer import Array
 
 __all__ = ["FIXED_TOLERANCES"]
-
-Array = NDArray[Any]
 
 
 def _allclose(rtol: float, atol: float) -> Callable[[Array, Array], bool]:

@@ -111,21 +111,13 @@ def load_golden(path: Path) -> Golden:
     except FileNotFoundError as error:
         raise BundleError("The golden file is missing.", where=where) from error
     except KeyError as error:
-        raise BundleError(
-            f"The golden file has no array {error}.", where=where, fix=_FIX
-        ) from error
+        raise _damaged(f"file has no array {error}", where) from error
     except ResdeployError as error:
         raise BundleError(error.what, where=error.where, fix=error.fix or _FIX) from error
     except _DAMAGED as error:
-        raise BundleError(
-            f"The golden file cannot be read: {error}.", where=where, fix=_FIX
-        ) from error
+        raise _damaged(f"file cannot be read: {error}", where) from error
     if arrays:
-        raise BundleError(
-            f"The golden file has an array {min(arrays)!r} that does not belong there.",
-            where=where,
-            fix=_FIX,
-        )
+        raise _damaged(f"file has an array {min(arrays)!r} that does not belong there", where)
     _check(golden, where=where)
     return golden
 
@@ -133,7 +125,11 @@ def load_golden(path: Path) -> Golden:
 def _check(golden: Golden, *, where: str) -> None:
     """Raise BundleError unless the arrays are what `Golden` says."""
     for problem in _problems(golden):
-        raise BundleError(f"The golden array {problem}.", where=where, fix=_FIX)
+        raise _damaged(f"array {problem}", where)
+
+
+def _damaged(what: str, where: str) -> BundleError:
+    return BundleError(f"The golden {what}.", where=where, fix=_FIX)
 
 
 def _problems(golden: Golden) -> Iterator[str]:

@@ -22,19 +22,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
-from resdeploy.graph.affine_layer import is_affine, read_node, window_attributes
+from resdeploy.graph.affine_layer import Array, is_affine, read_node, window_attributes
 from resdeploy.graph.float64 import to_float64
 from resdeploy.graph.onnx_file import fed_inputs, opset_of
 from resdeploy.verify.compare_structure import Affine, Skeleton, SkeletonNode
 
 __all__ = ["may_fold", "skeleton_of"]
 
-Array = NDArray[Any]
 
 _TRANSPARENT = frozenset(
     {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "CastLike"}

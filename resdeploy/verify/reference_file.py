@@ -14,6 +14,7 @@ import onnx_ir as ir
 from resdeploy.data.input_kinds import KINDS, InputKind
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
+from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import float64_evaluator, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
@@ -21,7 +22,6 @@ from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session import batches
 from resdeploy.verify.certify import Reference
 from resdeploy.verify.golden_file import Golden
-from resdeploy.verify.run_layers import Array
 
 __all__ = ["load_reference"]
 

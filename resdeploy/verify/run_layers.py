@@ -6,12 +6,11 @@ Shapes: N inputs, of which all are run as one batch.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
@@ -21,7 +20,6 @@ from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["NodeFault", "Run", "certify_nodes", "convolution_alone", "expose", "node_model"]
 
-Array = NDArray[Any]
 # Runs a serialised model on inputs by name; returns outputs by name.
 Run = Callable[[bytes, Mapping[str, Array]], Mapping[str, Array]]
 

@@ -63,7 +63,7 @@ def test_what_is_not_there_is_an_attribute_error():
 
 
 def test_a_room_does_not_replace_the_verb_of_its_name():
-    """Whoever imports a room would else find a module where `resdeploy.export` was a function."""
+    """After the import of a room, `resdeploy.export` must still be the function."""
     package = Path(resdeploy.__file__).parent
     rooms = sorted({path.stem for path in package.iterdir()} & set(resdeploy.__all__))
     script = "".join(f"import resdeploy.{room}\n" for room in rooms)

@@ -1,4 +1,4 @@
-"""How often a model is right: the counts by hand, what changed, and what cannot be evaluated."""
+"""Accuracy of a model: the counts by hand, changed predictions, and refusals."""
 
 import json
 

@@ -243,7 +243,7 @@ def test_a_model_too_large_for_one_file(run, source, folder, all_outside, monkey
 
 
 def test_what_is_too_large_is_not_serialised(source, all_outside, monkeypatch):
-    """Where it cannot be: a file of more than 2 GB of weights."""
+    """As for a file of more than 2 GB of weights."""
     from onnx import ModelProto
 
     monkeypatch.setattr(all_outside, "_SINGLE_FILE_BYTES", 100)

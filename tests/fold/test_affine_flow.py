@@ -58,14 +58,14 @@ def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-# --- upwards: crossings 1 and 2 ------------------------------------------------------------------
+# --- upwards: rules 1 and 2 ----------------------------------------------------------------------
 
 
 def test_crosses_a_cast_to_the_same_type():
     check(model_of(f"{CONV} y = Cast <to = 1> (u) {BN}"))
 
 
-def test_refuses_a_cast_to_another_type():  # crossings 1
+def test_refuses_a_cast_to_another_type():  # rules 1
     body = f"{CONV} v = Cast <to = 11> (u) y = Cast <to = 1> (v) {BN}"
     assert "comes from `y` (Cast)" in refusal(model_of(body))
 
@@ -95,7 +95,7 @@ def test_crosses_a_transpose_that_turns_three_axes_around():
     assert operators(check(model)) == ["MatMul", "Add", "Transpose"]
 
 
-def test_refuses_a_transpose_that_brings_another_axis_to_the_channels():  # crossings 2
+def test_refuses_a_transpose_that_brings_another_axis_to_the_channels():  # rules 2
     """Square, so that every length fits."""
     model = model_of(
         f"u = MatMul (x, w) y = Transpose <perm = [0, 1, 2]> (u) {BN}",
@@ -148,7 +148,7 @@ def test_crosses_a_reshape_of_sequences_to_rows():
     check(model)
 
 
-def test_refuses_a_reshape_that_mixes_channels_and_places():  # crossings 2
+def test_refuses_a_reshape_that_mixes_channels_and_places():  # rules 2
     model = model_of(
         f"{CONV} y = Reshape (u, shape) {BN}",
         channels=9,
@@ -158,7 +158,7 @@ def test_refuses_a_reshape_that_mixes_channels_and_places():  # crossings 2
     assert "the map differs between positions of `u` (Conv)" in refusal(model)
 
 
-def test_refuses_a_reshape_where_the_map_differs_by_sample():  # crossings 2
+def test_refuses_a_reshape_where_the_map_differs_by_sample():  # rules 2
     """The normalised axis is the batch of the layer, which a Transpose has brought to axis 1."""
     model = model_of(
         f"u = MatMul (x, w) r = Reshape (u, shape) y = Transpose <perm = [1, 0, 2]> (r) {BN}",
@@ -211,7 +211,7 @@ def test_crosses_squeeze_and_unsqueeze(opset):
     check(model)
 
 
-def test_refuses_an_unsqueeze_that_makes_the_batch_the_channels():  # crossings 2
+def test_refuses_an_unsqueeze_that_makes_the_batch_the_channels():  # rules 2
     """(4, 4) -> (1, 4, 4): what is normalised now is the sample."""
     model = model_of(
         f"u = Gemm (x, w, b) y = Unsqueeze <axes = [0]> (u) {BN}",
@@ -253,7 +253,7 @@ def test_crosses_a_slice_of_places():
     check(model)
 
 
-# --- upwards: crossings 3 to 5 -------------------------------------------------------------------
+# --- upwards: rules 3 to 5 -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_crosses_averages_of_values_alone(attributes, opset):
         "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1, count_include_pad = 1",
     ],
 )
-def test_refuses_averages_that_count_padding(attributes):  # crossings 3
+def test_refuses_averages_that_count_padding(attributes):  # rules 3
     body = f"{CONV} y = AveragePool <{attributes}> (u) {BN}"
     assert "comes from `y` (AveragePool)" in refusal(model_of(body))
 
@@ -299,7 +299,7 @@ def test_crosses_a_mean_over_places(opset, keepdims):
 
 
 @pytest.mark.parametrize("axes", [[1], [0, 2]])
-def test_refuses_a_mean_over_channels_or_the_batch(axes):  # crossings 3
+def test_refuses_a_mean_over_channels_or_the_batch(axes):  # rules 3
     body = f"{CONV} y = ReduceMean <axes = {axes}> (u) {BN}"
     channels = 1 if axes == [1] else 6
     model = model_of(body, channels=channels, opset=13)
@@ -309,19 +309,19 @@ def test_refuses_a_mean_over_channels_or_the_batch(axes):  # crossings 3
         assert "comes from `y` (ReduceMean)" in refusal(model)
 
 
-def test_refuses_a_mean_over_what_is_normalised():  # crossings 3
+def test_refuses_a_mean_over_what_is_normalised():  # rules 3
     """(N, 6, 3, 3) -> mean over the channels, of which 3 rows are then normalised."""
     body = f"{CONV} y = ReduceMean <axes = [1], keepdims = 0> (u) {BN}"
     model = model_of(body, channels=3, outputs="float[a, b, c] z", opset=13)
     assert "the map differs between positions" in refusal(model)
 
 
-def test_refuses_a_mean_of_everything():  # crossings 3
+def test_refuses_a_mean_of_everything():  # rules 3
     model = model_of(f"{CONV} y = ReduceMean (u) {BN}", channels=1, opset=13)
     assert "comes from `y` (ReduceMean)" in refusal(model)
 
 
-def test_refuses_a_map_that_differs_within_a_window():  # crossings 3
+def test_refuses_a_map_that_differs_within_a_window():  # rules 3
     body = f"{CONV} p = AveragePool <kernel_shape = [2, 2]> (u) y = Add (p, k) {BN}"
     reason = refusal(model_of(body, weights={"k": normal(2)}))
     assert "comes from `p` (AveragePool)" in reason
@@ -340,10 +340,10 @@ def test_crosses_the_largest_where_no_scale_is_negative(pool):
             gamma[2] = 0
             tensor.raw_data = gamma.tobytes()
     check(model)
-    assert f"comes from `y` ({pool.split()[0]})" in refusal(model_of(body))  # crossings 4
+    assert f"comes from `y` ({pool.split()[0]})" in refusal(model_of(body))  # rules 4
 
 
-def test_refuses_a_maximum_whose_places_are_used():  # crossings 4
+def test_refuses_a_maximum_whose_places_are_used():  # rules 4
     model = model_of(
         f"{CONV} y, places = MaxPool <kernel_shape = [2, 2]> (u) {BN}",
         positive=True,
@@ -376,7 +376,7 @@ def test_crosses_padding_that_repeats_values(opset, mode):
     check(model)
 
 
-def test_refuses_padding_along_what_is_normalised():  # crossings 5
+def test_refuses_padding_along_what_is_normalised():  # rules 5
     model = model_of(
         f'{CONV} y = Pad <mode = "edge"> (u, pads) {BN}',
         channels=8,
@@ -414,7 +414,7 @@ def test_crosses_resizing_to_a_size():
         ('mode = "nearest"', [1, 2, 1, 1]),  # along the channels
     ],
 )
-def test_refuses_resizing_to_new_values(attributes, scales):  # crossings 5
+def test_refuses_resizing_to_new_values(attributes, scales):  # rules 5
     model = model_of(
         f"{CONV} y = Resize <{attributes}> (u, roi, scales) {BN}",
         channels=12 if scales[1] == 2 else 6,
@@ -423,7 +423,7 @@ def test_refuses_resizing_to_new_values(attributes, scales):  # crossings 5
     assert "comes from `y` (Resize)" in refusal(model)
 
 
-def test_refuses_resizing_to_a_size_along_what_is_normalised():  # crossings 5
+def test_refuses_resizing_to_a_size_along_what_is_normalised():  # rules 5
     line = 'y = Resize <coordinate_transformation_mode = "asymmetric"> (u, , , sizes)'
     model = model_of(f"{CONV} {line} {BN}", channels=12, integers={"sizes": [2, 12, 3, 3]})
     assert "comes from `y` (Resize)" in refusal(model)
@@ -784,7 +784,7 @@ def test_goes_down_through_a_mean_that_drops_its_axes():
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])
-def test_refuses_a_mean_below_over_what_is_normalised(keepdims):  # crossings 3
+def test_refuses_a_mean_below_over_what_is_normalised(keepdims):  # rules 3
     weight = normal(6, 1, 3, 3) if keepdims else normal(6, 4, 3)
     assert NONE_BELOW in refusal_below(
         f"{BEFORE} f = ReduceMean <axes = [1], keepdims = {keepdims}> (y) z = Conv (f, w)",
@@ -795,10 +795,14 @@ def test_refuses_a_mean_below_over_what_is_normalised(keepdims):  # crossings 3
     )
 
 
-def test_goes_down_through_the_largest_where_no_scale_is_negative():  # crossings 4
+def test_goes_down_through_the_largest_where_no_scale_is_negative():  # rules 4
     body = f"{BEFORE} f = MaxPool <kernel_shape = [2, 2]> (y) z = Conv (f, w)"
     check(model_of(body, channels=4, positive=True))
     assert NONE_BELOW in refusal_below(body)
+
+
+def second_statistics(channels: int) -> dict[str, np.ndarray]:
+    return dict(zip(("g2", "b2", "m2", "v2"), statistics(channels, seed=5).values(), strict=True))
 
 
 def test_two_maps_go_down_into_one_layer():
@@ -806,7 +810,7 @@ def test_two_maps_go_down_into_one_layer():
         "a = Relu (x) c = BatchNormalization (a, g2, b2, m2, v2) "
         "y = BatchNormalization (c, gamma, beta, mean, var) z = Conv (y, w)"
     )
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(4, seed=5).values(), strict=True))
+    more = second_statistics(4)
     check(model_of(body, channels=4, weights=more), folded=2)
 
 
@@ -815,7 +819,7 @@ def test_maps_on_both_sides_of_a_layer():
         "a = Relu (x) c = BatchNormalization (a, g2, b2, m2, v2) "
         f"y = Gemm <alpha = 0.5, beta = 2.0> (c, w, b) {BN}"
     )
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(4, seed=5).values(), strict=True))
+    more = second_statistics(4)
     more |= {"w": normal(4, 6), "b": normal(3, 6)}
     check(model_of(body, weights=more, **ROWS), folded=2)
 
@@ -910,6 +914,8 @@ def test_consumers_are_counted():
 
 # --- frozen BatchNorms ---------------------------------------------------------------------------
 
+FROZEN = {"s": normal(6, 1, 1), "t": normal(6, 1, 1)}
+
 
 @pytest.mark.parametrize("line", ["m = Mul (u, s) z = Add (m, t)", "m = Mul (s, u) z = Add (t, m)"])
 def test_a_frozen_batchnorm_folds(line):
@@ -938,21 +944,12 @@ def test_arithmetic_that_reaches_no_layer_is_not_reported(body):
     assert (report.folded, report.refused) == ((), ())
 
 
-def test_a_frozen_batchnorm_whose_product_is_read_stays():
+@pytest.mark.parametrize("reader", ["", " r = Relu (m)"])
+def test_a_frozen_batchnorm_whose_product_is_read_stays(reader):
     model = model_of(
-        f"{CONV} m = Mul (u, s) z = Add (m, t)",
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
-        outputs="float[a, b, c, d] z, float[a, b, c, d] m",
-    )
-    _, report = fold(model)
-    assert report.folded == ()
-
-
-def test_a_frozen_batchnorm_whose_product_is_read_by_another_stays():
-    model = model_of(
-        f"{CONV} m = Mul (u, s) z = Add (m, t) r = Relu (m)",
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
-        outputs="float[a, b, c, d] z, float[a, b, c, d] r",
+        f"{CONV} m = Mul (u, s) z = Add (m, t){reader}",
+        weights=FROZEN,
+        outputs=f"float[a, b, c, d] z, float[a, b, c, d] {'r' if reader else 'm'}",
     )
     _, report = fold(model)
     assert report.folded == ()
@@ -965,7 +962,7 @@ def test_a_frozen_batchnorm_in_two_graphs_stays():
     )
     model = model_of(
         body,
-        weights={"s": normal(6, 1, 1), "t": normal(6, 1, 1)},
+        weights=FROZEN,
         inputs="float[2, 4, 5, 5] x, bool chosen",
     )
     _, report = fold(model)
@@ -994,8 +991,7 @@ def test_a_frozen_batchnorm_of_an_old_opset_stays():
 
 def test_a_frozen_batchnorm_and_a_plain_one():
     body = f"{CONV} m = Mul (u, s) y = Add (m, t) {BN}"
-    weights = {"s": normal(6, 1, 1), "t": normal(6, 1, 1)}
-    assert operators(check(model_of(body, weights=weights), folded=2)) == ["Conv"]
+    assert operators(check(model_of(body, weights=FROZEN), folded=2)) == ["Conv"]
 
 
 def test_a_frozen_batchnorm_that_another_map_has_taken_in():
@@ -1114,7 +1110,7 @@ def test_an_add_that_gives_a_matmul_more_features_is_no_bias():
 def test_a_matmul_that_an_add_follows_once_the_batchnorm_is_gone():
     """The Add was no bias when the layers were found, and must not become one half way."""
     body = f"u = MatMul (x, w) v = BatchNormalization (u, g2, b2, m2, v2) y = Add (v, k) {BN}"
-    more = dict(zip(("g2", "b2", "m2", "v2"), statistics(6, seed=5).values(), strict=True))
+    more = second_statistics(6)
     more |= {"w": normal(4, 6), "k": normal(6)}
     assert operators(check(model_of(body, weights=more, **ROWS), folded=2)) == ["Gemm"]
 

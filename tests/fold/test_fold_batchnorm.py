@@ -509,21 +509,18 @@ def test_refuses_a_layer_whose_attributes_the_caller_chooses():
     assert reason in report.refused[0].reason
 
 
-def test_refuses_a_layer_outside_the_specification():
-    _, report = fold(in_function('y = Conv <auto_pad = "SAME"> (a, w)', "1"))
-    assert "`y` (Conv) is not to be read" in report.refused[0].reason
-    assert "unknown auto_pad 'SAME'" in report.refused[0].reason
-
-
-def test_refuses_to_cross_what_the_caller_chooses():
-    _, report = fold(in_function("u = Conv (a, w) y = Cast <to: int = @e> (u)", "1"))
-    reason = "to of `y` (Cast) is chosen by the caller of the function"
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('y = Conv <auto_pad = "SAME"> (a, w)', "`y` (Conv) is not to be read"),
+        ('y = Conv <auto_pad = "SAME"> (a, w)', "unknown auto_pad 'SAME'"),
+        ("u = Conv (a, w) y = Cast <to: int = @e> (u)", "to of `y` (Cast) is chosen by the caller"),
+        ("u = Conv (a, w) y = Sin (u)", "the number of axes of its input is not known"),
+    ],
+)
+def test_refuses_in_a_function(line, reason):
+    _, report = fold(in_function(line, "1"))
     assert reason in report.refused[0].reason
-
-
-def test_refuses_an_input_of_unknown_rank():
-    _, report = fold(in_function("u = Conv (a, w) y = Sin (u)", "1"))
-    assert report.refused[0].reason == "the number of axes of its input is not known"
 
 
 def test_refuses_what_the_caller_of_a_function_chooses():

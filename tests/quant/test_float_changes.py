@@ -1,4 +1,4 @@
-"""Equalisation and the pixel grid: other float models that compute the same."""
+"""SmoothQuant and the pixel grid: other float models that compute the same."""
 
 import numpy as np
 import onnx
@@ -53,7 +53,7 @@ def test_layers_that_share_weights_are_not_scaled():
     assert not channels.is_free[channels.group_of["stem"]].any()
 
 
-def test_equalising_changes_the_weights_and_not_the_outputs():
+def test_smoothquant_changes_the_weights_and_not_the_outputs():
     model, x = prepared_resnet(), inputs(16)
     # One channel inside a block is a hundred times weaker than the others.
     constants = Constants(model)
@@ -61,9 +61,9 @@ def test_equalising_changes_the_weights_and_not_the_outputs():
         weak = constants[name].copy()
         weak[3] *= 0.01
         constants[name] = weak
-    equalised, num = smooth_channels(model, x)
+    smoothed, num = smooth_channels(model, x)
     assert num > 20
-    assert np.allclose(run(equalised, x), run(model, x), rtol=1e-4, atol=1e-5)
+    assert np.allclose(run(smoothed, x), run(model, x), rtol=1e-4, atol=1e-5)
 
     def spread(which):
         name = "block1.conv1"
@@ -71,18 +71,18 @@ def test_equalising_changes_the_weights_and_not_the_outputs():
         largest = np.abs(values).max(axis=(0, 2, 3))
         return largest.max() / largest[3]
 
-    assert spread(equalised) < 0.3 * spread(model)
+    assert spread(smoothed) < 0.3 * spread(model)
 
 
-def test_equalised_channels_have_the_same_range_but_for_a_few_odd_values(monkeypatch):
+def test_smoothed_channels_have_the_same_range_but_for_a_few_odd_values(monkeypatch):
     monkeypatch.setattr("resdeploy.quant.smooth_channels._BEYOND", 0.01)
     model, x = prepared_resnet(), inputs(200)
     x[7, :, 0, 0] *= 10  # one pixel, which a few values of each channel see
-    equalised, _ = smooth_channels(model, x)
+    smoothed, _ = smooth_channels(model, x)
     name = "block1.conv1.relu"
     values = [
         tensors[name]
-        for _, tensors in Runner(with_outputs(equalised, [name]), optimize=False).run_batches(x)
+        for _, tensors in Runner(with_outputs(smoothed, [name]), optimize=False).run_batches(x)
     ]
     size_CP = np.concatenate(values).swapaxes(0, 1).reshape(8, -1)
     num_beyond = size_CP.shape[1] // 100
@@ -92,14 +92,14 @@ def test_equalised_channels_have_the_same_range_but_for_a_few_odd_values(monkeyp
     assert largest_C.max() > 1.3 * largest_C.min()
 
 
-def test_equalising_scales_the_groups_of_a_grouped_convolution_apart():
+def test_smoothquant_scales_the_groups_of_a_grouped_convolution_apart():
     model, x = prepared_resnet(), inputs(8)
     node = next(n for n in model.graph.node if n.name == "block1.conv1/Conv")
     node.attribute.append(onnx.helper.make_attribute("group", 4))
     constants = Constants(model)
     constants["block1.conv1.weight"] = np.ascontiguousarray(constants["block1.conv1.weight"][:, :2])
-    equalised, _ = smooth_channels(model, x)
-    assert np.allclose(run(equalised, x), run(model, x), rtol=1e-4, atol=1e-5)
+    smoothed, _ = smooth_channels(model, x)
+    assert np.allclose(run(smoothed, x), run(model, x), rtol=1e-4, atol=1e-5)
 
 
 def test_on_the_pixel_grid_the_input_is_whole_numbers_and_the_outputs_are_the_same():

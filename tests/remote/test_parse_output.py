@@ -1,4 +1,4 @@
-"""What a device printed: a record as it is, an error as it was said, and nothing else."""
+"""Output of a device: a record as it is, an error in its words, and nothing else."""
 
 import pytest
 

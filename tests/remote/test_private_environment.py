@@ -20,7 +20,7 @@ def device(make_device, tmp_path):
 
 @pytest.fixture(scope="module")
 def wheelhouse(tmp_path_factory):
-    """What pip would download for resdeploy[cpu]."""
+    """The wheels that pip would download for resdeploy[cpu]."""
     folder = tmp_path_factory.mktemp("wheels")
     wheel = write_wheel(folder)
     done = subprocess.run(

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from resdeploy.export.export import translate
 from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.export.translate import translate
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.fold.pipeline import simplified
 from resdeploy.graph.exact_constants import round_once

@@ -6,20 +6,16 @@ Weights are (O, I/G, *K), as those of a convolution, however a layer stores them
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from resdeploy.fold import algebra
-from resdeploy.graph.affine_layer import is_affine, read_node
+from resdeploy.graph.affine_layer import Array, is_affine, read_node
 from resdeploy.graph.onnx_file import copy_of
 
 __all__ = ["Array", "Edit", "Fault", "UnfoldedLayer", "Workpiece", "in_one_layer"]
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

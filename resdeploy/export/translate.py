@@ -1,0 +1,64 @@
+"""A traced program translated to ONNX, with its BatchNorms: plainly, or by torch's exporter."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+
+from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.plain_translation import plain_model
+
+__all__ = ["translate"]
+
+# What torch's exporter writes natively.
+_OLDEST_EXPORTER_OPSET = 18
+
+
+def translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
+    """Return the program as ONNX, with its BatchNorms.
+
+    Args:
+        program: functional; it is used up.
+        opset: to write it in; below 18 it is 18 all the same, and `lower_opset` does the rest.
+
+    Raises:
+        UnsupportedModelError: an operator has no translation.
+    """
+    opset = max(opset, _OLDEST_EXPORTER_OPSET)
+    plain = plain_model(program, opset=opset)
+    if plain is not None:
+        return plain
+    with _quiet_exporter():
+        try:
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+            )
+        except Exception as error:  # the exporter's errors have no common base
+            first = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise UnsupportedModelError(
+                f"torch.onnx.export cannot translate the model: {first}",
+                fix="replace the operator it names, or fix the batch size with --batch N",
+            ) from error
+    assert translated is not None
+    return translated.model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what the exporter prints, warns and logs: none of it is about the user's model."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
