@@ -4,6 +4,7 @@ The BatchNorms are folded by `graph.fold_batchnorm`, and by nothing else: the op
 exporter and of onnxsim are told not to, as they fold in float32, or wrongly, and without a report.
 """
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -100,6 +101,23 @@ def _export(
     on_stage: Progress,
 ) -> ExportReport:
     """Do the work of `export_onnx` on a file that will be dropped if this raises."""
+    report_with = _write(source, spec, file, on_stage)
+    on_stage("verify")
+    if golden is None:
+        with _one_thread():
+            golden = golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False)
+    # A busy machine has no cores for threads that wait awake.
+    verification = judge_outputs(file, golden, [SessionSpec(provider="cpu", spinning=False)])
+    report = report_with(file=verification.model, verification=verification)
+    if not verification.passed:
+        raise _NotEquivalentError(report)
+    return report
+
+
+def _write(
+    source: SourceModel, spec: ExportSpec, file: Path, on_stage: Progress
+) -> Callable[..., ExportReport]:
+    """Write the file, and return its report but for the verdict; the graphs are freed before it."""
     is_dynamic = spec.batch == "dynamic"
     on_stage("trace")
     inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
@@ -121,26 +139,16 @@ def _export(
     _describe(model, source)
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
     file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    on_stage("verify")
-    if golden is None:
-        with _one_thread():
-            golden = golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=False)
-    # A busy machine has no cores for threads that wait awake.
-    verification = judge_outputs(file, golden, [SessionSpec(provider="cpu", spinning=False)])
-    report = ExportReport(
+    return functools.partial(
+        ExportReport,
         spec=spec,
-        file=verification.model,
         fold=optimized.fold if spec.fold else None,
         passes=optimized.passes,
         inputs=tuple(map(_tensor_spec, model.graph.inputs)),
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         num_nodes=model.graph.num_nodes(),
         versions=stage_versions(),
-        verification=verification,
     )
-    if not verification.passed:
-        raise _NotEquivalentError(report)
-    return report
 
 
 def _check_opset(opset: int) -> None:
