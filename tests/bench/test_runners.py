@@ -164,7 +164,7 @@ def test_what_the_network_raises_is_an_error_that_names_it(bench):
     [
         (("--against", "openvino:"), "needs a file"),
         (("--against", "openvino:m.onnx", "--arch", "resnet18"), "takes ONNX files"),
-        (("--against", "m.onnx", "--arch", "resnet18"), "says what it is"),
+        (("--against", "m.onnx", "--arch", "resnet18"), "for a model that needs none"),
         (("--against", "torch:w.pth", "--against-option", "tf32=on"), "but its threads"),
         (("--against", "torch:w.pth", "--on", "pi@kitchen"), "leave out --on"),
         (("--against", "tensorflow:m.pb"), "no runner 'tensorflow'"),
