@@ -41,7 +41,7 @@ class InputKind:
         return self.sample(np.random.default_rng(seed), shape)
 
     def seeded(self, shape: tuple[int, ...]) -> tuple[NDArray[Any], str]:
-        """Return what `draw` does, and what it is, for the record."""
+        """Return the description of drawn samples, for the record."""
         return self.draw(shape), f"{shape[0]} seeded {self.drawn}"
 
 

@@ -82,7 +82,7 @@ def split_preprocess(module: nn.Module) -> tuple[nn.Module, Preprocess | None]:
 
 
 def input_roundings(pixels: np.ndarray, spec: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the network inside reads, float32, and the variance of its rounding in u^2.
+    """Return the inputs of the network inside, float32, and the variance of their rounding in u^2.
 
     The centre and the difference are each rounded once: u^2/3 (centre^2 + (pixels - centre)^2), in
     units of the scaled value.

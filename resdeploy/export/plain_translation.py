@@ -102,7 +102,7 @@ def _node(node: fx.Node, call: _Call, values: Mapping[fx.Node, ir.Value]) -> ir.
 
 
 def _call(node: fx.Node) -> _Call | None:
-    """Return what ONNX calls a call of ATen, None if it has no plain form."""
+    """Return the ONNX operator of an ATen call, None if it has no plain form."""
     given = call_arguments(node)
     call: _Call
     match str(node.target):

@@ -78,7 +78,7 @@ def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
 
 
 def _bias_magnitudes(module: nn.Module, report: FoldReport) -> Mapping[str, np.ndarray]:
-    """Return what each folded bias was added up from, by the name of its layer."""
+    """Return the sum of magnitudes behind each folded bias, by the name of its layer."""
     found: dict[str, np.ndarray] = {}
     for site in report.folded:
         try:

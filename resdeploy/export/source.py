@@ -51,7 +51,7 @@ class SourceModel:
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """How a raw sample becomes an input; None where that is not known."""
+        """The way from a raw sample to an input; None where that is not known."""
         return None if self.info is None else self.info.preprocess
 
     def __repr__(self) -> str:

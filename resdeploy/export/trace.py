@@ -163,7 +163,7 @@ _UNTRACKED_ALIASES = frozenset(
 
 
 def _is_fresh(node: fx.Node) -> bool:
-    """Whether no other value of the graph shares memory with this node's."""
+    """Return True if no other value of the graph shares memory with this node's."""
     if node.op != "call_function":
         return False
     first = node.args[0] if node.args else None
