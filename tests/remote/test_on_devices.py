@@ -30,7 +30,7 @@ def assert_nothing_left(*devices):
 
 
 def is_benching(device):
-    return any("bench_worker" in line for line in device.running().values())
+    return any("resdeploy.bench.worker" in line for line in device.running().values())
 
 
 def assert_failed(result, *, code, what, fix, where="127.0.0.1"):
