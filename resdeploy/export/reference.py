@@ -6,6 +6,7 @@ float64, to within a hundredth of the noise of float32.
 """
 
 import copy
+import gc
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,6 +23,7 @@ from resdeploy.export.translate import translate
 from resdeploy.fold.pipeline import optimize
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.recipes import Preprocess
 from resdeploy.verify.certify import Reference
 from resdeploy.verify.golden_file import Golden
 
@@ -43,6 +45,17 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     """
     module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
     inputs = tuple(x.double() for x in example_inputs(source))
+    model, folds = _folded(module, inputs, preprocess)
+    # A traced program is a circle of references, which would hold its weights until it is found.
+    gc.collect()
+    _check(model, golden, source.description)
+    return Reference(model=model, bias_magnitudes=_bias_magnitudes(module, folds), is_exact=True)
+
+
+def _folded(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], preprocess: Preprocess | None
+) -> tuple[onnx.ModelProto, FoldReport]:
+    """Return a module's graph, folded, and the folds."""
     try:
         program = trace(module, inputs)
         batch: str | None = BATCH_DIMENSION
@@ -53,10 +66,7 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     optimized = optimize(
         translate(program, opset=opset), opset=opset, batch_dimension=batch, embed=preprocess
     )
-    proto = ir.to_proto(optimized.model)
-    _check(proto, golden, source.description)
-    magnitudes = _bias_magnitudes(module, optimized.fold)
-    return Reference(model=proto, bias_magnitudes=magnitudes, is_exact=True)
+    return ir.to_proto(optimized.model), optimized.fold
 
 
 def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
