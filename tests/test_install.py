@@ -138,11 +138,10 @@ def test_a_bundle_made_here_checks_predicts_and_times_on_a_bare_installation(
     assert verdict["placement"]["executed"].keys() == {"CPUExecutionProvider"}
     (timed,) = records["bench"]["results"]
     assert timed["latencies_ns"]
-    from resdeploy.bundle.predict import predict
+    import resdeploy
     from resdeploy.schema.codec import to_json
-    from resdeploy.schema.sessions import SessionSpec
 
-    here = to_json(predict(bundle / "net.zip", [bundle / "photo.png"], SessionSpec()))
+    here = to_json(resdeploy.predict(bundle / "net.zip", bundle / "photo.png"))
     for mine, theirs in zip(
         here["predictions"][0]["classes"], records["predict"]["predictions"][0]["classes"],
         strict=True,

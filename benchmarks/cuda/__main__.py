@@ -42,7 +42,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--blocks", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--minutes",
-    type=Number(min=0, min_open=True),
+    type=Number(min=0),
     help="Begin nothing after this long, and end by then.",
 )
 @click.option(
