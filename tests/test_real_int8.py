@@ -111,7 +111,7 @@ print(json.dumps(peak() - before))
 def _growth(num: int) -> int:
     """Return by how many bytes calibration made a fresh process grow."""
     run = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(num), str(Path(__file__).parent / "quant")],
+        [sys.executable, "-c", _MEASURE, str(num), str(Path(__file__).parent / "support")],
         capture_output=True,
         text=True,
         check=True,

@@ -44,7 +44,7 @@ from torch import nn
 from resdeploy.machine.environment import read_environment
 from resdeploy.schema.codec import to_json
 
-SUITE = Path(__file__).parents[2] / "tests" / "host" / "fold_suite.py"
+SUITE = Path(__file__).parents[2] / "tests" / "support" / "fold_suite.py"
 TIME_LIMIT_S = 60
 NUM_PROCESSES = 2
 EXPORTS = "COMPARE_PEERS_EXPORTS"

@@ -1,6 +1,6 @@
 """Export a trained model to ONNX: trace, translate, simplify, fold, verify, write.
 
-The BatchNorms are folded by `graph.fold_batchnorm`, and by nothing else: the optimisers of torch's
+The BatchNorms are folded by `fold.fold_batchnorm`, and by nothing else: the optimisers of torch's
 exporter and of onnxsim are told not to, as they fold in float32, or wrongly, and without a report.
 """
 

@@ -1,6 +1,6 @@
 """Fold the BatchNorms of a module: a copy of the same class, with identities in their places.
 
-The fold itself is that of the ONNX graph (`graph.fold_batchnorm`). The path of its module, which
+The fold itself is that of the ONNX graph (`fold.fold_batchnorm`). The path of its module, which
 each node carries from the trace, says whose parameters a folded weight and bias are.
 
 Refuses, beyond what the trace refuses, when the structure of the module cannot hold what the graph
@@ -187,10 +187,9 @@ def _write(part: nn.Module, layer: Layer, path: str) -> None:
     if isinstance(part, nn.Linear) and layer.affine.shape.transposed:
         weight = weight.T
     bias = layer.own_bias()
-    plain = bias is not None and bias.size == len(bias.ravel()) == layer.affine.num_outputs
-    if weight.shape != tuple(old.shape) or not plain or layer.affine.alpha != 1:
+    fits = weight.shape == tuple(old.shape) and layer.affine.alpha == 1
+    if not fits or bias is None or bias.size != layer.affine.num_outputs:
         raise _cannot_hold("the graph has it in another form", path)
-    assert bias is not None
     with torch.no_grad():
         old.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
         new = torch.from_numpy(bias.ravel().astype(np.float64)).to(old)
