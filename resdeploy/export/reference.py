@@ -46,9 +46,10 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
     inputs = tuple(x.double() for x in example_inputs(source))
     model, folds = _folded(module, inputs, preprocess)
-    # A traced program is a circle of references, which would hold its weights until it is found.
+    # The traced program and the evaluator are circles of references: each holds the weights.
     gc.collect()
     _check(model, golden, source.description)
+    gc.collect()
     return Reference(model=model, bias_magnitudes=_bias_magnitudes(module, folds), is_exact=True)
 
 

@@ -83,8 +83,8 @@ class SampleSplit:
         split = cls(
             samples=samples,
             calibrate=tuple(calibrate),
-            explored=np.stack(list(_checked(samples, explored))),
-            held_out=np.stack(list(_checked(samples, judged))),
+            explored=_gather(samples, explored, like=first),
+            held_out=_gather(samples, judged, like=first),
         )
         warnings = tuple(_oddities(split, has_held_out=bool(held_out)))
         return replace(split, warnings=warnings)
@@ -116,8 +116,17 @@ def memory_limit(sample: Array, num_bytes: int, most: int) -> int:
     return max(1, min(most, num_bytes // max(1, sample.nbytes)))
 
 
-def _checked(samples: Samples, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-    shape: tuple[int, ...] | None = None
+def _gather(samples: Samples, indices: Sequence[int], *, like: Array) -> NDArray[np.float32]:
+    """Return samples (N, ...), of which there is never a second copy in memory."""
+    gathered = np.empty((len(indices), *like.shape), like.dtype)
+    for place, sample in zip(gathered, _checked(samples, indices, like.shape), strict=True):
+        place[...] = sample
+    return gathered
+
+
+def _checked(
+    samples: Samples, indices: Sequence[int], shape: tuple[int, ...] | None = None
+) -> Iterator[NDArray[np.float32]]:
     for index, sample in zip(indices, samples.read(indices), strict=True):
         shape = shape or sample.shape
         if sample.shape != shape:
@@ -144,8 +153,9 @@ def _oddities(split: SampleSplit, *, has_held_out: bool) -> Iterator[str]:
     elif len(split.held_out) < 100:
         few = len(split.held_out)
         yield f"only {few} samples to judge by: one flip is {1 / few:.1%} of them"
-    seen = np.concatenate([split.explored, split.held_out])
-    if len(seen) > 1 and (seen == seen[0]).all():
-        yield f"the {len(seen)} calibration samples looked at are all the same: ranges fit one only"
-    if (seen == seen.reshape(-1)[0]).all():
+    groups = (split.explored, split.held_out)
+    seen, first = sum(map(len, groups)), split.explored[0]
+    if seen > 1 and all((group == first).all() for group in groups):
+        yield f"the {seen} calibration samples looked at are all the same: ranges fit one only"
+    if all((group == first.flat[0]).all() for group in groups):
         yield "every value of the calibration samples is the same: ranges mean nothing"

@@ -12,7 +12,7 @@ import onnx
 
 from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import evaluate_float64
-from resdeploy.graph.onnx_file import copy_of, fed_inputs
+from resdeploy.graph.onnx_file import fed_inputs
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
 from resdeploy.verify.compare_structure import Affine, SkeletonNode
 from resdeploy.verify.layer_bounds import judge_node, judge_nodes
@@ -88,13 +88,11 @@ def certify_nodes(
 
 def expose(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     """Return `model`, serialised, with the values of these names as further outputs."""
-    exposed = copy_of(model)
-    present = {value.name for value in exposed.graph.output}
-    given = {value.name for value in exposed.graph.input}
-    exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in present | given
-    )
-    return bytes(exposed.SerializeToString())
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    more = [onnx.ValueInfoProto(name=name) for name in names if name not in present]
+    # A message that follows another of its kind is merged with it: no copy of the weights is made.
+    merged = onnx.ModelProto(graph=onnx.GraphProto(output=more))
+    return b"".join((model.SerializeToString(), merged.SerializeToString()))
 
 
 def node_model(
