@@ -1,6 +1,7 @@
 """`resdeploy.verify`: the proof that a model file computes what the trained model computes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from resdeploy.export.source import SourceModel
     from resdeploy.schema.recipes import Preprocess
-    from resdeploy.schema.verdicts import VerifyReport
+    from resdeploy.schema.verdicts import Accepts, VerifyReport
     from resdeploy.session.session import Session
     from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
@@ -51,6 +52,7 @@ def verify(
     provider: Providers = "cpu",
     precision: PrecisionName = "float32",
     conformance: bool = True,
+    accept: "Accepts" = "proof",
     artifacts: PathLike | None = None,
     on_stage: OnStage = silent,
     on_fault: Callable[[str, Path], None] = silent,
@@ -66,7 +68,7 @@ def verify(
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
             or another ONNX file's.
         golden: a golden.npz instead. It holds outputs only, so that wiring, weights and layers
-            cannot be judged; the record says so in `.missing`. Needs no torch.
+            cannot be judged: the verdict is AGREES at best. Needs no torch.
         input_shape: of one sample of a torch module; by default that of `model`.
         data: verify on held-out samples of this data set, such as "cifar10:PATH".
         inputs: verify on these: a folder or file, or an array (N, ...) of raw samples or float32
@@ -75,13 +77,15 @@ def verify(
         provider: where to run: names, or `SessionSpec`s.
         precision: the claimed arithmetic of `model`, by whose noise it is judged.
         conformance: also compare batch sizes, graph levels and odd values.
+        accept: "outputs" lets AGREES pass, too: a file whose graph was not shown to be the
+            reference's, such as with `golden`.
         artifacts: a folder for the first faulty node of each provider, with its inputs.
         on_stage: called with the name of each stage as it begins.
         on_fault: called with the provider and the file of each artifact.
 
     Returns:
-        The record; `.passed` is the verdict, `.reasons` and each of `.verdicts` have the reasons,
-        `.missing` the missing evidence, with reasons.
+        The record; `.verdict` is PROVED, AGREES or FAIL, `.passed` whether that is enough,
+        `.reasons` and each of `.verdicts` have the reasons, `.unproved` what was not shown.
 
     Raises:
         ResdeployError: arguments contradict each other, a file is not what it should be, or `model`
@@ -97,6 +101,7 @@ def verify(
     path = path_of(model, "model")
     specs = sessions_of(provider)
     one_of(precision, "precision", get_args(PrecisionName)[:4])
+    one_of(accept, "accept", ("proof", "outputs"))
     folder = optional_path(artifacts, "artifacts")
     request = source_spec(reference, input_shape)
     _refuse_contradictions(golden, reference, request, data, inputs, num_inputs)
@@ -112,9 +117,10 @@ def verify(
 
         answers = load_golden(path_of(golden, "golden"))
         on_stage("run")
-        return judge_session_outputs(
+        report = judge_session_outputs(
             path, answers, sessions, precision=precision, conformance=conformance
         )
+        return replace(report, accepts=accept)
     original: Reference | str
     if request is not None and _is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
@@ -134,6 +140,7 @@ def verify(
         sessions,
         precision=precision,
         conformance=conformance,
+        accepts=accept,
         artifacts=folder,
         on_stage=on_stage,
         on_fault=on_fault,

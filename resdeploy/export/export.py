@@ -6,7 +6,6 @@ exporter and of onnxsim are told not to, as they fold in float32, or wrongly, an
 
 import functools
 import importlib.metadata
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +19,13 @@ from resdeploy import __version__
 from resdeploy.errors import ResdeployError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
-from resdeploy.export.source import SourceModel, example_inputs
+from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
 from resdeploy.graph.onnx_file import OLDEST_OPSET
-from resdeploy.schema.codec import to_json
-from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY, ExportReport, ExportSpec
+from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.verify.golden_file import Golden
@@ -164,12 +162,7 @@ def _describe(model: ir.Model, source: SourceModel) -> None:
     """Write labels and preprocessing into the file, as JSON, for whoever has nothing else."""
     model.graph.name = "resdeploy"
     model.metadata_props["resdeploy.source"] = source.description
-    if source.info is None:
-        return
-    if source.info.labels:
-        model.metadata_props[LABELS_KEY] = json.dumps(source.info.labels)
-    if source.info.preprocess is not None:
-        model.metadata_props[PREPROCESS_KEY] = json.dumps(to_json(source.info.preprocess))
+    model.metadata_props.update(stated_metadata(source))
 
 
 def _num_verify_inputs(source: SourceModel) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
-from resdeploy.export.source import SourceModel, example_inputs
+from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
 from resdeploy.fold.pipeline import optimize
@@ -50,7 +50,12 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     gc.collect()
     _check(model, golden, source.description)
     gc.collect()
-    return Reference(model=model, bias_magnitudes=_bias_magnitudes(module, folds), is_exact=True)
+    return Reference(
+        model=model,
+        bias_magnitudes=_bias_magnitudes(module, folds),
+        is_exact=True,
+        metadata=stated_metadata(source),
+    )
 
 
 def _folded(

@@ -1,6 +1,7 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import nn
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
+from resdeploy.schema.codec import to_json
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 from resdeploy.training.checkpoint import (
@@ -56,6 +59,16 @@ class SourceModel:
 
     def __repr__(self) -> str:
         return f"Model({self.description!r}, input_shape={self.input_shape})"
+
+
+def stated_metadata(source: SourceModel) -> dict[str, str]:
+    """Return labels and preprocessing as JSON, by the keys under which a file of it holds them."""
+    found = {}
+    if source.info is not None and source.info.labels:
+        found[LABELS_KEY] = json.dumps(source.info.labels)
+    if source.info is not None and source.info.preprocess is not None:
+        found[PREPROCESS_KEY] = json.dumps(to_json(source.info.preprocess))
+    return found
 
 
 def load_source(spec: SourceSpec) -> SourceModel:

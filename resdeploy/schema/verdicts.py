@@ -8,6 +8,9 @@ from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.files import FileInfo
 from resdeploy.schema.sessions import Placement, PrecisionName, SessionInfo
 
+# The least that passes: the whole proof, or outputs that agree.
+Accepts = Literal["proof", "outputs"]
+
 
 @record
 class PrecisionNoise(Record):
@@ -120,7 +123,7 @@ class StructureResult(Record):
 
     `num_nodes` and `num_layers` count operators and affine layers of the reference, `num_aligned`
     affine layers with a counterpart in the candidate. `same_form` is True if both are written in
-    the same operators: if not, nothing is proven either way. `differences` are the first few.
+    the same operators: if not, nothing is shown either way. `differences` are the first few.
     """
 
     num_nodes: int
@@ -136,8 +139,20 @@ class StructureResult(Record):
 
     @property
     def passed(self) -> bool:
-        """True without proof that the candidate is another network."""
+        """True unless the candidate was shown to be another network."""
         return self.isomorphic or not self.same_form
+
+
+@record
+class MetadataResult(Judged):
+    """The entries of the candidate's metadata that others go by, compared with the reference's.
+
+    `judged` are those that both state, `unknown` those that the candidate alone does.
+    """
+
+    judged: tuple[str, ...]
+    unknown: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
 
 @record
@@ -276,9 +291,15 @@ class ProviderVerdict(Judged):
 
 @record
 class VerifyReport(Record):
-    """A model judged as a file, and on each requested provider.
+    """A model judged as a file, and on each requested provider, in one of three words.
 
-    `missing` has the reason for each missing layer of evidence on the file.
+    PROVED: its graph is the reference's, operator by operator and number by number, every layer was
+    certified where it runs, the outputs are those that its arithmetic explains, and what others go
+    by in its metadata is the same. AGREES: so are the outputs, and something else was not shown; a
+    network that differs for other inputs is not excluded. FAIL: something was shown to differ.
+
+    `accepts` is the least that passes; `missing` has the reason for each missing layer of evidence
+    on the file.
     """
 
     model: FileInfo
@@ -287,19 +308,48 @@ class VerifyReport(Record):
     reference_accuracy: float | None = None
     structure: StructureResult | None = None
     static: StaticResult | None = None
+    metadata: MetadataResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    accepts: Accepts = "proof"
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """The reasons against the file itself."""
-        structure, static = self.structure, self.static
+        structure = self.structure
         differences = () if structure is None or structure.passed else structure.differences
-        return (*differences, *(static.reasons if static else ()))
+        judged = (self.static, self.metadata)
+        return (*differences, *(reason for one in judged if one for reason in one.reasons))
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """What was not shown, each with the reason."""
+        found = [f"{what}: {why}" for what, why in self.missing.items()]
+        found += [
+            f"{what}: not judged"
+            for what, one in (
+                ("structure", self.structure),
+                ("static", self.static),
+                ("metadata", self.metadata),
+            )
+            if one is None and what not in self.missing
+        ]
+        for verdict in self.verdicts:
+            if verdict.node_local is None:
+                name, why = verdict.session.spec.provider, verdict.missing.get("node_local")
+                found.append(f"node_local on {name}: {why or 'not judged'}")
+        return tuple(found)
+
+    @property
+    def verdict(self) -> Literal["PROVED", "AGREES", "FAIL"]:
+        """The verdict in one word."""
+        if not self.verdicts or self.reasons or not all(v.passed for v in self.verdicts):
+            return "FAIL"
+        return "AGREES" if self.unproved else "PROVED"
 
     @property
     def passed(self) -> bool:
-        """True if the file and every provider passed, of which there must be one."""
-        return bool(self.verdicts) and not self.reasons and all(v.passed for v in self.verdicts)
+        """True for PROVED, and for AGREES where no more was asked for."""
+        return self.verdict == "PROVED" or (self.verdict == "AGREES" and self.accepts == "outputs")
 
 
 @record

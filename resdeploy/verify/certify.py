@@ -4,22 +4,41 @@ L0 is the same wiring, L1 the same weights, L2 every node computed right by the 
 is missing has its reason. The caller gives the runtime.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_layer import Array
+from resdeploy.graph.onnx_file import fed_inputs
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
-from resdeploy.schema.verdicts import NodeLocalResult, StaticResult, StructureResult, VerifyReport
-from resdeploy.verify.compare_structure import Affine, Alignment, SkeletonNode, align
-from resdeploy.verify.normal_form import may_fold, skeleton_of
+from resdeploy.schema.verdicts import (
+    MetadataResult,
+    NodeLocalResult,
+    StaticResult,
+    StructureResult,
+    VerifyReport,
+)
+from resdeploy.verify.compare_structure import Alignment, align
+from resdeploy.verify.layer_bounds import judge_nodes
+from resdeploy.verify.normal_form import skeleton_of
+from resdeploy.verify.own_layers import OwnLayer, own_layers
 from resdeploy.verify.precision import UNIT_ROUNDOFF
 from resdeploy.verify.run_layers import NodeFault, Run, certify_nodes
-from resdeploy.verify.weights import ROUNDED_ONCE_ULP, STATIC_LIMIT_ULP, judge_static
+from resdeploy.verify.weights import judge_static
 
-__all__ = ["Candidate", "Reference", "add_certificate", "certify_file", "certify_run"]
+__all__ = [
+    *("JUDGED_METADATA", "Candidate", "Reference"),
+    *("add_certificate", "certify_file", "certify_run"),
+]
+
+# Entries of a file's metadata that `evaluate`, `predict` and a bundle go by.
+JUDGED_METADATA = (PREPROCESS_KEY, LABELS_KEY)
 
 # The dtypes in which a node may be judged by the rounding of float32.
 _FLOAT32_OR_BETTER = {"float32", "float64"}
@@ -34,11 +53,13 @@ class Reference:
         bias_magnitudes: those of `skeleton_of`.
         is_exact: whether its weights are the exact fold of the checkpoint. An ONNX file holds its
             epsilons in float32, which moves the weights by up to a quarter of an ulp.
+        metadata: its entries of `JUDGED_METADATA`, as a file of it would hold them.
     """
 
     model: onnx.ModelProto
     bias_magnitudes: Mapping[str, Array]
     is_exact: bool
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,14 +70,16 @@ class Candidate:
         model: the candidate.
         structure: L0, or None.
         static: L1, or None.
-        layers: its affine nodes with their right numbers, for L2.
+        metadata: the entries that others go by, compared; or None.
+        layers: its affine nodes, for L2.
         missing: by layer of evidence, the reason for its absence.
     """
 
     model: onnx.ModelProto
     structure: StructureResult | None
     static: StaticResult | None
-    layers: tuple[tuple[SkeletonNode, Affine], ...]
+    metadata: MetadataResult | None
+    layers: tuple[OwnLayer, ...]
     missing: Mapping[str, str]
 
 
@@ -68,66 +91,101 @@ def certify_file(
 ) -> Candidate:
     """Return L0 and L1 of `model`, and its layers for L2.
 
-    Without a reference, L2 judges each node by the candidate's own weights; `reference` may then
-    say why there is none. Weights may be rounded to the type that `precision` claims, in any
-    storage type; TF32 rounds them only as it computes.
+    Without a reference there are layers only; `reference` may then say why there is none. Weights
+    may be rounded to the type that `precision` claims, in any storage type; TF32 rounds them only
+    as it computes.
     """
-    missing: dict[str, str] = {}
-    own: tuple[tuple[SkeletonNode, Affine], ...] = ()
-    alignment: Alignment | None = None
-    is_folded = True
+    layers = own_layers(model)
+    if not isinstance(reference, Reference):
+        why = reference or "the original network is not here"
+        missing = dict.fromkeys(("structure", "static", "metadata"), why)
+        return Candidate(
+            model=model, structure=None, static=None, metadata=None, layers=layers, missing=missing
+        )
+    missing = {}
+    metadata = _judge_metadata(model, reference)
+    if metadata.unknown:
+        missing["metadata"] = (
+            f"the file states {', '.join(metadata.unknown)}, and the reference does not"
+        )
     try:
-        plain = skeleton_of(model, fold=False)
-        own = tuple((node, node.affine) for node in plain.nodes if node.affine is not None)
-        if not isinstance(reference, Reference):
-            why = reference or "the original network is not here"
-            missing["structure"] = missing["static"] = why
-        else:
-            expected = skeleton_of(reference.model, bias_magnitudes=reference.bias_magnitudes)
-            folded = skeleton_of(model) if may_fold(model) else plain
-            alignment = align(expected, folded)
-            is_folded = len(folded.nodes) == len(plain.nodes)
+        alignment = _aligned(model, reference, precision)
     except UnsupportedModelError as error:
-        missing["structure"] = missing["static"] = error.what
-        if not own:
-            missing["node_local"] = error.what
-    if alignment is None:
-        return Candidate(model=model, structure=None, static=None, layers=own, missing=missing)
-    assert isinstance(reference, Reference)
-    structure, static = alignment.result, None
-    is_ours = model.producer_name == "resdeploy" and reference.is_exact
-    if is_ours:
-        # Written by the same exporter, so that another operator is another network.
-        structure = replace(structure, same_form=True)
-    if alignment.pairs:
-        # Weights folded and rounded, and then rounded once more, are a little further away.
-        rounded_once = is_ours and precision in ("float32", "tf32")
-        limit = ROUNDED_ONCE_ULP if rounded_once else STATIC_LIMIT_ULP
-        dtype = precision if precision in ("float16", "bfloat16") else None
-        static = judge_static(alignment.pairs, limit_ulp=limit, dtype=dtype)
-    if not structure.same_form:
-        missing["structure"] = (
-            f"written in other operators than the reference: {structure.differences[0]}"
+        where = f" (`{error.where}`)" if error.where else ""
+        missing["structure"] = missing["static"] = f"{error.what}{where}"
+        return Candidate(
+            model=model,
+            structure=None,
+            static=None,
+            metadata=metadata,
+            layers=layers,
+            missing=missing,
         )
-    if structure.num_aligned < structure.num_layers:
-        missing["static"] = (
-            f"{structure.num_layers - structure.num_aligned} of {structure.num_layers} layers "
-            "have no counterpart"
-        )
-    expected_by_value = {
-        candidate.writes: exact.affine
-        for exact, candidate in alignment.pairs
-        if exact.affine is not None
-        and candidate.affine is not None
-        and exact.affine.weight.shape == candidate.affine.weight.shape
-    }
-    # Before the rest of a fold, values differ from the reference's of the same name.
-    if not is_folded:
-        expected_by_value = {}
-    layers = tuple((node, expected_by_value.get(node.writes, affine)) for node, affine in own)
+    structure = alignment.result
+    dtype = precision if precision in ("float16", "bfloat16") else None
+    static = judge_static(alignment.pairs, is_exact=reference.is_exact, dtype=dtype)
+    if not structure.isomorphic:
+        missing["structure"] = f"not shown to be the reference: {structure.differences[0]}"
+        if structure.num_aligned < structure.num_layers:
+            missing["static"] = (
+                f"{structure.num_layers - structure.num_aligned} of {structure.num_layers} layers "
+                "have no counterpart"
+            )
+        elif structure.passed and static.reasons:
+            # Beside other operators another weight may be right: it is not shown to be wrong.
+            missing["static"] = static.reasons[0]
+        if structure.passed:
+            static = dataclasses.replace(static, reasons=())
     return Candidate(
-        model=model, structure=structure, static=static, layers=layers, missing=missing
+        model=model,
+        structure=structure,
+        static=static,
+        metadata=metadata,
+        layers=layers,
+        missing=missing,
     )
+
+
+def _aligned(model: onnx.ModelProto, reference: Reference, precision: PrecisionName) -> Alignment:
+    """Return the candidate beside the reference, for the input sizes that the candidate takes."""
+    narrowest = precision if precision in ("float16", "bfloat16") else "float32"
+    candidate = skeleton_of(model, narrowest=narrowest)
+    shapes = [shape for shape, _ in candidate.inputs]
+    stated = [len(v.type.tensor_type.shape.dim) for v in fed_inputs(reference.model)]
+    try:
+        expected = skeleton_of(
+            reference.model,
+            bias_magnitudes=reference.bias_magnitudes,
+            shapes=shapes if stated == list(map(len, shapes)) else None,
+        )
+    except UnsupportedModelError as error:
+        error.what = f"In the reference: {error.what}"
+        raise
+    return align(expected, candidate)
+
+
+def _judge_metadata(model: onnx.ModelProto, reference: Reference) -> MetadataResult:
+    """Return the comparison of the entries that `evaluate` and `predict` go by."""
+    stated = {entry.key: entry.value for entry in model.metadata_props}
+    judged = [key for key in JUDGED_METADATA if key in stated]
+    unknown = [key for key in judged if key not in reference.metadata]
+    reasons = [
+        f"the file's {key} is not the reference's"
+        for key in judged
+        if key in reference.metadata and _json(stated[key]) != _json(reference.metadata[key])
+    ]
+    return MetadataResult(
+        judged=tuple(key for key in judged if key not in unknown),
+        unknown=tuple(unknown),
+        reasons=tuple(reasons),
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def certify_run(
@@ -142,11 +200,9 @@ def certify_run(
             them would make other kernels of a graph with more outputs than of the one deployed.)
         precision: the arithmetic that is claimed, whose rounding the bound allows.
     """
-    if "node_local" in candidate.missing:
-        return candidate.missing["node_local"]
     if not candidate.layers:
-        return "the model has no layer that could be judged by itself"
-    types = {node.affine.dtype for node, _ in candidate.layers if node.affine is not None}
+        return judge_nodes((), num_inputs=0), None
+    types = {layer.affine.dtype for layer in candidate.layers}
     if not types <= _FLOAT32_OR_BETTER:
         return f"the weights are {', '.join(sorted(types))}: no bound of {precision} applies"
     unit_roundoff = UNIT_ROUNDOFF[precision]
@@ -185,7 +241,7 @@ def add_certificate(
         verdicts.append(replace(verdict, node_local=result, missing=missing))
         if fault is not None:
             faults[spec.provider] = fault
-    file_layers = ("structure", "static")
+    file_layers = ("structure", "static", "metadata")
     missing = {k: v for k, v in report.missing.items() if k not in file_layers}
     missing |= {k: v for k, v in candidate.missing.items() if k in file_layers}
     certified = replace(
@@ -193,6 +249,7 @@ def add_certificate(
         verdicts=tuple(verdicts),
         structure=candidate.structure,
         static=candidate.static,
+        metadata=candidate.metadata,
         missing=missing,
     )
     return certified, faults

@@ -1,19 +1,17 @@
 """L0: two networks compared as graphs, without their weights.
 
-A skeleton is a network in normal form: affine layers, the other operators with their attributes in
-full, and the wiring, without operators that only pass elements on (reshape, identity, dropout at
-inference) and without folded BatchNorms.
-
-Every node gets a digest of itself and of everything it reads. Two skeletons are isomorphic if the
-digests of their outputs are equal; otherwise the descent from the outputs along different digests
-ends at the first operators that differ. Sums and products read their operands in any order.
+A skeleton is a network in normal form (`normal_form`): affine layers, the other operators with
+their attributes in full, and the wiring. Every node gets a digest of itself and of everything it
+reads. Two skeletons are isomorphic if the digests of their outputs are equal, and so are the shapes
+and types of inputs and outputs; otherwise the descent from the outputs along different digests ends
+at the first operators that differ. Sums and products read their operands in any order.
 
 This sees faults that no weight shows: a missing ReLU, another padding, a rounded-up pooling window.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,85 @@ from numpy.typing import NDArray
 
 from resdeploy.schema.verdicts import StructureResult
 
-__all__ = ["Affine", "Alignment", "Skeleton", "SkeletonNode", "align"]
+__all__ = ["Affine", "Alignment", "Numbers", "Skeleton", "SkeletonNode", "align"]
 
 Float64Array = NDArray[np.float64]
 
 _COMMUTATIVE = frozenset({"Add", "Mul", "Sum", "Max", "Min", "Mean"})
 _MOST_DIFFERENCES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Numbers:
+    """Constants that an operator works with, other than a layer's weights.
+
+    Attributes:
+        values: in float64, with an axis for each of the value's, or one number.
+        magnitude: the largest of the terms behind each value: where these cancel, the value's own
+            ulp says little.
+        dtype: the type they are stored in.
+        roundings: to that type, behind each value.
+    """
+
+    values: Float64Array
+    magnitude: Float64Array
+    dtype: str = "float32"
+    roundings: int = 0
+
+    @classmethod
+    def of(cls, values: Any, dtype: str = "float32", roundings: int = 0) -> "Numbers":
+        """Return numbers that are no sums."""
+        array = np.atleast_1d(np.asarray(values, np.float64))
+        return cls(values=array, magnitude=np.abs(array), dtype=dtype, roundings=roundings)
+
+    @classmethod
+    def one(cls) -> "Numbers":
+        """Return the neutral factor."""
+        return cls.of(1.0)
+
+    @classmethod
+    def zero(cls) -> "Numbers":
+        """Return the neutral term."""
+        return cls.of(0.0)
+
+    def map(self, change: Callable[[Float64Array], Float64Array]) -> "Numbers":
+        """Return the numbers in another shape."""
+        return replace(self, values=change(self.values), magnitude=change(self.magnitude))
+
+    def times(self, other: "Numbers") -> "Numbers":
+        """Return the products."""
+        with np.errstate(invalid="ignore", over="ignore"):  # 0 times an open bound
+            values = np.nan_to_num(
+                self.values * other.values, nan=0.0, posinf=np.inf, neginf=-np.inf
+            )
+            magnitude = np.nan_to_num(
+                self.magnitude * other.magnitude, nan=0.0, posinf=np.inf, neginf=-np.inf
+            )
+        return replace(
+            self,
+            values=values,
+            magnitude=magnitude,
+            roundings=self.roundings + other.roundings,
+        )
+
+    def plus(self, other: "Numbers") -> "Numbers":
+        """Return the sums."""
+        if not self.values.any():
+            return other
+        if not other.values.any():
+            return self
+        return replace(
+            self,
+            values=self.values + other.values,
+            magnitude=np.maximum(
+                *np.broadcast_arrays(self.magnitude, other.magnitude),
+            ),
+            roundings=self.roundings + other.roundings,
+        )
+
+    def inverse(self) -> "Numbers":
+        """Return the reciprocals."""
+        return replace(self, values=1 / self.values, magnitude=1 / np.abs(self.values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,6 +111,7 @@ class Affine:
         num_products: the products that one output adds up.
         bias_magnitude: (O,), the largest of the bias's terms by absolute value: its own ulp says
             little where they cancel.
+        roundings: to `dtype`, behind each weight.
     """
 
     weight: Float64Array
@@ -47,6 +119,7 @@ class Affine:
     dtype: str
     num_products: int
     bias_magnitude: Float64Array
+    roundings: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,8 +132,7 @@ class SkeletonNode:
         attributes: all of them, defaults filled in, as text.
         sources: its operands: a node by its place in the skeleton, or an input as -1, -2, ...
         affine: its weights, if it is an affine layer.
-        reads: the name of the value that an affine layer reads.
-        writes: the name of the value it computes.
+        numbers: its other constants.
     """
 
     name: str
@@ -68,37 +140,72 @@ class SkeletonNode:
     attributes: tuple[tuple[str, str], ...]
     sources: tuple[int, ...]
     affine: Affine | None = None
-    reads: str = ""
-    writes: str = ""
+    numbers: tuple[Numbers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Skeleton:
-    """A network: its nodes, sources before readers, and the places of its outputs."""
+    """A network: its nodes, sources before readers, and its inputs and outputs.
+
+    Attributes:
+        nodes: see there.
+        outputs: their places.
+        shapes: of the outputs, with open sizes as polynomials.
+        dtypes: of the outputs.
+        inputs: the shape and type of each.
+    """
 
     nodes: tuple[SkeletonNode, ...]
     outputs: tuple[int, ...]
+    shapes: tuple[tuple[Any, ...], ...] = ()
+    dtypes: tuple[str, ...] = ()
+    inputs: tuple[tuple[tuple[Any, ...], str], ...] = ()
+
+    def without_unread(self) -> "Skeleton":
+        """Return the skeleton without nodes that no output depends on."""
+        needed: set[int] = set()
+        waiting = [place for place in self.outputs if place >= 0]
+        while waiting:
+            place = waiting.pop()
+            if place not in needed:
+                needed.add(place)
+                waiting += [k for k in self.nodes[place].sources if k >= 0]
+        order = sorted(needed)
+        moved = {old: new for new, old in enumerate(order)}
+
+        def move(place: int) -> int:
+            return moved[place] if place >= 0 else place
+
+        nodes = (self.nodes[place] for place in order)
+        return replace(
+            self,
+            nodes=tuple(replace(node, sources=tuple(map(move, node.sources))) for node in nodes),
+            outputs=tuple(map(move, self.outputs)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Alignment:
-    """The pairs of affine layers (reference, candidate), in the reference's order."""
+    """The pairs of operators with numbers (reference, candidate), in the reference's order."""
 
     pairs: tuple[tuple[SkeletonNode, SkeletonNode], ...]
     result: StructureResult
 
 
+# What only moves elements about: with another one of these, what follows may make up for it.
+_MOVEMENTS = frozenset(
+    {"Reshape", "Transpose", "Slice", "Concat", "Gather", "Expand", "Pad", "Tile"}
+)
+
+
 def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
-    """Return the pairs of layers that correspond, and the differences of the networks."""
+    """Return the pairs of operators that correspond, and the differences of the networks."""
     digests = _digests(reference), _digests(candidate)
-    differences: list[str] = []
-    same_form = len(reference.outputs) == len(candidate.outputs)
-    pairs: dict[int, int] = {}
-    if not same_form:
-        differences.append(
-            f"the reference has {len(reference.outputs)} outputs, "
-            f"the candidate {len(candidate.outputs)}"
-        )
+    differences = _differences_at_the_ends(reference, candidate)
+    # Ends of another kind are another network: whoever calls it sees it.
+    same_form = True
+    pairs: list[tuple[int, int]] = []
+    marks = _fingerprints(reference), _fingerprints(candidate)
     waiting = list(zip(reference.outputs, candidate.outputs, strict=False))[::-1]
     seen = set(waiting)
     while waiting:
@@ -117,23 +224,55 @@ def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
         if not is_alike or mine is None or other is None:
             continue
         if _own(mine) != _own(other):
+            same_form = same_form and mine.op not in _MOVEMENTS
             differences.append(_attribute_difference(mine, other))
-        if mine.affine is not None:
-            pairs[ours] = theirs
-        for pair in _paired_sources(mine, other, digests):
+        if mine.affine is not None or mine.numbers:
+            pairs.append((ours, theirs))
+        for pair in _paired_sources(mine, other, digests, marks):
             if pair not in seen:
                 seen.add(pair)
                 waiting.append(pair)
+    layers = {k for k, node in enumerate(reference.nodes) if node.affine is not None}
     return Alignment(
-        pairs=tuple((reference.nodes[k], candidate.nodes[pairs[k]]) for k in sorted(pairs)),
+        pairs=tuple((reference.nodes[a], candidate.nodes[b]) for a, b in sorted(pairs)),
         result=StructureResult(
             num_nodes=len(reference.nodes),
-            num_layers=sum(node.affine is not None for node in reference.nodes),
-            num_aligned=len(pairs),
+            num_layers=len(layers),
+            num_aligned=len({ours for ours, _ in pairs} & layers),
             same_form=same_form,
             differences=tuple(differences[:_MOST_DIFFERENCES]),
         ),
     )
+
+
+def _differences_at_the_ends(reference: Skeleton, candidate: Skeleton) -> list[str]:
+    """Return the differences of inputs and outputs: their number, shapes and kinds."""
+    found = []
+    if len(reference.outputs) != len(candidate.outputs):
+        found.append(
+            f"the reference has {len(reference.outputs)} outputs, "
+            f"the candidate {len(candidate.outputs)}"
+        )
+    for k, (ours, theirs) in enumerate(zip(reference.shapes, candidate.shapes, strict=False)):
+        if ours != theirs:
+            found.append(f"output {k} has shape {theirs}, in the reference {ours}")
+    for k, (mine, other) in enumerate(zip(reference.dtypes, candidate.dtypes, strict=False)):
+        if _kind(mine) != _kind(other):
+            found.append(f"output {k} is {other}, in the reference {mine}")
+    if len(reference.inputs) != len(candidate.inputs):
+        found.append(
+            f"the reference has {len(reference.inputs)} inputs, "
+            f"the candidate {len(candidate.inputs)}"
+        )
+    for k, (one, two) in enumerate(zip(reference.inputs, candidate.inputs, strict=False)):
+        if one[0] != two[0] or _kind(one[1]) != _kind(two[1]):
+            found.append(f"input {k} is {two[1]} {two[0]}, in the reference {one[1]} {one[0]}")
+    return found
+
+
+def _kind(dtype: str) -> str:
+    """Return a type of value; the reference's floats are all in float64."""
+    return "float" if "float" in dtype else dtype
 
 
 def _node(skeleton: Skeleton, place: int) -> SkeletonNode | None:
@@ -153,29 +292,58 @@ def _digests(skeleton: Skeleton) -> list[bytes]:
 
 
 def _own(node: SkeletonNode) -> tuple[Any, ...]:
-    """Return a node's content without its wiring."""
+    """Return a node's content without its wiring and its numbers."""
     shape = None if node.affine is None else node.affine.weight.shape
-    return (node.op, node.attributes, shape)
+    return (node.op, node.attributes, shape, tuple(n.values.shape for n in node.numbers))
+
+
+def _fingerprints(skeleton: Skeleton) -> list[float]:
+    """Return a number for each node that is nearly the same for nearly the same numbers.
+
+    Operands of one form are paired in its order; a pair that is wrong shows in its numbers.
+    """
+    found: list[float] = []
+    for node in skeleton.nodes:
+        arrays = [numbers.values for numbers in node.numbers]
+        if node.affine is not None:
+            arrays += [node.affine.weight, node.affine.bias]
+        own = sum(
+            float(np.sum(np.abs(a[np.isfinite(a)]))) + float(np.sum(a[np.isfinite(a)])) / 3
+            for a in arrays
+        )
+        sources = [_mark(k, found) for k in node.sources]
+        if node.op in _COMMUTATIVE:
+            sources.sort()
+        found.append(own + sum(0.3 / (k + 1) * mark for k, mark in enumerate(sources)))
+    return found
+
+
+def _mark(source: int, marks: Sequence[float]) -> float:
+    return marks[source] if source >= 0 else float(source)
 
 
 def _paired_sources(
-    mine: SkeletonNode, other: SkeletonNode, digests: tuple[list[bytes], list[bytes]]
+    mine: SkeletonNode,
+    other: SkeletonNode,
+    digests: tuple[list[bytes], list[bytes]],
+    marks: tuple[list[float], list[float]],
 ) -> Iterator[tuple[int, int]]:
     """Yield the pairs of corresponding sources."""
-    theirs = list(other.sources)
     if mine.op not in _COMMUTATIVE:
-        yield from zip(mine.sources, theirs, strict=True)
+        yield from zip(mine.sources, other.sources, strict=True)
         return
-    unpaired = []
-    for source in mine.sources:
-        digest = _digest(source, digests[0])
-        twin = next((t for t in theirs if _digest(t, digests[1]) == digest), None)
-        if twin is None:
-            unpaired.append(source)
-        else:
-            theirs.remove(twin)
-            yield source, twin
-    yield from zip(unpaired, theirs, strict=True)
+    by_digest: tuple[dict[bytes, list[int]], dict[bytes, list[int]]] = ({}, {})
+    for which, node in enumerate((mine, other)):
+        for source in sorted(node.sources, key=lambda k, w=which: _mark(k, marks[w])):  # type: ignore[misc]
+            by_digest[which].setdefault(_digest(source, digests[which]), []).append(source)
+    unpaired: tuple[list[int], list[int]] = ([], [])
+    for digest in dict.fromkeys((*by_digest[0], *by_digest[1])):
+        ours, theirs = (found.get(digest, []) for found in by_digest)
+        yield from zip(ours, theirs, strict=False)
+        both = min(len(ours), len(theirs))
+        unpaired[0].extend(ours[both:])
+        unpaired[1].extend(theirs[both:])
+    yield from zip(*unpaired, strict=True)
 
 
 def _digest(source: int, digests: Sequence[bytes]) -> bytes:
@@ -190,12 +358,11 @@ def _attribute_difference(mine: SkeletonNode, other: SkeletonNode) -> str:
                 f"`{other.name}` ({other.op}) has {key} {theirs.get(key)}, "
                 f"the reference {ours.get(key)}"
             )
-    assert mine.affine is not None
-    assert other.affine is not None
-    return (
-        f"`{other.name}` ({other.op}) has weights of shape {other.affine.weight.shape}, "
-        f"the reference {mine.affine.weight.shape}"
+    first, second = (
+        node.affine.weight.shape if node.affine else [n.values.shape for n in node.numbers]
+        for node in (other, mine)
     )
+    return f"`{other.name}` ({other.op}) has weights of shape {first}, the reference {second}"
 
 
 def _title(skeleton: Skeleton, place: int) -> str:

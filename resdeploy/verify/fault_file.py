@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.files import atomic_write
-from resdeploy.verify.compare_structure import Affine, SkeletonNode
+from resdeploy.verify.own_layers import OwnLayer
 from resdeploy.verify.run_layers import NodeFault, convolution_alone, node_model
 
 __all__ = ["write_fault"]
@@ -35,9 +35,8 @@ def write_fault(folder: Path, fault: NodeFault, model: onnx.ModelProto) -> Path:
     return path
 
 
-def _node_alone(node: SkeletonNode, model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
-    assert node.affine is not None
-    affine: Affine = node.affine
+def _node_alone(node: OwnLayer, model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
+    affine = node.affine
     weight, bias = (_stored(array, affine.dtype) for array in (affine.weight, affine.bias))
     if node.op == "Linear":
         product, weight = "MatMul", np.ascontiguousarray(weight.T)

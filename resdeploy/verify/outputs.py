@@ -107,7 +107,8 @@ def judge_session_outputs(
         golden=golden.info,
         verdicts=tuple(verdicts),
         reference_accuracy=_accuracy(golden.reference, golden),
-        missing={"structure": _ONLY_OUTPUTS, "static": _ONLY_OUTPUTS},
+        missing=dict.fromkeys(("structure", "static", "metadata"), _ONLY_OUTPUTS),
+        accepts="outputs",
     )
 
 

@@ -20,7 +20,7 @@ from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session import batches
-from resdeploy.verify.certify import Reference
+from resdeploy.verify.certify import JUDGED_METADATA, Reference
 from resdeploy.verify.golden_file import Golden
 
 __all__ = ["load_reference"]
@@ -77,7 +77,10 @@ def load_reference(
     )
     folded = ir.from_proto(doubled)
     fold_batchnorm(folded)
-    return golden, Reference(model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False)
+    stated = {e.key: e.value for e in model.metadata_props if e.key in JUDGED_METADATA}
+    return golden, Reference(
+        model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False, metadata=stated
+    )
 
 
 def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], InputKind]:

@@ -14,8 +14,9 @@ from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.graph.onnx_file import fed_inputs
 from resdeploy.schema.verdicts import NodeError, NodeLocalResult
-from resdeploy.verify.compare_structure import Affine, SkeletonNode
+from resdeploy.verify.compare_structure import Affine
 from resdeploy.verify.layer_bounds import judge_node, judge_nodes
+from resdeploy.verify.own_layers import OwnLayer
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["NodeFault", "Run", "certify_nodes", "convolution_alone", "expose", "node_model"]
@@ -33,8 +34,7 @@ _MOST_ELEMENTS = 3 * 224 * 224
 class NodeFault:
     """A faulty node with its inputs, its result and the exact one."""
 
-    node: SkeletonNode
-    affine: Affine
+    node: OwnLayer
     inputs: Array
     computed: Array
     exact: Array
@@ -43,7 +43,7 @@ class NodeFault:
 
 def certify_nodes(
     model: onnx.ModelProto,
-    layers: Sequence[tuple[SkeletonNode, Affine]],
+    layers: Sequence[OwnLayer],
     inputs: Array,
     run: Run,
     *,
@@ -53,12 +53,12 @@ def certify_nodes(
 
     Args:
         model: the candidate, with its weights in it.
-        layers: its affine nodes, each with the numbers it should have.
+        layers: its affine nodes.
         inputs: (N, ...); the first one or two are run.
         run: computes a model's outputs, with optimisations that keep them as they are.
         unit_roundoff: u of the arithmetic that is claimed.
     """
-    names = dict.fromkeys(name for node, _ in layers for name in (node.reads, node.writes))
+    names = dict.fromkeys(name for node in layers for name in (node.reads, node.writes))
     affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
     name = fed_inputs(model)[0].name
@@ -67,22 +67,20 @@ def certify_nodes(
     protos = {output: node for node in model.graph.node for output in node.output}
     found: list[NodeError] = []
     fault = None
-    for node, affine in layers:
+    for node in layers:
         x, y = values[node.reads], values[node.writes]
-        exact, magnitude = _exact(node, protos[node.writes], affine, x)
+        exact, magnitude = _exact(node, protos[node.writes], node.affine, x)
         error = judge_node(
             node.name,
             y,
             exact.reshape(y.shape),
             magnitude.reshape(y.shape),
-            affine.num_products,
+            node.affine.num_products,
             unit_roundoff=unit_roundoff,
         )
         found.append(error)
         if fault is None and not error.of_estimate <= 1:
-            fault = NodeFault(
-                node=node, affine=affine, inputs=x, computed=y, exact=exact, error=error
-            )
+            fault = NodeFault(node=node, inputs=x, computed=y, exact=exact, error=error)
     return judge_nodes(found, num_inputs=len(batch)), fault
 
 
@@ -121,9 +119,7 @@ def convolution_alone(node: onnx.NodeProto) -> onnx.NodeProto:
     return single
 
 
-def _exact(
-    node: SkeletonNode, proto: onnx.NodeProto, affine: Affine, x: Array
-) -> tuple[Array, Array]:
+def _exact(node: OwnLayer, proto: onnx.NodeProto, affine: Affine, x: Array) -> tuple[Array, Array]:
     """Return (W x + b, |W| |x| + |b|) in float64; `proto` is the node that writes the value."""
     wide = x.astype(np.float64)
     pairs = (
@@ -134,9 +130,7 @@ def _exact(
     return exact, magnitude
 
 
-def _apply(
-    node: SkeletonNode, proto: onnx.NodeProto, x: Array, weight: Array, bias: Array
-) -> Array:
+def _apply(node: OwnLayer, proto: onnx.NodeProto, x: Array, weight: Array, bias: Array) -> Array:
     if node.op == "Linear":
         return np.asarray(x @ weight.T + bias)
     if node.op in ("BatchNormalization", "Sub"):  # a scale and a shift

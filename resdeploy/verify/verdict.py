@@ -4,12 +4,13 @@
 self-test and the benchmarks all come here. Needs no torch.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
-from resdeploy.schema.verdicts import VerifyReport
+from resdeploy.schema.verdicts import Accepts, VerifyReport
 from resdeploy.session.session import Session, open_session
 from resdeploy.verify.certify import Reference, add_certificate, certify_file
 from resdeploy.verify.fault_file import write_fault
@@ -28,6 +29,7 @@ def judge_model(
     *,
     precision: PrecisionName = "float32",
     conformance: bool = True,
+    accepts: Accepts = "proof",
     artifacts: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     on_fault: Callable[[str, Path], None] = lambda provider, path: None,
@@ -42,6 +44,7 @@ def judge_model(
         sessions: open sessions of `model`.
         precision: the arithmetic it is said to compute in.
         conformance: whether to call each session in other ways too.
+        accepts: the least that passes.
         artifacts: the folder to write the first faulty node of each provider to.
         on_stage: told the name of each stage.
         on_fault: told the provider of a faulty node, and the file it was written to.
@@ -61,7 +64,7 @@ def judge_model(
     if artifacts is not None:
         for provider, fault in faults.items():
             on_fault(provider, write_fault(artifacts / provider, fault, proto))
-    return report
+    return dataclasses.replace(report, accepts=accepts)
 
 
 def _run_on(spec: SessionSpec) -> Run:

@@ -1,0 +1,1 @@
+"""The normal form of a network: a closed list of operators, and the rewritings between writers."""

@@ -1,0 +1,366 @@
+"""Affine layers in normal form: Conv, ConvTranspose, Gemm, MatMul and BatchNormalization."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from resdeploy.fold import algebra
+from resdeploy.graph.affine_layer import AffineLayer, Array, read_node
+from resdeploy.verify.compare_structure import Affine, Numbers
+from resdeploy.verify.normal.builder import Known, Tensor, Value, broadcast
+from resdeploy.verify.normal.dims import Sizes, floor_div
+from resdeploy.verify.normal.rules import Operator, Reading, explicit_pads, gelu, padded, sliced
+
+__all__ = ["LAYER_RULES", "batchnorm_numbers", "linear_affine", "window_affine"]
+
+
+def _conv(r: Reading, op: Operator) -> Sequence[Value]:
+    """A Pad with zeros before a convolution is its padding; one that moves pixels is a movement."""
+    x, weight = op.tensor(), op.known(1)
+    assert weight is not None
+    layer = read_node(op.node, weight.values.shape)
+    spans = [d * (k - 1) + 1 for d, k in zip(layer.dilations, layer.kernel, strict=True)]
+    sizes = x.shape[2:]
+    transposed = op.node.op_type == "ConvTranspose"
+    if x.rank != weight.values.ndim or x.shape[1] != layer.num_inputs:
+        raise op.refuse(f"reads a value of shape {x.shape}")
+    if transposed:
+        if layer.auto_pad != "NOTSET" or op.attributes.get("output_shape"):
+            raise op.refuse("states the shape of its output")
+        pads, extra = (
+            list(layer.pads),
+            list(op.attributes.get("output_padding") or [0] * len(sizes)),
+        )
+        found = [
+            (size - 1) * step + span + more - pads[k] - pads[k + len(sizes)]
+            for k, (size, step, span, more) in enumerate(
+                zip(sizes, layer.strides, spans, extra, strict=True)
+            )
+        ]
+        attributes: dict[str, Any] = {"output_padding": extra}
+    else:
+        pads = explicit_pads(op, sizes, spans, layer.strides)
+        x, pads = _with_padding(r, x, pads)
+        sizes = x.shape[2:]
+        found = [
+            floor_div(size + pads[k] + pads[k + len(sizes)] - span, step) + 1
+            for k, (size, span, step) in enumerate(zip(sizes, spans, layer.strides, strict=True))
+        ]
+        attributes = {}
+        if (moved := _padded_shortcut(r, op, layer, weight.values, x, pads)) is not None:
+            return [moved]
+    attributes |= {
+        "dilations": layer.dilations,
+        "group": layer.groups,
+        "kernel_shape": layer.kernel,
+        "pads": pads,
+        "strides": layer.strides,
+    }
+    affine = window_affine(r, op, layer)
+    shape = (x.shape[0], layer.num_outputs, *found)
+    return [r.build.add(op.node.op_type, [x], shape, attributes=attributes, affine=affine)]
+
+
+def window_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine:
+    """Return the numbers of a convolution."""
+    weight, bias = op.known(1), op.known(2)
+    assert weight is not None
+    zeros = np.zeros(layer.num_outputs)
+    own = zeros if bias is None else np.broadcast_to(bias.values.reshape(-1), zeros.shape)
+    return r.affine(op.node, weight, own, layer.num_products)
+
+
+def _with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
+    """Return (x, pads) with a Pad of zeros around the image taken in."""
+    node = r.build.made_by(x, "Pad")
+    if node is None or node.numbers:
+        return x, pads
+    added: dict[int, list[int]] = {}
+    for name, value in node.attributes:
+        kind, _, axis = name.partition(" ")
+        if kind != "axis" or int(axis) < 2:
+            return x, pads
+        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
+    if any(n < 0 for both in added.values() for n in both):
+        return x, pads
+    dims = len(pads) // 2
+    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
+        added.get(k, [0, 0])[1] for k in range(dims)
+    ]
+    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
+
+
+def _padded_shortcut(
+    r: Reading, op: Operator, layer: AffineLayer, weight: Array, x: Tensor, pads: Sequence[int]
+) -> Tensor | None:
+    """Return the Slice and the Pad that a 1x1 convolution of zeros and ones stands for."""
+    bias = op.known(2)
+    if layer.kernel != (1, 1) or layer.groups != 1 or any(pads):
+        return None
+    num_outputs, num_inputs = layer.num_outputs, layer.num_inputs
+    before = int(weight[:, 0].argmax())
+    if (
+        (bias is not None and bias.values.any())
+        or num_outputs <= num_inputs
+        or max(layer.strides) == 1
+        or not np.array_equal(weight[:, :, 0, 0], np.eye(num_outputs, num_inputs, k=-before))
+    ):
+        return None
+
+    for axis, step in enumerate(layer.strides, start=2):
+        x = sliced(r.build, x, axis, 0, x.shape[axis], step)
+    return padded(r.build, x, {1: (before, num_outputs - num_inputs - before)}, "constant", 0.0)
+
+
+def _gemm(r: Reading, op: Operator) -> Sequence[Value]:
+    a, b, c = op.at(0), op.at(1), op.at(2)
+    if isinstance(a, Tensor) and isinstance(b, Known) and (c is None or isinstance(c, Known)):
+        layer = read_node(op.node, b.values.shape)
+        if not layer.reads_columns:
+            affine = linear_affine(r, op, layer)
+            if affine is not None:
+                return [_linear(r, a, affine)]
+    alpha, beta = (Numbers.of(op.attributes.get(n, 1.0)) for n in ("alpha", "beta"))
+    left, right = (_turned(r, v, op.flag(n)) for v, n in ((a, "transA"), (b, "transB")))
+    product = r.build.scaled(_product(r, op, left, right), alpha)
+    if c is None:
+        return [product]
+    if isinstance(c, Tensor):
+        shape = broadcast([product.shape, c.shape])
+        return [r.build.total([product, r.build.scaled(c, beta)], shape)]
+    shift = r.numbers(c).times(beta)
+    return [r.build.scale_shift(product, Numbers.one(), shift, product.shape)]
+
+
+def linear_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine | None:
+    """Return the numbers of a matrix product with constants; None if its bias differs by row."""
+    weight, bias = op.known(1), op.known(2)
+    assert weight is not None
+    turned = Known(
+        values=layer.by_output(weight.values * layer.alpha),
+        dtype=weight.dtype,
+        roundings=weight.roundings,
+    )
+    added = np.zeros(1) if bias is None else bias.values.reshape(-1) * layer.beta
+    if added.size not in (1, layer.num_outputs) or (
+        bias is not None and bias.values.ndim > 1 and bias.values.shape[-1] != added.size
+    ):
+        return None
+    own = np.broadcast_to(added, (layer.num_outputs,))
+    return r.affine(op.node, turned, own, layer.num_products)
+
+
+def _linear(r: Reading, x: Tensor, affine: Affine) -> Tensor:
+    """Return a product over the last axis; reshapes that keep this axis are put after it."""
+    build = r.build
+    if build.made_by(x, "Reshape"):
+        inner = build.source(x)
+        if inner.rank and inner.shape[-1] == x.shape[-1] and x.rank >= 1 and inner.rank >= 2:
+            found = _linear(r, inner, affine)
+            return build.reshape(found, (*x.shape[:-1], found.shape[-1]))
+    shape = (*x.shape[:-1], len(affine.bias))
+    return build.add("Linear", [x], shape, affine=affine)
+
+
+def _matmul(r: Reading, op: Operator) -> Sequence[Value]:
+    a, b = op.at(0), op.at(1)
+    if isinstance(a, Tensor) and isinstance(b, Known) and b.values.ndim == 2:
+        affine = linear_affine(r, op, read_node(op.node, b.values.shape))
+        assert affine is not None
+        if a.shape[-1] != affine.weight.shape[1]:
+            raise op.refuse(f"reads a value of shape {a.shape}")
+        return [_linear(r, a, affine)]
+    return [_product(r, op, a, b)]
+
+
+def _product(r: Reading, op: Operator, a: Value | None, b: Value | None) -> Tensor:
+    """Return a matrix product; what is one number in either factor is taken out of it."""
+    build = r.build
+    scale, tensors, numbers, shapes, attributes = Numbers.one(), [], [], [], {}
+    for which, value in enumerate((a, b)):
+        if isinstance(value, Tensor):
+            inner, own = build.split_scale(value)
+            scale = scale.times(own)
+            tensors.append(inner)
+            shapes.append(inner.shape)
+            attributes[f"operand {which}"] = "value"
+        else:
+            assert value is not None
+            numbers.append(r.numbers(value))
+            shapes.append(tuple(value.values.shape))
+    if len(tensors) == 2:
+        attributes = {}
+    if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-2]:
+        raise op.refuse(f"multiplies {shapes[0]} by {shapes[1]}")
+    shape: Sizes = (
+        *broadcast([shapes[0][:-2], shapes[1][:-2]] if max(map(len, shapes)) > 2 else [(1,)]),
+        shapes[0][-2],
+        shapes[1][-1],
+    )
+    shape = shape[-max(map(len, shapes)) :]
+    found = build.add("MatMul", tensors, shape, attributes=attributes, numbers=numbers)
+    return build.scaled(found, scale)
+
+
+def _turned(r: Reading, value: Value | None, transposed: int) -> Value | None:
+    if not transposed or value is None:
+        return value
+    if isinstance(value, Tensor):
+        return r.build.transpose(value, [1, 0])
+    return Known(values=value.values.T, dtype=value.dtype, roundings=value.roundings)
+
+
+# Of scale and shift: var + eps, square root, division; mean * scale and the difference.
+ROUNDINGS_OF_BATCHNORM = 5
+
+
+def _batchnorm(r: Reading, op: Operator) -> Sequence[Value]:
+    """Scale * x + shift for each channel, at inference."""
+    x = op.tensor()
+    if (
+        op.flag("training_mode")
+        or not op.flag("spatial", 1)
+        or (r.opset < 7 and not op.flag("is_test"))
+    ):
+        raise op.refuse("is in training mode")
+    if len([name for name in op.node.output if name]) > 1:
+        raise op.refuse("is in training mode")
+    scale, shift, magnitude = batchnorm_numbers(op)
+    along = (-1,) + (1,) * (x.rank - 2)
+    first = op.known(1)
+    assert first is not None
+    numbers = [
+        Numbers(
+            values=values.reshape(along),
+            magnitude=size.reshape(along),
+            dtype=first.dtype,
+            roundings=1,
+        )
+        for values, size in ((scale, np.abs(scale)), (shift, magnitude))
+    ]
+    return [r.build.scale_shift(x, numbers[0], numbers[1], x.shape)]
+
+
+def batchnorm_numbers(op: Operator) -> tuple[Array, Array, Array]:
+    """Return (scale, shift, magnitude of the shift's terms) of a BatchNormalization, each (C,)."""
+    known = [op.known(which) for which in range(1, 5)]
+    gamma, beta, mean, var = (k.values for k in known if k is not None)
+    eps = float(np.float32(op.attributes.get("epsilon", 1e-5)))
+    scale, shift = algebra.scale_and_shift(
+        algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps)
+    )
+    return scale, shift, np.abs(mean * scale) + np.abs(beta)
+
+
+LAYER_RULES = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batchnorm,
+}
+
+
+# --- the runtime's own operators ---------------------------------------------------------------
+
+
+def _fused_conv(r: Reading, op: Operator) -> Sequence[Value]:
+    """ONNX Runtime's Conv with what follows it: Z added, then an activation."""
+    plain = onnx.NodeProto()
+    plain.CopyFrom(op.node)
+    plain.op_type, plain.domain = "Conv", ""
+    kept = [a for a in plain.attribute if not a.name.startswith("activation")]
+    del plain.attribute[:]
+    plain.attribute.extend(kept)
+    (found,) = _conv(r, Operator(plain, op.attributes, op.operands[:3]))
+    assert isinstance(found, Tensor)
+    if (added := op.at(3)) is not None:
+        if not isinstance(added, Tensor):
+            raise op.refuse("adds a constant")
+        found = r.build.total([found, added], found.shape)
+    return [_activated(r, op, found)]
+
+
+def _activated(r: Reading, op: Operator, x: Tensor) -> Tensor:
+    kind = op.string("activation")
+    given = [float(v) for v in op.attributes.get("activation_params", ())]
+    one, zero, infinite = Numbers.one(), Numbers.zero(), Numbers.of(np.inf)
+    if not kind:
+        return x
+    if kind == "Relu":
+        return r.build.clip(x, zero, infinite)
+    if kind == "Clip" and len(given) == 2:
+        low, high = (Numbers.of(v, roundings=1) for v in given)
+        return r.build.clip(x, low, high)
+    if kind == "LeakyRelu" and given:
+        return r.build.leaky(x, Numbers.of(given[0], roundings=1))
+    if kind == "HardSigmoid" and len(given) == 2:
+        alpha, beta = (Numbers.of(v, roundings=1) for v in given)
+        return r.build.clip(r.build.scale_shift(x, alpha, beta, x.shape), zero, one)
+    if kind in ("Sigmoid", "Tanh"):
+        return r.build.unary(kind, x)
+    raise op.refuse(f"ends in the activation {kind!r}")
+
+
+def _fused_gemm(r: Reading, op: Operator) -> Sequence[Value]:
+    plain = onnx.NodeProto()
+    plain.CopyFrom(op.node)
+    plain.op_type, plain.domain = "Gemm", ""
+    kept = [a for a in plain.attribute if not a.name.startswith("activation")]
+    del plain.attribute[:]
+    plain.attribute.extend(kept)
+    (found,) = _gemm(r, Operator(plain, op.attributes, op.operands))
+    assert isinstance(found, Tensor)
+    return [_activated(r, op, found)]
+
+
+def _fused_matmul(r: Reading, op: Operator) -> Sequence[Value]:
+    """Alpha A B, either of them transposed in its last two axes."""
+    if op.flag("transBatchA") or op.flag("transBatchB"):
+        raise op.refuse("transposes its batch")
+    turned: list[Value] = []
+    for which, name in enumerate(("transA", "transB")):
+        value = op.at(which)
+        assert value is not None
+        if op.flag(name):
+            if isinstance(value, Tensor):
+                order = [*range(value.rank - 2), value.rank - 1, value.rank - 2]
+                value = r.build.transpose(value, order)
+            else:
+                value = Known(values=value.values.swapaxes(-1, -2), dtype=value.dtype)
+        turned.append(value)
+    alpha = Numbers.of(op.attributes.get("alpha", 1.0), roundings=1)
+    plain = onnx.helper.make_node("MatMul", op.node.input, op.node.output, name=op.node.name)
+    (found,) = _matmul(r, Operator(plain, {}, turned))
+    assert isinstance(found, Tensor)
+    return [r.build.scaled(found, alpha)]
+
+
+def _contrib_gelu(approximate: str) -> Any:
+    def rule(r: Reading, op: Operator) -> Sequence[Value]:
+
+        x, bias = op.tensor(), op.at(1)
+        if isinstance(bias, Known):
+            x = r.build.scale_shift(x, Numbers.one(), r.numbers(bias), x.shape)
+        elif bias is not None:
+            raise op.refuse("adds a value")
+        return [gelu(r.build, x, approximate=approximate)]
+
+    return rule
+
+
+def _quick_gelu(r: Reading, op: Operator) -> Sequence[Value]:
+    """X sigmoid(alpha x)."""
+    x, alpha = op.tensor(), Numbers.of(op.attributes.get("alpha", 1.702), roundings=1)
+    return [r.build.times([x, r.build.unary("Sigmoid", r.build.scaled(x, alpha))], x.shape)]
+
+
+CONTRIB_RULES = {
+    "FusedConv": _fused_conv,
+    "FusedGemm": _fused_gemm,
+    "FusedMatMul": _fused_matmul,
+    **dict.fromkeys(("Gelu", "BiasGelu"), _contrib_gelu("none")),
+    "FastGelu": _contrib_gelu("tanh"),
+    "QuickGelu": _quick_gelu,
+}
