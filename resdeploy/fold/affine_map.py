@@ -225,7 +225,7 @@ def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> Extende
         return None
     array = array.reshape((1,) * (rank - array.ndim) + array.shape)
     fits = all(a in (1, b) for a, b in zip(array.shape, shape, strict=True))
-    return array if fits and array.shape[0] == 1 else None
+    return array if fits and array.ndim and array.shape[0] == 1 else None
 
 
 def _are_ints(shape: Shape) -> bool:
