@@ -7,7 +7,7 @@ default are read from the signature, so that there is no second list to keep.
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,10 +15,10 @@ from typing import Any, Literal
 from torch import nn
 
 from resdeploy.errors import ResdeployError
-from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, cifar_plain, cifar_resnet
+from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, CifarResNet
 from resdeploy.networks.preact_resnet import CifarPreactResNet
 from resdeploy.networks.residual_mlp import ResidualMlp
-from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet, resnet_layernorm
+from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet
 from resdeploy.networks.resnet8_tiny import ResNet8Tiny
 from resdeploy.schema.recipes import ModelSpec, Scalar
 
@@ -38,14 +38,15 @@ class Architecture:
 
     Attributes:
         name: as in a recipe and on the command line.
-        factory: makes it from `num_classes` and the options, by keyword.
+        factory: makes it from `num_classes` and the options, by keyword; keywords that are given
+            already are no options.
         input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
             images take other sizes too.
         family: its kind and its source, in one line.
     """
 
     name: str
-    factory: Callable[..., nn.Module]
+    factory: partial[Any]
     input_shape: tuple[int, ...]
     family: str
 
@@ -53,7 +54,8 @@ class Architecture:
     def options(self) -> Mapping[str, inspect.Parameter]:
         """The parameters of the factory that are options, with type and default, by name."""
         parameters = inspect.signature(self.factory).parameters
-        return {name: p for name, p in parameters.items() if name != "num_classes"}
+        fixed = {"num_classes", *self.factory.keywords}
+        return {name: p for name, p in parameters.items() if name not in fixed}
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -70,7 +72,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
             where=f"architecture {spec.arch}",
         )
     _check_options(architecture, spec.options)
-    return architecture.factory(num_classes=spec.num_classes, **spec.options)
+    network: nn.Module = architecture.factory(num_classes=spec.num_classes, **spec.options)
+    return network
 
 
 def input_shape(spec: ModelSpec) -> tuple[int, ...]:
@@ -158,70 +161,60 @@ def _fits(value: Scalar, kind: Any) -> bool:
 def _expected(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
-    names = {
-        bool: "true or false",
-        int: "a whole number of at least 1",
-        float: "a number",
-        str: "a text",
-    }
-    return names[kind]
+    names = {bool: "true or false", float: "a number", str: "a text"}
+    return names.get(kind, "a whole number of at least 1")
 
 
 def _describe(option: inspect.Parameter) -> str:
     return f"{option.name} ({_expected(option.annotation)}; default {option.default!r})"
 
 
+def _by_depth(prefix: str, network: Callable[..., nn.Module]) -> dict[str, partial[Any]]:
+    return {f"{prefix}{depth}": partial(network, depth) for depth in CIFAR_DEPTHS}
+
+
 _IMAGE, _SMALL_IMAGE = (3, 224, 224), (3, 32, 32)
-_CIFAR_FAMILIES: Mapping[str, tuple[Callable[..., nn.Module], str]] = {
-    "cifar_resnet": (
-        cifar_resnet,
-        "CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C",
+_FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, partial[Any]]]] = {
+    "ImageNet ResNet v1.5, with torchvision's parameter names": (
+        _IMAGE,
+        {name: partial(ResNet, layout) for name, layout in RESNET_LAYOUTS.items()},
     ),
-    "cifar_plain": (
-        cifar_plain,
-        "the layers of the CIFAR ResNet without shortcuts, to show degradation",
+    # LayerNorm computes its statistics from every sample: the honest control for a fold that
+    # claims to find only what can be folded.
+    "ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds": (
+        _IMAGE,
+        {
+            "resnet18_layernorm": partial(
+                ResNet, RESNET_LAYOUTS["resnet18"], norm="layer", norm_momentum=0.1
+            )
+        },
     ),
-    "cifar_preact_resnet": (
-        CifarPreactResNet,
-        "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
+    "CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C": (
+        _SMALL_IMAGE,
+        _by_depth("cifar_resnet", partial(CifarResNet, plain=False)),
+    ),
+    "the layers of the CIFAR ResNet without shortcuts, to show degradation": (
+        _SMALL_IMAGE,
+        _by_depth(
+            "cifar_plain",
+            partial(CifarResNet, plain=True, shortcut="A", zero_init_last_gamma=False),
+        ),
+    ),
+    "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B": (
+        _SMALL_IMAGE,
+        _by_depth("cifar_preact_resnet", CifarPreactResNet),
+    ),
+    "ResNet-8 of MLPerf Tiny's image classification": (
+        _SMALL_IMAGE,
+        {"resnet8_tiny": partial(ResNet8Tiny)},
+    ),
+    "residual network of linear layers, for vectors such as MNIST-1D's": (
+        (40,),
+        {"residual_mlp": partial(ResidualMlp)},
     ),
 }
-
-
-def _list_architectures() -> Iterable[Architecture]:
-    for name, layout in RESNET_LAYOUTS.items():
-        yield Architecture(
-            name=name,
-            factory=partial(ResNet, layout),
-            input_shape=_IMAGE,
-            family="ImageNet ResNet v1.5, with torchvision's parameter names",
-        )
-    yield Architecture(
-        name="resnet18_layernorm",
-        factory=partial(resnet_layernorm, RESNET_LAYOUTS["resnet18"]),
-        input_shape=_IMAGE,
-        family="ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds",
-    )
-    for prefix, (factory, family) in _CIFAR_FAMILIES.items():
-        for depth in CIFAR_DEPTHS:
-            yield Architecture(
-                name=f"{prefix}{depth}",
-                factory=partial(factory, depth),
-                input_shape=_SMALL_IMAGE,
-                family=family,
-            )
-    yield Architecture(
-        name="resnet8_tiny",
-        factory=ResNet8Tiny,
-        input_shape=_SMALL_IMAGE,
-        family="ResNet-8 of MLPerf Tiny's image classification",
-    )
-    yield Architecture(
-        name="residual_mlp",
-        factory=ResidualMlp,
-        input_shape=(40,),
-        family="residual network of linear layers, for vectors such as MNIST-1D's",
-    )
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _list_architectures()}
+ARCHITECTURES: Mapping[str, Architecture] = {
+    name: Architecture(name=name, factory=factory, input_shape=shape, family=family)
+    for family, (shape, factories) in _FAMILIES.items()
+    for name, factory in factories.items()
+}
