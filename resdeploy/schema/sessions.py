@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from resdeploy.schema.codec import Judged, Record, record
@@ -81,16 +80,12 @@ class SessionSpec(Record):
     cuda_graph: Annotated[bool, _CUDA_GRAPH] = False
 
 
-def _session_options() -> dict[str, SessionOption]:
-    options = {}
-    for field in dataclasses.fields(SessionSpec):
-        kind, option = get_args(field.type)
-        options[field.name] = option._replace(kind=kind, default=field.default)
-    return options
-
-
 # By the name of the field, in its order.
-SESSION_OPTIONS: Mapping[str, SessionOption] = MappingProxyType(_session_options())
+SESSION_OPTIONS: Mapping[str, SessionOption] = {
+    field.name: option._replace(kind=kind, default=field.default)
+    for field in dataclasses.fields(SessionSpec)
+    for kind, option in [get_args(field.type)]
+}
 
 
 @record
