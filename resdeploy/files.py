@@ -113,20 +113,17 @@ def atomic_write(
         if companion is None or not (workplace / companion).exists():
             temporary.replace(path)
             return
-        _refuse_existing_file(path.with_name(companion), force=force)
-        _replace_pair(temporary, path, companion)
+        second = path.with_name(companion)
+        _refuse_existing_file(second, force=force)
+        # An old file steps aside first: it must never stand next to the companion of the new one.
+        aside = workplace / "old"
+        aside.mkdir()
+        old = [(target, aside / target.name) for target in (path, second) if target.exists()]
+        _rename_all([*old, (workplace / companion, second), (temporary, path)])
 
 
-def _replace_pair(temporary: Path, path: Path, companion: str) -> None:
-    """Rename a file and its companion into place, or put the old ones back.
-
-    An old file steps aside first: it must never stand next to the companion of the new one.
-    """
-    second = path.with_name(companion)
-    aside = temporary.parent / "old"
-    aside.mkdir()
-    old = [(target, aside / target.name) for target in (path, second) if target.exists()]
-    moves = [*old, (temporary.parent / companion, second), (temporary, path)]
+def _rename_all(moves: list[tuple[Path, Path]]) -> None:
+    """Rename files or folders in this order, or put all of them back."""
     done: list[tuple[Path, Path]] = []
     try:
         for before, after in moves:
@@ -161,17 +158,9 @@ def atomic_directory(
         temporary.mkdir()
         yield temporary
         refuse_existing_directory(path, force=force, marker=marker)
-        if not path.exists():
-            temporary.rename(path)
-            return
         # No rename replaces a full folder, so the old one steps aside, and back if need be.
-        old = workplace / "old"
-        path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
+        old = [(path, workplace / "old")] if path.exists() else []
+        _rename_all([*old, (temporary, path)])
 
 
 @contextmanager
@@ -207,30 +196,15 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 def _refuse_existing_file(path: Path, *, force: bool) -> None:
-    if not os.path.lexists(path):
-        return
     # Renaming over a device or a folder would destroy it, or fail after all the work.
-    if not path.is_file():
-        raise ResdeployError(
-            "The output exists and is not a regular file.",
-            where=str(path),
-            fix="give another output path",
-        )
-    if not force:
-        raise _exists(path)
+    _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
 
 
 def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
     """Raise the errors of `atomic_directory` about `path`, before the work that leads there."""
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir():
-        raise ResdeployError(
-            "The output exists and is not a folder.", where=str(path), fix="give another path"
-        )
-    if not force:
-        raise _exists(path)
-    if marker is not None and not (path / marker).is_file() and any(path.iterdir()):
+    is_folder = path.is_dir()
+    _refuse_existing(path, "a folder", is_one=is_folder, force=force)
+    if is_folder and marker and not (path / marker).is_file() and any(path.iterdir()):
         raise ResdeployError(
             f"The folder to replace has no {marker}: it holds something else.",
             where=str(path),
@@ -238,7 +212,10 @@ def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) ->
         )
 
 
-def _exists(path: Path) -> ResdeployError:
-    return ResdeployError(
-        "The output exists already.", where=str(path), fix="give another path, or use --force"
-    )
+def _refuse_existing(path: Path, kind: str, *, is_one: bool, force: bool) -> None:
+    if os.path.lexists(path) and not (is_one and force):
+        raise ResdeployError(
+            "The output exists already." if is_one else f"The output exists and is not {kind}.",
+            where=str(path),
+            fix="give another path, or use --force" if is_one else "give another output path",
+        )

@@ -78,8 +78,8 @@ def _packages() -> Iterator[Finding]:
         )
         return
     for requirement in requirements:
-        match = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)\s*$", requirement)
-        if match is not None:  # the others belong to extras
+        # The others belong to extras.
+        if match := re.match(r"([\w.-]+)\s*>=\s*([\d.]+)\s*$", requirement):
             yield _package(match[1], match[2])
 
 
@@ -127,8 +127,7 @@ def _runtime() -> Iterator[Finding]:
         return
     for name, distribution in found.items():
         yield from _wheel(name, distribution)
-    failure = _import_failure()
-    if failure is not None:
+    if (failure := _import_failure()) is not None:
         yield failure
     elif not found:
         yield _remark(
@@ -166,8 +165,7 @@ def _wheel(name: str, distribution: importlib.metadata.Distribution) -> Iterator
             f'pip install -U "{name}>={oldest}"',
         )
         return
-    damaged = _first_damage(distribution)
-    if damaged is not None:
+    if (damaged := _first_damage(distribution)) is not None:
         yield _fault(
             "runtime",
             f"{title} is damaged: {damaged}",
@@ -201,10 +199,9 @@ def _first_damage(distribution: importlib.metadata.Distribution) -> str | None:
 
 def _import_failure() -> Finding | None:
     """Return the failure of the runtime's import in another process; None if it succeeds."""
-    command = [sys.executable, "-c", "import onnxruntime; onnxruntime.InferenceSession"]
     try:
         run = subprocess.run(
-            command,
+            [sys.executable, "-c", "import onnxruntime; onnxruntime.InferenceSession"],
             capture_output=True,
             check=False,
             text=True,

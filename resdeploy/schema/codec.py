@@ -147,20 +147,18 @@ def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
         data = json.loads(text)
     except ValueError as error:
         raise ResdeployError(f"This is not JSON: {error}.", where=where) from error
-    if not isinstance(data, dict) or data.get("kind") != cls.__name__:
-        found = data.get("kind") if isinstance(data, dict) else None
+    kind = data.pop("kind", None) if isinstance(data, dict) else None
+    if kind != cls.__name__:
         raise ResdeployError(
-            f"This is not a {cls.__name__} record (its kind is {found!r}).", where=where
+            f"This is not a {cls.__name__} record (its kind is {kind!r}).", where=where
         )
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if (version := data.pop("schema_version", None)) != SCHEMA_VERSION:
         raise ResdeployError(
             f"The record has schema version {version!r}; this resdeploy reads {SCHEMA_VERSION}.",
             where=where,
             fix="write the record again with this version, or install the one that wrote it",
         )
-    fields = {key: value for key, value in data.items() if key not in ("kind", "schema_version")}
-    return from_json(cls, fields, where=where)
+    return from_json(cls, data, where=where)
 
 
 def from_json(cls: type[T], data: Any, *, where: str) -> T:
