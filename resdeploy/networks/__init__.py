@@ -42,13 +42,11 @@ class Architecture:
             already are no options.
         input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
             images take other sizes too.
-        family: its kind and its source, in one line.
     """
 
     name: str
     factory: partial[Any]
     input_shape: tuple[int, ...]
-    family: str
 
     @property
     def options(self) -> Mapping[str, inspect.Parameter]:
@@ -173,48 +171,29 @@ def _by_depth(prefix: str, network: Callable[..., nn.Module]) -> dict[str, parti
     return {f"{prefix}{depth}": partial(network, depth) for depth in CIFAR_DEPTHS}
 
 
-_IMAGE, _SMALL_IMAGE = (3, 224, 224), (3, 32, 32)
-_FAMILIES: Mapping[str, tuple[tuple[int, ...], Mapping[str, partial[Any]]]] = {
-    "ImageNet ResNet v1.5, with torchvision's parameter names": (
-        _IMAGE,
-        {name: partial(ResNet, layout) for name, layout in RESNET_LAYOUTS.items()},
-    ),
-    # LayerNorm computes its statistics from every sample: the honest control for a fold that
-    # claims to find only what can be folded.
-    "ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds": (
-        _IMAGE,
-        {
-            "resnet18_layernorm": partial(
-                ResNet, RESNET_LAYOUTS["resnet18"], norm="layer", norm_momentum=0.1
-            )
-        },
-    ),
-    "CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C": (
-        _SMALL_IMAGE,
-        _by_depth("cifar_resnet", partial(CifarResNet, plain=False)),
-    ),
-    "the layers of the CIFAR ResNet without shortcuts, to show degradation": (
-        _SMALL_IMAGE,
-        _by_depth(
+# By the shape of a sample.
+_FACTORIES: Mapping[tuple[int, ...], Mapping[str, partial[Any]]] = {
+    (3, 224, 224): {
+        **{name: partial(ResNet, layout) for name, layout in RESNET_LAYOUTS.items()},
+        # LayerNorm computes its statistics from every sample, so that nothing in it folds: the
+        # honest control for a fold that claims to find only what can be folded.
+        "resnet18_layernorm": partial(
+            ResNet, RESNET_LAYOUTS["resnet18"], norm="layer", norm_momentum=0.1
+        ),
+    },
+    (3, 32, 32): {
+        **_by_depth("cifar_resnet", partial(CifarResNet, plain=False)),
+        **_by_depth(
             "cifar_plain",
             partial(CifarResNet, plain=True, shortcut="A", zero_init_last_gamma=False),
         ),
-    ),
-    "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B": (
-        _SMALL_IMAGE,
-        _by_depth("cifar_preact_resnet", CifarPreactResNet),
-    ),
-    "ResNet-8 of MLPerf Tiny's image classification": (
-        _SMALL_IMAGE,
-        {"resnet8_tiny": partial(ResNet8Tiny)},
-    ),
-    "residual network of linear layers, for vectors such as MNIST-1D's": (
-        (40,),
-        {"residual_mlp": partial(ResidualMlp)},
-    ),
+        **_by_depth("cifar_preact_resnet", CifarPreactResNet),
+        "resnet8_tiny": partial(ResNet8Tiny),
+    },
+    (40,): {"residual_mlp": partial(ResidualMlp)},
 }
 ARCHITECTURES: Mapping[str, Architecture] = {
-    name: Architecture(name=name, factory=factory, input_shape=shape, family=family)
-    for family, (shape, factories) in _FAMILIES.items()
+    name: Architecture(name=name, factory=factory, input_shape=shape)
+    for shape, factories in _FACTORIES.items()
     for name, factory in factories.items()
 }
