@@ -53,10 +53,8 @@ def file_info(path: Path, *, relative_to: Path) -> FileInfo:
 def refuse_outside_weight(name: str, location: str, *, model: Path | None) -> None:
     """Refuse a weight's file outside the folder of its model: a model is not trusted.
 
-    Args:
-        name: the weight.
-        location: its file, as the model names it.
-        model: the model's file; None for one in memory, which has no folder.
+    `location` is the file of the weight `name`, as the model has it; a `model` of None is one in
+    memory, which has no folder.
 
     Raises:
         ResdeployError: the file is elsewhere, or a link leads there.
@@ -92,17 +90,12 @@ def atomic_write(
     """Give a path to write to; the file appears at `path` when the block ends well.
 
     The temporary path has the file name of `path`, as some writers depend on the name or its
-    suffix. Other files that the block writes next to it are dropped.
-
-    Args:
-        path: the file to make.
-        force: replace an existing file.
-        companion: the name of a second file that the block may write next to the first: both
-            appear, or neither.
+    suffix. Other files that the block writes next to it are dropped, but for one with the name
+    `companion`: both appear, or neither.
 
     Raises:
-        ResdeployError: a target exists and `force` is not given, or is not a regular file, or
-            its folder is missing or cannot be written to, or the disk is full.
+        ResdeployError: a target exists and `force` is not given, or is not a regular file, or its
+            folder is missing or cannot be written to, or the disk is full.
     """
     _refuse_existing_file(path, force=force)
     with _workplace(path) as workplace:
@@ -141,12 +134,8 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Give an empty folder to fill; it appears at `path` when the block ends well.
 
-    Args:
-        path: the folder to make.
-        force: replace an existing folder, with all that is in it.
-        marker: a file name that shows an existing folder to be one of ours; `force` replaces a
-            folder only if it has this file or is empty, so that a slip of the hand
-            (`-o . --force`) does not delete other files.
+    `force` replaces an existing folder, with all that is in it, but only one that has a file named
+    `marker` or is empty, so that a slip of the hand (`-o . --force`) does not delete other files.
 
     Raises:
         ResdeployError: the target exists and may not be replaced, or the folder around it is

@@ -66,9 +66,7 @@ _VERSIONS = {
 def read_cifar(name: str, path: str | Path | None) -> Dataset:
     """Return `cifar10` or `cifar100` (its fine labels): images uint8 (N, 3, 32, 32), RGB.
 
-    Args:
-        name: "cifar10" or "cifar100".
-        path: an archive, an extracted folder, or the folder that holds either.
+    `path` is an archive, an extracted folder, or the folder that holds either.
 
     Raises:
         ResdeployError: there is no such data set, or a file is truncated, damaged, or a pickle of

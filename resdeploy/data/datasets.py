@@ -26,7 +26,6 @@ __all__ = [
     "epoch_order",
     "labelled_arrays",
     "load_dataset",
-    "load_evaluation",
     "load_labelled",
     "parse_data",
     "stratified_split",
@@ -106,26 +105,15 @@ def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
     )
 
 
-def load_evaluation(
-    spec: DataSpec, preprocess: Preprocess
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Return the held-out samples, raw, and their labels or None; see `load_labelled`."""
-    samples = load_labelled(spec, preprocess)
-    return samples.x, samples.y
-
-
 def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
     """Return the held-out samples, with their labels and names as far as there are any.
 
     The test part of `load_dataset`; of an .npz `x` and `y` if it has them; and of a folder that
     holds images rather than classes all of them, in the order of their names, without labels.
 
-    Args:
-        spec: the data set.
-        preprocess: the decoding of image files; only folders of images need it.
-
     Raises:
-        ResdeployError: as `load_dataset`; or image files are given without a `preprocess`.
+        ResdeployError: as `load_dataset`; or image files are given without a `preprocess`, which
+            decodes them.
         MissingExtraError: as `load_dataset`.
     """
     if spec.name == "npz":
@@ -352,11 +340,13 @@ def _load_npz_dataset(path: Path) -> Dataset:
             where=str(path),
             fix="save it with numpy.savez(…, train_x=, train_y=, test_x=, test_y=)",
         )
-    train_x, train_y = _part(arrays, "train_", path)
-    test_x, test_y = _part(arrays, "test_", path)
-    assert train_y is not None
-    assert test_y is not None
-    return Dataset(train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
+    train_x, test_x = _batch(arrays["train_x"], path), _batch(arrays["test_x"], path)
+    return Dataset(
+        train_x=train_x,
+        train_y=_integer_labels(arrays["train_y"], len(train_x), str(path)),
+        test_x=test_x,
+        test_y=_integer_labels(arrays["test_y"], len(test_x), str(path)),
+    )
 
 
 def _load_npz_evaluation(path: Path) -> LabelledSamples:
@@ -368,7 +358,8 @@ def _load_npz_evaluation(path: Path) -> LabelledSamples:
             where=str(path),
             fix="save it with numpy.savez(…, x=, y=); y is optional",
         )
-    return _in_rows(*_part(arrays, prefix, path), str(path))
+    x, y = _batch(arrays[f"{prefix}x"], path), arrays.get(f"{prefix}y")
+    return _in_rows(x, None if y is None else _integer_labels(y, len(x), str(path)), str(path))
 
 
 def _read_npz(path: Path) -> Mapping[str, NDArray[Any]]:
@@ -378,13 +369,10 @@ def _read_npz(path: Path) -> Mapping[str, NDArray[Any]]:
     return arrays
 
 
-def _part(
-    arrays: Mapping[str, NDArray[Any]], prefix: str, path: Path
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    x, y = arrays[f"{prefix}x"], arrays.get(f"{prefix}y")
+def _batch(x: NDArray[Any], path: Path) -> NDArray[Any]:
     if x.ndim < 2 or not len(x):
         raise ResdeployError(f"Samples of shape {x.shape} are not a batch.", where=str(path))
-    return x, None if y is None else _integer_labels(y, len(x), str(path))
+    return x
 
 
 def _integer_labels(y: NDArray[Any], num_samples: int, where: str) -> NDArray[np.int64]:

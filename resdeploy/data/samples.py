@@ -47,14 +47,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledSamples:
-    """Samples as stored, with their classes.
+    """Raw samples (N, ...) as stored, with their classes, int64 (N,) or None without labels.
 
-    Attributes:
-        x: (N, ...) raw samples for `preprocess_batch`.
-        y: (N,) int64, their classes; None without labels.
-        names: the file of each sample, or its file and row.
-        labels: the names of the classes, () if unknown.
-        description: their source, in words.
+    `names` are the file of each sample, or its file and row; `labels` the names of the classes, ()
+    if unknown; `description` is their source, in words.
     """
 
     x: NDArray[Any]

@@ -67,10 +67,8 @@ def readable_by(runtime_version: str) -> Readable:
 def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
     """Return `spec` with the requested opset, in a form that the target's runtime reads.
 
-    Args:
-        spec: the request, with the default opset.
-        opset: the requested one, if any.
-        target: the record of `probe` on the target, if there is one.
+    `target` is the record of `probe` on the target, if there is one; an `opset` of None leaves the
+    default.
 
     Raises:
         ResdeployError: the record is missing or is none; or its runtime reads nothing so new.

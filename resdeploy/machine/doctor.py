@@ -34,10 +34,7 @@ _IMPORT_TIMEOUT_S = 120
 
 
 def examine(providers: Sequence[str] = ("cpu",)) -> DoctorReport:
-    """Return the findings on this machine; nothing is changed.
-
-    Args:
-        providers: the short names of those that have to start.
+    """Return the findings on this machine, which has to start these providers; nothing is changed.
 
     Raises:
         ResdeployError: there is no provider of such a name.

@@ -48,6 +48,7 @@ def read_environment() -> Environment:
     be published with the numbers.
     """
     flags = _common_flags(read_text("/proc/cpuinfo"))
+    ram_limit = read_text("/sys/fs/cgroup/memory.max").strip()
     return Environment(
         machine=platform.machine(),
         system=_system(),
@@ -61,7 +62,7 @@ def read_environment() -> Environment:
         versions=_versions(),
         cpu_features=tuple(name for name in _CPU_FEATURES if name in flags),
         cpu_limit=_cpu_limit(),
-        ram_limit_bytes=_ram_limit_bytes(),
+        ram_limit_bytes=int(ram_limit) if ram_limit.isdecimal() else None,
     )
 
 
@@ -118,11 +119,6 @@ def _cpu_limit() -> float | None:
         case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period) > 0:
             return int(quota) / int(period)
     return None
-
-
-def _ram_limit_bytes() -> int | None:
-    limit = read_text("/sys/fs/cgroup/memory.max").strip()
-    return int(limit) if limit.isdecimal() else None
 
 
 def _ram_bytes() -> int | None:

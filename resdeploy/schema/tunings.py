@@ -21,8 +21,8 @@ class TuneSpec(Record):
             the process's peak memory, or the size of the model file.
         max_drop: the largest drop in accuracy below the bundle's own model, as a fraction; None is
             "lossless": a candidate must pass `verify` as float32.
-        batch_sizes: samples of a run; more than one for the throughput only.
-        threads: numbers of threads of the CPU; None is ONNX Runtime's own choice.
+        batch_sizes: more than one for the throughput only.
+        threads: None is ONNX Runtime's own choice.
         num_runs: of each process at most; slow models run less often, fast ones in the first block.
         max_blocks: rounds of the race, at most.
     """
