@@ -83,10 +83,8 @@ def input_shape(spec: ModelSpec) -> tuple[int, ...]:
     architecture = find_architecture(spec.arch)
     _check_options(architecture, spec.options)
     first, *others = architecture.input_shape
-    for name in ("in_channels", "in_features"):
-        if name in spec.options:
-            first = int(spec.options[name])
-    return (first, *others)
+    given = spec.options.get("in_channels", spec.options.get("in_features", first))
+    return (int(given), *others)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -98,12 +96,8 @@ def find_architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = difflib.get_close_matches(name, ARCHITECTURES, n=5)
-    raise ResdeployError(
-        f"There is no architecture {name!r}.",
-        fix=f"did you mean {' or '.join(near)}?"
-        if near
-        else f"use one of {', '.join(ARCHITECTURES)}",
-    )
+    fix = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(ARCHITECTURES)}"
+    raise ResdeployError(f"There is no architecture {name!r}.", fix=fix)
 
 
 def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:
