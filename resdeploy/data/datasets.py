@@ -390,7 +390,7 @@ def _existing(spec: DataSpec) -> Path:
     if spec.path is None:
         raise ResdeployError(
             f"Where is the data? {spec.name} needs a path.",
-            fix=f"name a {kind}: {spec.name}:PATH",
+            fix=f"{fix}, as {spec.name}:PATH",
         )
     path = Path(spec.path).expanduser()
     if not (path.is_file() if kind == "file" else path.is_dir()):
