@@ -128,7 +128,7 @@ class BasicBlock(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        bias = norm.is_none
+        bias = norm.is_none  # the norm that follows would subtract one again
         self.conv1 = nn.Conv2d(
             in_channels, width, 3, stride=stride, padding=1, groups=groups, bias=bias
         )
@@ -165,7 +165,7 @@ class Bottleneck(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        bias = norm.is_none
+        bias = norm.is_none  # the norm that follows would subtract one again
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
         self.bn1 = make_norm2d(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=bias)
