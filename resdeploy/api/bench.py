@@ -27,8 +27,8 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
+from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.sources import SourceSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle.folder import BundleFolder

@@ -18,8 +18,8 @@ from resdeploy.export.source import load_source
 from resdeploy.files import atomic_directory
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.bundles import DemoReport, DemoStage
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.demos import DemoReport, DemoStage
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
 from resdeploy.schema.sessions import SessionSpec

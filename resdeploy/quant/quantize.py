@@ -12,7 +12,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.machine.compatibility import read_target
-from resdeploy.machine.cpu_features import read_cpu_features
+from resdeploy.machine.environment import read_cpu_features
 from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
