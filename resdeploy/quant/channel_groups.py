@@ -123,35 +123,31 @@ class _UnionFind:
 
     def __init__(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
         self.shapes = shapes
-        self._start: dict[str, int] = {}
+        self._places: dict[str, range] = {}
         total = 0
         for name, shape in shapes.items():
-            self._start[name] = total
-            total += shape[1] or 0
+            self._places[name] = range(total, total + (shape[1] or 0))
+            total = self._places[name].stop
         self._parent = list(range(total))
         self._pinned: set[int] = set()
 
     def join(self, source: str, output: str, *, offset: int = 0) -> None:
         """Join channel c of `source` with channel c + offset of `output`."""
-        for channel in range(self.shapes[source][1] or 0):
-            root = self._root(self._start[source] + channel)
-            self._parent[root] = self._root(self._start[output] + offset + channel)
+        targets = self._places[output][offset:]
+        for place, target in zip(self._places[source], targets, strict=False):
+            root = self._root(place)
+            self._parent[root] = self._root(target)
 
     def pin(self, name: str) -> None:
         """Forbid to scale the channels of a tensor."""
-        if name in self.shapes:
-            start = self._start[name]
-            self._pinned.update(range(start, start + (self.shapes[name][1] or 0)))
+        self._pinned.update(self._places.get(name, ()))
 
     def result(self) -> ChannelGroups:
         roots = np.array([self._root(place) for place in range(len(self._parent))], np.int64)
         unique, numbers = np.unique(roots, return_inverse=True)
         is_free = np.ones(len(unique), bool)
         is_free[numbers[sorted(self._pinned)]] = False
-        group_of = {
-            name: numbers[start : start + (self.shapes[name][1] or 0)]
-            for name, start in self._start.items()
-        }
+        group_of = {name: numbers[at.start : at.stop] for name, at in self._places.items()}
         return ChannelGroups(group_of, len(unique), is_free)
 
     def _root(self, place: int) -> int:

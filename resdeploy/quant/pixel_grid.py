@@ -14,8 +14,9 @@ for every tap k that lies inside the image, not on the padding: the weights, ove
 channel that is 64 everywhere and padded with zeros like the others.
 
 Refuses when
-1. the model does not say how it was preprocessed, or from other images than 8-bit ones;
-2. the input is read by anything but one Conv without groups.
+1. the inputs are not made from 8-bit images;
+2. the input is read by anything but one Conv without groups;
+3. the weights of that Conv are computed, or another node reads them.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ from resdeploy.quant.onnx_graph import Constants, new_name, read_layer
 from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["GRID_RANGE", "use_pixel_grid", "why_no_grid"]
+__all__ = ["GRID_RANGE", "takes_pixel_grid", "use_pixel_grid"]
 
 # Of a tensor with step 1: as uint8 it is 0...255 about 128.
 GRID_RANGE = (-128.0, 127.0)
@@ -41,26 +42,21 @@ _CENTRE = 128.0
 _ONE = 64.0
 
 
-def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | None:
-    """Return the reason against a pixel grid, or None."""
-    if preprocess is None:
-        return "the model does not say how its inputs were preprocessed"
-    if preprocess.color == "none" or preprocess.divisor != 255:
-        return "its inputs are not made from 8-bit images"
+def takes_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> bool:
+    """True if the input's integers can be the pixels themselves."""
+    if preprocess.color == "none" or preprocess.divisor != 255:  # 1
+        return False
     name = input_of(model).name
     readers = [node for node in model.graph.node if name in node.input]
-    if len(readers) != 1 or not is_affine(readers[0], "Conv"):
-        return "its input is not read by one Conv alone"
-    constants = Constants(model)
-    if readers[0].input[1] not in constants or constants.is_shared(readers[0].input[1]):
-        return "the weights of its first Conv are not its own"
-    if read_layer(readers[0], constants).groups != 1:
-        return "its first Conv has groups"
-    return None
+    if len(readers) != 1 or not is_affine(readers[0], "Conv"):  # 2
+        return False
+    constants, weight = Constants(model), readers[0].input[1]
+    own = weight in constants and not constants.is_shared(weight)
+    return own and read_layer(readers[0], constants).groups == 1  # 3, 2
 
 
 def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx.ModelProto, str]:
-    """Return a copy on the grid, where `why_no_grid` gives no reason, and its tensor there."""
+    """Return a copy on the grid, where `takes_pixel_grid`, and its tensor there."""
     changed = copy_of(model)
     del changed.graph.value_info[:]
     constants = Constants(changed)

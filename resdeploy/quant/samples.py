@@ -1,7 +1,7 @@
 """Calibration samples, read again on every pass: as many as there are, few in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -38,10 +38,10 @@ class Samples:
     read: Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]
 
     @classmethod
-    def of_array(cls, inputs: Array, description: str = "an array") -> "Samples":
+    def of_array(cls, inputs: Array) -> "Samples":
         """Return the samples of an array (N, ...)."""
         return cls(
-            description=description,
+            description="an array",
             num=len(inputs),
             read=lambda indices: (np.asarray(inputs[i], dtype=np.float32) for i in indices),
         )
@@ -63,7 +63,7 @@ class SampleSplit:
     calibrate: tuple[int, ...]
     explored: NDArray[np.float32]
     held_out: NDArray[np.float32]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
 
     @classmethod
     def of(cls, samples: Samples) -> "SampleSplit":
@@ -80,14 +80,15 @@ class SampleSplit:
         first = next(_checked(samples, [0]))
         judged = spread(held_out or calibrate, memory_limit(first, _HELD_OUT_BYTES, _MOST_HELD_OUT))
         explored = spread(calibrate, memory_limit(first, _EXPLORED_BYTES, _MOST_EXPLORED))
-        split = cls(
+        num_held_out = len(judged) if held_out else 0
+        seen, unseen = (np.stack(list(_checked(samples, some))) for some in (explored, judged))
+        return cls(
             samples=samples,
             calibrate=tuple(calibrate),
-            explored=np.stack(list(_checked(samples, explored))),
-            held_out=np.stack(list(_checked(samples, judged))),
+            explored=seen,
+            held_out=unseen,
+            warnings=tuple(_oddities(samples.num, np.concatenate([seen, unseen]), num_held_out)),
         )
-        warnings = tuple(_oddities(split, has_held_out=bool(held_out)))
-        return replace(split, warnings=warnings)
 
     def read_calibration(self) -> Iterator[NDArray[np.float32]]:
         """Yield the samples that ranges come from.
@@ -134,17 +135,14 @@ def _checked(samples: Samples, indices: Sequence[int]) -> Iterator[NDArray[np.fl
         yield sample
 
 
-def _oddities(split: SampleSplit, *, has_held_out: bool) -> Iterator[str]:
-    num = split.samples.num
-    if not has_held_out:
+def _oddities(num: int, seen: Array, num_held_out: int) -> Iterator[str]:
+    if not num_held_out:
         yield (
             f"only {num} calibration {'sample' if num == 1 else 'samples'}: too few to hold any "
             "out, so the result is judged on what it was calibrated with"
         )
-    elif len(split.held_out) < 100:
-        few = len(split.held_out)
-        yield f"only {few} samples to judge by: one flip is {1 / few:.1%} of them"
-    seen = np.concatenate([split.explored, split.held_out])
+    elif num_held_out < 100:
+        yield f"only {num_held_out} samples to judge by: one flip is {1 / num_held_out:.1%} of them"
     if len(seen) > 1 and (seen == seen[0]).all():
         yield f"the {len(seen)} calibration samples looked at are all the same: ranges fit one only"
     if (seen == seen.reshape(-1)[0]).all():

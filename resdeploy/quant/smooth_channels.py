@@ -18,6 +18,8 @@ A channel's range is exceeded by one of 10,000 values. The largest value of all 
 single odd image.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -36,10 +38,8 @@ _LEAST_OF_LARGEST = 0.05
 _BEYOND = 1e-4
 
 
-def smooth_channels(
-    model: onnx.ModelProto, inputs: NDArray[np.float32]
-) -> tuple[onnx.ModelProto, int]:
-    """Return a copy that computes the same over other channel ranges, and how many it scaled.
+def smooth_channels(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto:
+    """Return a copy that computes the same over other channel ranges.
 
     Args:
         model: prepared, in float32.
@@ -49,7 +49,7 @@ def smooth_channels(
     ranges = _group_ranges(model, channels, inputs)
     scaled = channels.is_free & (ranges > 0)
     factors = np.where(scaled, np.clip(ranges, 1 / _LARGEST_FACTOR, 1.0), 1.0)
-    return _rescaled(model, channels, factors), int(scaled.sum())
+    return _rescaled(model, {name: factors[at] for name, at in channels.group_of.items()})
 
 
 def _group_ranges(
@@ -90,7 +90,7 @@ def _highest(
 
 
 def _rescaled(
-    model: onnx.ModelProto, channels: ChannelGroups, factors: NDArray[np.float64]
+    model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float64]]
 ) -> onnx.ModelProto:
     scaled = copy_of(model)
     del scaled.graph.value_info[:]
@@ -98,8 +98,7 @@ def _rescaled(
     for node in layers(scaled, constants):
         layer, weight = read_layer(node, constants), constants[node.input[1]]
         exact_GOIK = layer.by_group(weight.astype(np.float64))  # rounded once, at the end
-        written = _factors_of(node.output[0], channels, factors)
-        read = _factors_of(node.input[0], channels, factors)
+        written, read = factors.get(node.output[0]), factors.get(node.input[0])
         along = (1,) * len(layer.kernel)
         if written is not None:
             exact_GOIK = exact_GOIK / written.reshape(layer.groups, -1, 1, *along)
@@ -113,10 +112,3 @@ def _rescaled(
             bias = constants[node.input[2]]
             constants[node.input[2]] = (bias.astype(np.float64) / written).astype(bias.dtype)
     return scaled
-
-
-def _factors_of(
-    tensor: str, channels: ChannelGroups, factors: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    groups = channels.group_of.get(tensor)
-    return None if groups is None else factors[groups]

@@ -9,10 +9,10 @@ from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
 from resdeploy.quant.gptq import gptq, gptq_weights
 from resdeploy.quant.onnx_graph import Constants
-from resdeploy.quant.qdq import insert_qdq
+from resdeploy.quant.qdq import insert_qdq, saturating_layers
+from resdeploy.quant.quantize import lacks_vnni
 from resdeploy.quant.ranges import find_range
 from resdeploy.quant.runtime import Runner
-from resdeploy.quant.saturation import lacks_vnni, saturating_layers
 
 
 def quantised(model, x, **options):
