@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -53,7 +52,7 @@ def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
         ProviderError: the runtime ran on another provider.
     """
     provider = providers.find_provider(spec.session.provider)
-    if provider.preload:
+    if provider.on_nvidia:
         preload_libraries()
     try:
         ort = onnxruntime.InferenceSession(str(model), providers=[provider.ort_name])
@@ -82,7 +81,7 @@ def replace_options(provider: str, options: Mapping[str, str]) -> None:
     """
     chosen = providers.find_provider(provider)
     replaced = dataclasses.replace(chosen, options=lambda spec: {**chosen.options(spec), **options})
-    providers.PROVIDERS = MappingProxyType({**providers.PROVIDERS, provider: replaced})
+    providers.PROVIDERS = {**providers.PROVIDERS, provider: replaced}
 
 
 def _runner(model: Path, session: Session) -> Runner:

@@ -39,7 +39,9 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
         model, spec, lambda profiled: run_session(profiled, inputs[:1], batch_size=1), _kernels
     )
     return judge_placement(
-        find_provider(spec.provider).ort_name, planned=planned_kernels(session), executed=executed
+        find_provider(spec.provider).ort_name,
+        planned=planned_kernels(session.ort),
+        executed=executed,
     )
 
 
