@@ -134,12 +134,7 @@ def time_in_turn(
     """Time each of `sides` in a fresh process, in interleaved bursts: A B C C B A, and again.
 
     All processes live to the end, so all must fit into memory together. They are started one after
-    the other, in the order of `sides`.
-
-    Args:
-        sides: models and the specs of their timing.
-        prove_placement: check the kernels of a profile.
-        num_bursts: of each process; even, so that a drift cancels.
+    the other, in the order of `sides`. For the arguments see `time_those_that_run`.
 
     Raises:
         ResdeployError: a model cannot be timed.

@@ -26,7 +26,7 @@ from typing import Any
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec, LoadgenResult, LoadgenSpec
 
-__all__ = ["LoadgenTimes", "drive", "read_summary", "require_loadgen"]
+__all__ = ["Times", "drive", "read_summary", "require_loadgen"]
 
 # What MLPerf gives a ResNet-50: as many samples to draw from, though here all are one input.
 _NUM_SAMPLES = 1024
@@ -40,23 +40,21 @@ _FEWEST_QUERIES = {"single-stream": 64, "server": 662, "offline": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadgenTimes:
-    """Latencies of a test under LoadGen.
+class Times:
+    """Latencies of a test, the arrivals they count from, those through an I/O binding.
 
-    Attributes:
-        arrivals_ns: the arrival of each run since the first query; empty in "single-stream".
-        latencies_ns: from there to the answer.
-        result: LoadGen's verdict.
+    `arrivals_ns`, since the first query, is empty in "single-stream"; `loadgen` is its verdict.
     """
 
-    arrivals_ns: tuple[int, ...]
     latencies_ns: tuple[int, ...]
-    result: LoadgenResult
+    arrivals_ns: tuple[int, ...] = ()
+    bound_ns: tuple[int, ...] = ()
+    loadgen: LoadgenResult | None = None
 
 
 def drive(
     run: Callable[[], object], spec: BenchSpec, settings: LoadgenSpec, *, typical_ns: float
-) -> LoadgenTimes:
+) -> Times:
     """Run a test under LoadGen.
 
     Args:
@@ -91,11 +89,10 @@ def drive(
         system.raise_failure()
         summary = Path(folder, "mlperf_log_summary.txt")
         text = summary.read_text(encoding="utf-8") if summary.exists() else ""
-    result = read_summary(text, version=importlib.metadata.version("mlcommons-loadgen"))
-    return LoadgenTimes(
+    return Times(
         arrivals_ns=() if spec.scenario == "single-stream" else tuple(system.arrivals_ns),
         latencies_ns=tuple(system.latencies_ns),
-        result=result,
+        loadgen=read_summary(text, version=importlib.metadata.version("mlcommons-loadgen")),
     )
 
 
