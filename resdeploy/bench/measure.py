@@ -233,16 +233,12 @@ def _as_they_come(run: Callable[[], int], arrivals_ns: tuple[int, ...]) -> tuple
     latencies_ns = []
     start_ns = time.perf_counter_ns()
     for arrival_ns in arrivals_ns:
-        _wait_until(start_ns + arrival_ns)
+        while (left_ns := start_ns + arrival_ns - time.perf_counter_ns()) > 0:
+            if left_ns > _AWAKE_NS:
+                time.sleep((left_ns - _AWAKE_NS) / 1e9)
         run()
         latencies_ns.append(time.perf_counter_ns() - start_ns - arrival_ns)
     return tuple(latencies_ns)
-
-
-def _wait_until(moment_ns: int) -> None:
-    while (left_ns := moment_ns - time.perf_counter_ns()) > 0:
-        if left_ns > _AWAKE_NS:
-            time.sleep((left_ns - _AWAKE_NS) / 1e9)
 
 
 # --- checks and readings ----------------------------------------------------

@@ -77,14 +77,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 # Distributions that put their files into the one folder `onnxruntime/`. Plugins such as
 # onnxruntime-ep-openvino have a folder of their own, and are no trouble.
 _RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
-    "onnxruntime-directml",
-    "onnxruntime-windowsml",
-    "onnxruntime-training",
-    "onnxruntime-rocm",
-    "onnxruntime-migraphx",
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    *("onnxruntime-windowsml", "onnxruntime-training", "onnxruntime-rocm", "onnxruntime-migraphx"),
 )
 
 

@@ -5,11 +5,10 @@ import onnx
 import pytest
 from small_networks import PREPROCESS, inputs, prepared_resnet
 
-from resdeploy.quant.channel_groups import find_channel_groups
 from resdeploy.quant.onnx_graph import Constants
 from resdeploy.quant.pixel_grid import takes_pixel_grid, use_pixel_grid
 from resdeploy.quant.runtime import Runner, with_outputs
-from resdeploy.quant.smooth_channels import smooth_channels
+from resdeploy.quant.smooth_channels import find_channel_groups, smooth_channels
 from resdeploy.schema.recipes import Preprocess
 
 
