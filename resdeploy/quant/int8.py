@@ -2,12 +2,12 @@
 
 In this order, each measured beside the model without it:
 
-1. GPTQ rounds the weights so that errors cancel (`gptq`)
+1. GPTQ rounds the weights so that errors cancel (`weights`)
 2. the input's levels are its pixels (`pixel_grid`)
 3. SmoothQuant's migration gives channels like ranges (`smooth_channels`)
 4. ranges from all calibration samples, by each method (`ranges`)
 5. each tensor's range by its effect on the outputs (`refine_ranges`)
-6. the mean error of the weights goes into the biases (`bias_correction`)
+6. the mean error of the weights goes into the biases (`weights`)
 7. if the budget does not hold, the costliest layers stay in float32 (`keep_sensitive`)
 
 Steps 2 and 3 change the float model, to one that computes the same. Its weights are rounded anew if
@@ -24,9 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import StreamHistogram, calibrate
-from resdeploy.quant.gptq import gptq_weights
 from resdeploy.quant.judge import judge, keep_sensitive, why_not
 from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
 from resdeploy.quant.pixel_grid import GRID_RANGE, takes_pixel_grid, use_pixel_grid
@@ -37,6 +35,7 @@ from resdeploy.quant.refine_ranges import refine_ranges
 from resdeploy.quant.runtime import Runner, prove_integer, runtime_name
 from resdeploy.quant.samples import Samples, SampleSplit, memory_limit, spread
 from resdeploy.quant.smooth_channels import smooth_channels
+from resdeploy.quant.weights import correct_biases, gptq_weights
 from resdeploy.schema.quants import (
     CalibrationMethod,
     Choice,

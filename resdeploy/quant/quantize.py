@@ -14,9 +14,9 @@ from resdeploy.files import atomic_write
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.machine.compatibility import read_target
 from resdeploy.machine.cpu_features import read_cpu_features
-from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
+from resdeploy.quant.samples import load_calibration
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.exports import PREPROCESS_KEY

@@ -1,18 +1,34 @@
-"""Calibration samples, read again on every pass: as many as there are, few in memory at a time."""
+"""Calibration samples, read again on every pass: as many as there are, few in memory at a time.
 
+Of DATA they are the training samples, where there are any. Images are decoded, and an .npz is read,
+sample by sample on every pass, so that memory does not depend on their number. Needs no torch.
+"""
+
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from resdeploy.data.datasets import load_dataset, training_files
+from resdeploy.data.preprocess import load_image, preprocess_batch
+from resdeploy.data.samples import inputs_from_raw
 from resdeploy.errors import ResdeployError
 from resdeploy.graph.affine_layer import Array
+from resdeploy.schema.recipes import DataSpec, Preprocess
 
-__all__ = ["SampleSplit", "Samples", "batches", "memory_limit", "spread"]
+__all__ = ["SampleSplit", "Samples", "batches", "load_calibration", "memory_limit", "spread"]
 
-
+# The first of these that an .npz has.
+_ARRAYS = ("train_x", "x", "test_x")
+_Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 # One sample in four is kept to judge by, as long as it is kept in memory; so are those that choices
 # are explored with. At 224 x 224 pixels this is about 200 images and 100.
 _HELD_OUT_EVERY = 4
@@ -147,3 +163,106 @@ def _oddities(num: int, seen: Array, num_held_out: int) -> Iterator[str]:
         yield f"the {len(seen)} calibration samples looked at are all the same: ranges fit one only"
     if (seen == seen.reshape(-1)[0]).all():
         yield "every value of the calibration samples is the same: ranges mean nothing"
+
+
+# --- DATA ---
+
+
+def load_calibration(spec: DataSpec, preprocess: Preprocess | None) -> Samples:
+    """Return the samples that a model is calibrated with.
+
+    Args:
+        spec: where they are.
+        preprocess: how a raw sample becomes an input; None where that is not known: an .npz of
+            float32 network inputs is then all that is taken.
+
+    Raises:
+        ResdeployError: the data is not there, is damaged, or is raw and `preprocess` is None.
+    """
+    if spec.name == "npz":
+        return _of_npz(Path(spec.path or "").expanduser(), preprocess)
+    if preprocess is None:
+        raise _not_known(spec.name)
+    title = spec.name if spec.path is None else f"{spec.name} ({Path(spec.path).name})"
+    if spec.name == "image-folder":
+        files = training_files(spec)
+        return Samples(
+            description=title,
+            num=len(files),
+            read=lambda indices: (
+                preprocess_batch(load_image(files[i], preprocess)[np.newaxis], preprocess)[0]
+                for i in indices
+            ),
+        )
+    raw = load_dataset(spec, preprocess).train_x
+    return Samples(
+        description=title,
+        num=len(raw),
+        read=lambda indices: (preprocess_batch(raw[i : i + 1], preprocess)[0] for i in indices),
+    )
+
+
+def _of_npz(path: Path, preprocess: Preprocess | None) -> Samples:
+    if not path.is_file():
+        raise ResdeployError(
+            "There is no such file.", where=str(path), fix="give an .npz with x or train_x"
+        )
+    with _array(path) as (_, name, header):
+        shape, fortran, dtype = header
+    if fortran or dtype.kind not in "uif" or len(shape) < 2 or not shape[0]:
+        raise ResdeployError(
+            f"The array {name} ({dtype}, shape {shape}) is not a batch of samples, one "
+            "after the other.",
+            where=str(path),
+            fix="save numpy.ascontiguousarray of numbers, (N, C, H, W) or (N, F)",
+        )
+    if preprocess is None and dtype.kind != "f":
+        raise _not_known(path.name)
+    return Samples(
+        description=f"npz ({path.name}, {name})",
+        num=shape[0],
+        read=lambda indices: (
+            inputs_from_raw(raw[np.newaxis], preprocess)[0] for raw in _rows(path, indices)
+        ),
+    )
+
+
+def _rows(path: Path, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Yield rows of the array in ascending order, without reading the whole of it."""
+    with _array(path) as (stream, _, (shape, _, dtype)):
+        size = int(np.prod(shape[1:])) * dtype.itemsize
+        place = 0
+        for index in indices:
+            stream.seek((index - place) * size, 1)
+            content = stream.read(size)
+            place = index + 1
+            yield np.frombuffer(content, dtype).reshape(shape[1:])
+
+
+@contextmanager
+def _array(path: Path) -> Iterator[tuple[IO[bytes], str, _Header]]:
+    """Open the calibration array behind its header: shape, order and type; and give its name."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            name = next((name for name in _ARRAYS if f"{name}.npy" in names), None)
+            if name is None:
+                raise ResdeployError(
+                    f"The file has no array 'x' or 'train_x'; it has {', '.join(names) or 'none'}.",
+                    where=str(path),
+                    fix="save it with numpy.savez(…, x=)",
+                )
+            with archive.open(f"{name}.npy") as stream:
+                is_old = npy.read_magic(stream) == (1, 0)
+                read = npy.read_array_header_1_0 if is_old else npy.read_array_header_2_0
+                yield stream, name, read(stream)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ResdeployError(f"The file cannot be read: {error}.", where=str(path)) from error
+
+
+def _not_known(title: str) -> ResdeployError:
+    return ResdeployError(
+        "How raw samples become inputs of this model is not known.",
+        where=title,
+        fix="name a recipe whose preprocessing applies, with --recipe, or give float32 inputs",
+    )
