@@ -96,6 +96,7 @@ def bench_in_turn(
         if on_block is not None:
             on_block(number + 1)
     after = read_machine_state(gpus=True)
+    has_p99 = min(spec.num_runs for _, spec in (candidate, baseline)) >= min_runs_for(99)
     return BenchComparison(
         candidate=sides[0],
         baseline=sides[1],
@@ -104,7 +105,7 @@ def bench_in_turn(
         blocks=tuple(blocks),
         confidence=CONFIDENCE,
         p50=speed_ratio(blocks, 50),
-        p99=speed_ratio(blocks, 99) if _enough(blocks, 99) else None,
+        p99=speed_ratio(blocks, 99) if has_p99 else None,
         max_slowdown=max_slowdown,
         before=before,
         after=after,
@@ -246,11 +247,3 @@ def time_those_that_run(
 def _share(num_runs: int, number: int, num_bursts: int) -> int:
     """Return the number of runs in one burst."""
     return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts
-
-
-def _enough(blocks: list[BenchBlock], q: float) -> bool:
-    return all(
-        sum(map(len, bursts)) >= min_runs_for(q)
-        for block in blocks
-        for bursts in (block.candidate_ns, block.baseline_ns)
-    )

@@ -54,13 +54,7 @@ class Times:
 def drive(
     run: Callable[[], object], spec: BenchSpec, settings: LoadgenSpec, *, typical_ns: float
 ) -> Times:
-    """Run a test under LoadGen.
-
-    Args:
-        run: one run, of `spec.batch_size` samples.
-        spec: the scenario; all but "offline" take batches of one sample.
-        settings: its duration, and the rule of "server".
-        typical_ns: the time of a run in the warm-up.
+    """Run a test under LoadGen; `run` takes `spec.batch_size` samples, in `typical_ns` or so.
 
     Raises:
         MissingExtraError: LoadGen is not installed.

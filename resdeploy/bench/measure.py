@@ -4,7 +4,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,9 @@ def measure(
         *(f"LoadGen: {rule}" for rule in rules),
         *machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus),
     )
+    num_subnormal_weights = None
+    with suppress(OSError, ValueError):
+        num_subnormal_weights = count_subnormal_weights(model.read_bytes())
     profile = None
     if spec.num_profile_runs:
         profile = read_profile(
@@ -162,7 +165,7 @@ def measure(
         ram_peak_bytes=ram_peak_bytes,
         gpu_bytes=_gpu_growth(at_rest, after),
         placement=placement,
-        num_subnormal_weights=_num_subnormal_weights(model),
+        num_subnormal_weights=num_subnormal_weights,
         profile=profile,
         loadgen=times.loadgen,
     )
@@ -288,13 +291,6 @@ def _gpu_growth(before: MachineState, after: MachineState) -> int | None:
     if not pairs or pairs[0][0].used_bytes is None or pairs[0][1].used_bytes is None:
         return None
     return pairs[0][1].used_bytes - pairs[0][0].used_bytes
-
-
-def _num_subnormal_weights(model: Path) -> int | None:
-    try:
-        return count_subnormal_weights(model.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def _input_shape(tensor: TensorSpec, batch_size: int, *, where: str) -> tuple[int, ...]:

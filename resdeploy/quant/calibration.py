@@ -89,12 +89,7 @@ def calibrate(
     *,
     on_sample: Callable[[int], None] = lambda done: None,
 ) -> dict[str, StreamHistogram]:
-    """Return the histogram of every tensor of a model on some samples, its input among them.
-
-    Args:
-        model: in float32, with one input.
-        samples: finite network inputs.
-        on_sample: told the number of samples done.
+    """Return the histogram of every tensor of a float32 model on samples, its input among them.
 
     Raises:
         ResdeployError: a tensor becomes NaN or infinite.

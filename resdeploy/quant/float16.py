@@ -56,17 +56,7 @@ def quantize_float16(
     *,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
-    """Return the converted model, and the measurements.
-
-    Args:
-        model: folded, in float32, with one input; it is not changed.
-        samples: those to measure overflow and error with.
-        spec: the request; `precision` is "float16" or "bfloat16".
-        on_stage: told the name of each stage.
-
-    Raises:
-        ResdeployError: the model or a sample is not usable.
-    """
+    """Return the converted model, and the measurements; see `quantize_int8`."""
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")
     split = SampleSplit.of(samples)
@@ -127,13 +117,9 @@ def simulate(
 def convert(
     model: onnx.ModelProto, precision: str, kept_float: Collection[str] = (), *, keep_io: bool
 ) -> onnx.ModelProto:
-    """Return a model that computes in the lower precision.
+    """Return a prepared model in "float16" or "bfloat16", but for the nodes of these names.
 
-    Args:
-        model: prepared, in float32.
-        precision: "float16" or "bfloat16".
-        kept_float: names of nodes that stay in float32.
-        keep_io: leave inputs and outputs in float32.
+    `keep_io` leaves inputs and outputs in float32 too.
     """
     return _Converter(model, precision, kept_float).converted(keep_io=keep_io)
 

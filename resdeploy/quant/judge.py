@@ -71,15 +71,8 @@ def keep_sensitive(
     """Return the layers to leave in float32, those that help most by themselves first.
 
     None if the budget holds as it is. A layer that does not lower the error is not kept; where the
-    budget holds with none, all that help are.
-
-    Args:
-        nodes: those to choose from.
-        quality_of: the quality with the named layers in float32, on a part of the samples.
-        budget: its largest error and number of flips.
-        ranked_with: the number of samples that rank the layers, each in float32 by itself.
-        always: names of layers that stay in float32 in any case.
-        on_stage: told the name of each stage.
+    budget holds with none, all that help are. The first `ranked_with` samples rank the layers, each
+    in float32 by itself; those named in `always` are so in any case.
     """
     quality = quality_of(always, _ALL)
     if not why_not(quality, budget):

@@ -64,21 +64,22 @@ def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx
     conv = next(node for node in changed.graph.node if source in node.input)
     weight_OIK = constants[conv.input[1]].astype(np.float64)
     num_channels = weight_OIK.shape[1]
-    mean = np.broadcast_to(np.asarray(preprocess.mean, np.float64), num_channels)
-    std = np.broadcast_to(np.asarray(preprocess.std, np.float64), num_channels)
-    gain, offset = preprocess.divisor * std, preprocess.divisor * mean - _CENTRE
-
     per_channel = (1, num_channels, *(1 for _ in weight_OIK.shape[2:]))
-    scaled_OIK = weight_OIK / gain.reshape(per_channel)
-    constant_O1K = -(scaled_OIK * offset.reshape(per_channel)).sum(axis=1, keepdims=True) / _ONE
+    mean, std = (
+        np.broadcast_to(np.asarray(given, np.float64), num_channels).reshape(per_channel)
+        for given in (preprocess.mean, preprocess.std)
+    )
+    gain, offset = preprocess.divisor * std, preprocess.divisor * mean - _CENTRE
+    scaled_OIK = weight_OIK / gain
+    constant_O1K = -(scaled_OIK * offset).sum(axis=1, keepdims=True) / _ONE
     constants[conv.input[1]] = np.concatenate([scaled_OIK, constant_O1K], axis=1).astype(np.float32)
 
     rank = weight_OIK.ndim
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + 1] = 1  # one channel, behind the others
     values: dict[str, NDArray[Any]] = {
-        "gain": gain.reshape(per_channel).astype(np.float32),
-        "offset": offset.reshape(per_channel).astype(np.float32),
+        "gain": gain.astype(np.float32),
+        "offset": offset.astype(np.float32),
         "pads": pads,
         "one": np.array(_ONE, np.float32),
     }

@@ -57,14 +57,8 @@ def insert_qdq(
     """Return a quantised copy of a prepared model.
 
     Weights have a scale for each output channel. The output of the last Gemm stays in float32: the
-    sums are there, and rounding them to 256 levels would tie classes that are not.
-
-    Args:
-        model: prepared, in float32.
-        ranges: of every tensor that is to be quantised.
-        types: of activations and weights.
-        reduce_range: weights of 7 bits.
-        exclude: names of nodes to leave in float32.
+    sums are there, and rounding them to 256 levels would tie classes that are not. So do the nodes
+    named in `exclude`, and those of a tensor without a range.
     """
     tensors = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))

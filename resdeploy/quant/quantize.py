@@ -51,15 +51,12 @@ def spec_for(
         wanted = types_for([found.provider for found in probe.providers if found.starts])
     types = types or wanted or ("s8s8" if machine.lower() in _ARM else "u8s8")
     saturates = types == "u8s8" and lacks_vnni(features)
-    warnings = []
-    if saturates and reduce_range is not False:
-        warnings.append("the CPU has no VNNI and adds products in 16 bits: weights have 7 bits")
-    elif saturates:
-        warnings.append("the CPU has no VNNI and adds products in 16 bits: sums may be cut off")
+    effect = "sums may be cut off" if reduce_range is False else "weights have 7 bits"
+    warning = f"the CPU has no VNNI and adds products in 16 bits: {effect}"
     chosen = dataclasses.replace(
         spec, types=types, reduce_range=saturates if reduce_range is None else reduce_range
     )
-    return chosen, tuple(warnings)
+    return chosen, (warning,) if saturates else ()
 
 
 def lacks_vnni(cpu_features: Mapping[str, bool]) -> bool:

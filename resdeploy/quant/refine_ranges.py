@@ -44,16 +44,9 @@ def refine_ranges(
     types: IntegerTypes,
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Range]:
-    """Return `ranges` with better ones for the tensors `names`.
+    """Return `ranges` of a prepared model with better ones for the tensors `names`.
 
-    Args:
-        model: prepared, in float32.
-        ranges: of its tensors, to begin with.
-        names: of those to be quantised.
-        widest: from each one's least value to its largest, 0 included.
-        inputs: (N, ...) samples to look at.
-        types: of the quantised activations.
-        on_tensor: told the name of each tensor at its turn.
+    None becomes larger than its `widest`. `inputs` are (N, ...) samples to look at.
     """
     reference = Runner(model, optimize=True).run_rows(inputs)
     refined = dict(ranges)

@@ -41,11 +41,8 @@ class Runner:
     def __init__(self, model: onnx.ModelProto, *, optimize: bool, signed: bool = False) -> None:
         """Open a session.
 
-        Args:
-            model: with one input.
-            optimize: use the runtime's fused and integer kernels; without, each node computes
-                in float32.
-            signed: fuse int8 activations too.
+        `optimize` uses the runtime's fused and integer kernels; without, each node computes in
+        float32. `signed` fuses int8 activations too.
         """
         self._session = open_session(
             model.SerializeToString(),
@@ -114,12 +111,8 @@ def prove_integer(
     QuantizeLinear and DequantizeLinear around a layer are a wish. Where the runtime finds no kernel
     for the types at hand, it computes in float32 between them, as slowly as before and without a
     word: on x86, int8 activations leave every second convolution of a ResNet and all of its
-    residual additions that way.
-
-    Args:
-        quantized: the model.
-        types: of its activations; signed ones are fused here as ARM's runtime fuses them.
-        kept_float: names of layers that were to stay in float.
+    residual additions that way; here signed `types` are fused as ARM's runtime fuses them. Layers
+    named in `kept_float` were to stay in float.
     """
     graph = _optimized_graph(quantized, signed=types != "u8s8")
     constants = {tensor.name for tensor in graph.initializer}

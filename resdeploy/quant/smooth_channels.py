@@ -73,12 +73,7 @@ class ChannelGroups:
 
 
 def smooth_channels(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> onnx.ModelProto:
-    """Return a copy that computes the same over other channel ranges.
-
-    Args:
-        model: prepared, in float32.
-        inputs: (N, ...) samples to find ranges with.
-    """
+    """Return a copy that computes the same, its channels' ranges alike on `inputs` (N, ...)."""
     channels = find_channel_groups(model)
     ranges = _group_ranges(model, channels, inputs)
     scaled = channels.is_free & (ranges > 0)

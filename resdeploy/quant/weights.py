@@ -55,11 +55,8 @@ def gptq_weights(
 ) -> dict[str, NDArray[np.int8]]:
     """Return better integers for the weights of a quantised model, by the name of the constant.
 
-    Args:
-        model: the prepared model it was made from, in float32.
-        quantized: as `insert_qdq` leaves it.
-        inputs: (N, ...) samples to look at.
-        limit: the largest integer of a weight.
+    `model` is the prepared one it was made from, `inputs` (N, ...) samples to look at, and `limit`
+    the largest integer of a weight.
     """
     constants, integers = Constants(model), Constants(quantized)
     nodes = [node for node in layers(model, constants) if _can_round(node, constants, integers)]
@@ -153,13 +150,7 @@ def _hessians(
 def correct_biases(
     model: onnx.ModelProto, quantized: onnx.ModelProto, inputs: NDArray[np.float32]
 ) -> onnx.ModelProto:
-    """Return a copy of a quantised model with corrected biases.
-
-    Args:
-        model: the prepared model it was made from.
-        quantized: with its integers.
-        inputs: (N, ...) samples to look at.
-    """
+    """Return a copy of a quantised model with corrected biases; see `gptq_weights`."""
     corrected = copy_of(quantized)
     constants, integers = Constants(model), Constants(corrected)
     running = {node.name: node.input[0] for node in corrected.graph.node}

@@ -135,11 +135,7 @@ def not_started_error(
 ) -> ProviderError:
     """Return the error for a provider that did not start, with the missing libraries.
 
-    Args:
-        error: the runtime's exception.
-        provider: the requested one.
-        runtime: the name of the runtime's package.
-        output: the runtime's prints.
+    They follow from the exception and the prints of the runtime, or from the loader.
     """
     library = _missing_library(f"{output}\n{error}") or _missing_library(_load_failure(provider))
     driver = _NVIDIA_DRIVERS.get(sys.platform) if provider.on_nvidia else None

@@ -24,12 +24,7 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
     """Return the placement of `model` in a session like `session`, by a profile of one run.
 
     Another session, because profiling takes time and cannot be switched off again without ending
-    the profile.
-
-    Args:
-        model: the model of `session`.
-        session: the session to be judged.
-        inputs: (N, ...), of which the first is run.
+    the profile. Of `inputs` (N, ...) the first is run.
 
     Raises:
         ProviderError: the profile cannot be read.

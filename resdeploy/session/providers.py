@@ -256,9 +256,8 @@ def find_provider(name: str) -> Provider:
     Raises:
         ResdeployError: there is none; the message lists those there are.
     """
-    try:
-        return PROVIDERS[name]
-    except KeyError:
+    if name not in PROVIDERS:
         raise ResdeployError(
             f"There is no provider {name!r}.", fix=f"use one of: {', '.join(PROVIDERS)}"
-        ) from None
+        )
+    return PROVIDERS[name]

@@ -16,12 +16,7 @@ def run_session(
 ) -> np.ndarray:
     """Return the session's outputs for (N, ...) inputs as (N, K), for a fixed or open batch size.
 
-    Several outputs are laid side by side in K.
-
-    Args:
-        session: an open session of a model with one input.
-        inputs: the samples.
-        batch_size: the batch size where the model leaves it open.
+    Several outputs are laid side by side in K. `batch_size` counts where the model leaves it open.
 
     Raises:
         ResdeployError: the model has several inputs, or one of another shape.
