@@ -227,7 +227,8 @@ def time_those_that_run(
                 for word, num_runs in (("", spec.num_runs), ("bound ", spec.num_bound_runs)):
                     if place not in alive or not num_runs:
                         continue
-                    alive[place].send(f"{word}{_share(num_runs, number, num_bursts)}")
+                    done = number * num_runs // num_bursts
+                    alive[place].send(f"{word}{(number + 1) * num_runs // num_bursts - done}")
                     if (found := answer(place)) is not None:
                         bursts[place, word].append(tuple(found["latencies_ns"]))
                         peaks[place] = found["ram_peak_bytes"]
@@ -242,8 +243,3 @@ def time_those_that_run(
         )
         for place in range(len(sides))
     ]
-
-
-def _share(num_runs: int, number: int, num_bursts: int) -> int:
-    """Return the number of runs in one burst."""
-    return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts

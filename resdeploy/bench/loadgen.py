@@ -68,9 +68,9 @@ def drive(
 
     def issue(samples: Sequence[Any]) -> None:
         if spec.scenario == "server":  # whose next query does not wait for the answer
-            waiting.put((samples, system.now_ns()))
+            waiting.put((samples, time.perf_counter_ns()))
         else:
-            system.answer(samples, system.now_ns())
+            system.answer(samples, time.perf_counter_ns())
 
     def serve() -> None:
         while (query := waiting.get()) is not None:
@@ -96,8 +96,9 @@ def drive(
             raise system.failure
         summary = Path(folder, "mlperf_log_summary.txt")
         text = summary.read_text(encoding="utf-8") if summary.exists() else ""
+    arrivals_ns = tuple(asked_ns - system.asked_ns[0] for asked_ns in system.asked_ns)
     return Times(
-        arrivals_ns=() if spec.scenario == "single-stream" else tuple(system.arrivals_ns),
+        arrivals_ns=() if spec.scenario == "single-stream" else arrivals_ns,
         latencies_ns=tuple(system.latencies_ns),
         loadgen=read_summary(text, version=importlib.metadata.version("mlcommons-loadgen")),
     )
@@ -149,20 +150,12 @@ class _System:
         self._lg = lg
         self._run = run
         self._batch_size = batch_size
-        self._start_ns: int | None = None
         self.failure: BaseException | None = None
-        self.arrivals_ns: list[int] = []
+        self.asked_ns: list[int] = []
         self.latencies_ns: list[int] = []
 
-    def now_ns(self) -> int:
-        """Return the time, that of the first query at first."""
-        now_ns = time.perf_counter_ns()
-        if self._start_ns is None:
-            self._start_ns = now_ns
-        return now_ns
-
     def answer(self, samples: Sequence[Any], asked_ns: int) -> None:
-        """Run `samples`, asked for at a time of `now_ns`."""
+        """Run `samples`, asked for at that time of `perf_counter_ns`."""
         for start in range(0, len(samples), self._batch_size):
             batch = samples[start : start + self._batch_size]
             if self.failure is None:
@@ -170,7 +163,7 @@ class _System:
                     self._run()
                 except BaseException as error:  # `drive` raises it again
                     self.failure = error
-                self.arrivals_ns.append(asked_ns - (self._start_ns or asked_ns))
+                self.asked_ns.append(asked_ns)
                 self.latencies_ns.append(time.perf_counter_ns() - asked_ns)
             self._lg.QuerySamplesComplete(
                 [self._lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch]

@@ -19,7 +19,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import file_info
 from resdeploy.machine.environment import read_environment
 from resdeploy.machine.state import peak_ram_bytes, read_machine_state
-from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenSpec
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.machines import MachineState
 from resdeploy.session.onnx_wire import count_subnormal_weights
@@ -267,23 +267,20 @@ def check_spec(spec: BenchSpec) -> None:
         raise ResdeployError(f"The rate of queries is {spec.qps:g}/s.", fix="ask for more than 0")
     if spec.num_profile_runs:
         check_profile(spec.session)
-    if spec.loadgen is not None:
-        _check_loadgen(spec, spec.loadgen)
-
-
-def _check_loadgen(spec: BenchSpec, loadgen: LoadgenSpec) -> None:
+    if spec.loadgen is None:
+        return
     require_loadgen()
     if spec.scenario != "offline" and spec.batch_size != 1:
         raise ResdeployError(
             f"A query of LoadGen's {spec.scenario} is one sample, not {spec.batch_size}.",
             fix="ask for --batch 1, or --scenario offline",
         )
-    for name, value in (
-        ("shortest duration", loadgen.min_duration_s),
-        ("latency of server", loadgen.target_latency_ms),
+    for name, amount in (
+        ("shortest duration", spec.loadgen.min_duration_s),
+        ("latency of server", spec.loadgen.target_latency_ms),
     ):
-        if not 0 < value < 1e6:
-            raise ResdeployError(f"The {name} is {value:g}.", fix="ask for more than 0")
+        if not 0 < amount < 1e6:
+            raise ResdeployError(f"The {name} is {amount:g}.", fix="ask for more than 0")
 
 
 def _gpu_growth(before: MachineState, after: MachineState) -> int | None:

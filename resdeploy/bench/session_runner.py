@@ -12,7 +12,6 @@ from resdeploy.bench.runners import Runner
 from resdeploy.data.input_kinds import KINDS
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import Placement, SessionInfo
 from resdeploy.session import providers
 from resdeploy.session.diagnosis import plain_text, run_errors
@@ -86,7 +85,18 @@ def replace_options(provider: str, options: Mapping[str, str]) -> None:
 
 def _runner(model: Path, session: Session) -> Runner:
     ort = session.ort
-    tensor = _only_input(input_specs(session), where=str(model))
+    inputs = input_specs(session)
+    if len(inputs) != 1:
+        raise ResdeployError(
+            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=str(model)
+        )
+    (tensor,) = inputs
+    if tensor.dtype not in KINDS:
+        raise ResdeployError(
+            f"The input {tensor.name!r} is {tensor.dtype}; a model that takes floating-point "
+            "numbers or pixels can be timed.",
+            where=str(model),
+        )
     in_force = ort.get_provider_options().get(ort.get_providers()[0], {})
 
     def infer(values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
@@ -133,17 +143,3 @@ def _prove(model: Path, session: Session, values: NDArray[Any]) -> Placement:
             fix="simplify the model (resdeploy export), or use another provider",
         )
     return placement
-
-
-def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
-    if len(inputs) != 1:
-        raise ResdeployError(
-            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
-        )
-    if inputs[0].dtype not in KINDS:
-        raise ResdeployError(
-            f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
-            "numbers or pixels can be timed.",
-            where=where,
-        )
-    return inputs[0]

@@ -42,15 +42,13 @@ class StreamHistogram:
         if largest == 0.0:
             self.counts[_NUM_BINS // 2] += flat.size
             return
-        if self.reach == 0.0:
-            self.reach = largest
+        self.reach = self.reach or largest
         while self.reach < largest:
             self._double()
         half = _NUM_BINS // 2
         places = (flat * np.float32(half / self.reach) + np.float32(half)).astype(np.int32)
         # The largest value itself would be one beyond the last bin.
-        np.minimum(places, _NUM_BINS - 1, out=places)
-        np.maximum(places, 0, out=places)
+        np.clip(places, 0, _NUM_BINS - 1, out=places)
         self.counts += np.bincount(places, minlength=_NUM_BINS)
 
     def edges(self) -> NDArray[np.float64]:
@@ -87,9 +85,12 @@ def calibrate(
     model: onnx.ModelProto,
     samples: Iterator[NDArray[np.float32]],
     *,
-    on_sample: Callable[[int], None] = lambda done: None,
+    num: int = 0,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, StreamHistogram]:
     """Return the histogram of every tensor of a float32 model on samples, its input among them.
+
+    `on_stage` is told how many of the `num` samples are done.
 
     Raises:
         ResdeployError: a tensor becomes NaN or infinite.
@@ -109,5 +110,5 @@ def calibrate(
                 )
             histograms[name].add(values)
         done += len(batch)
-        on_sample(done)
+        on_stage(f"calibrate: {done} of {num} samples")
     return histograms

@@ -62,11 +62,7 @@ def quantize_float16(
     split = SampleSplit.of(samples)
     reference = Runner(prepared, optimize=True).run_rows(split.held_out)
     num = len(split.calibrate)
-    histograms = calibrate(
-        prepared,
-        split.read_calibration(),
-        on_sample=lambda done: on_stage(f"calibrate: {done} of {num} samples"),
-    )
+    histograms = calibrate(prepared, split.read_calibration(), num=num, on_stage=on_stage)
     largest = {name: max(-h.low, h.high) for name, h in histograms.items()}
     kept = [*_without_form(prepared), *_overflowing(prepared, largest, spec.precision)]
     always = tuple(layer.node for layer in kept)

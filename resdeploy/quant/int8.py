@@ -114,7 +114,9 @@ def quantize_int8(
     reasons = why_not(quality, spec)
     if not proof.passed:
         reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
-    _copy_head(model, quantized)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)  # its preprocessing and its labels
+    quantized.producer_name, quantized.producer_version = "resdeploy", ""
     return quantized, QuantReport(
         spec=spec,
         output=None,
@@ -146,7 +148,6 @@ class _Int8Search:
         self._model = model
         self._spec = spec
         self._on_stage = on_stage
-        self._signed = spec.types != "u8s8"
         self._rounds = False
         self._reference = Runner(model, optimize=True).run_rows(split.held_out)
 
@@ -210,7 +211,7 @@ class _Int8Search:
 
     def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
         """Return the quality of a quantised model on the held-out samples."""
-        runner = Runner(quantized, optimize=True, signed=self._signed)
+        runner = Runner(quantized, optimize=True, signed=self._spec.types != "u8s8")
         found = runner.run_rows(self.split.held_out[which])
         return judge(self._reference[which], found)
 
@@ -253,11 +254,11 @@ class _Int8Search:
         self, candidate: _Candidate
     ) -> tuple[_Candidate, Mapping[str, StreamHistogram]]:
         """Return the candidate with ranges from all samples, by the method that errs least."""
-        num = len(self.split.calibrate)
         histograms = calibrate(
             candidate.model,
             self.split.read_calibration(),
-            on_sample=lambda done: self._on_stage(f"calibrate: {done} of {num} samples"),
+            num=len(self.split.calibrate),
+            on_stage=self._on_stage,
         )
         asked = self._spec.method
         tried = []
@@ -313,11 +314,3 @@ def _ranges(
         ranges = {name: ranges[name] for name in names[names.index(grid) :]}
         ranges[grid] = GRID_RANGE
     return ranges
-
-
-def _copy_head(model: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
-    """Copy the metadata of the model: its preprocessing and its labels."""
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(model.metadata_props)
-    quantized.producer_name = "resdeploy"
-    quantized.producer_version = ""

@@ -32,7 +32,9 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
         float(np.linalg.norm(reference_NK)), np.finfo(np.float64).tiny
     )
     flipped_N = reference_NK.argmax(axis=1) != candidate_NK.argmax(axis=1)
-    lead_N = _lead(reference_NK)
+    lead_N = np.full(len(flipped_N), np.inf)
+    if reference_NK.shape[1] > 1:
+        lead_N = np.diff(np.sort(reference_NK, axis=1)[:, -2:])[:, 0]
     return QuantQuality(
         error=float(error),
         num_inputs=len(reference_NK),
@@ -93,10 +95,3 @@ def keep_sensitive(
         if not why_not(quality, budget):
             break
     return tuple(kept)
-
-
-def _lead(outputs_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    if outputs_NK.shape[1] < 2:
-        return np.full(len(outputs_NK), np.inf)
-    two = np.sort(outputs_NK, axis=1)[:, -2:]
-    return np.asarray(two[:, 1] - two[:, 0])

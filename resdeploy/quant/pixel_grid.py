@@ -19,14 +19,11 @@ Refuses when
 3. the weights of that Conv are computed, or another node reads them.
 """
 
-from typing import Any
-
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
-from resdeploy.graph.affine_layer import is_affine
+from resdeploy.graph.affine_layer import Array, is_affine
 from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.onnx_graph import Constants, new_name, read_layer
 from resdeploy.quant.runtime import input_of
@@ -77,22 +74,21 @@ def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx
     rank = weight_OIK.ndim
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + 1] = 1  # one channel, behind the others
-    values: dict[str, NDArray[Any]] = {
-        "gain": gain.astype(np.float32),
-        "offset": offset.astype(np.float32),
-        "pads": pads,
-        "one": np.array(_ONE, np.float32),
-    }
-    names = {key: new_name(changed, f"pixel_grid.{key}") for key in (*values, "a", "b", "grid")}
-    for key, value in values.items():
-        constants[names[key]] = value
-    conv.input[0] = names["grid"]
+
+    def constant(key: str, value: Array) -> str:
+        name = new_name(changed, f"pixel_grid.{key}")
+        constants[name] = value
+        return name
+
+    scaled, shifted, grid = (new_name(changed, f"pixel_grid.{key}") for key in ("a", "b", "grid"))
+    conv.input[0] = grid
+    one = np.array(_ONE, np.float32)
     added = [
-        ("Mul", [source, names["gain"]], names["a"]),
-        ("Add", [names["a"], names["offset"]], names["b"]),
-        ("Pad", [names["b"], names["pads"], names["one"]], names["grid"]),
+        ("Mul", [source, constant("gain", gain.astype(np.float32))], scaled),
+        ("Add", [scaled, constant("offset", offset.astype(np.float32))], shifted),
+        ("Pad", [shifted, constant("pads", pads), constant("one", one)], grid),
     ]
     for place, (operator, inputs, output) in enumerate(added):
         node = helper.make_node(operator, inputs, [output], name=f"pixel_grid/{operator}")
         changed.graph.node.insert(place, node)
-    return changed, names["grid"]
+    return changed, grid

@@ -63,12 +63,10 @@ class ChannelGroups:
 
     Attributes:
         group_of: by tensor, the group of each of its channels.
-        num_groups: groups are numbered from 0.
-        is_free: (num_groups,) whether a group may be scaled.
+        is_free: by group, whether it may be scaled.
     """
 
     group_of: dict[str, NDArray[np.int64]]
-    num_groups: int
     is_free: NDArray[np.bool_]
 
 
@@ -91,9 +89,11 @@ def _group_ranges(
     for batch, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
         for name, values in tensors.items():
             size_CP = np.abs(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
-            num_beyond = int(_BEYOND * size_CP.shape[1] / len(batch) * len(inputs))
-            highest[name] = _highest(highest.get(name, size_CP[:, :0]), size_CP, num_beyond + 1)
-    ranges = np.zeros(channels.num_groups)
+            num = 1 + int(_BEYOND * size_CP.shape[1] / len(batch) * len(inputs))
+            both = np.concatenate([highest.get(name, size_CP[:, :0]), size_CP], axis=1)
+            few = both.shape[1] <= num
+            highest[name] = both if few else np.partition(both, -num, axis=1)[:, -num:]
+    ranges = np.zeros(len(channels.is_free))
     for name, highest_CK in highest.items():
         range_C = np.maximum(highest_CK.min(axis=1), _LEAST_OF_LARGEST * highest_CK.max(axis=1))
         if range_C.max() > 0:
@@ -108,14 +108,6 @@ def _read_by_relu_alone(model: onnx.ModelProto) -> set[str]:
     for node in model.graph.node:
         (by_relu if node.op_type == "Relu" else by_others).update(node.input)
     return by_relu - by_others - given_out
-
-
-def _highest(
-    before_CK: NDArray[np.float32], values_CP: NDArray[np.float32], num: int
-) -> NDArray[np.float32]:
-    """Return the `num` highest values of each row of both, in no order."""
-    both = np.concatenate([before_CK, values_CP], axis=1)
-    return both if both.shape[1] <= num else np.partition(both, -num, axis=1)[:, -num:]
 
 
 def _rescaled(
@@ -247,7 +239,7 @@ class _UnionFind:
         is_free = np.ones(len(unique), bool)
         is_free[numbers[sorted(self._pinned)]] = False
         group_of = {name: numbers[at.start : at.stop] for name, at in self._places.items()}
-        return ChannelGroups(group_of, len(unique), is_free)
+        return ChannelGroups(group_of, is_free)
 
     def _root(self, place: int) -> int:
         while self._parent[place] != place:

@@ -63,11 +63,10 @@ def run_errors(info: SessionInfo) -> Iterator[None]:
         ) from error
 
 
-def not_onnx_error() -> ResdeployError:
+def not_onnx_error(where: str | None = None) -> ResdeployError:
     """Return the error for bytes that are no model."""
-    return ResdeployError(
-        "This is not an ONNX model.", fix="give a .onnx file, whole and unchanged"
-    )
+    fix = "give a .onnx file, whole and unchanged"
+    return ResdeployError("This is not an ONNX model.", where=where, fix=fix)
 
 
 def model_error(error: Exception, runtime: str) -> ResdeployError | None:
@@ -80,11 +79,11 @@ def model_error(error: Exception, runtime: str) -> ResdeployError | None:
             f"The model has ONNX IR version {match[1]}; this runtime reads up to {match[2]}.",
             fix=f"pip install -U {runtime}, or export for an older runtime",
         )
-    if match := re.search(r"Opset (\d+) is under development.*? domain (\S+) is till", text, re.S):
-        newest = re.search(r"is till opset (\d+)", text)
+    beyond = r"Opset (\d+) is under development.*? domain (\S+) is till(?: opset (\d+))?"
+    if match := re.search(beyond, text, re.S):
         return ResdeployError(
             f"The model has opset {match[1]} of {match[2]}; this runtime knows up to "
-            f"{newest[1] if newest else 'an older one'}.",
+            f"{match[3] or 'an older one'}.",
             fix=f"pip install -U {runtime}, or export with a lower --opset",
         )
     if "xternal data" in text or "external_data" in text:

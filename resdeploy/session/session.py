@@ -221,9 +221,7 @@ def _check_weights(model: Path | bytes, content: bytes | mmap.mmap, *, where: st
         for name, location in external_weights(content):
             refuse_outside_weight(name, location, model=path)
     except ValueError as error:
-        explained = not_onnx_error()
-        explained.where = where
-        raise explained from error
+        raise not_onnx_error(where) from error
 
 
 def _check_spec(spec: SessionSpec, provider: Provider) -> None:
