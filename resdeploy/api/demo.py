@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resdeploy.api.arguments import OnStage, silent
 from resdeploy.api.make_bundle import pack_bundle
-from resdeploy.bench.bench import bench
+from resdeploy.bench.process import bench
 from resdeploy.bundle.check import check_bundle
 from resdeploy.errors import ProviderError
 from resdeploy.export.export import export_onnx

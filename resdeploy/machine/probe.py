@@ -46,7 +46,7 @@ _NEEDED = (
     (
         "preload_dlls",
         "1.21",
-        f"loading CUDA's libraries from Python packages ({_names(lambda one: one.preload)})",
+        f"loading CUDA's libraries from Python packages ({_names(lambda one: one.on_nvidia)})",
     ),
 )
 
