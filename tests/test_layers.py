@@ -218,4 +218,4 @@ def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():
         for name in run.stdout.split()
         if name.startswith("resdeploy.schema.")
     }
-    assert subjects == {"benchmarks", "codec", "files", "machines", "sessions", "sources"}
+    assert subjects == {"benchmarks", "codec", "files", "machines", "sessions"}

@@ -27,8 +27,8 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
+from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.sources import SourceSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle.folder import BundleFolder
@@ -249,7 +249,7 @@ def _ways(
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:
-    from resdeploy.bench import bench as timing
+    from resdeploy.bench import process
 
     results = []
     for number, (model, spec) in enumerate(ways):
@@ -260,5 +260,5 @@ def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> B
             on_progress(done, None, remark)
 
         spec = dataclasses.replace(spec, num_bound_runs=bound)
-        results.append(timing.bench(model, spec, on_run=on_run))
+        results.append(process.bench(model, spec, on_run=on_run))
     return BenchReport(results=tuple(results))

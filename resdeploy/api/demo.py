@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resdeploy.api.arguments import OnStage, silent
 from resdeploy.api.make_bundle import pack_bundle
-from resdeploy.bench.bench import bench
+from resdeploy.bench.process import bench
 from resdeploy.bundle.check import check_bundle
 from resdeploy.errors import ProviderError
 from resdeploy.export.export import export_onnx
@@ -18,8 +18,8 @@ from resdeploy.export.source import load_source
 from resdeploy.files import atomic_directory
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.bundles import DemoReport, DemoStage
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.demos import DemoReport, DemoStage
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
 from resdeploy.schema.sessions import SessionSpec

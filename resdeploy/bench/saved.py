@@ -69,14 +69,18 @@ def compare_with_saved(
         _ratio(candidate.latencies_ns, baseline.latencies_ns, q, known=not worthless)
         for q in (50, 99)
     )
+    sides = [
+        BenchSide(spec=result.spec, model=result.model, session=result.session)
+        for result in (candidate, baseline)
+    ]
     block = BenchBlock(
         candidate_ns=(candidate.latencies_ns,),
         baseline_ns=(baseline.latencies_ns,),
         candidate_first=False,
     )
     return BenchComparison(
-        candidate=_side(candidate),
-        baseline=_side(baseline),
+        candidate=sides[0],
+        baseline=sides[1],
         environment=candidate.environment,
         interleaved=False,
         blocks=(block,),
@@ -138,7 +142,3 @@ def _reach(latencies_ns: tuple[int, ...], q: float) -> float:
     """Return the reach of a percentile's interval to either side, as a logarithm."""
     interval = percentile_interval(latencies_ns, q)
     return max(abs(math.log(end / percentile(latencies_ns, q))) for end in interval)
-
-
-def _side(result: BenchResult) -> BenchSide:
-    return BenchSide(spec=result.spec, model=result.model, session=result.session)

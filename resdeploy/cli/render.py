@@ -17,9 +17,8 @@ from resdeploy.cli.tables import pass_or_fail, print_table
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.files import atomic_write
 from resdeploy.schema.benchmarks import BenchComparison, BenchReport
-from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
+from resdeploy.schema.bundles import CheckReport, DemoReport, Manifest, PredictReport
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.demos import DemoReport
 from resdeploy.schema.evaluations import EvaluateReport
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.folds import FoldReport

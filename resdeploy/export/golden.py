@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from resdeploy.data.datasets import load_evaluation
+from resdeploy.data.datasets import load_labelled
 from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
@@ -149,11 +149,11 @@ def golden_for(
             fix="name a recipe whose preprocessing applies, with --recipe",
         )
     else:
-        raw, labels = load_evaluation(data, preprocess)
-        which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
+        samples = load_labelled(data, preprocess)
+        which = "all" if num_inputs is None or num_inputs >= len(samples.x) else "the first"
         title = data.name if data.path is None else f"{data.name} ({Path(data.path).name})"
-        inputs = preprocess_batch(raw[:num_inputs], preprocess)
-        labels = None if labels is None else labels[:num_inputs]
+        inputs = preprocess_batch(samples.x[:num_inputs], preprocess)
+        labels = None if samples.y is None else samples.y[:num_inputs]
         description = f"{which} {len(inputs)} held-out samples of {title}"
     if inputs.shape[1:] != source.input_shape:
         raise ResdeployError(

@@ -29,17 +29,15 @@ class PrecisionNoise(Record):
 
 @record
 class GoldenInfo(Record):
-    """Origin of reference outputs: `num_inputs` inputs through the model in float64.
+    """Origin of reference outputs: `num_inputs` inputs through the model `source` in float64.
 
     Attributes:
-        source: the model.
-        inputs: its inputs, in words.
-        num_inputs: number of inputs.
+        inputs: in words.
         precision: the arithmetic whose rounding noise is the yardstick.
         precision_noise: errors in other arithmetics; None if not simulated.
         weight_noise_l2: norm of the outputs' mean shift over all inputs when parameters are rounded
             to float32; None if not measured.
-        sigma_missing: the reason why the golden file has no sigma; None if it has one.
+        sigma_missing: the reason why the golden file has no sigma.
     """
 
     source: str
@@ -83,9 +81,8 @@ class Comparison(Judged):
     """One candidate judged against the reference; a figure that is None is named in `missing`.
 
     Attributes:
-        diff: the candidate's distance from the float64 reference.
-        noise_rel_l2: the yardstick's own distance from it (PyTorch in float32 on the CPU), over
-            the norm of the reference.
+        noise_rel_l2: the yardstick's distance from the float64 reference (PyTorch in float32 on the
+            CPU), over the norm of the reference.
         noise_ratio: the ratio R of the two distances (infinite if the candidate is not finite).
         worst_input_ratio: the largest R of a single input.
         noise_ratio_limit: the largest R that passes.
@@ -95,8 +92,8 @@ class Comparison(Judged):
         systematic: the statistic T, the error common to all inputs beyond chance and rounded
             weights; 1 or less for noise, N for an offset.
         systematic_limit: the largest T that passes.
-        num_changed_top1: inputs whose largest output is another one; the reference's margin
-            must excuse each.
+        num_changed_top1: inputs whose largest output is another one; the reference's margin must
+            excuse each.
         precision: the arithmetic with an error of this size.
         missing: evidence that could not be had, with reasons; it is not assumed to have passed.
     """
@@ -219,7 +216,6 @@ class Conformance(Judged):
         levels: by graph-optimisation level, the distance from the requested session.
         stress: by kind of input (constant, subnormal, extreme), the distance from the CPU without
             any optimisation.
-        limit: the largest distance that passes.
         deterministic: True if the same run again gave the same bits; reported, not judged.
         max_run_to_run: the largest difference of an output element between two such runs.
         missing: untried calls, with reasons.

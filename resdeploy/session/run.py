@@ -16,18 +16,21 @@ def run_session(
 ) -> np.ndarray:
     """Return the session's outputs for (N, ...) inputs as (N, K), for a fixed or open batch size.
 
-    Several outputs are laid side by side in K.
-
-    Args:
-        session: an open session of a model with one input.
-        inputs: the samples.
-        batch_size: the batch size where the model leaves it open.
+    Several outputs are laid side by side in K. `batch_size` counts where the model leaves it open.
 
     Raises:
         ResdeployError: the model has several inputs, or one of another shape.
     """
     spec = _only_input(input_specs(session))
-    _check_shape(spec, inputs)
+    wanted, found = spec.shape[1:], inputs.shape[1:]
+    fits = len(wanted) == len(found) and all(
+        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
+    )
+    if not fits:
+        raise ResdeployError(
+            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
+            fix="verify against the checkpoint and the input shape the model was exported from",
+        )
     require_kind(inputs, spec.dtype, name=spec.name)
     if spec.dtype == "float16":  # a model of lower precision through and through
         inputs = inputs.astype(np.float16)
@@ -52,15 +55,3 @@ def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
             where=", ".join(spec.name for spec in specs),
         )
     return specs[0]
-
-
-def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:
-    wanted, found = spec.shape[1:], inputs.shape[1:]
-    fits = len(wanted) == len(found) and all(
-        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
-    )
-    if not fits:
-        raise ResdeployError(
-            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
-            fix="verify against the checkpoint and the input shape the model was exported from",
-        )

@@ -9,8 +9,8 @@ from pathlib import Path
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
-from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.quant.quantize import quantize_file, spec_for, types_for
+from resdeploy.quant.samples import load_calibration
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec

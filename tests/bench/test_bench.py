@@ -11,9 +11,8 @@ import pytest
 from onnx import parser
 
 from resdeploy.bench import in_turn as in_turn_module
-from resdeploy.bench.bench import bench
 from resdeploy.bench.in_turn import NUM_BURSTS, bench_in_turn
-from resdeploy.bench.process import BenchProcess, slow_warnings
+from resdeploy.bench.process import BenchProcess, bench, slow_warnings
 from resdeploy.bench.saved import compare_with_saved, load_result
 from resdeploy.errors import EnvironmentLacksError, ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import (
@@ -107,7 +106,7 @@ def test_kernels_elsewhere_are_an_error_and_no_number(model, monkeypatch):
 def test_a_worker_that_is_killed_is_an_error_that_says_so(model, number, words):
     with BenchProcess(BenchJob(model=str(model), spec=SPEC, in_bursts=True)) as process:
         assert process.receive()["kind"] == "ready"
-        os.kill(process.pid, number)
+        os.kill(process._process.pid, number)
         process.send("1")
         with pytest.raises(EnvironmentLacksError, match=words) as caught:
             process.receive()
@@ -127,7 +126,7 @@ def test_no_process_is_left_when_the_block_is_left_by_an_error(model):
     with pytest.raises(ZeroDivisionError), BenchProcess(job) as process:
         raise ZeroDivisionError
     with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+        os.kill(process._process.pid, 0)
 
 
 def test_a_numpy_in_the_current_folder_is_not_imported(model, tmp_path, monkeypatch):
