@@ -8,6 +8,7 @@ import click
 from resdeploy.cli.options import (
     PATH,
     POSITIVE,
+    Emit,
     export_options,
     force_option,
     json_option,
@@ -23,7 +24,7 @@ from resdeploy.schema.recipes import SourceSpec
 @source_options("source")
 @click.option("--name", help="The model's name.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
-@click.option("--num-inputs", default=32, show_default=True, type=POSITIVE)
+@click.option("--num-inputs", default=32, type=POSITIVE)
 @export_options
 @click.option(
     "--triton", type=PATH, metavar="DIR", help="Also write it into this model repository of Triton."
@@ -39,7 +40,7 @@ from resdeploy.schema.recipes import SourceSpec
 )
 @force_option
 @json_option
-def bundle(source: SourceSpec, out: Path, as_json: bool, **options: Any) -> None:
+def bundle(source: SourceSpec, out: Path, emit: Emit, **options: Any) -> None:
     """Pack SOURCE for a device: model, labels, preprocessing, golden inputs and their answers.
 
     On the device, without torch, `resdeploy check` proves the files whole and the numbers right.
@@ -51,8 +52,7 @@ def bundle(source: SourceSpec, out: Path, as_json: bool, **options: Any) -> None
     """
     from resdeploy.api.bundle import bundle as bundle_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("bundle") as on_stage:
         manifest = bundle_model(source, out, on_stage=on_stage, **options)
-    emit(manifest, as_json=as_json)
+    emit(manifest)

@@ -7,6 +7,7 @@ import click
 
 from resdeploy.cli.options import (
     PATH,
+    Emit,
     Number,
     choice_of,
     force_option,
@@ -14,7 +15,6 @@ from resdeploy.cli.options import (
     output_option,
     target_option,
 )
-from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes
 from resdeploy.session.providers import PROVIDERS
 
@@ -34,14 +34,13 @@ _INSISTED = "".join(
 _CHOICE: dict[str, Any] = {
     "type": click.Choice(get_args(Choice)),
     "default": "auto",
-    "show_default": True,
 }
 
 
 @click.command()
 @click.argument("model", type=PATH)
 @output_option("The ONNX file to write.")
-@click.option("--precision", default="int8", show_default=True, **choice_of(PRECISIONS))
+@click.option("--precision", default="int8", **choice_of(PRECISIONS))
 @click.option(
     "--calibration",
     required=True,
@@ -53,7 +52,6 @@ _CHOICE: dict[str, Any] = {
     "--method",
     type=click.Choice(["auto", *get_args(CalibrationMethod)]),
     default="auto",
-    show_default=True,
     help="Calibration of int8 ranges; auto measures all.",
 )
 @click.option(
@@ -80,19 +78,17 @@ _CHOICE: dict[str, Any] = {
     "--max-flips",
     type=Number(min=0, max=1),
     default=0.01,
-    show_default=True,
     help="Fraction of held-out predictions that may change.",
 )
 @click.option("--max-error", type=Number(min=0), help="Largest relative error of the outputs.")
 @click.option(
     "--keep-io/--lower-io",
     default=True,
-    show_default=True,
     help="Leave inputs and outputs in float32 (fp16, bf16).",
 )
 @force_option
 @json_option
-def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+def quantize(model: Path, out: Path, emit: Emit, **options: Any) -> None:
     """Lower the precision of MODEL, a folded ONNX file, and measure the cost.
 
     A quarter of the calibration samples is held out. Every choice is measured on them, and kept
@@ -107,11 +103,7 @@ def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from resdeploy.api.quantize import quantize as quantize_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("quantize") as on_stage:
         report = quantize_model(model, out, on_stage=on_stage, **options)
-    emit(report, as_json=as_json)
-    if not report.passed:
-        click.echo("nothing was written", err=True)
-        raise SystemExit(EXIT_CHECK_FAILED)
+    emit(report, note="nothing was written")

@@ -1,8 +1,8 @@
 """Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,21 +14,13 @@ from resdeploy.cli.render_quantize import render_quantize
 from resdeploy.cli.render_remote import render_remote, single_records
 from resdeploy.cli.render_tune import render_tune, render_tuned
 from resdeploy.cli.tables import pass_or_fail, print_table
-from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.files import atomic_write
-from resdeploy.schema.benchmarks import BenchComparison, BenchReport
-from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
-from resdeploy.schema.codec import dump_json
+from resdeploy.schema.bundles import CheckReport, Manifest
 from resdeploy.schema.demos import DemoReport
-from resdeploy.schema.evaluations import EvaluateReport
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.folds import FoldReport
-from resdeploy.schema.machines import DoctorReport, ProbeReport
-from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import Placement
-from resdeploy.schema.tunings import TuneReport
 from resdeploy.schema.verdicts import (
     Attribution,
     Comparison,
@@ -40,56 +32,26 @@ from resdeploy.schema.verdicts import (
 )
 from resdeploy.verify.precision import title as precision_title
 
-__all__ = ["emit", "emit_verdict", "render", "write_record"]
+__all__ = ["render"]
 
 _MOST_REASONS = 3
 
 
-def emit(record: Any, *, as_json: bool) -> None:
-    """Print a record to stdout, as JSON or for a person."""
-    if as_json:
-        click.echo(dump_json(record))
-    else:
-        render(record)
-
-
-def emit_verdict(record: Any, *, as_json: bool) -> None:
-    """Print a record of a check to stdout, and exit with 1 unless it passed."""
-    emit(record, as_json=as_json)
-    if not record.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
-
-
-def write_record(record: Any, out: Path, *, force: bool) -> None:
-    """Write a record as JSON to the file `out`; `force` replaces an existing one."""
-    with atomic_write(out, force=force) as temporary:
-        temporary.write_text(dump_json(record) + "\n", encoding="utf-8", newline="\n")
-
-
+@functools.singledispatch
 def render(record: Any) -> None:
     """Print a record for a person."""
-    renderers: dict[type, Callable[[Any], None]] = {
-        BenchComparison: render_comparison,
-        BenchReport: render_report,
-        CheckReport: _check,
-        DemoReport: _demo,
-        DoctorReport: render_doctor,
-        EvaluateReport: render_evaluate,
-        ExportReport: _export,
-        FoldReport: _fold,
-        Manifest: _manifest,
-        PredictReport: render_predict,
-        ProbeReport: render_probe,
-        RemoteReport: _remote,
-        QuantReport: render_quantize,
-        SelftestReport: _selftest,
-        TrainReport: _train,
-        TuneReport: render_tune,
-        VerifyReport: _verify,
-    }
-    renderers[type(record)](record)
+    raise NotImplementedError(type(record).__name__)
 
 
+# The record of each is the type of its parameter.
+for _renderer in (
+    *(render_comparison, render_doctor, render_evaluate, render_predict, render_probe),
+    *(render_quantize, render_report, render_tune),
+):
+    render.register(_renderer)
+
+
+@render.register
 def _train(report: TrainReport) -> None:
     click.echo(
         f"{report.recipe.name}: {report.last.test_accuracy:.2%} of {report.num_test} test samples "
@@ -98,6 +60,7 @@ def _train(report: TrainReport) -> None:
     )
 
 
+@render.register
 def _fold(report: FoldReport) -> None:
     folded = [
         (s.site, s.producer, str(s.num_consumers), f"folded into {s.op}", f"{s.max_ulp:.3f}")
@@ -122,6 +85,7 @@ def _fold_summary(report: FoldReport) -> str:
     return f"{line}, {flushed} subnormal values set to zero" if flushed else line
 
 
+@render.register
 def _export(report: ExportReport) -> None:
     if report.fold is not None:
         click.echo(f"fold     {_fold_summary(report.fold)}")
@@ -136,6 +100,7 @@ def _export(report: ExportReport) -> None:
             click.echo(f"verify   {line}")
 
 
+@render.register
 def _verify(report: VerifyReport) -> None:
     columns = (
         *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
@@ -248,6 +213,7 @@ def _first_few(reasons: Sequence[str]) -> Iterator[str]:
         yield f"and {len(reasons) - _MOST_REASONS} more (--json has them all)"
 
 
+@render.register
 def _selftest(report: SelftestReport) -> None:
     layers = ("structure", "static", "node_local", "end_to_end")
 
@@ -322,11 +288,13 @@ def _verdict_lines(report: VerifyReport) -> list[str]:
     ]
 
 
+@render.register
 def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
 
 
+@render.register
 def _check(report: CheckReport) -> None:
     click.echo(f"{report.name}: {report.num_files} files intact")
     _verify(report.verification)
@@ -334,12 +302,14 @@ def _check(report: CheckReport) -> None:
         click.echo("\n".join(render_tuned(tuned)))
 
 
+@render.register
 def _remote(report: RemoteReport) -> None:
     for record in single_records(report):
         render(record)
     render_remote(report)
 
 
+@render.register
 def _demo(report: DemoReport) -> None:
     rows = [(s.stage, s.outcome, f"{s.duration_s:.1f} s") for s in report.stages]
     print_table("resdeploy demo", ("stage", "outcome", "time"), rows)

@@ -1,12 +1,10 @@
-"""Results of devices as text: one table; every failure, in its three parts, apart."""
-
-import click
+"""Results of devices as text: one table, with a line for each device."""
 
 from resdeploy.cli.render_tune import tuned_line
 from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table
 from resdeploy.schema.remotes import DeviceResult, Installation, RemoteReport
 
-__all__ = ["render_failures", "render_remote", "single_records"]
+__all__ = ["render_remote", "single_records"]
 
 
 def render_remote(report: RemoteReport) -> None:
@@ -22,17 +20,6 @@ def render_remote(report: RemoteReport) -> None:
     ]
     columns = ("device", "verdict", "result", "environment")
     print_table(f"{report.command} on {len(rows)} device{'s'[: len(rows) > 1]}", columns, rows)
-
-
-def render_failures(report: RemoteReport) -> None:
-    """Print the failures on stderr."""
-    for result in report.devices:
-        if result.failure is not None:
-            failure = result.failure
-            lines = [f"error: {result.device.name}: {failure.what}"]
-            lines += [f"  where: {failure.where}"] if failure.where is not None else []
-            lines += [f"  fix:   {failure.fix}"] if failure.fix is not None else []
-            click.echo("\n".join(lines), err=True)
 
 
 def single_records(report: RemoteReport) -> tuple[object, ...]:

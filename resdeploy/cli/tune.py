@@ -8,10 +8,12 @@ import click
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
     PATH,
-    Points,
+    Emit,
     force_option,
     json_option,
+    max_drop_option,
     numbers_option,
+    output_option,
     providers_option,
 )
 from resdeploy.cli.quantize import PRECISIONS
@@ -32,24 +34,15 @@ def _precisions(
 
 @click.command(cls=DeviceCommand)
 @click.argument("bundle", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=PATH,
-    help="The bundle to write, with the settings in it.  [default: only report]",
+@output_option(
+    "The bundle to write, with the settings in it.  [default: only report]", required=False
 )
 @click.option(
     "--lossless",
     is_flag=True,
     help="Outputs must pass verification as float32.  [default, without --max-drop]",
 )
-@click.option(
-    "--max-drop",
-    type=Points(min=0, max=100),
-    metavar="POINTS",
-    help="Accuracy may be so many points lower, shown on --data.",
-)
+@max_drop_option("Accuracy may be so many points lower, shown on --data.")
 @click.option("--data", help="Labelled samples for --max-drop: NAME, NAME:PATH, x.npz, a folder.")
 @click.option(
     "--calibration",
@@ -71,16 +64,13 @@ def _precisions(
     metavar="MODEL.onnx",
     help="Another form of the model, as from `quantize`. May be given several times.",
 )
-@click.option(
-    "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
-)
+@click.option("--objective", type=click.Choice(get_args(Objective)), default="latency")
 @providers_option(default=(), remark="  [default: all that start here]")
 @numbers_option(
     "--batch",
     "batch_sizes",
     "Samples of one run; several are for --objective throughput.",
     default="1",
-    show_default=True,
 )
 @numbers_option(
     "--threads", "num_threads", "Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]"
@@ -89,7 +79,6 @@ def _precisions(
     "--runs",
     "num_runs",
     default=100,
-    show_default=True,
     type=click.IntRange(min=20),
     help="Of each process, at most: 20 in the first block, then what fits into 3 seconds.",
 )
@@ -110,7 +99,7 @@ def tune(
     work: Path | None,
     devices: Devices,
     force: bool,
-    as_json: bool,
+    emit: Emit,
     **options: Any,
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within a budget for its accuracy.
@@ -137,7 +126,6 @@ def tune(
         raise click.UsageError("--work is for a search on this machine.")
     from resdeploy.api.tune import tune as tune_bundle
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit
 
     if devices.given:
         from resdeploy.remote.jobs import tune_on_devices
@@ -145,7 +133,7 @@ def tune(
         reports = tune_on_devices(
             devices.run, bundle, out, devices.options, max_drop=max_drop, force=force, **options
         )
-        finish(reports, as_json=as_json)
+        finish(reports, emit)
     with show_steps("tune") as on_progress:
         report = tune_bundle(
             bundle,
@@ -156,4 +144,4 @@ def tune(
             on_progress=on_progress,
             **options,
         )
-    emit(report, as_json=as_json)
+    emit(report)
