@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.api.arguments import OnStage, silent
-from resdeploy.api.make_bundle import pack_bundle
+from resdeploy.api.bundle import pack_bundle
 from resdeploy.bench.bench import bench
 from resdeploy.bundle.check import check_bundle
 from resdeploy.errors import ProviderError

@@ -53,20 +53,11 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     help="One run after the other; all at once; or at random times.",
 )
 @click.option(
-    "--qps",
-    type=Number(min=0, min_open=True),
-    help="Mean runs per second, of --scenario server.",
+    "--qps", type=Number(min=0, min_open=True), help="Mean runs per second, of --scenario server."
 )
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of those random times.")
 @click.option(
-    "--seed",
-    default=0,
-    type=click.IntRange(min=0),
-    help="Of those random times.",
-)
-@click.option(
-    "--loadgen",
-    is_flag=True,
-    help="Let MLCommons LoadGen drive the runs; needs the extra loadgen.",
+    "--loadgen", is_flag=True, help="Let MLCommons LoadGen drive the runs; needs the extra loadgen."
 )
 @click.option(
     "--min-duration",

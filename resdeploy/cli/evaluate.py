@@ -21,12 +21,7 @@ from resdeploy.cli.options import PATH, Emit, json_option, max_drop_option, sess
 @session_options()
 @json_option
 def evaluate(
-    model: Path,
-    data: str,
-    against: Path | None,
-    max_drop: float | None,
-    emit: Emit,
-    **options: Any,
+    model: Path, data: str, against: Path | None, max_drop: float | None, emit: Emit, **options: Any
 ) -> None:
     """Measure the accuracy of MODEL on held-out samples, with its interval. Needs no torch.
 

@@ -144,10 +144,7 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
     )
     batch = click.option(
-        "--batch",
-        default="dynamic",
-        callback=_batch,
-        help="dynamic, or a number of samples.",
+        "--batch", default="dynamic", callback=_batch, help="dynamic, or a number of samples."
     )
     preprocess = click.option(
         "--preprocess",

@@ -19,12 +19,7 @@ from resdeploy.schema.sessions import SessionSpec
 @click.argument("bundle", type=PATH)
 @click.argument("inputs", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
 @session_options()
-@click.option(
-    "--top",
-    default=5,
-    type=POSITIVE,
-    help="Number of classes to name.",
-)
+@click.option("--top", default=5, type=POSITIVE, help="Number of classes to name.")
 @json_option
 def predict(
     bundle: Path, inputs: tuple[Path, ...], provider: SessionSpec, top: int, emit: Emit

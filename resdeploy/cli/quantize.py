@@ -31,10 +31,7 @@ _INSISTED = "".join(
     for provider in PROVIDERS.values()
     if provider.integer_types
 )
-_CHOICE: dict[str, Any] = {
-    "type": click.Choice(get_args(Choice)),
-    "default": "auto",
-}
+_CHOICE: dict[str, Any] = {"type": click.Choice(get_args(Choice)), "default": "auto"}
 
 
 @click.command()
@@ -82,9 +79,7 @@ _CHOICE: dict[str, Any] = {
 )
 @click.option("--max-error", type=Number(min=0), help="Largest relative error of the outputs.")
 @click.option(
-    "--keep-io/--lower-io",
-    default=True,
-    help="Leave inputs and outputs in float32 (fp16, bf16).",
+    "--keep-io/--lower-io", default=True, help="Leave inputs and outputs in float32 (fp16, bf16)."
 )
 @force_option
 @json_option
