@@ -1,6 +1,7 @@
 """`--on` and `--fleet`: a command on other machines, over SSH."""
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,17 +36,17 @@ class DeviceCommand(click.Command):
         return rest
 
 
+@dataclass(frozen=True, kw_only=True)
 class Devices:
     """The devices that were named on the command line, if any."""
 
-    def __init__(self, addresses: tuple[str, ...], fleet: Path | None) -> None:
-        self._addresses = addresses
-        self._fleet = fleet
+    addresses: tuple[str, ...]
+    fleet: Path | None
 
     @property
     def given(self) -> bool:
         """True if the command is to run on devices instead of here."""
-        return bool(self._addresses) or self._fleet is not None
+        return bool(self.addresses) or self.fleet is not None
 
     @property
     def options(self) -> "Options":
@@ -72,8 +73,8 @@ class Devices:
         """The devices, those of the fleet file first."""
         from resdeploy.remote.fleet import load_fleet, parse_address, refuse_duplicates
 
-        fleet = () if self._fleet is None else load_fleet(self._fleet)
-        devices = (*fleet, *map(parse_address, self._addresses))
+        fleet = () if self.fleet is None else load_fleet(self.fleet)
+        devices = (*fleet, *map(parse_address, self.addresses))
         refuse_duplicates(devices)
         return devices
 

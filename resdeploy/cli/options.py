@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
@@ -25,7 +25,7 @@ __all__ = [
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 Emit = Callable[..., None]
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Number(click.FloatRange):
@@ -71,9 +71,7 @@ def _numbers(
     return tuple(map(int, parts))
 
 
-def numbers_option(
-    flag: str, name: str, help_text: str, **settings: Any
-) -> Callable[[Command], Command]:
+def numbers_option(flag: str, name: str, help_text: str, **settings: Any) -> Decorator:
     """Return an option that takes a list of whole numbers such as 1,8,32."""
     return click.option(
         flag, name, metavar="N[,N...]", callback=_numbers, help=help_text, **settings
@@ -156,9 +154,7 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return opset(target_option(batch(preprocess(command))))
 
 
-def gathered(
-    name: str, gather: Callable[..., Any], options: Mapping[str, Callable[..., Any]]
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def gathered(name: str, gather: Callable[..., Any], options: Mapping[str, Decorator]) -> Decorator:
     """Add options, by name; the command gets what `gather` makes of their values as `name`.
 
     A parameter of the command that has this name already goes to `gather` too.
@@ -170,9 +166,10 @@ def gathered(
             taken = {one: values.pop(one) for one in (name, *options) if one in values}
             return command(**{name: gather(**taken)}, **values)
 
+        decorated: Callable[..., Any] = gathering
         for option in reversed([*options.values()]):
-            gathering = option(gathering)
-        return gathering
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
@@ -185,7 +182,7 @@ _ANSWERING = tuple(
 )
 
 
-def _click_option(name: str) -> Callable[[Command], Command]:
+def _click_option(name: str) -> Decorator:
     """Return the option of the command line for a field of `SessionSpec`."""
     option = SESSION_OPTIONS[name]
     flag, settings = option.flag, {"default": option.default, "help": option.help}
@@ -205,9 +202,7 @@ _PROVIDER_HELP = f"{SESSION_OPTIONS['provider'].help}: {', '.join(PROVIDERS)}."
 threads_option = _click_option("num_threads")
 
 
-def providers_option(
-    *, default: tuple[str, ...] = ("cpu",), remark: str = ""
-) -> Callable[[Command], Command]:
+def providers_option(*, default: tuple[str, ...] = ("cpu",), remark: str = "") -> Decorator:
     """Return `--provider` of a command that asks several, in turn; it gets them as `providers`."""
     return click.option(
         SESSION_OPTIONS["provider"].flag,
@@ -218,9 +213,7 @@ def providers_option(
     )
 
 
-def session_options(
-    names: Sequence[str] = _ANSWERING,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def session_options(names: Sequence[str] = _ANSWERING) -> Decorator:
     """Add these fields of a `SessionSpec` as options; the command gets it as `provider`."""
     return gathered("provider", SessionSpec, {name: _click_option(name) for name in names})
 
@@ -249,16 +242,14 @@ def session_was_given() -> bool:
     )
 
 
-def output_option(
-    help_text: str, *, required: bool = True, **settings: Any
-) -> Callable[[Command], Command]:
+def output_option(help_text: str, *, required: bool = True, **settings: Any) -> Decorator:
     """Return the option `-o`, a path to write."""
     return click.option(
         "-o", "--output", "out", type=PATH, required=required, help=help_text, **settings
     )
 
 
-def max_drop_option(help_text: str) -> Callable[[Command], Command]:
+def max_drop_option(help_text: str) -> Decorator:
     """Return the option `--max-drop`, a budget for the accuracy."""
     return click.option("--max-drop", type=Points(min=0, max=100), metavar="POINTS", help=help_text)
 
@@ -304,7 +295,7 @@ _SOURCE_OPTIONS = {
 }
 
 
-def source_options(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def source_options(name: str) -> Decorator:
     """Add the options of a trained model; the command gets a `SourceSpec` called `name`.
 
     Its path is the parameter of that name, if the command has one.

@@ -1,7 +1,7 @@
 """`resdeploy quantize`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -15,13 +15,10 @@ from resdeploy.cli.options import (
     output_option,
     target_option,
 )
-from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes
+from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
 from resdeploy.session.providers import PROVIDERS
 
-if TYPE_CHECKING:
-    from resdeploy.schema.quants import QuantizedPrecision
-
-PRECISIONS: dict[str, "QuantizedPrecision"] = {
+PRECISIONS: dict[str, QuantizedPrecision] = {
     "int8": "int8",
     "fp16": "float16",
     "bf16": "bfloat16",

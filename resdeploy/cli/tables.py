@@ -23,7 +23,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_row(*map(Text, row))
     # Apart from the table, which would break it at its own width.
     click.echo(title)
-    _console().print(table)
+    out = Console(highlight=False, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = 120  # when piped, so that no figure is cut
+    out.print(table)
 
 
 def pass_or_fail(passed: bool) -> str:
@@ -46,10 +49,3 @@ def session_text(session: SessionSpec) -> str:
         if name not in ("provider", "num_threads") and value != option.default:
             parts.append(option.shown.format(value))
     return ", ".join(parts)
-
-
-def _console() -> Console:
-    """Return a console on stdout, 120 columns wide when piped, so that no figure is cut."""
-    out = Console(highlight=False, soft_wrap=False)
-    is_piped = not out.is_terminal and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=120) if is_piped else out

@@ -1,7 +1,7 @@
 """`resdeploy tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -17,15 +17,13 @@ from resdeploy.cli.options import (
     providers_option,
 )
 from resdeploy.cli.quantize import PRECISIONS
+from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.tunings import Objective
-
-if TYPE_CHECKING:
-    from resdeploy.schema.quants import QuantizedPrecision
 
 
 def _precisions(
     context: click.Context, parameter: click.Parameter, text: str | None
-) -> "tuple[QuantizedPrecision, ...]":
+) -> tuple[QuantizedPrecision, ...]:
     names = () if text is None else tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in PRECISIONS]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRECISIONS)}")
