@@ -155,13 +155,7 @@ def model_of(
     embed_preprocess: bool = False,
     name: str = "source",
 ) -> "SourceModel":
-    """Return the trained model of a source.
-
-    Args:
-        source: a `Model`, a module of torch in eval mode on the CPU, or a checkpoint's path.
-        input_shape: of one sample, without the batch; a module needs it.
-        embed_preprocess: make its preprocessing part of the model, which then takes pixels.
-        name: the name of the argument.
+    """Return the trained model of a source, with its preprocessing inside if that is asked for.
 
     Raises:
         ResdeployError: the file is not what it should be; the module is in training mode, or on

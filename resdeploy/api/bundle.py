@@ -179,9 +179,7 @@ class Bundle:
     def __init__(self, path: PathLike, *, provider: Providers | None = None) -> None:
         """Open the bundle at `path`, a folder or a `.zip`.
 
-        Args:
-            path: the bundle.
-            provider: where to run it; None for the settings that `tune` found for this machine.
+        It runs on `provider`; with None, by the settings that `tune` found for this machine.
 
         Raises:
             BundleError: it is damaged, or is no bundle.

@@ -55,14 +55,9 @@ def fold_file(
 ) -> FoldReport:
     """Fold the ONNX file `path` and write it to `out`; with `out` None, only report.
 
-    It has the bytes of the original where nothing was folded and it is a single file.
-
-    Args:
-        path: the model.
-        out: the file to write, only if the folded model passes the comparison in the report.
-        input_shape: of one sample of the first input, where the model leaves it open.
-        layernorm: fold the affine parts of LayerNormalizations too.
-        force: replace an existing file.
+    It has the bytes of the original where nothing was folded and it is a single file, and is
+    written only if the folded model passes the comparison in the report. `input_shape` is that of
+    one sample of the first input, where the model leaves it open.
 
     Raises:
         ResdeployError: `path` is missing or no ONNX model, its weights lie outside its folder, or

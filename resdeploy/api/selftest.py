@@ -43,11 +43,7 @@ def selftest(
 ) -> SelftestReport:
     """Return the outcome of every fault that can be planted into `source`.
 
-    Args:
-        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
-        num_inputs: seeded inputs for each faulty model.
-        num_threads: of each session.
-        on_stage: called with the name of each stage as it begins.
+    Each faulty model is run on `num_inputs` seeded inputs, in a session of `num_threads`.
 
     Raises:
         ResdeployError: the model cannot be exported or is itself not finite.
