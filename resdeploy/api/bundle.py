@@ -24,11 +24,11 @@ from resdeploy.api.arguments import (
     silent,
 )
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
+from resdeploy.schema.exports import ExportReport
 
 if TYPE_CHECKING:
     from resdeploy.export.source import SourceModel
-    from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
-    from resdeploy.schema.exports import ExportReport
     from resdeploy.verify.golden_file import Golden
 
 __all__ = ["Bundle", "bundle", "pack_bundle"]
@@ -51,7 +51,7 @@ def bundle(
     ort_format: PathLike | None = None,
     force: bool = False,
     on_stage: OnStage = silent,
-) -> "Manifest":
+) -> Manifest:
     """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and outputs.
 
     Args:
@@ -124,14 +124,14 @@ def bundle(
 
 def pack_bundle(
     source: "SourceModel",
-    report: "ExportReport",
+    report: ExportReport,
     model: Path,
     out: Path,
     *,
     golden: "Golden",
     name: str,
     force: bool = False,
-) -> "Manifest":
+) -> Manifest:
     """Write the bundle of a model that was exported already; one file if `out` is a `.zip`.
 
     Raises:
@@ -204,7 +204,7 @@ class Bundle:
         self.manifest: Manifest = self._folder.manifest
         self.labels: tuple[str, ...] = self._folder.labels
 
-    def __call__(self, sample: Inputs, *, top: int = 5) -> "Prediction":
+    def __call__(self, sample: Inputs, *, top: int = 5) -> Prediction:
         """Name the likeliest classes of one sample: an image, its file, or an array.
 
         Raises:
@@ -218,7 +218,7 @@ class Bundle:
             )
         return found[0]
 
-    def predict(self, inputs: Inputs, *, top: int = 5) -> "PredictReport":
+    def predict(self, inputs: Inputs, *, top: int = 5) -> PredictReport:
         """Name the `top` likeliest classes of each input, as `resdeploy.predict` does.
 
         Raises:

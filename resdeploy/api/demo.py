@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from resdeploy.api.arguments import OnStage, silent
@@ -46,11 +47,7 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
         ResdeployError: `out` exists or cannot be written.
     """
     stages: list[DemoStage] = []
-
-    def stage(name: str) -> AbstractContextManager[Callable[[str], None]]:
-        on_stage(name)
-        return _timed(name, stages)
-
+    stage = partial(_stage, stages, on_stage)
     recipe = load_recipe(RECIPE)
     with atomic_directory(out, force=force, marker=REPORT_NAME) as folder:
         model = folder / "model.onnx"
@@ -104,8 +101,11 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
 
 
 @contextmanager
-def _timed(name: str, stages: list[DemoStage]) -> Iterator[Callable[[str], None]]:
+def _stage(
+    stages: list[DemoStage], on_stage: OnStage, name: str
+) -> Iterator[Callable[[str], None]]:
     """Time a stage and add it to `stages`; the function given takes its outcome."""
+    on_stage(name)
     outcome: list[str] = []
     started = time.perf_counter()
     yield outcome.append

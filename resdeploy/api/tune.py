@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from resdeploy.api.arguments import (
     Data,
@@ -18,10 +18,7 @@ from resdeploy.api.arguments import (
 )
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.quants import QuantizedPrecision
-from resdeploy.schema.tunings import Objective, TuneSpec
-
-if TYPE_CHECKING:
-    from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.tunings import Objective, TuneReport, TuneSpec
 
 __all__ = ["refuse_contradictions", "tune"]
 
@@ -43,7 +40,7 @@ def tune(
     work: PathLike | None = None,
     force: bool = False,
     on_progress: OnProgress = silent,
-) -> "TuneReport":
+) -> TuneReport:
     """Find the fastest settings for a bundle on this machine.
 
     Candidates with worse outputs are excluded before the clock starts. The others race in fresh

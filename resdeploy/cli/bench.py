@@ -24,6 +24,8 @@ from resdeploy.schema.benchmarks import Scenario
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
+_ABOVE_0 = Number(min=0, min_open=True)
+
 
 @click.command(cls=DeviceCommand)
 @click.argument("model", type=PATH)
@@ -52,22 +54,20 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     default="single-stream",
     help="One run after the other; all at once; or at random times.",
 )
-@click.option(
-    "--qps", type=Number(min=0, min_open=True), help="Mean runs per second, of --scenario server."
-)
+@click.option("--qps", type=_ABOVE_0, help="Mean runs per second, of --scenario server.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="Of those random times.")
 @click.option(
     "--loadgen", is_flag=True, help="Let MLCommons LoadGen drive the runs; needs the extra loadgen."
 )
 @click.option(
     "--min-duration",
-    type=Number(min=0, min_open=True),
+    type=_ABOVE_0,
     metavar="SECONDS",
     help="Of --loadgen: shortest duration; MLPerf asks for 600.  [default: 60]",
 )
 @click.option(
     "--target-latency",
-    type=Number(min=0, min_open=True),
+    type=_ABOVE_0,
     metavar="MS",
     help="Of --loadgen --scenario server: longest time of 99 % of the runs.  [default: 15]",
 )

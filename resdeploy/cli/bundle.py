@@ -1,5 +1,6 @@
 """`resdeploy bundle`."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from resdeploy.cli.options import (
 )
 from resdeploy.schema.recipes import SourceSpec
 
+_layout_option = functools.partial(click.option, type=PATH, metavar="DIR")
+
 
 @click.command()
 @click.argument("source", required=False, type=PATH)
@@ -26,18 +29,9 @@ from resdeploy.schema.recipes import SourceSpec
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
 @click.option("--num-inputs", default=32, type=POSITIVE)
 @export_options
-@click.option(
-    "--triton", type=PATH, metavar="DIR", help="Also write it into this model repository of Triton."
-)
-@click.option(
-    "--onnx-test-data",
-    type=PATH,
-    metavar="DIR",
-    help="Also write model and golden inputs as ONNX test data.",
-)
-@click.option(
-    "--ort-format", type=PATH, metavar="DIR", help="Also write model.ort and its list of operators."
-)
+@_layout_option("--triton", help="Also write it into this model repository of Triton.")
+@_layout_option("--onnx-test-data", help="Also write model and golden inputs as ONNX test data.")
+@_layout_option("--ort-format", help="Also write model.ort and its list of operators.")
 @force_option
 @json_option
 def bundle(source: SourceSpec, out: Path, emit: Emit, **options: Any) -> None:

@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -54,11 +55,9 @@ def show_steps(title: str) -> Iterator[OnProgress]:
     )
     with _progress(*columns) as progress:
         task = progress.add_task(title, total=None, remark="")
-
-        def update(done: int, total: int | None, remark: str) -> None:
-            progress.update(task, completed=done, total=total, remark=remark)
-
-        yield update
+        yield lambda done, total, remark: progress.update(
+            task, completed=done, total=total, remark=remark
+        )
 
 
 def _say_in_lines(done: int, total: int | None, remark: str) -> None:
@@ -95,11 +94,6 @@ def show_devices(title: str, names: Sequence[str]) -> Iterator[Callable[[int, st
         yield enter
 
 
-def _progress(*columns: object) -> Progress:
+def _progress(*columns: ProgressColumn) -> Progress:
     console = Console(stderr=True)
-    return Progress(
-        *columns,  # type: ignore[arg-type]
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

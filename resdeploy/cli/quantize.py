@@ -1,5 +1,6 @@
 """`resdeploy quantize`."""
 
+import functools
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +29,9 @@ _INSISTED = "".join(
     for provider in PROVIDERS.values()
     if provider.integer_types
 )
-_CHOICE: dict[str, Any] = {"type": click.Choice(get_args(Choice)), "default": "auto"}
+_choice_option = functools.partial(
+    click.option, type=click.Choice(get_args(Choice)), default="auto"
+)
 
 
 @click.command()
@@ -59,15 +62,11 @@ _CHOICE: dict[str, Any] = {"type": click.Choice(get_args(Choice)), "default": "a
     default=None,
     help="Weights of 7 bits.  [default: on x86 without VNNI]",
 )
-@click.option(
-    "--equalize", help="Give the channels between layers like ranges (SmoothQuant).", **_CHOICE
-)
-@click.option("--pixel-grid", help="Let the input's integers be the pixels.", **_CHOICE)
-@click.option("--refine", help="Choose each tensor's range by the outputs.", **_CHOICE)
-@click.option("--rounding", help="Round weights so that errors cancel (GPTQ).", **_CHOICE)
-@click.option(
-    "--bias-correction", help="Take the weights' mean error out of the biases.", **_CHOICE
-)
+@_choice_option("--equalize", help="Give the channels between layers like ranges (SmoothQuant).")
+@_choice_option("--pixel-grid", help="Let the input's integers be the pixels.")
+@_choice_option("--refine", help="Choose each tensor's range by the outputs.")
+@_choice_option("--rounding", help="Round weights so that errors cancel (GPTQ).")
+@_choice_option("--bias-correction", help="Take the weights' mean error out of the biases.")
 @click.option(
     "--max-flips",
     type=Number(min=0, max=1),

@@ -315,7 +315,7 @@ def _remote(report: RemoteReport) -> Lines:
         (one,) = report.devices
         for record in filter(None, (one.check, one.bench, one.comparison, one.probe, one.tune)):
             yield from _lines(record)
-    render_remote(report)
+    yield from render_remote(report)
 
 
 @_lines.register

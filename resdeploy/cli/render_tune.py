@@ -120,21 +120,16 @@ def _limit(profile: Profile, best: TuneTrial) -> str | None:
     # How long they would take at the rate of a large product of their own kind.
     ideal_ns = 1e9 * sum(layer.num_macs / profile.peak_of(layer) for layer in products)
     kinds = " and ".join(sorted({"int8" if x.is_integer else "float32" for x in products}))
+    rate = f"of the rate of a large matrix product in {kinds}"
     if not is_its_own:
         # Its own layers are not known: the whole run, all that is no product included.
-        return (
-            f"it runs at {ideal_ns / best.time_ns:.0%} of the rate of a large matrix product in "
-            f"{kinds} on ONNX Runtime's CPU provider"
-        )
-    other = max(
-        (layer for layer in profile.layers if not layer.num_macs),
-        key=lambda layer: layer.p50_ns,
-        default=None,
-    )
+        return f"it runs at {ideal_ns / best.time_ns:.0%} {rate} on ONNX Runtime's CPU provider"
     line = (
         f"{products_ns / total_ns:.0%} of its time is in products, at "
-        f"{ideal_ns / products_ns:.0%} of the rate of a large matrix product in {kinds}"
+        f"{ideal_ns / products_ns:.0%} {rate}"
     )
+    others = [layer for layer in profile.layers if not layer.num_macs]
+    other = max(others, key=lambda layer: layer.p50_ns, default=None)
     if other is not None and other.p50_ns / total_ns > 0.05:
         line += f"; most of the rest is {other.name} ({other.op}, {other.p50_ns / total_ns:.0%})"
     return line
