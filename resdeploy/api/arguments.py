@@ -48,11 +48,7 @@ def is_path(value: object) -> bool:
 
 
 def path_of(value: object, name: str) -> Path:
-    """Return a path.
-
-    Raises:
-        TypeError: `value` is none; the message has the argument's `name`.
-    """
+    """Return a path; TypeError, with the argument's `name`, for anything else."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, not {type(value).__name__}")
     return Path(value)
@@ -77,12 +73,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def sessions_of(provider: Providers, name: str = "provider") -> list[SessionSpec]:
-    """Return the sessions for a provider's name, a `SessionSpec` or several of them.
-
-    Raises:
-        TypeError: one is neither.
-        ValueError: there is none.
-    """
+    """Return the sessions for names of providers, or `SessionSpec`s; ValueError for none."""
     found: list[Any] = [provider]
     if isinstance(provider, Iterable) and not isinstance(provider, str):
         found = [*provider]
@@ -103,12 +94,7 @@ def session_of(provider: Providers, name: str = "provider") -> SessionSpec:
 
 
 def data_of(data: Data, name: str = "data") -> DataSpec:
-    """Return the data set that a text such as "cifar10:PATH", or a path, names.
-
-    Raises:
-        ResdeployError: there is no such data set.
-        TypeError: `data` is something else.
-    """
+    """Return the data set that a text such as "cifar10:PATH", or a path, names."""
     if isinstance(data, DataSpec):
         return data
     from resdeploy.data.datasets import parse_data

@@ -43,9 +43,6 @@ def tune(
 ) -> TuneReport:
     """Find the fastest settings for a bundle on this machine.
 
-    Candidates with worse outputs are excluded before the clock starts. The others race in fresh
-    processes, and the winner is timed again against ONNX Runtime's defaults.
-
     Args:
         bundle: a folder, or a `.zip`.
         out: the bundle to write, with the settings in it; None only to report.

@@ -57,10 +57,6 @@ def verify(
 ) -> "VerifyReport":
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
 
-    There is no tolerance to choose: the wiring is compared, then each weight with its exact value,
-    each layer as it runs with a bound from rounding theory, and the outputs with the noise that
-    float32 itself makes in this network.
-
     Args:
         model: an ONNX file with one input.
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
@@ -210,8 +206,8 @@ def _source_for(
     sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
     if input_shape is None and len(sizes) == len(tensor.shape[1:]):
         input_shape = sizes
-    of_file = is_path(reference) or isinstance(reference, SourceSpec)
-    source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
+    shape = input_shape if source_spec(reference) is None else None
+    source = model_of(reference, input_shape=shape, name="reference")
     if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 

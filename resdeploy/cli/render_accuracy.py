@@ -1,7 +1,7 @@
 """Accuracy as text: evaluations with their intervals, quantisations with their trials."""
 
 from resdeploy.cli.tables import Lines, pass_or_fail, table
-from resdeploy.schema.evaluations import EvaluatedModel, EvaluateReport, Flip, PairedResult
+from resdeploy.schema.evaluations import EvaluateReport, Flip, PairedResult
 from resdeploy.schema.quants import QuantQuality, QuantReport
 
 __all__ = ["render_evaluate", "render_quantize"]
@@ -12,7 +12,17 @@ _MOST_SATURATING = 3
 
 def render_evaluate(report: EvaluateReport) -> Lines:
     """Yield the accuracy of each model, their difference, and the samples that changed class."""
-    rows = [_row(model) for model in (report.model, report.against) if model is not None]
+    rows = [
+        (
+            model.name,
+            model.session.spec.provider,
+            f"{model.result.num_correct} of {model.result.num_samples}",
+            f"{model.result.accuracy:.2%}",
+            "{:.2%} to {:.2%}".format(*model.result.interval),
+        )
+        for model in (report.model, report.against)
+        if model is not None
+    ]
     columns = ("model", "provider", "right", "accuracy", f"{report.confidence:.0%} interval")
     yield from table(report.samples, columns, rows)
     if report.paired is None or report.drop is None:
@@ -30,18 +40,6 @@ def render_evaluate(report: EvaluateReport) -> Lines:
     yield from _flips(paired, report.labels)
     if report.max_drop is not None:
         yield _verdict(report.max_drop, low, high)
-
-
-def _row(model: EvaluatedModel) -> tuple[str, ...]:
-    result = model.result
-    low, high = result.interval
-    return (
-        model.name,
-        model.session.spec.provider,
-        f"{result.num_correct} of {result.num_samples}",
-        f"{result.accuracy:.2%}",
-        f"{low:.2%} to {high:.2%}",
-    )
 
 
 def _flips(paired: PairedResult, labels: tuple[str, ...]) -> Lines:

@@ -6,7 +6,6 @@ from resdeploy.schema.benchmarks import (
     BenchReport,
     BenchResult,
     BenchSide,
-    LoadgenResult,
     Profile,
     SpeedRatio,
 )
@@ -73,8 +72,13 @@ def _result(result: BenchResult) -> Lines:
         f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
     )
     yield from table(title, ("figure", "value", ""), rows)
-    if result.loadgen is not None:
-        yield _loadgen(result.loadgen)
+    if (loadgen := result.loadgen) is not None:
+        reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
+        yield (
+            f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, "
+            f"{'VALID' if loadgen.valid else 'INVALID'}{reasons}; "
+            "unofficial, not verified by MLCommons"
+        )
     yield _where(result)
     yield from (f"the runtime warns: {warning}" for warning in result.warnings)
     if result.num_subnormal_weights:
@@ -86,15 +90,6 @@ def _result(result: BenchResult) -> Lines:
         yield "subnormal weights: not looked for, as the weights are not in the file itself"
     if result.profile is not None:
         yield from _profile(result.profile)
-
-
-def _loadgen(loadgen: LoadgenResult) -> str:
-    verdict = "VALID" if loadgen.valid else "INVALID"
-    reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
-    return (
-        f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, {verdict}{reasons}; "
-        "unofficial, not verified by MLCommons"
-    )
 
 
 def _where(result: BenchResult) -> str:

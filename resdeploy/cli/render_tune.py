@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from resdeploy.cli.tables import Lines, milliseconds, pass_or_fail, session_text, table
-from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.schema.benchmarks import Profile
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.tunings import TuneReport, TuneTrial
@@ -97,15 +97,10 @@ def _gain(report: TuneReport) -> str:
     if report.comparison is None:
         return "ONNX Runtime's defaults are the best here: nothing is gained over them"
     # Of the first provider searched: on others the gain would be another.
-    provider = report.spec.providers[0]
-    return f"against ONNX Runtime's defaults on {provider}: {_ratio(report.comparison.p50)}"
-
-
-def _ratio(ratio: SpeedRatio) -> str:
-    """Return the speed-up with its interval."""
+    provider, ratio = report.spec.providers[0], report.comparison.p50
     return (
-        f"{1 / ratio.ratio:.2f} times as fast ({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), "
-        f"{ratio.verdict}"
+        f"against ONNX Runtime's defaults on {provider}: {1 / ratio.ratio:.2f} times as fast "
+        f"({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), {ratio.verdict}"
     )
 
 

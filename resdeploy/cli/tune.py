@@ -93,10 +93,8 @@ def tune(
     bundle: Path,
     out: Path | None,
     lossless: bool,
-    max_drop: float | None,
     work: Path | None,
     devices: Devices,
-    force: bool,
     emit: Emit,
     **options: Any,
 ) -> None:
@@ -118,7 +116,7 @@ def tune(
         resdeploy tune digits-bundle --objective throughput --batch 1,8,32 --work search
         resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
     """
-    if lossless and max_drop is not None:
+    if lossless and options["max_drop"] is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
     if work is not None and devices.given:
         raise click.UsageError("--work is for a search on this machine.")
@@ -128,18 +126,7 @@ def tune(
     if devices.given:
         from resdeploy.remote.jobs import tune_on_devices
 
-        reports = tune_on_devices(
-            devices.run, bundle, out, devices.options, max_drop=max_drop, force=force, **options
-        )
-        finish(reports, emit)
+        finish(tune_on_devices(devices.run, bundle, out, devices.options, **options), emit)
     with show_steps("tune") as on_progress:
-        report = tune_bundle(
-            bundle,
-            out,
-            max_drop=max_drop,
-            work=work,
-            force=force,
-            on_progress=on_progress,
-            **options,
-        )
+        report = tune_bundle(bundle, out, work=work, on_progress=on_progress, **options)
     emit(report)
