@@ -1,9 +1,8 @@
 """`resdeploy.fold_batchnorm`: the BatchNorms of a module, or of a file, folded into its layers."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from resdeploy.api.arguments import PathLike, model_of, optional_path, source_spec
+from resdeploy.api.arguments import PathLike, is_onnx, model_of, optional_path, path_of, source_spec
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import SourceSpec
 
@@ -69,13 +68,13 @@ def fold_batchnorm(
     if example is not None:
         raise ResdeployError("An example is for a module; a file says what it takes.")
     path = optional_path(out, "out")
-    if spec.path is not None and Path(spec.path).suffix.lower() == ".onnx":
+    if is_onnx(spec):
         if spec != SourceSpec(path=spec.path, input_shape=spec.input_shape):
             raise ResdeployError("An ONNX file needs no architecture, factory or recipe.")
         from resdeploy.api.fold_onnx import fold_file
 
-        shape = spec.input_shape
-        return fold_file(Path(spec.path), path, input_shape=shape, layernorm=layernorm, force=force)
+        model, shape = path_of(spec.path, "source"), spec.input_shape
+        return fold_file(model, path, input_shape=shape, layernorm=layernorm, force=force)
     from resdeploy.export.fold_checkpoint import fold_checkpoint
 
     return fold_checkpoint(model_of(spec), path, layernorm=layernorm, force=force)

@@ -202,9 +202,8 @@ def _seeded_inputs(source: _Source) -> tuple[dict[str, Array], bool]:
         ]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         is_float = dtype.kind == "f" or dtype.name == "bfloat16"
-        inputs[value.name] = (random.normal(size=shape) if is_float else np.zeros(shape)).astype(
-            dtype
-        )
+        made = random.normal(size=shape) if is_float else np.zeros(shape)
+        inputs[value.name] = made.astype(dtype)
     return inputs, is_made_up
 
 

@@ -35,11 +35,7 @@ __all__ = ["folded_layers", "selftest"]
 
 
 def selftest(
-    source: Source,
-    *,
-    num_inputs: int,
-    num_threads: int | None = None,
-    on_stage: OnStage = silent,
+    source: Source, *, num_inputs: int, num_threads: int | None = None, on_stage: OnStage = silent
 ) -> SelftestReport:
     """Return the outcome of every fault that can be planted into `source`.
 

@@ -1,6 +1,5 @@
 """`resdeploy.tune`: the fastest settings for a bundle, within a budget for its accuracy."""
 
-import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,9 +101,10 @@ def tune(
         num_runs=num_runs,
     )
     known = read_variants(files)
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(opened_bundle(path))
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="resdeploy-"))
+    with (
+        opened_bundle(path) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
+    ):
         journal, made = Journal(), Path(temporary)
         if folder is not None:
             identity = identity_of(

@@ -10,6 +10,7 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
+    is_onnx,
     is_path,
     model_of,
     one_of,
@@ -112,7 +113,7 @@ def verify(
             path, answers, sessions, precision=precision, conformance=conformance
         )
     original: Reference | str
-    if request is not None and _is_onnx(request):
+    if request is not None and is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
@@ -165,17 +166,13 @@ def _refuse_contradictions(
         raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
     if data is not None and inputs is not None:
         raise ResdeployError("data and inputs each say what to verify on: give one.")
-    if request is None or not _is_onnx(request):
+    if request is None or not is_onnx(request):
         return
     if data or request != SourceSpec(path=request.path):
         raise ResdeployError(
             "An ONNX reference takes given or seeded inputs, and no options of a trained model.",
             where=request.path,
         )
-
-
-def _is_onnx(request: SourceSpec) -> bool:
-    return request.path is not None and Path(request.path).suffix.lower() == ".onnx"
 
 
 def _from_onnx(
