@@ -91,15 +91,9 @@ class Devices:
 def finish(report: RemoteReport, emit: Emit) -> NoReturn:
     """Print the report, its failures on stderr, and exit with its code."""
     failures = [
-        str(
-            ReportedError(
-                f"{one.device.name}: {one.failure.what}",
-                where=one.failure.where,
-                fix=one.failure.fix,
-            )
-        )
+        ReportedError(f"{one.device.name}: {failure.what}", where=failure.where, fix=failure.fix)
         for one in report.devices
-        if one.failure is not None
+        if (failure := one.failure) is not None
     ]
     emit(report, exit_code=report.exit_code, note="\n".join(f"error: {one}" for one in failures))
     raise click.exceptions.Exit

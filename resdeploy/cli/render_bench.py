@@ -7,7 +7,6 @@ from resdeploy.schema.benchmarks import (
     BenchResult,
     BenchSide,
     Profile,
-    SpeedRatio,
 )
 
 __all__ = ["render_comparison", "render_report"]
@@ -149,9 +148,11 @@ def _profile(profile: Profile) -> Lines:
 
 def render_comparison(comparison: BenchComparison) -> Lines:
     """Yield the verdict, the ratios with their intervals, and the caveats."""
-    rows = [("p50", *_ratio(comparison.p50))]
-    if comparison.p99 is not None:
-        rows.append(("p99", *_ratio(comparison.p99)))
+    rows = [
+        (name, f"{one.ratio:.4f}", f"{one.low:.4f} to {one.high:.4f}", one.verdict)
+        for name, one in (("p50", comparison.p50), ("p99", comparison.p99))
+        if one is not None
+    ]
     columns = ("figure", "ratio", f"{comparison.confidence:.0%} interval", "verdict")
     title = f"{_side(comparison.candidate)} against {_side(comparison.baseline)}"
     yield from table(title, columns, rows)
@@ -168,7 +169,3 @@ def _side(side: BenchSide) -> str:
     name = runner.source.factory if side.model is None else side.model.path
     by = "" if runner.name == "session" else f" by {runner.name}"
     return f"{name}{by} on {session_text(side.spec.session)}"
-
-
-def _ratio(ratio: SpeedRatio) -> tuple[str, str, str]:
-    return f"{ratio.ratio:.4f}", f"{ratio.low:.4f} to {ratio.high:.4f}", ratio.verdict
