@@ -7,9 +7,7 @@ from pathlib import Path
 from resdeploy.api.arguments import OnStage, silent
 from resdeploy.bundle.archive import is_archive, write_archive
 from resdeploy.bundle.folder import write_bundle
-from resdeploy.bundle.onnx_test_data import write_onnx_test_data
-from resdeploy.bundle.ort_format import write_ort_format
-from resdeploy.bundle.triton import write_triton
+from resdeploy.bundle.layouts import write_onnx_test_data, write_ort_format, write_triton
 from resdeploy.errors import ResdeployError
 from resdeploy.export.export import export_onnx, stage_versions
 from resdeploy.export.source import SourceModel

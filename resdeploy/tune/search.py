@@ -17,7 +17,7 @@ from typing import Any
 from resdeploy.bench.in_turn import bench_in_turn, time_in_turn
 from resdeploy.bench.layer_times import read_profile
 from resdeploy.bench.measure import set_up
-from resdeploy.bundle.check_tuned import golden_answers
+from resdeploy.bundle.check import golden_answers
 from resdeploy.bundle.evaluate import LoadSamples
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.bundle.tuned_settings import target_of
