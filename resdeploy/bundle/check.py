@@ -32,7 +32,7 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
 
     Raises:
         BundleError: this is not a bundle, folder or archive, or is not as it was written.
-        EnvironmentLacksError: a provider did not start, of `specs` or of `tune`, or there is no room to unpack an archive.
+        EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
     """
     with opened_bundle(path) as bundle:
         return CheckReport(

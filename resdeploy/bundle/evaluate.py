@@ -30,7 +30,15 @@ from resdeploy.statistics.proportions import (
     paired_difference_interval,
 )
 
-__all__ = ["CONFIDENCE", "Answers", "LoadSamples", "answer", "compare_answers", "evaluate"]
+__all__ = [
+    "CONFIDENCE",
+    "Answers",
+    "LoadSamples",
+    "Progress",
+    "answer",
+    "compare_answers",
+    "evaluate",
+]
 
 CONFIDENCE = 0.95
 

@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,6 @@ _FIELDS: dict[type, str] = {
     ProbeReport: "probe",
     TuneReport: "tune",
 }
-# The environment variable that makes a command write lines of progress without a terminal.
-_WITH_PROGRESS = {"RESDEPLOY_PROGRESS": "lines"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +68,21 @@ class DeviceJob:
     """Work for every device: files to copy, then commands to run in turn.
 
     Attributes:
-        command: the user's command.
-        calls: the commands to run.
+        calls: the commands to run; the last is the user's.
         files: (path here, name there) of each file to copy.
         extras: of resdeploy, installed there besides the device's own.
         fetch: returns the file to copy back, from the device's number and its last record.
     """
 
-    command: RemoteCommand
     calls: tuple[DeviceCall, ...]
-    files: tuple[tuple[Path, str], ...] = field(default=())
+    files: tuple[tuple[Path, str], ...] = ()
     extras: tuple[str, ...] = ()
     fetch: Callable[[int, Any], "FetchedFile | None"] = lambda number, record: None
+
+    @property
+    def command(self) -> RemoteCommand:
+        """The user's command."""
+        return self.calls[-1].command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +109,8 @@ def run_on_fleet(
 
 async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        wheel = None
-        if any(device.environment is None for device in devices):
-            wheel = write_wheel(Path(folder))
+        needs_wheel = any(device.environment is None for device in devices)
+        wheel = write_wheel(Path(folder)) if needs_wheel else None
         # Not gather: interrupted, it ends with the first device, and cuts the others off while
         # they still stop their processes.
         async with asyncio.TaskGroup() as group:
@@ -187,12 +187,10 @@ class _Device:
                     self._enter(call.command)
                     # -P: what was copied there is data, even if it is called numpy.py.
                     command = [installation.python, "-P", "-m", "resdeploy"]
-                    ended = await client.run(
-                        [*command, *call.words(device.provider)],
-                        # Never during a benchmark: passing progress on would disturb it.
-                        environment=_WITH_PROGRESS if call.command == "tune" else {},
-                        on_progress=self._progress,
-                    )
+                    words = [*command, *call.words(device.provider)]
+                    # Never during a benchmark: passing progress on would disturb it.
+                    on_progress = self._progress if call.command == "tune" else None
+                    ended = await client.run(words, on_progress)
                     if ended.code not in (0, EXIT_CHECK_FAILED) or not ended.stdout.strip():
                         raise failure_of(call.command, ended, device)
                     record: Any = read_record(call.record, ended.stdout, where=device.address)

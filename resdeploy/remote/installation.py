@@ -22,11 +22,7 @@ async def install(
 ) -> Installation:
     """Return an environment on the device in which resdeploy runs, after making it if need be.
 
-    Args:
-        client: of the remote job there.
-        device: how to work on it.
-        about: facts about it.
-        wheel: the resdeploy to install; not needed where the device's environment is given.
+    `wheel` is the resdeploy to install; not needed where the device's environment is given.
 
     Raises:
         EnvironmentLacksError: its Python is too old, or nothing can be installed there.

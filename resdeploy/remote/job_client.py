@@ -7,11 +7,10 @@ import asyncio
 import hashlib
 import json
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import asyncssh
@@ -119,7 +118,8 @@ class JobClient:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 self._write(chunk)
-                await self._drain()
+                with suppress(OSError, asyncssh.Error):
+                    await self._process.stdin.drain()
         answer, _ = await self._answer()
         if answer.get("sha256") != digest.hexdigest():
             raise self._nonsense("another digest of a file than was sent")
@@ -136,25 +136,16 @@ class JobClient:
                 file.write(piece)
 
     async def run(
-        self,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        on_progress: Callable[[str], None] = lambda text: None,
+        self, words: list[str], on_progress: Callable[[str], None] | None = None
     ) -> CompletedCommand:
-        """Run a command in the folder of the job, to its end.
-
-        Args:
-            command: its words.
-            environment: variables to set for it.
-            on_progress: called with its lines of progress.
-        """
-        words, variables = list(command), dict(environment)
+        """Run a command in the folder of the job, to its end; pass its progress on, if asked."""
+        variables = {"RESDEPLOY_PROGRESS": "lines"} if on_progress else {}
         self._request("run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables)
         answer, stdout = await self._answer()
         while "progress" in answer:
             text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
-            on_progress("".join(letter for letter in text if letter.isprintable()))
+            if on_progress:
+                on_progress("".join(letter for letter in text if letter.isprintable()))
             answer, stdout = await self._answer()
         code, stderr = answer.get("code"), answer.get("stderr")
         if not isinstance(code, int | None) or not isinstance(stderr, str):
@@ -181,10 +172,6 @@ class JobClient:
     def _write(self, data: bytes) -> None:
         with suppress(OSError):  # the next answer explains a lost device
             self._process.stdin.write(data)
-
-    async def _drain(self) -> None:
-        with suppress(OSError, asyncssh.Error):
-            await self._process.stdin.drain()
 
     async def _await_greeting(self) -> None:
         for _ in range(_MOST_WELCOME_LINES):
@@ -233,7 +220,7 @@ class JobClient:
 
     async def _death(self) -> EnvironmentLacksError:
         """Return the reason for a missing answer."""
-        process, where = self._process, self._device.address
+        process = self._process
         said = ""
         with suppress(OSError, asyncssh.Error, TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
@@ -259,7 +246,7 @@ class JobClient:
                 "see whether it is still on and on the network, and run again: the job there ends "
                 f"by itself, {SILENCE_S:g} seconds later at the latest"
             )
-        return EnvironmentLacksError(what, where=where, fix=fix)
+        return EnvironmentLacksError(what, where=self._device.address, fix=fix)
 
     def _nonsense(self, found: str) -> EnvironmentLacksError:
         return EnvironmentLacksError(

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ __all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_job", "tune_o
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
 
+# Files to copy, each with its name there, and the argument there for all of them.
+_Copied = tuple[tuple[tuple[Path, str], ...], str]
+
 _MODEL = "model.onnx"
 _TUNED = "tuned"
 # Options that the check before a benchmark takes too.
@@ -40,7 +42,7 @@ def check_job(bundle: Path, options: Options) -> DeviceJob:
     """
     files, argument = _bundle_files(bundle)
     call = DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=options)
-    return DeviceJob(command="check", calls=(call,), files=files)
+    return DeviceJob(calls=(call,), files=files)
 
 
 def bench_job(model: Path, options: Options, *, against: Path | None, compared: bool) -> DeviceJob:
@@ -55,26 +57,21 @@ def bench_job(model: Path, options: Options, *, against: Path | None, compared: 
     Raises:
         ResdeployError: there is no such file, or the bundle is not intact.
     """
-    record = BenchComparison if compared else BenchReport
-    calls: tuple[DeviceCall, ...] = ()
-    if model.is_dir() or is_archive(model):
-        files, argument = _bundle_files(model)
-        session = tuple(option for option in options if option[0] in _ANSWERING)
-        check = DeviceCall(command="check", record=CheckReport, options=session)
-        calls = (replace(check, arguments=(argument,)),)
-    else:
-        files, argument = _model_files(model, "model")
+    is_bundle = model.is_dir() or is_archive(model)
+    files, argument = _bundle_files(model) if is_bundle else _model_files(model, "model")
+    session = tuple(option for option in options if option[0] in _ANSWERING)
+    check = DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=session)
     if against is not None:
         other, other_argument = _model_files(against, "against")
-        files += other
-        options = (*options, ("--against", other_argument))
+        files, options = files + other, (*options, ("--against", other_argument))
+    record = BenchComparison if compared else BenchReport
     bench = DeviceCall(command="bench", record=record, arguments=(argument,), options=options)
-    return DeviceJob(command="bench", calls=(*calls, bench), files=files)
+    return DeviceJob(calls=(check, bench) if is_bundle else (bench,), files=files)
 
 
 def probe_job() -> DeviceJob:
     """Return the job of `resdeploy probe`."""
-    return DeviceJob(command="probe", calls=(DeviceCall(command="probe", record=ProbeReport),))
+    return DeviceJob(calls=(DeviceCall(command="probe", record=ProbeReport),))
 
 
 def tune_job(
@@ -111,7 +108,7 @@ def tune_job(
     options = (*options, ("-o", _TUNED))
     call = DeviceCall(command="tune", record=TuneReport, arguments=(argument,), options=options)
     extras = () if calibration is None else ("quantize",)
-    return DeviceJob(command="tune", calls=(call,), files=files, extras=extras, fetch=fetch)
+    return DeviceJob(calls=(call,), files=files, extras=extras, fetch=fetch)
 
 
 def tune_on_devices(
@@ -140,7 +137,7 @@ def tune_on_devices(
             exists.
     """
     refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
-    samples, training_samples = optional_data(data), optional_data(calibration, "calibration")
+    samples, training = optional_data(data), optional_data(calibration, "calibration")
     if out is not None:
         refuse_existing_directory(out, force=force, marker=MANIFEST)
     with (
@@ -149,16 +146,10 @@ def tune_on_devices(
     ):
         here = {path.name: path for path in (*variants, opened.model)}
         folder = Path(temporary)
-        report = run(
-            tune_job(
-                bundle,
-                options,
-                variants=variants,
-                data=samples,
-                calibration=training_samples,
-                folder=folder,
-            )
+        job = tune_job(
+            bundle, options, variants=variants, data=samples, calibration=training, folder=folder
         )
+        report = run(job)
         found = []
         for number, result in enumerate(report.devices):
             if result.tune is not None and result.failure is None:
@@ -185,7 +176,7 @@ def fetched_model(folder: Path, number: int, name: str) -> Path:
     return folder / str(number) / name
 
 
-def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _data_files(spec: DataSpec, folder: str) -> _Copied:
     """Return the files of a data set with their names there, and the argument for it."""
     if spec.path is None:
         return (), spec.name
@@ -199,7 +190,7 @@ def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ..
     return files, f"{spec.name}:{folder}"
 
 
-def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _bundle_files(path: Path) -> _Copied:
     """Return the files of a bundle with their names there, and the argument for it."""
     with opened_bundle(path) as bundle:
         names = [MANIFEST, *(file.path for file in bundle.manifest.files)]
@@ -208,7 +199,7 @@ def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
     return tuple((path / name, f"bundle/{name}") for name in names), "bundle"
 
 
-def _model_files(path: Path, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _model_files(path: Path, folder: str) -> _Copied:
     """Return a model file and its external weights, if any, and the argument for it."""
     if not path.is_file():
         raise ResdeployError(
