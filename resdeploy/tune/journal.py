@@ -34,17 +34,12 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return the identity of a search as JSON data: its findings hold for no other.
 
-    Args:
-        bundle: the model; its manifest has the hashes of all of its files.
-        spec: the space and the objective.
-        environment: the machine.
-        variants: files of other forms of the model.
-        precisions: those that are made for the search.
-        data: the samples for judgement and calibration.
+    `variants` are files of other forms of the model, `precisions` those made for the search, and
+    `data` the samples for judgement and calibration.
     """
     identity: dict[str, Any] = to_json(
         {
-            "bundle": sha256_file(bundle.path / MANIFEST),
+            "bundle": sha256_file(bundle.path / MANIFEST),  # which has the hashes of all files
             "options": spec,
             "machine": target_of(environment),
             "variants": {path.name: sha256_file(path) for path in variants},

@@ -78,16 +78,14 @@ def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
     A provider with a faster arithmetic than float32 is tried in both, and without an accuracy
     budget in float32 alone.
     """
-    switch = find_provider(provider).arithmetics
-    if switch is None:
-        bases = [SessionSpec(provider=provider)]
-    else:
+    found = find_provider(provider)
+    bases = [SessionSpec(provider=provider)]
+    if (switch := found.arithmetics) is not None:
         arithmetics = (switch.exact,) if spec.max_drop is None else (switch.fast, switch.exact)
-        bases = [SessionSpec(provider=provider, **options) for options in arithmetics]
-    choices = find_provider(provider).choices
-    threads = spec.threads if find_provider(provider).on_cpu else (None,)
-    for base, number, *values in itertools.product(bases, threads, *choices.values()):
-        changes = dict(zip(choices, values, strict=True))
+        bases = [dataclasses.replace(bases[0], **options) for options in arithmetics]
+    threads = spec.threads if found.on_cpu else (None,)
+    for base, number, *values in itertools.product(bases, threads, *found.choices.values()):
+        changes = dict(zip(found.choices, values, strict=True))
         session = dataclasses.replace(base, num_threads=number, **changes)
         # One thread waits for no other, so that spinning changes nothing.
         if session.spinning or number != 1:
