@@ -57,8 +57,8 @@ class DeviceCall:
         """Return the command line; `provider` replaces the one in the options."""
         options = self.options
         if provider is not None and self.command != "probe":
-            options = tuple(option for option in options if option[0] != "--provider")
-            options = (*options, ("--provider", provider))
+            kept = (option for option in options if option[0] != "--provider")
+            options = (*kept, ("--provider", provider))
         words = [word for option in options for word in option]
         return [self.command, *self.arguments, *words, "--json"]
 
@@ -67,11 +67,9 @@ class DeviceCall:
 class DeviceJob:
     """Work for every device: files to copy, then commands to run in turn.
 
-    Attributes:
-        calls: the commands to run; the last is the user's.
-        files: (path here, name there) of each file to copy.
-        extras: of resdeploy, installed there besides the device's own.
-        fetch: returns the file to copy back, from the device's number and its last record.
+    `calls` are the commands, the last one the user's; `files` are (path here, name there) of each
+    file to copy; `extras` of resdeploy are installed there besides the device's own; `fetch`
+    returns the file to copy back, from the device's number and its last record.
     """
 
     calls: tuple[DeviceCall, ...]

@@ -82,9 +82,13 @@ class JobClient:
         try:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
-                await self._await_greeting()
+                for _ in range(_MOST_WELCOME_LINES):
+                    if await self._line() == GREETING.encode() + b"\n":
+                        break
+                else:
+                    raise self._nonsense("a welcome without end")
                 self._greeted = True
-                return self._read_as(DeviceInfo, await self._ask("greet", cache=self._device.cache))
+                return await self._ask_for(DeviceInfo, "greet", cache=self._device.cache)
         except TimeoutError as error:
             raise EnvironmentLacksError(
                 f"{self._device.python} there has not answered in "
@@ -104,7 +108,7 @@ class JobClient:
 
     async def prepare(self, name: str) -> Environment:
         """Lock the environment of this name, after other jobs that hold it."""
-        return self._read_as(Environment, await self._ask("prepare", name=name))
+        return await self._ask_for(Environment, "prepare", name=name)
 
     async def complete(self) -> None:
         """Mark the environment as complete, so that it stays."""
@@ -129,8 +133,7 @@ class JobClient:
         with path.open("xb") as file:
             while (start := file.tell()) < size_bytes:
                 most_bytes = min(_PIECE_BYTES, size_bytes - start)
-                self._request("get", name=name, start=start, most_bytes=most_bytes)
-                _, piece = await self._answer()
+                _, piece = await self._ask("get", name=name, start=start, most_bytes=most_bytes)
                 if not 0 < len(piece) <= most_bytes:
                     raise self._nonsense(f"{len(piece)} bytes of {name}")
                 file.write(piece)
@@ -140,8 +143,9 @@ class JobClient:
     ) -> CompletedCommand:
         """Run a command in the folder of the job, to its end; pass its progress on, if asked."""
         variables = {"RESDEPLOY_PROGRESS": "lines"} if on_progress else {}
-        self._request("run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables)
-        answer, stdout = await self._answer()
+        answer, stdout = await self._ask(
+            "run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables
+        )
         while "progress" in answer:
             text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
             if on_progress:
@@ -152,12 +156,13 @@ class JobClient:
             raise self._nonsense(f"{answer!r:.80}")
         return CompletedCommand(code, stdout, stderr)
 
-    async def _ask(self, do: str, **content: Any) -> dict[str, Any]:
+    async def _ask(self, do: str, **content: Any) -> tuple[dict[str, Any], bytes]:
         self._request(do, **content)
-        return (await self._answer())[0]
+        return await self._answer()
 
-    def _read_as(self, kind: type[T], answer: dict[str, Any]) -> T:
+    async def _ask_for(self, kind: type[T], do: str, **content: Any) -> T:
         """Return an answer as a record without control characters."""
+        answer, _ = await self._ask(do, **content)
         try:
             found = from_json(kind, answer, where="")
         except ResdeployError as error:
@@ -172,12 +177,6 @@ class JobClient:
     def _write(self, data: bytes) -> None:
         with suppress(OSError):  # the next answer explains a lost device
             self._process.stdin.write(data)
-
-    async def _await_greeting(self) -> None:
-        for _ in range(_MOST_WELCOME_LINES):
-            if await self._line() == GREETING.encode() + b"\n":
-                return
-        raise self._nonsense("a welcome without end")
 
     async def _answer(self) -> tuple[dict[str, Any], bytes]:
         reading = asyncio.ensure_future(self._line())

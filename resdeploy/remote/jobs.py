@@ -48,11 +48,9 @@ def check_job(bundle: Path, options: Options) -> DeviceJob:
 def bench_job(model: Path, options: Options, *, against: Path | None, compared: bool) -> DeviceJob:
     """Return the job of `resdeploy bench`; of a bundle, after its check in the same session.
 
-    Args:
-        model: an ONNX file or a bundle.
-        options: of the command, without those that name files here.
-        against: the file that `--against` names.
-        compared: whether the record is a comparison, with that or with another setting.
+    `model` is an ONNX file or a bundle; `options` are without those that name files here;
+    `against` is the file that `--against` names; `compared` is True if the record is a comparison,
+    with that or with another setting.
 
     Raises:
         ResdeployError: there is no such file, or the bundle is not intact.
@@ -85,7 +83,7 @@ def tune_job(
 ) -> DeviceJob:
     """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
-    Fetched files go to `folder`, named by `fetched_model`.
+    Fetched files go to `folder`, each into a folder with the number of its device.
     """
     files, argument = _bundle_files(bundle)
     for path in variants:
@@ -101,7 +99,13 @@ def tune_job(
         name = report.settings.model
         if name in here:
             return None
-        path = fetched_model(folder, number, name)
+        if Path(name).name != name or not name.endswith(".onnx"):
+            raise EnvironmentLacksError(
+                f"The device calls a model {name!r}.",
+                where="settings of the record it sent",
+                fix="see that the same version of resdeploy is in its environment",
+            )
+        path = folder / str(number) / name
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
@@ -154,26 +158,11 @@ def tune_on_devices(
         for number, result in enumerate(report.devices):
             if result.tune is not None and result.failure is None:
                 settings = result.tune.settings
-                model = here.get(settings.model) or fetched_model(folder, number, settings.model)
+                model = here.get(settings.model) or folder / str(number) / settings.model
                 found.append((settings, model))
         if out is not None and found:
             write_tuned(opened, out, found, force=force)
     return report
-
-
-def fetched_model(folder: Path, number: int, name: str) -> Path:
-    """Return the path here for a model that a device made.
-
-    Raises:
-        EnvironmentLacksError: the name that the device sent is not that of a model.
-    """
-    if Path(name).name != name or not name.endswith(".onnx"):
-        raise EnvironmentLacksError(
-            f"The device calls a model {name!r}.",
-            where="settings of the record it sent",
-            fix="see that the same version of resdeploy is in its environment",
-        )
-    return folder / str(number) / name
 
 
 def _data_files(spec: DataSpec, folder: str) -> _Copied:

@@ -54,14 +54,9 @@ def _package_files() -> Iterator[tuple[str, bytes]]:
 def _metadata() -> str:
     """Return the metadata for pip: name, version, and the requirements of each extra."""
     installed = importlib.metadata.metadata("resdeploy")
-    lines = [
-        "Metadata-Version: 2.1",
-        "Name: resdeploy",
-        f"Version: {resdeploy.__version__}",
-        f"Requires-Python: {installed['Requires-Python']}",
-        *(f"Requires-Dist: {need}" for need in sorted(installed.get_all("Requires-Dist", []))),
-        *(f"Provides-Extra: {extra}" for extra in sorted(installed.get_all("Provides-Extra", []))),
-    ]
+    lines = ["Metadata-Version: 2.1", "Name: resdeploy", f"Version: {resdeploy.__version__}"]
+    for key in ("Requires-Python", "Requires-Dist", "Provides-Extra"):
+        lines += [f"{key}: {value}" for value in sorted(installed.get_all(key, []))]
     return "\n".join(lines) + "\n"
 
 
