@@ -129,7 +129,7 @@ class Bundle:
             ResdeployError: its outputs are no class scores.
         """
         from resdeploy.bundle.archive import opened_bundle
-        from resdeploy.bundle.classifier import require_class_scores
+        from resdeploy.bundle.evaluate import require_class_scores
         from resdeploy.bundle.tuned_settings import fastest_way
         from resdeploy.session.session import open_session
 

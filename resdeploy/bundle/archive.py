@@ -188,11 +188,17 @@ def _members(file: BinaryIO, *, where: str) -> list[_Member]:
     end = file.seek(0)
     while len(members) < _MOST_MEMBERS and (header := file.read(_LOCAL.size))[:4] == b"PK\3\4":
         *_, crc32, _, member_bytes, name_bytes, _ = _LOCAL.unpack(header.ljust(_LOCAL.size, b"\0"))
-        name = file.read(name_bytes)
-        member = _Member(_plain_name(name, where), member_bytes, crc32, end)
+        name = file.read(name_bytes).decode("latin-1")
+        if not (is_plain_name(name) and name.isascii()):
+            raise BundleError(
+                f"The archive lists {name!r}, which is not a plain file name.",
+                where=where,
+                fix="do not use this bundle: no resdeploy wrote it",
+            )
+        member = _Member(name, member_bytes, crc32, end)
         too_long = member.ends_at > min(size_bytes, _MOST_BYTES)
-        if too_long or header + name != member.local_header():
-            raise damaged(f"The header of {member.name} in the archive was changed", where)
+        if too_long or header + name.encode("ascii") != member.local_header():
+            raise damaged(f"The header of {name} in the archive was changed", where)
         members.append(member)
         end = file.seek(member.ends_at)
     names = [member.name for member in members]
@@ -208,23 +214,9 @@ def _members(file: BinaryIO, *, where: str) -> list[_Member]:
 def _content(file: BinaryIO, member: _Member, *, where: str) -> Iterator[bytes]:
     file.seek(member.content_at)
     left, crc32 = member.size_bytes, 0
-    while left:
-        if not (piece := file.read(min(left, _CHUNK_BYTES))):
-            break
+    while piece := file.read(min(left, _CHUNK_BYTES)):
         left -= len(piece)
         crc32 = zlib.crc32(piece, crc32)
         yield piece
     if left or crc32 != member.crc32:
         raise damaged(f"The file {member.name} was changed after the bundle was written", where)
-
-
-def _plain_name(raw: bytes, where: str) -> str:
-    """Return the name of a member; BundleError unless it is a plain file name in ASCII."""
-    name = raw.decode("latin-1")
-    if not (is_plain_name(name) and name.isascii()):
-        raise BundleError(
-            f"The archive lists {name!r}, which is not a plain file name.",
-            where=where,
-            fix="do not use this bundle: no resdeploy wrote it",
-        )
-    return name

@@ -35,11 +35,13 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
         EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
     """
     with opened_bundle(path) as bundle:
+        # Reading the environment starts the GPU's own tool: only if there are settings.
+        here = target_of(read_environment()) if bundle.manifest.tuned else None
         return CheckReport(
             name=bundle.manifest.name,
             num_files=len(bundle.manifest.files),
             verification=judge_outputs(bundle.model, bundle.golden, specs),
-            tuned=_check_tuned(bundle),
+            tuned=tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here),
         )
 
 
@@ -52,21 +54,13 @@ def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenA
     """
     outputs_NK = run_session(open_session(model, session), golden.inputs).astype(np.float64)
     reference_NK = golden.reference
-    is_same_N = outputs_NK.argmax(axis=1) == reference_NK.argmax(axis=1)
     is_finite = bool(np.isfinite(outputs_NK).all())
     error = float(np.abs(outputs_NK - reference_NK).max()) if is_finite else float("inf")
     return GoldenAnswers(
         num_inputs=len(reference_NK),
-        num_same_class=int(is_same_N.sum()),
+        num_same_class=int((outputs_NK.argmax(axis=1) == reference_NK.argmax(axis=1)).sum()),
         error=error / (float(np.abs(reference_NK).max()) or 1.0),
     )
-
-
-def _check_tuned(bundle: BundleFolder) -> tuple[TunedCheck, ...]:
-    if not bundle.manifest.tuned:
-        return ()
-    here = target_of(read_environment())
-    return tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here)
 
 
 def _check(bundle: BundleFolder, settings: TunedSettings) -> TunedCheck:

@@ -107,10 +107,6 @@ def write_bundle(
         save_golden(folder / _GOLDEN, golden)
         if labels:
             write_text(folder / _LABELS, "".join(f"{label}\n" for label in labels))
-        write_text(
-            folder / _README,
-            readme_text(name, inputs, outputs, preprocess, has_labels=bool(labels)),
-        )
         manifest = Manifest(
             name=name,
             files=(),
@@ -122,6 +118,7 @@ def write_bundle(
             export=None if export is None else _without_folders(export),
             versions=dict(sorted(versions.items())),
         )
+        write_text(folder / _README, readme_text(manifest))
         return _seal(folder, manifest)
 
 
@@ -160,8 +157,7 @@ def write_tuned(
 
 def _seal(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of all files in the folder, read the bundle back, return the manifest."""
-    paths = sorted(folder.iterdir(), key=str)
-    files = tuple(file_info(path, relative_to=folder) for path in paths)
+    files = tuple(file_info(one, relative_to=folder) for one in sorted(folder.iterdir(), key=str))
     manifest = dataclasses.replace(manifest, files=files)
     write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
     return read_bundle(folder).manifest

@@ -40,15 +40,8 @@ _LABELS = "labels.txt"
 # The largest batch that Triton gathers from requests, if the model leaves it open.
 _MAX_BATCH_SIZE = 32
 
-_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "float64": "TYPE_FP64",
-    "int8": "TYPE_INT8",
-    "uint8": "TYPE_UINT8",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-}
+_TYPES = {f"float{bits}": f"TYPE_FP{bits}" for bits in (16, 32, 64)}
+_TYPES |= {name: f"TYPE_{name.upper()}" for name in ("int8", "uint8", "int32", "int64")}
 
 
 def write_triton(

@@ -27,12 +27,8 @@ def predict_classes(
 ) -> PredictReport:
     """Return the likeliest classes of every input.
 
-    Args:
-        bundle: a checked one.
-        model: the name of the session's model file in it.
-        session: of a model with one row of class scores.
-        inputs: as of `read_samples`.
-        num_classes: number of classes to name, at most.
+    `session` is of the file `model` in the bundle, a model with one row of class scores; `inputs`
+    are those of `read_samples`; at most `num_classes` classes are named.
 
     Raises:
         ResdeployError: an input does not fit the model, or an output is not finite.
