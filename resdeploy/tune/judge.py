@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 from resdeploy.bundle.evaluate import Answers, LoadSamples, answer, compare_answers
 from resdeploy.bundle.folder import BundleFolder
@@ -38,16 +37,13 @@ class Judge:
         self._spec = spec
         # Every candidate is judged on the same samples: they are read once.
         self._load = None if load is None else functools.cache(load)
-        self._known: dict[tuple[Path, SessionSpec], Judgement] = {}
+        self._judgement_of = functools.cache(self._judged)
         self._reference: Answers | None = None
 
     def __call__(self, candidate: Candidate) -> Judgement:
         """Return the judgement of its answers."""
         session = dataclasses.replace(candidate.session, num_threads=None, spinning=True)
-        key = (candidate.variant.path, session)
-        if key not in self._known:
-            self._known[key] = self._judged(candidate.variant, session)
-        return self._known[key]
+        return self._judgement_of(candidate.variant, session)
 
     def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
         if variant.refused is not None:

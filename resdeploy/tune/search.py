@@ -63,13 +63,9 @@ def tune(
 ) -> TuneReport:
     """Return the best way to run `bundle` on this machine, and all trials.
 
-    Args:
-        bundle: the model, and the golden inputs that a lossless candidate must pass on.
-        spec: the space and the objective.
-        variants: other forms of the model, such as its int8.
-        load: returns labelled samples, on which the drop is judged.
-        journal: the findings of this very search so far, and the place of new ones.
-        on_progress: called with the number of steps done in a stage, their total, and a remark.
+    `variants` are other forms of the model, such as its int8; `load` returns labelled samples, on
+    which the drop is judged; `journal` has the findings of this very search so far, and takes new
+    ones; `on_progress` is called with the number of steps done in a stage, their total, a remark.
 
     Raises:
         ResdeployError: an accuracy budget without samples, nothing to search, or two models of one
@@ -98,14 +94,13 @@ def tune(
     for number, candidate in enumerate(candidates):
         on_progress(number, len(candidates), "judge answers")
         found = journal.once(f"judge {number}", partial(_judged, judge, candidate))
+        path, refused = candidate.variant.path, candidate.variant.refused
         trials.append(
             TuneTrial(
-                model=candidate.variant.path.name,
+                model=path.name,
                 session=candidate.session,
                 batch_size=candidate.batch_size,
-                size_bytes=0
-                if candidate.variant.refused
-                else candidate.variant.path.stat().st_size,
+                size_bytes=0 if refused else path.stat().st_size,
                 **found,
             )
         )

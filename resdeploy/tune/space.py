@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
@@ -21,11 +20,8 @@ __all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_
 class Variant:
     """A form of the bundle's model: a file, and the arithmetic that it asks for.
 
-    Attributes:
-        path: the file.
-        precision: of most of its weights.
-        quant: the report of its quantization, if known.
-        refused: the reason where it could not be made; there is no file then.
+    `precision` is of most of its weights; `quant` the report of its quantization, if known;
+    `refused` the reason where it could not be made: there is no file then.
     """
 
     path: Path
@@ -53,9 +49,6 @@ def read_variants(paths: Sequence[Path]) -> list[Variant]:
     Raises:
         ResdeployError: a file is no model, or is not there.
     """
-    for path in paths:
-        if not path.is_file():
-            raise ResdeployError("There is no such model file.", where=str(path))
     return [Variant(path=path, precision=stored_precision(path)) for path in paths]
 
 
