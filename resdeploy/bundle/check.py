@@ -35,7 +35,6 @@ def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
         EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
     """
     with opened_bundle(path) as bundle:
-        # Reading the environment starts the GPU's own tool: only if there are settings.
         here = target_of(read_environment()) if bundle.manifest.tuned else None
         return CheckReport(
             name=bundle.manifest.name,

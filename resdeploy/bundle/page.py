@@ -70,6 +70,7 @@ def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
         return ["Not recorded: feed the model what it was trained on."]
     kind = kind_for(preprocess)
     notice = f"Part of the model, which takes pixels: {kind.layout}. For the record:"
+    noun, order = ("image", ", channels first") if kind.is_raw else ("sample", "")
     size = " x ".join(map(str, preprocess.input_shape))
     lines = [
         *([notice, ""] if kind.is_raw else []),
@@ -78,9 +79,7 @@ def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
         f"- divisor: {preprocess.divisor}",
         f"- mean: {', '.join(map(str, preprocess.mean))}",
         f"- std: {', '.join(map(str, preprocess.std))}",
-        f"- shape of one image: {size}, channels first"
-        if kind.is_raw
-        else f"- shape of one sample: {size}",
+        f"- shape of one {noun}: {size}{order}",
     ]
     if preprocess.color != "none":
         how = (

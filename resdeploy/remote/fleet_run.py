@@ -27,10 +27,7 @@ from resdeploy.schema.remotes import (
 )
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["DeviceCall", "DeviceJob", "FetchedFile", "OnStage", "run_on_fleet"]
-
-# Called with the number of the device and the stage that it has come to.
-OnStage = Callable[[int, str], None]
+__all__ = ["DeviceCall", "DeviceJob", "FetchedFile", "run_on_fleet"]
 
 _FIELDS: dict[type, str] = {
     CheckReport: "check",
@@ -77,11 +74,6 @@ class DeviceJob:
     extras: tuple[str, ...] = ()
     fetch: Callable[[int, Any], "FetchedFile | None"] = lambda number, record: None
 
-    @property
-    def command(self) -> RemoteCommand:
-        """The user's command."""
-        return self.calls[-1].command
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedFile:
@@ -93,11 +85,12 @@ class FetchedFile:
 
 
 def run_on_fleet(
-    job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: OnStage
+    job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: Callable[[int, str], None]
 ) -> RemoteReport:
     """Return the results of all devices; the failure of one is in its own result.
 
-    An interruption ends what runs on the devices before it is raised.
+    `on_stage` is called with the number of a device and the stage that it has come to. An
+    interruption ends what runs on the devices before it is raised.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -105,7 +98,9 @@ def run_on_fleet(
     return asyncio.run(_run(job, devices, on_stage))
 
 
-async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
+async def _run(
+    job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: Callable[[int, str], None]
+) -> RemoteReport:
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
         needs_wheel = any(device.environment is None for device in devices)
         wheel = write_wheel(Path(folder)) if needs_wheel else None
@@ -116,7 +111,9 @@ async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage)
                 group.create_task(_Device(device, n, partial(on_stage, n)).run(job, wheel))
                 for n, device in enumerate(devices)
             ]
-    return RemoteReport(command=job.command, devices=tuple(task.result() for task in tasks))
+    return RemoteReport(
+        command=job.calls[-1].command, devices=tuple(task.result() for task in tasks)
+    )
 
 
 class _Device:

@@ -42,7 +42,6 @@ __all__ = ["evaluate_network", "learning_rate_at", "train"]
 _EVALUATION_BATCH = 256
 _SMALL_SAMPLE = 1024
 
-OnEpoch = Callable[[EpochMetrics], None]
 OnBatch = Callable[[int, int, float, float], None]
 
 
@@ -68,7 +67,7 @@ def train(
     force: bool = False,
     device: str = "cpu",
     num_threads: int | None = None,
-    on_epoch: OnEpoch = lambda metrics: None,
+    on_epoch: Callable[[EpochMetrics], None] = lambda metrics: None,
     on_batch: OnBatch = lambda step, num_steps, loss, rate: None,
 ) -> TrainReport:
     """Train a recipe into a run directory and return the last epoch's metrics.

@@ -137,8 +137,7 @@ def save_state(
     save_checkpoint(directory / CHECKPOINT_NAME, network, info)
     tensors = {f"{_WEIGHT}{name}": t for name, t in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
+        if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
             tensors[f"{_MOMENTUM}{name}"] = momentum
     write_tensors(directory / RESUME_NAME, tensors, {"epoch": str(last.epoch)})
 
@@ -190,9 +189,8 @@ def restore_state(
     weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)}
     load_into(network, weights, source=str(path))
     for name, parameter in network.named_parameters():
-        if f"{_MOMENTUM}{name}" in tensors:
-            momentum = tensors[f"{_MOMENTUM}{name}"].to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+        if (momentum := tensors.get(f"{_MOMENTUM}{name}")) is not None:
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
     return metrics
 
 

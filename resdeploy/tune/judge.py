@@ -67,8 +67,7 @@ class Judge:
         return Judgement(evidence=f"PASS as float32, R = {ratio:.3g}")
 
     def _within(self, variant: Variant, session: SessionSpec, max_drop: float) -> Judgement:
-        if self._load is None:
-            raise ValueError("an accuracy budget needs samples")
+        assert self._load is not None
         if variant.path == self._bundle.model and session == SessionSpec():
             return Judgement(evidence="the model it is measured by", drop=0.0)
         # The drop is one from float32: another session's arithmetic may lose something too.
@@ -76,8 +75,7 @@ class Judge:
             self._reference = answer(self._bundle.model, self._load, SessionSpec())
         answers = answer(variant.path, self._load, session)
         report = compare_answers(answers, self._reference, max_drop)
-        if report.paired is None:
-            raise ValueError("two models were given")
+        assert report.paired is not None
         low, high = (100 * end for end in report.paired.drop_interval)
         shown = f"drop {100 * (report.drop or 0):.2f} points ({low:.2f} to {high:.2f})"
         if not report.passed:
