@@ -50,7 +50,7 @@ ALLOWED = {
     "verify.verdict": ONNX | RUNTIME,
     "bundle": RUNTIME,
     **{key: {"numpy"} for key in ("bundle.archive", "bundle.folder")},
-    "bundle.onnx_test_data": ONNX,
+    "bundle.layouts": ONNX | RUNTIME,
     "networks": HEAVY,
     "training": HEAVY,
     "export": HEAVY,

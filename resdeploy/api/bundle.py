@@ -90,9 +90,7 @@ def bundle(
     chosen = optional_data(data)
     spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
     from resdeploy.bundle.archive import is_archive
-    from resdeploy.bundle.onnx_test_data import write_onnx_test_data
-    from resdeploy.bundle.ort_format import write_ort_format
-    from resdeploy.bundle.triton import write_triton
+    from resdeploy.bundle.layouts import write_onnx_test_data, write_ort_format, write_triton
     from resdeploy.export.export import export_onnx
     from resdeploy.export.golden import golden_for
 
@@ -187,7 +185,7 @@ class Bundle:
             ResdeployError: its outputs are no class scores.
         """
         from resdeploy.bundle.archive import opened_bundle
-        from resdeploy.bundle.classifier import require_class_scores
+        from resdeploy.bundle.evaluate import require_class_scores
         from resdeploy.bundle.tuned_settings import fastest_way
         from resdeploy.session.session import open_session
 

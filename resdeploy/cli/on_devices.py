@@ -84,7 +84,7 @@ class Devices:
         from resdeploy.remote.fleet_run import run_on_fleet
 
         devices = self.specs
-        with show_devices(job.command, [device.name for device in devices]) as on_stage:
+        with show_devices(job.calls[-1].command, [one.name for one in devices]) as on_stage:
             return run_on_fleet(job, devices, on_stage=on_stage)
 
 
