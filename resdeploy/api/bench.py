@@ -11,7 +11,6 @@ from resdeploy.api.arguments import (
     OnProgress,
     PathLike,
     Providers,
-    is_bundle,
     one_of,
     optional_path,
     path_of,
@@ -143,11 +142,11 @@ def bench(
     ]
     is_compared = against is not None or against_provider is not None
     _refuse_contradictions(specs, is_compared=is_compared, max_slowdown=max_slowdown)
+    from resdeploy.bundle.archive import is_archive, opened_bundle
+
     with contextlib.ExitStack() as stack:
         opened = None
-        if is_bundle(path):
-            from resdeploy.bundle.archive import opened_bundle
-
+        if path.is_dir() or is_archive(path):
             opened = stack.enter_context(opened_bundle(path))
             path = opened.model
         if not is_compared:

@@ -1,16 +1,12 @@
 """`resdeploy.check`: a bundle verified again, on the device."""
 
-from typing import TYPE_CHECKING
-
 from resdeploy.api.arguments import PathLike, Providers, path_of, sessions_of
-
-if TYPE_CHECKING:
-    from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.bundles import CheckReport
 
 __all__ = ["check"]
 
 
-def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
+def check(bundle: PathLike, *, provider: Providers = "cpu") -> CheckReport:
     """Verify a bundle on this machine: every byte, then the numbers. Needs no torch.
 
     Nothing is run if a single byte changed. Settings that `tune` found for such a machine are

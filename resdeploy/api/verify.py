@@ -11,6 +11,7 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
+    is_onnx,
     is_path,
     model_of,
     one_of,
@@ -58,10 +59,6 @@ def verify(
     on_fault: Callable[[str, Path], None] = silent,
 ) -> "VerifyReport":
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
-
-    There is no tolerance to choose: the wiring is compared, then each weight with its exact value,
-    each layer as it runs with a bound from rounding theory, and the outputs with the noise that
-    float32 itself makes in this network.
 
     Args:
         model: an ONNX file with one input.
@@ -122,7 +119,7 @@ def verify(
         )
         return replace(report, accepts=accept)
     original: Reference | str
-    if request is not None and _is_onnx(request):
+    if request is not None and is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
@@ -176,17 +173,13 @@ def _refuse_contradictions(
         raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
     if data is not None and inputs is not None:
         raise ResdeployError("data and inputs each say what to verify on: give one.")
-    if request is None or not _is_onnx(request):
+    if request is None or not is_onnx(request):
         return
     if data or request != SourceSpec(path=request.path):
         raise ResdeployError(
             "An ONNX reference takes given or seeded inputs, and no options of a trained model.",
             where=request.path,
         )
-
-
-def _is_onnx(request: SourceSpec) -> bool:
-    return request.path is not None and Path(request.path).suffix.lower() == ".onnx"
 
 
 def _from_onnx(
@@ -217,8 +210,8 @@ def _source_for(
     sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
     if input_shape is None and len(sizes) == len(tensor.shape[1:]):
         input_shape = sizes
-    of_file = is_path(reference) or isinstance(reference, SourceSpec)
-    source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
+    shape = input_shape if source_spec(reference) is None else None
+    source = model_of(reference, input_shape=shape, name="reference")
     if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import PATH, json_option, sessions_options
+from resdeploy.cli.options import PATH, Emit, json_option, sessions_options
 from resdeploy.schema.sessions import SessionSpec
 
 
@@ -14,7 +14,7 @@ from resdeploy.schema.sessions import SessionSpec
 @sessions_options
 @device_options
 @json_option
-def check(bundle: Path, provider: list[SessionSpec], devices: Devices, as_json: bool) -> None:
+def check(bundle: Path, provider: list[SessionSpec], devices: Devices, emit: Emit) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
     BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
@@ -31,10 +31,8 @@ def check(bundle: Path, provider: list[SessionSpec], devices: Devices, as_json: 
     if devices.given:
         from resdeploy.remote.jobs import check_job
 
-        finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
+        finish(devices.run(check_job(bundle, devices.options)), emit)
 
     from resdeploy.api.check import check as check_bundle
-    from resdeploy.cli.render import emit_verdict
 
-    report = check_bundle(bundle, provider=provider)
-    emit_verdict(report, as_json=as_json)
+    emit(check_bundle(bundle, provider=provider))

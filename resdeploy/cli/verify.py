@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, POSITIVE, json_option, sessions_options, source_options
+from resdeploy.cli.options import (
+    PATH,
+    POSITIVE,
+    Emit,
+    json_option,
+    sessions_options,
+    source_options,
+)
 from resdeploy.schema.recipes import SourceSpec
 
 
@@ -31,18 +38,16 @@ from resdeploy.schema.recipes import SourceSpec
     "--precision",
     type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
     default="float32",
-    show_default=True,
     help="The claimed arithmetic of MODEL, by whose noise it is judged.",
 )
 @click.option(
     "--conformance/--no-conformance",
     default=True,
-    show_default=True,
     help="Also compare batch sizes, graph levels and odd values.",
 )
 @json_option
 def verify(
-    model: Path, reference: SourceSpec, golden: Path | None, as_json: bool, **options: Any
+    model: Path, reference: SourceSpec, golden: Path | None, emit: Emit, **options: Any
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
 
@@ -60,7 +65,6 @@ def verify(
     """
     from resdeploy.api.verify import verify as verify_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit_verdict
 
     is_given = golden is None or reference != SourceSpec()
     written: dict[str, Path] = {}
@@ -75,4 +79,4 @@ def verify(
         )
     for provider, path in written.items():
         click.echo(f"{provider}: the first faulty node is in {path}", err=True)
-    emit_verdict(report, as_json=as_json)
+    emit(report)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from resdeploy.bundle import classifier
+from resdeploy.bundle import evaluate
 from resdeploy.bundle.archive import write_archive
 from resdeploy.cli import cli
 from resdeploy.errors import ResdeployError
@@ -109,7 +109,7 @@ def test_a_flipped_byte_anywhere_exits_2_names_the_file_and_runs_nothing(
     def ran(*_, **__):
         pytest.fail("a session was opened")
 
-    for module in (outputs, session, classifier):
+    for module in (outputs, session, evaluate):
         monkeypatch.setattr(module, "open_session", ran)
     packed = archive.read_bytes()
     for name in FILES:

@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from resdeploy.api.make_bundle import make_bundle
+from resdeploy.api.bundle import bundle as make_bundle
 from resdeploy.bundle.check import check_bundle
 from resdeploy.bundle.folder import read_bundle
 from resdeploy.data.preprocess import preprocess_batch
@@ -237,9 +237,9 @@ def test_the_naive_fold_fails_and_is_no_longer_the_same_wiring(source, golden, e
 # --- in a bundle ---------------------------------------------------------------------------------
 
 
-def test_a_bundle_says_what_is_embedded_and_passes_its_check(source, golden, tmp_path):
+def test_a_bundle_says_what_is_embedded_and_passes_its_check(source, tmp_path):
     bundle = tmp_path / "bundle"
-    manifest = make_bundle(source, ExportSpec(), bundle, golden=golden, name="embedded")
+    manifest = make_bundle(source, bundle, num_inputs=4)
     assert manifest.preprocess == dataclasses.replace(PREPROCESS, embedded=True)
     assert read_bundle(bundle).golden.inputs.dtype == np.uint8
     assert "takes pixels: uint8" in (bundle / "README.md").read_text()
