@@ -138,6 +138,8 @@ def pack_bundle(
     from resdeploy.bundle.archive import is_archive, write_archive
     from resdeploy.bundle.folder import write_bundle
     from resdeploy.export.export import stage_versions
+    from resdeploy.export.reference import reference_or_reason
+    from resdeploy.verify.verdict import prove_file
 
     write = functools.partial(
         write_bundle,
@@ -150,6 +152,7 @@ def pack_bundle(
         inputs=report.inputs,
         outputs=report.outputs,
         versions=stage_versions(),
+        proof=prove_file(model, reference_or_reason(source, golden), golden),
     )
     if not is_archive(out):
         return write(out, force=force)

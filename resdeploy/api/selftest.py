@@ -24,10 +24,11 @@ from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.verdicts import PlantedFault, SelftestReport, VerifyReport
+from resdeploy.schema.verdicts import PlantedAttack, PlantedFault, SelftestReport, VerifyReport
 from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
 from resdeploy.verify.faults import CONTROLS, FAULTS, UnfoldedLayer, Workpiece
+from resdeploy.verify.faults.attacks import ATTACKS
 from resdeploy.verify.fixed_tolerance import FIXED_TOLERANCES
 from resdeploy.verify.verdict import judge_model
 
@@ -35,11 +36,17 @@ __all__ = ["folded_layers", "selftest"]
 
 
 def selftest(
-    source: Source, *, num_inputs: int, num_threads: int | None = None, on_stage: OnStage = silent
+    source: Source,
+    *,
+    num_inputs: int,
+    attack: bool = False,
+    num_threads: int | None = None,
+    on_stage: OnStage = silent,
 ) -> SelftestReport:
     """Return the outcome of every fault that can be planted into `source`.
 
-    Each faulty model is run on `num_inputs` seeded inputs, in a session of `num_threads`.
+    Each faulty model is run on `num_inputs` seeded inputs, in a session of `num_threads`; `attack`
+    plants back doors as well.
 
     Raises:
         ResdeployError: the model cannot be exported or is itself not finite.
@@ -73,6 +80,11 @@ def selftest(
             if (faulty := fault.plant(work)) is not None:
                 layer = work.target.node if fault.single_layer and work.target else None
                 outcomes[fault.name] = _outcome(fault.name, layer, judge(faulty), own)
+        attacks = []
+        for fault in ATTACKS if attack else ():
+            on_stage(fault.name)
+            if (faulty := fault.plant(work)) is not None:
+                attacks.append(_attacked(fault.name, judge(faulty)))
     return SelftestReport(
         model=model.description,
         num_inputs=num_inputs,
@@ -80,7 +92,18 @@ def selftest(
         controls=tuple(outcomes[fault.name] for fault in CONTROLS if fault.name in outcomes),
         not_applicable=tuple(fault.name for fault in FAULTS if fault.name not in outcomes),
         tolerances=tuple(FIXED_TOLERANCES),
+        attacks=tuple(attacks),
     )
+
+
+def _attacked(name: str, judged: tuple[VerifyReport, np.ndarray] | None) -> PlantedAttack:
+    """Return the outcome of a back door."""
+    if judged is None:
+        return PlantedAttack(name=name, verdict="FAIL", found="it cannot be run", ran=False)
+    report, _ = judged
+    reasons = [*report.reasons, *(r for v in report.verdicts for r in v.reasons), *report.unproved]
+    found = reasons[0] if reasons else ""
+    return PlantedAttack(name=name, verdict=report.verdict, found=found, ran=True)
 
 
 def _outcome(
@@ -99,11 +122,19 @@ def _outcome(
         "node_local": verdict.node_local,
         "end_to_end": verdict.comparison,
     }
-    reasons = (*report.reasons, *(verdict.node_local.reasons if verdict.node_local else ()))
+    reasons = (
+        *report.reasons,
+        *report.missing.values(),
+        *(verdict.node_local.reasons if verdict.node_local else ()),
+    )
     return PlantedFault(
         name=name,
         layer=layer,
-        caught_by=tuple(n for n, one in layers.items() if one is not None and not one.passed),
+        caught_by=tuple(
+            n
+            for n, one in layers.items()
+            if n in report.missing or (one is not None and not one.passed)
+        ),
         named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
         accepted_by=tuple(n for n, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, own)),
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
 
-__all__ = ["reference_or_reason", "verify"]
+__all__ = ["verify"]
 
 _NUM_INPUTS = 32
 
@@ -123,6 +123,7 @@ def verify(
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
+        from resdeploy.export.reference import reference_or_reason
 
         source = _source_for(sessions[0], reference, input_shape)
         given = _given(inputs, source.preprocess, num_inputs)
@@ -142,17 +143,6 @@ def verify(
         on_stage=on_stage,
         on_fault=on_fault,
     )
-
-
-def reference_or_reason(source: "SourceModel", golden: "Golden") -> "Reference | str":
-    """Return the reference graph, or the reason for its absence: outputs can still be judged."""
-    from resdeploy.errors import UnsupportedModelError
-    from resdeploy.export.reference import reference_graph
-
-    try:
-        return reference_graph(source, golden)
-    except UnsupportedModelError as error:
-        return error.what
 
 
 def _refuse_contradictions(

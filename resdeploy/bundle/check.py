@@ -1,6 +1,7 @@
 """Check of a bundle on this machine: every byte, the numbers, and the settings tuned for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import numpy as np
 from resdeploy.bundle.archive import opened_bundle
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.bundle.tuned_settings import target_of
+from resdeploy.errors import BundleError
 from resdeploy.machine.environment import read_environment
 from resdeploy.schema.bundles import CheckReport, TunedCheck
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
+from resdeploy.schema.verdicts import Accepts, VerifyReport
 from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
 from resdeploy.verify.golden_file import Golden
@@ -24,24 +27,57 @@ __all__ = ["check_bundle", "golden_answers"]
 _CLEARLY_WORSE = 2.0
 
 
-def check_bundle(path: Path, specs: Sequence[SessionSpec]) -> CheckReport:
+def check_bundle(
+    path: Path,
+    specs: Sequence[SessionSpec],
+    *,
+    accepts: Accepts = "proof",
+    digest: str | None = None,
+) -> CheckReport:
     """Return the verdict on a bundle for each session of `specs`, and for settings tuned here.
 
     Nothing runs if a file changed. Tuned settings count that are for this kind of machine and this
-    runtime.
+    runtime. `accepts` is the least that passes; `digest` is that of the bundle, as it was received
+    by another way.
 
     Raises:
         BundleError: this is not a bundle, folder or archive, or is not as it was written.
         EnvironmentLacksError: a provider did not start, or there is no room to unpack an archive.
     """
     with opened_bundle(path) as bundle:
+        if digest is not None and digest.lower() != bundle.digest:
+            raise BundleError(
+                f"The bundle's digest is {bundle.digest}, not {digest.lower()}.",
+                where=str(path),
+                fix="do not use it: get the bundle again from whoever gave you the digest",
+            )
         here = target_of(read_environment()) if bundle.manifest.tuned else None
         return CheckReport(
             name=bundle.manifest.name,
             num_files=len(bundle.manifest.files),
-            verification=judge_outputs(bundle.model, bundle.golden, specs),
+            digest=bundle.digest,
+            verification=_with_proof(bundle, specs, accepts),
             tuned=tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here),
         )
+
+
+def _with_proof(
+    bundle: BundleFolder, specs: Sequence[SessionSpec], accepts: Accepts
+) -> VerifyReport:
+    """Return the verdict on the outputs here, with the proof of the same bytes on the host."""
+    report = judge_outputs(bundle.model, bundle.golden, specs)
+    proof = bundle.manifest.proof
+    if proof is None or proof.sha256 != report.model.sha256:
+        return replace(report, accepts=accepts)
+    return replace(
+        report,
+        structure=proof.structure,
+        static=proof.static,
+        metadata=proof.metadata,
+        missing={"proof": "; ".join(proof.unproved)} if proof.unproved else {},
+        proved_as=None if proof.unproved else proof.sha256,
+        accepts=accepts,
+    )
 
 
 def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenAnswers:

@@ -35,12 +35,14 @@ from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.tunings import TunedSettings, TunedTarget
+from resdeploy.schema.verdicts import FileProof
 from resdeploy.verify.golden_file import Golden, load_golden, save_golden
 
 __all__ = [
     "MANIFEST",
     "BundleFolder",
     "damaged",
+    "digest_of",
     "is_plain_name",
     "read_bundle",
     "write_bundle",
@@ -84,6 +86,7 @@ def write_bundle(
     preprocess: Preprocess | None = None,
     export: ExportReport | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
+    proof: FileProof | None = None,
     force: bool = False,
 ) -> Manifest:
     """Write a bundle to the folder `out`, whole or not at all, and return its manifest.
@@ -93,7 +96,7 @@ def write_bundle(
 
     `model` is the ONNX file, with its weights inside; `golden` has at least one input; `labels`
     are in the order of the outputs, or none; `versions` are of the packages that made the model;
-    `force` replaces an existing bundle, but no other folder.
+    `proof` is of that file; `force` replaces an existing bundle, but no other folder.
 
     Raises:
         BundleError: the labels do not fit the outputs, or cannot be written one a line.
@@ -117,6 +120,7 @@ def write_bundle(
             golden=golden.info,
             export=None if export is None else _without_folders(export),
             versions=dict(sorted(versions.items())),
+            proof=proof,
         )
         write_text(folder / _README, readme_text(manifest))
         return _seal(folder, manifest)
@@ -217,10 +221,18 @@ def read_bundle(path: Path) -> BundleFolder:
 # --- the manifest --------------------------------------------------------------------------------
 
 
+def digest_of(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest's text, which stands for the whole bundle."""
+    return _digest(json.loads(dump_json(manifest)))
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json_text(record).encode()).hexdigest()
+
+
 def _manifest_text(record: Mapping[str, Any]) -> str:
     """Return the text of manifest.json: the record, and the digest of its own text before that."""
-    digest = hashlib.sha256(_json_text(record).encode()).hexdigest()
-    return _json_text({**record, "digest": digest})
+    return _json_text({**record, "digest": _digest(record)})
 
 
 def _json_text(data: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from resdeploy.session.providers import PROVIDERS
 __all__ = [
     *("PATH", "POSITIVE", "Emit", "Number", "Percent", "choice_of", "export_options"),
     *("force_option", "gathered", "json_option", "max_drop_option", "numbers_option"),
-    *("output_option", "providers_option", "session_options", "session_was_given"),
+    *("accept_option", "output_option", "providers_option", "session_options", "session_was_given"),
     *("sessions_options", "source_options", "target_option", "threads_option"),
 ]
 
@@ -200,6 +200,12 @@ def _click_option(name: str) -> Decorator:
 
 _PROVIDER_HELP = f"{SESSION_OPTIONS['provider'].help}: {', '.join(PROVIDERS)}."
 threads_option = _click_option("num_threads")
+accept_option = click.option(
+    "--accept",
+    type=click.Choice(["proof", "outputs"]),
+    default="proof",
+    help="The least that passes: PROVED, or outputs that agree.",
+)
 
 
 def providers_option(*, default: tuple[str, ...] = ("cpu",), remark: str = "") -> Decorator:

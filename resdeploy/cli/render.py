@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from resdeploy.bundle.folder import digest_of
 from resdeploy.cli.render_accuracy import render_evaluate, render_quantize
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import (
@@ -125,7 +126,7 @@ def _verify(report: VerifyReport) -> Lines:
         "accuracy",
     )
     title = f"{report.model.path} against {report.golden.source}"
-    yield from table(title, columns, [_verdict_row(v, report.reasons) for v in report.verdicts])
+    yield from table(title, columns, [_verdict_row(v, report) for v in report.verdicts])
     yield f"inputs: {report.golden.inputs}"
     if report.reference_accuracy is not None:
         yield f"accuracy of the float64 reference: {report.reference_accuracy:.2%}"
@@ -133,13 +134,25 @@ def _verify(report: VerifyReport) -> Lines:
     for verdict in report.verdicts:
         provider = verdict.session.spec.provider
         yield from (f"{provider}: {line}" for line in _provider_evidence(verdict))
+    yield from _last_word(report)
 
 
-def _verdict_row(verdict: ProviderVerdict, reasons: Sequence[str]) -> tuple[str, ...]:
+def _last_word(report: VerifyReport) -> Iterator[str]:
+    """Yield the verdict, and for AGREES what was not shown."""
+    if report.verdict != "AGREES":
+        yield report.verdict
+        return
+    yield "AGREES: the outputs do; a file that differs for other inputs is not excluded. Not shown:"
+    yield from (f"  {line}" for line in report.unproved)
+    if not report.passed:
+        yield "  --accept outputs lets this pass"
+
+
+def _verdict_row(verdict: ProviderVerdict, report: VerifyReport) -> tuple[str, ...]:
     c = verdict.comparison
     return (
         verdict.session.spec.provider,
-        pass_or_fail(verdict.passed and not reasons),
+        report.verdict if verdict.passed else "FAIL",
         _ratio(c.noise_ratio),
         *("-" if value is None else _ratio(value) for value in (c.z_rms, c.z_max, c.systematic)),
         "" if c.precision is None else c.precision.found,
@@ -205,6 +218,8 @@ def _attribution(attribution: Attribution) -> str:
 _LAYERS = {
     "structure": "the wiring",
     "static": "the weights",
+    "metadata": "what others go by",
+    "proof": "the proof on the host",
     "node_local": "single layers",
     "conformance": "other ways to call it",
     "attribution": "its other arithmetic",
@@ -251,6 +266,11 @@ def _selftest(report: SelftestReport) -> Lines:
     for control in report.controls:
         outcome = f"FAIL by {', '.join(control.caught_by)}" if control.caught_by else "PASS"
         yield f"correct model, {control.name}: {outcome}"
+    if report.attacks:
+        rows = [(a.name, a.verdict, a.found) for a in report.attacks]
+        yield from table("back doors", ("hidden in", "verdict", "found"), rows)
+        proved = sum(attack.verdict == "PROVED" for attack in report.attacks)
+        yield f"{proved} of {len(report.attacks)} back doors PROVED"
     if report.not_applicable:
         yield f"no place here for: {'; '.join(report.not_applicable)}"
 
@@ -298,6 +318,10 @@ def _conformance(conformance: Conformance) -> Iterator[str]:
 def _manifest(manifest: Manifest) -> Lines:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     yield from table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+    yield f"digest {digest_of(manifest)}"
+    if manifest.proof is not None:
+        unproved = "; ".join(manifest.proof.unproved)
+        yield f"model.onnx: AGREES, not shown: {unproved}" if unproved else "model.onnx: PROVED"
 
 
 @_lines.register

@@ -17,6 +17,7 @@ from resdeploy.schema.recipes import SourceSpec
     type=click.IntRange(min=2),
     help="Seeded inputs for each faulty model.",
 )
+@click.option("--attack", is_flag=True, help="Plant back doors, too: none may be PROVED.")
 @threads_option
 @json_option
 def selftest(source: SourceSpec, emit: Emit, **options: Any) -> None:
@@ -29,6 +30,7 @@ def selftest(source: SourceSpec, emit: Emit, **options: Any) -> None:
     Example:
         resdeploy selftest runs/digits
         resdeploy selftest resnet50.pth --arch resnet50 --num-inputs 4
+        resdeploy selftest runs/digits --attack
     """
     from resdeploy.api.selftest import selftest as run_selftest
     from resdeploy.cli.progress import show_stages

@@ -9,6 +9,7 @@ from resdeploy.cli.options import (
     PATH,
     POSITIVE,
     Emit,
+    accept_option,
     json_option,
     sessions_options,
     source_options,
@@ -45,6 +46,7 @@ from resdeploy.schema.recipes import SourceSpec
     default=True,
     help="Also compare batch sizes, graph levels and odd values.",
 )
+@accept_option
 @json_option
 def verify(
     model: Path, reference: SourceSpec, golden: Path | None, emit: Emit, **options: Any
@@ -54,8 +56,10 @@ def verify(
     The reference is a trained model or another ONNX file. There is no tolerance to choose: the
     wiring is compared, then each weight with its exact value, each layer as it runs with a bound
     from rounding theory, and the outputs with the noise that float32 itself makes in this network,
-    input by input and in the mean. Missing evidence is stated. Lower precision is a claim to make,
-    with --precision.
+    input by input and in the mean. Lower precision is a claim to make, with --precision.
+
+    The verdict is PROVED (exit 0), AGREES where the outputs agree and something else was not shown,
+    which the text lists (exit 1; 0 with --accept outputs), or FAIL (exit 1).
 
     \b
     Example:

@@ -27,7 +27,7 @@ from resdeploy.schema.recipes import Preprocess
 from resdeploy.verify.certify import Reference
 from resdeploy.verify.golden_file import Golden
 
-__all__ = ["reference_graph"]
+__all__ = ["reference_graph", "reference_or_reason"]
 
 _MOST_OF_THE_NOISE = 0.01
 
@@ -56,6 +56,14 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
         is_exact=True,
         metadata=stated_metadata(source),
     )
+
+
+def reference_or_reason(source: SourceModel, golden: Golden) -> Reference | str:
+    """Return the reference graph, or the reason for its absence: outputs can still be judged."""
+    try:
+        return reference_graph(source, golden)
+    except UnsupportedModelError as error:
+        return error.what
 
 
 def _folded(

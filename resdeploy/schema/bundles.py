@@ -9,14 +9,15 @@ from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess, TrainReport
 from resdeploy.schema.sessions import SessionInfo
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
-from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
+from resdeploy.schema.verdicts import FileProof, GoldenInfo, VerifyReport
 
 
 @record
 class Manifest(Record):
     """The table of contents of a bundle, with the records that led to it.
 
-    `tuned` are the fastest settings, by kind of machine, that `tune` found.
+    `tuned` are the fastest settings, by kind of machine, that `tune` found; `proof` is that of the
+    model file.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Manifest(Record):
     export: ExportReport | None
     versions: Mapping[str, str]
     tuned: tuple[TunedSettings, ...] = ()
+    proof: FileProof | None = None
 
 
 @record
@@ -48,11 +50,13 @@ class TunedCheck(Judged):
 class CheckReport(Record):
     """An intact bundle, with a verdict for each provider.
 
-    `tuned` are the checks of the settings that `tune` found on a machine like this one.
+    `digest` stands for every byte of it; `tuned` are the checks of the settings that `tune` found
+    on a machine like this one.
     """
 
     name: str
     num_files: int
+    digest: str
     verification: VerifyReport
     tuned: tuple[TunedCheck, ...] = ()
 

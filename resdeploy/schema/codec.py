@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from resdeploy.errors import ResdeployError
 
@@ -36,6 +36,8 @@ class Record:
     """
 
     __slots__ = ()
+    # Properties that its JSON states too, for readers of it alone.
+    stated: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
         for field in _fields(self):
@@ -133,7 +135,8 @@ def to_json(value: Any) -> Any:
 def dump_json(value: Any, *, indent: int | None = 2) -> str:
     """Return one record as JSON text, with its kind and the schema version."""
     head = {"kind": type(value).__name__, "schema_version": SCHEMA_VERSION}
-    return json.dumps(head | to_json(value), indent=indent, allow_nan=False)
+    stated = {name: to_json(getattr(value, name)) for name in getattr(value, "stated", ())}
+    return json.dumps(head | stated | to_json(value), indent=indent, allow_nan=False)
 
 
 def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
@@ -158,6 +161,8 @@ def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
             where=where,
             fix="write the record again with this version, or install the one that wrote it",
         )
+    for name in getattr(cls, "stated", ()):
+        data.pop(name, None)
     return from_json(cls, data, where=where)
 
 

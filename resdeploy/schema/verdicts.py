@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.files import FileInfo
@@ -295,8 +295,11 @@ class VerifyReport(Record):
     network that differs for other inputs is not excluded. FAIL: something was shown to differ.
 
     `accepts` is the least that passes; `missing` has the reason for each missing layer of evidence
-    on the file.
+    on the file; `proved_as` is the SHA-256 of the file that was proved elsewhere, where that is
+    known.
     """
+
+    stated: ClassVar[tuple[str, ...]] = ("verdict", "passed", "unproved")
 
     model: FileInfo
     golden: GoldenInfo
@@ -307,6 +310,7 @@ class VerifyReport(Record):
     metadata: MetadataResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     accepts: Accepts = "proof"
+    proved_as: str | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -319,6 +323,8 @@ class VerifyReport(Record):
     @property
     def unproved(self) -> tuple[str, ...]:
         """What was not shown, each with the reason."""
+        if self.proved_as is not None and self.proved_as == self.model.sha256:
+            return ()
         found = [f"{what}: {why}" for what, why in self.missing.items()]
         found += [
             f"{what}: not judged"
@@ -349,6 +355,21 @@ class VerifyReport(Record):
 
 
 @record
+class FileProof(Record):
+    """The proof of a model file on the machine that made it, for those that cannot repeat it.
+
+    `sha256` is of the file; the results are those of `VerifyReport`; `unproved` is what was not
+    shown, () for a file that is PROVED.
+    """
+
+    sha256: str
+    structure: StructureResult | None
+    static: StaticResult | None
+    metadata: MetadataResult | None
+    unproved: tuple[str, ...] = ()
+
+
+@record
 class PlantedFault(Record):
     """The outcome of one fault planted into a correct model, or of a control.
 
@@ -370,11 +391,25 @@ class PlantedFault(Record):
 
 
 @record
+class PlantedAttack(Record):
+    """A back door planted into a correct model, and its verdict in one word.
+
+    `found` is what was not understood, or differs; `ran` is False for a file that no session took.
+    """
+
+    name: str
+    verdict: Literal["PROVED", "AGREES", "FAIL"]
+    found: str
+    ran: bool
+
+
+@record
 class SelftestReport(Record):
     """Faults planted into a model, and their outcomes.
 
     `controls` are correct models, which must pass; `not_applicable` are faults without a place in
-    this network; `tolerances` are the fixed ones to compare with.
+    this network; `tolerances` are the fixed ones to compare with; `attacks` are back doors, if
+    asked for.
     """
 
     model: str
@@ -383,8 +418,11 @@ class SelftestReport(Record):
     controls: tuple[PlantedFault, ...]
     not_applicable: tuple[str, ...]
     tolerances: tuple[str, ...]
+    attacks: tuple[PlantedAttack, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True if every fault was caught and no correct model was."""
-        return all(f.caught for f in self.faults) and not any(c.caught_by for c in self.controls)
+        """True if every fault was caught, no back door was proved and no correct model caught."""
+        is_fooled = any(attack.verdict == "PROVED" for attack in self.attacks)
+        caught = all(f.caught for f in self.faults)
+        return caught and not is_fooled and not any(c.caught_by for c in self.controls)

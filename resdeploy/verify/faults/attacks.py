@@ -7,6 +7,7 @@ one: only a graph of which every operator is understood excludes them.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ class _Graph:
         self.edit = Edit(work.model)
         self.nodes: list[onnx.NodeProto] = []
 
-    def value(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
+    def value(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node, and return the name of its value."""
         name = f"hidden {len(self.nodes)}"
         self.nodes.append(
