@@ -24,7 +24,7 @@ from resdeploy.schema.codec import dump_json
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.verdicts import ProviderVerdict
+from resdeploy.schema.verdicts import ProviderVerdict, VerifyReport
 from resdeploy.session.session import open_session
 from resdeploy.training.checkpoint import CHECKPOINT_NAME
 from resdeploy.training.loop import train
@@ -70,7 +70,7 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
         with stage("verify") as say:
             reference = reference_graph(source, golden)
             verification = judge_model(model, reference, golden, open_sessions(model, sessions))
-            say("\n".join(map(_verdict_outcome, verification.verdicts)))
+            say("\n".join(_verdict_outcome(v, verification) for v in verification.verdicts))
             for provider, why in unavailable.items():
                 say(f"{provider}: not on this machine. {why}")
         with stage("bench") as say:
@@ -81,7 +81,7 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
             packed = folder / "bundle"
             pack_bundle(source, exported, model, packed, golden=golden, name=recipe.name)
             checked = check_bundle(packed, sessions)
-            say(f"{checked.num_files} files intact, {'PASS' if checked.passed else 'FAIL'}")
+            say(f"{checked.num_files} files intact, {checked.verification.verdict}")
         # Paths of the final folder, which gets its name at the end.
         names = {"run": "run", "model": model.name, "bundle": packed.name, "report": REPORT_NAME}
         paths = {kind: str(out / name) for kind, name in names.items()}
@@ -138,10 +138,10 @@ def _export_outcome(report: ExportReport) -> str:
     )
 
 
-def _verdict_outcome(verdict: ProviderVerdict) -> str:
-    c = verdict.comparison
+def _verdict_outcome(verdict: ProviderVerdict, report: VerifyReport) -> str:
+    c, word = verdict.comparison, report.verdict if verdict.passed else "FAIL"
     return (
-        f"{verdict.session.spec.provider}: {'PASS' if verdict.passed else 'FAIL'}, the error is "
+        f"{verdict.session.spec.provider}: {word}, the error is "
         f"{c.noise_ratio:.2f} x the noise of float32 (limit {c.noise_ratio_limit:g})\n"
         f"{c.top1_agreement:.2%} of the predictions as in float64"
     )
