@@ -268,7 +268,7 @@ def _expand(r: Reading, op: Operator) -> Sequence[Value]:
 def _expanded(build: Builder, x: Tensor, shape: Sizes) -> Tensor:
     if shape == x.shape:
         return x
-    return build.add("Expand", [x], shape, attributes={"shape": text_of(shape)})
+    return build.add("Expand", [x], shape)
 
 
 def _tile(r: Reading, op: Operator) -> Sequence[Value]:
@@ -383,6 +383,7 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     indices = op.at(1)
     if isinstance(x, Known):
         assert isinstance(indices, Tensor)
+        axis %= x.values.ndim
         if x.is_open:
             raise op.refuse("picks sizes by the values of the input")
         table = r.numbers(x) if x.is_float else None
@@ -409,6 +410,8 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     at = [int(k) for k in indices.values.ravel()]
     size = x.shape[axis]
     if isinstance(size, int):
+        if not all(-size <= k < size for k in at):
+            raise op.refuse("reads beyond the end")
         at = [k % size for k in at]
     elif any(k < 0 for k in at):
         raise op.refuse("counts from the end of an open size")
@@ -742,7 +745,11 @@ def _compare(r: Reading, op: Operator) -> Sequence[Value]:
 
 
 def _pool(r: Reading, op: Operator) -> Sequence[Value]:
-    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none."""
+    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none.
+
+    Zeros padded before an average without padding are its counted padding: each window is divided
+    by all its taps.
+    """
     x, kind = op.tensor(), op.node.op_type
     if len([name for name in op.node.output if name]) > 1:
         raise op.refuse("tells where its maxima are")
@@ -753,6 +760,10 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     spans = [gap * (taps - 1) + 1 for gap, taps in zip(dilations, kernel, strict=True)]
     sizes = x.shape[2:]
     pads = explicit_pads(op, sizes, spans, strides)
+    counts = bool(op.flag("count_include_pad"))
+    if kind == "AveragePool" and not op.flag("ceil_mode") and (counts or not any(pads)):
+        x, pads = with_padding(r, x, pads)
+        sizes, counts = x.shape[2:], True
     padded = [size + pads[k] + pads[k + dims] for k, size in enumerate(sizes)]
     floors = [
         floor_div(size - span, step) + 1
@@ -772,7 +783,7 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     if kind == "LpPool":
         attributes["p"] = op.flag("p", 2)
     if kind == "AveragePool" and (any(pads) or found != floors):
-        attributes["counts padding"] = op.flag("count_include_pad")
+        attributes["counts padding"] = counts
     whole = not any(pads) and found == [1] * dims and list(sizes) == kernel
     if whole and kind in ("AveragePool", "MaxPool"):
         name = "ReduceMean" if kind == "AveragePool" else "ReduceMax"
@@ -786,6 +797,26 @@ def _ceiled(op: Operator, size: Size, before: int, padded: Size, span: int, step
         raise op.refuse("rounds an open size up")
     count = -((span - padded) // step) + 1
     return count - 1 if (count - 1) * step >= size + before else count
+
+
+def with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
+    """Return (x, pads) with a Pad of zeros around the image taken in."""
+    node = r.build.made_by(x, "Pad")
+    if node is None or node.numbers:
+        return x, pads
+    added: dict[int, list[int]] = {}
+    for name, value in node.attributes:
+        kind, _, axis = name.partition(" ")
+        if kind != "axis" or int(axis) < 2:
+            return x, pads
+        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
+    if any(n < 0 for both in added.values() for n in both):
+        return x, pads
+    dims = len(pads) // 2
+    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
+        added.get(k, [0, 0])[1] for k in range(dims)
+    ]
+    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
 
 
 def explicit_pads(
@@ -848,7 +879,8 @@ def reduced(build: Builder, op: str, x: Tensor, axes: Sequence[int]) -> Tensor:
         order = order_of(node)
         inner = reduced(build, op, build.source(x), [order[axis] for axis in axes])
         return build.transpose(inner, order)
-    if op in _NESTING and (node := build.made_by(x, op)) is not None:
+    is_real = _is_float(x.dtype)  # a mean of integers is rounded
+    if is_real and op in _NESTING and (node := build.made_by(x, op)) is not None:
         before = [int(axis) for axis in dict(node.attributes)["axes"].strip("[]").split(", ")]
         return reduced(build, op, build.source(x), {*before, *axes})  # type: ignore[arg-type]
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
@@ -971,7 +1003,7 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
         "coordinate_transformation_mode", "half_pixel" if r.opset > 10 else "asymmetric"
     )
     rounding = op.string("nearest_mode", "round_prefer_floor" if r.opset > 10 else "floor")
-    attributes: dict[str, Any] = {"mode": mode, "shape": text_of(shape)}
+    attributes: dict[str, Any] = {"mode": mode}
     if op.node.op_type == "Upsample":
         place, rounding = "asymmetric", "floor"
     whole = all(f is not None and f == int(f) and f >= 1 for f in factors)
