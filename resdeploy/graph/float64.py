@@ -281,7 +281,7 @@ class Upsample(OpRun):
 
 
 def _erf(x: Array) -> Array:
-    return np.vectorize(math.erf, otypes="d")(x)
+    return np.asarray(np.vectorize(math.erf, otypes="d")(x))
 
 
 def _window(tap: Any, gaps: Any, steps: Any, sizes: Any) -> Any:

@@ -330,6 +330,34 @@ def _split(r: Reading, op: Operator) -> Sequence[Value]:
     ]
 
 
+def _split_to_sequence(r: Reading, op: Operator) -> Sequence[Value]:
+    """Noted as an operator, from which `SequenceAt` takes a slice."""
+    x, parts = op.tensor(), op.known(1)
+    axis = op.flag("axis") % x.rank
+    size = x.shape[axis]
+    if parts is None or not isinstance(size, int):
+        raise op.refuse("splits an open size, or into single values")
+    if parts.values.ndim:
+        sizes = [int(n) for n in parts.values]
+    else:
+        each = int(parts.values)
+        sizes = [min(each, size - start) for start in range(0, size, each)]
+    attributes = {"axis": axis, "ends": np.cumsum([0, *sizes]).tolist()}
+    return [r.build.add("SplitToSequence", [x], x.shape, attributes=attributes)]
+
+
+def _sequence_at(r: Reading, op: Operator) -> Sequence[Value]:
+    whole, at = op.tensor(), op.closed_ints(1)
+    node = r.build.made_by(whole, "SplitToSequence")
+    if node is None or at is None:
+        raise op.refuse("picks from a sequence that is no split")
+    attributes = dict(node.attributes)
+    ends = [int(n) for n in attributes["ends"].strip("[]").split(", ")]
+    which = range(len(ends) - 1)[at[0]]
+    x = r.build.source(whole)
+    return [sliced(r.build, x, int(attributes["axis"]), ends[which], ends[which + 1], 1)]
+
+
 def _slice(r: Reading, op: Operator) -> Sequence[Value]:
     x = op.tensor()
     starts, ends = op.closed_ints(1, "starts"), op.ints(2, "ends")
@@ -567,6 +595,22 @@ def gelu(build: Builder, x: Tensor, *, approximate: str) -> Tensor:
         bend = build.unary("Erf", build.scaled(x, Numbers.of(0.5**0.5)))
     half = Numbers.of(0.5)
     return build.times([x, build.scale_shift(bend, half, half, x.shape)], x.shape)
+
+
+def _elu(r: Reading, op: Operator) -> Sequence[Value]:
+    """max(x, 0) + alpha (exp(min(x, 0)) - 1); Selu is gamma times it, Celu bends by x / alpha."""
+    x, build = op.tensor(), r.build
+    alpha = Numbers.of(op.attributes["alpha"], roundings=1)
+    zero, infinite = Numbers.zero(), Numbers.of(np.inf)
+    low = build.clip(x, Numbers.of(-np.inf), zero)
+    if op.node.op_type == "Celu":
+        low = build.scaled(low, alpha.inverse())
+    bent = build.unary("Exp", low)
+    scaled = build.scale_shift(bent, alpha, alpha.times(Numbers.of(-1.0)), x.shape)
+    found = build.total([build.clip(x, zero, infinite), scaled], x.shape)
+    if op.node.op_type == "Selu":
+        found = build.scaled(found, Numbers.of(op.attributes["gamma"], roundings=1))
+    return [found]
 
 
 def _mish(r: Reading, op: Operator) -> Sequence[Value]:
@@ -1127,6 +1171,8 @@ RULES: dict[str, Rule] = {
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": _sequence_at,
     "Gather": _gather,
     "Pad": _pad,
     "DepthToSpace": _depth_to_space,
@@ -1162,11 +1208,7 @@ RULES: dict[str, Rule] = {
         ),
         _unary(),
     ),
-    "Elu": _unary(names=[("alpha", 1.0)]),
-    "Celu": _unary(names=[("alpha", 1.0)]),
-    "Selu": _unary(
-        names=[("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)]
-    ),
+    **dict.fromkeys(("Elu", "Celu", "Selu"), _elu),
     "ThresholdedRelu": _unary(names=[("alpha", 1.0)]),
     **dict.fromkeys(("Add", "Sum"), _add),
     "Sub": _sub,
