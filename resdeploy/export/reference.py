@@ -17,6 +17,7 @@ from torch import nn
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
+from resdeploy.export.exact_numbers import python_numbers, recover_numbers
 from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
@@ -77,9 +78,10 @@ def _folded(
         program = trace(module, inputs, dynamic_batch=False)
         batch = None
     opset = 18
-    optimized = optimize(
-        translate(program, opset=opset), opset=opset, batch_dimension=batch, embed=preprocess
-    )
+    numbers = python_numbers(program)
+    model = translate(program, opset=opset)
+    recover_numbers(model, numbers)
+    optimized = optimize(model, opset=opset, batch_dimension=batch, embed=preprocess)
     return ir.to_proto(optimized.model), optimized.fold
 
 

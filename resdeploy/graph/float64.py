@@ -1,14 +1,16 @@
 """Evaluation of an ONNX model in float64, without a runtime: the reference for a fold.
 
 Every float tensor of the model becomes float64, then onnx's own reference evaluator runs it, node
-by node in numpy. Four operators are written out here: its BatchNormalization and its Upsample fail
-before opset 9, its ConvTranspose with groups or on other than images, and its Conv copies each
-window of the input, which takes minutes where a product per tap of the kernel takes seconds.
+by node in numpy. Seven operators are written out here: its Erf, Gelu and HardSwish compute in
+float32, its BatchNormalization and its Upsample fail before opset 9, its ConvTranspose with groups
+or on other than images, and its Conv copies each window of the input, which takes minutes where a
+product per tap of the kernel takes seconds.
 
 Shapes: N samples, C channels, G groups, I and O channels of a group, K taps of the kernel.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +65,8 @@ def float64_evaluator(doubled: onnx.ModelProto) -> Evaluate:
     """
     with _explained():
         evaluator = ReferenceEvaluator(
-            doubled, new_ops=[BatchNormalization, Conv, ConvTranspose, Upsample]
+            doubled,
+            new_ops=[BatchNormalization, Conv, ConvTranspose, Erf, Gelu, HardSwish, Upsample],
         )
 
     def evaluate(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -240,6 +243,31 @@ class ConvTranspose(OpRun):
         return (_with_bias(y_NGOK.reshape(len(x), -1, *sizes)[..., *kept], b),)
 
 
+class Erf(OpRun):
+    """The error function."""
+
+    def _run(self, x) -> tuple[Array]:  # type: ignore[no-untyped-def]
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Of the error function, or of tanh."""
+
+    def _run(self, x, approximate="none") -> tuple[Array]:  # type: ignore[no-untyped-def]
+        if approximate == "tanh":
+            bend = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
+        else:
+            bend = _erf(x * 0.5**0.5)
+        return (x * (0.5 + 0.5 * bend),)
+
+
+class HardSwish(OpRun):
+    """The input times its own clipped sixth."""
+
+    def _run(self, x) -> tuple[Array]:  # type: ignore[no-untyped-def]
+        return (x * np.clip(x / 6 + 0.5, 0, 1),)
+
+
 class Upsample(OpRun):
     """To the nearest value; the scales are an attribute before opset 9."""
 
@@ -250,6 +278,10 @@ class Upsample(OpRun):
         for axis, factor in enumerate(factors.astype(int)):
             x = np.repeat(x, factor, axis=axis)
         return (x,)
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.vectorize(math.erf, otypes="d")(x))
 
 
 def _window(tap: Any, gaps: Any, steps: Any, sizes: Any) -> Any:

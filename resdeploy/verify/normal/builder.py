@@ -21,7 +21,7 @@ import numpy as np
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_layer import Array
-from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode
+from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode, kind_of
 from resdeploy.verify.normal.dims import Size, Sizes, quotient_of, text_of
 
 __all__ = ["Builder", "Known", "Tensor", "Value", "text"]
@@ -100,6 +100,7 @@ class Builder:
         affine: Affine | None = None,
     ) -> Tensor:
         """Append a node, and return its value."""
+        kind = dtype or sources[0].dtype
         node = SkeletonNode(
             name=self.title,
             op=op,
@@ -107,9 +108,9 @@ class Builder:
             sources=tuple(tensor.place for tensor in sources),
             affine=affine,
             numbers=tuple(numbers),
+            value=(text_of(shape), kind_of(kind)),
         )
         self.nodes.append(node)
-        kind = dtype or sources[0].dtype
         self.tensors.append(Tensor(place=len(self.nodes) - 1, shape=tuple(shape), dtype=kind))
         return self.tensors[-1]
 
@@ -141,7 +142,7 @@ class Builder:
             return x
         if quotient_of(x.shape, shape) != 1:
             raise UnsupportedModelError(f"{text_of(x.shape)} is no {text_of(shape)} reshaped.")
-        return self.add("Reshape", [x], shape, attributes={"shape": text_of(shape)})
+        return self.add("Reshape", [x], shape)
 
     def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
         """Return `x` with axis `order[k]` as its axis k."""
@@ -187,7 +188,7 @@ class Builder:
             scale, shift = scale.times(first), scale.times(offset).plus(shift)
             return self.scale_shift(self.source(x), scale, shift, shape)
         numbers = (scale, shift)
-        return self.add("ScaleShift", [x], shape, numbers=numbers, attributes=_grown(x, shape))
+        return self.add("ScaleShift", [x], shape, numbers=numbers)
 
     def _with_bias(self, x: Tensor, shift: Numbers) -> Tensor | None:
         """Return a layer with a constant per output added to its bias; None for other values."""
@@ -354,7 +355,8 @@ class Builder:
         nodes = [self.made_by(x, "Reshape", "Transpose") for x in operands]
         first = nodes[0]
         if first is None or any(
-            n is None or (n.op, n.attributes) != (first.op, first.attributes) for n in nodes
+            n is None or (n.op, n.attributes, n.value) != (first.op, first.attributes, first.value)
+            for n in nodes
         ):
             return None
         inner = [self.source(x) for x in operands]
@@ -406,10 +408,6 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text, value))}]"
     return f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
-def _grown(x: Tensor, shape: Sizes) -> dict[str, str]:
-    return {} if x.shape == shape else {"shape": text_of(shape)}
 
 
 def _ordered(tensors: Sequence[Tensor]) -> list[Tensor]:

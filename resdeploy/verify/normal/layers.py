@@ -11,7 +11,15 @@ from resdeploy.graph.affine_layer import AffineLayer, Array, read_node
 from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import Known, Tensor, Value, broadcast
 from resdeploy.verify.normal.dims import Sizes, floor_div
-from resdeploy.verify.normal.rules import Operator, Reading, explicit_pads, gelu, padded, sliced
+from resdeploy.verify.normal.rules import (
+    Operator,
+    Reading,
+    explicit_pads,
+    gelu,
+    padded,
+    sliced,
+    with_padding,
+)
 
 __all__ = ["LAYER_RULES", "batchnorm_numbers", "linear_affine", "window_affine"]
 
@@ -42,7 +50,7 @@ def _conv(r: Reading, op: Operator) -> Sequence[Value]:
         attributes: dict[str, Any] = {"output_padding": extra}
     else:
         pads = explicit_pads(op, sizes, spans, layer.strides)
-        x, pads = _with_padding(r, x, pads)
+        x, pads = with_padding(r, x, pads)
         sizes = x.shape[2:]
         found = [
             floor_div(size + pads[k] + pads[k + len(sizes)] - span, step) + 1
@@ -70,26 +78,6 @@ def window_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine:
     zeros = np.zeros(layer.num_outputs)
     own = zeros if bias is None else np.broadcast_to(bias.values.reshape(-1), zeros.shape)
     return r.affine(op.node, weight, own, layer.num_products)
-
-
-def _with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
-    """Return (x, pads) with a Pad of zeros around the image taken in."""
-    node = r.build.made_by(x, "Pad")
-    if node is None or node.numbers:
-        return x, pads
-    added: dict[int, list[int]] = {}
-    for name, value in node.attributes:
-        kind, _, axis = name.partition(" ")
-        if kind != "axis" or int(axis) < 2:
-            return x, pads
-        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
-    if any(n < 0 for both in added.values() for n in both):
-        return x, pads
-    dims = len(pads) // 2
-    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
-        added.get(k, [0, 0])[1] for k in range(dims)
-    ]
-    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
 
 
 def _padded_shortcut(

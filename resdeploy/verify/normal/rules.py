@@ -268,7 +268,7 @@ def _expand(r: Reading, op: Operator) -> Sequence[Value]:
 def _expanded(build: Builder, x: Tensor, shape: Sizes) -> Tensor:
     if shape == x.shape:
         return x
-    return build.add("Expand", [x], shape, attributes={"shape": text_of(shape)})
+    return build.add("Expand", [x], shape)
 
 
 def _tile(r: Reading, op: Operator) -> Sequence[Value]:
@@ -330,6 +330,34 @@ def _split(r: Reading, op: Operator) -> Sequence[Value]:
     ]
 
 
+def _split_to_sequence(r: Reading, op: Operator) -> Sequence[Value]:
+    """Noted as an operator, from which `SequenceAt` takes a slice."""
+    x, parts = op.tensor(), op.known(1)
+    axis = op.flag("axis") % x.rank
+    size = x.shape[axis]
+    if parts is None or not isinstance(size, int):
+        raise op.refuse("splits an open size, or into single values")
+    if parts.values.ndim:
+        sizes = [int(n) for n in parts.values]
+    else:
+        each = int(parts.values)
+        sizes = [min(each, size - start) for start in range(0, size, each)]
+    attributes = {"axis": axis, "ends": np.cumsum([0, *sizes]).tolist()}
+    return [r.build.add("SplitToSequence", [x], x.shape, attributes=attributes)]
+
+
+def _sequence_at(r: Reading, op: Operator) -> Sequence[Value]:
+    whole, at = op.tensor(), op.closed_ints(1)
+    node = r.build.made_by(whole, "SplitToSequence")
+    if node is None or at is None:
+        raise op.refuse("picks from a sequence that is no split")
+    attributes = dict(node.attributes)
+    ends = [int(n) for n in attributes["ends"].strip("[]").split(", ")]
+    which = range(len(ends) - 1)[at[0]]
+    x = r.build.source(whole)
+    return [sliced(r.build, x, int(attributes["axis"]), ends[which], ends[which + 1], 1)]
+
+
 def _slice(r: Reading, op: Operator) -> Sequence[Value]:
     x = op.tensor()
     starts, ends = op.closed_ints(1, "starts"), op.ints(2, "ends")
@@ -383,6 +411,7 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     indices = op.at(1)
     if isinstance(x, Known):
         assert isinstance(indices, Tensor)
+        axis %= x.values.ndim
         if x.is_open:
             raise op.refuse("picks sizes by the values of the input")
         table = r.numbers(x) if x.is_float else None
@@ -409,6 +438,8 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     at = [int(k) for k in indices.values.ravel()]
     size = x.shape[axis]
     if isinstance(size, int):
+        if not all(-size <= k < size for k in at):
+            raise op.refuse("reads beyond the end")
         at = [k % size for k in at]
     elif any(k < 0 for k in at):
         raise op.refuse("counts from the end of an open size")
@@ -564,6 +595,22 @@ def gelu(build: Builder, x: Tensor, *, approximate: str) -> Tensor:
         bend = build.unary("Erf", build.scaled(x, Numbers.of(0.5**0.5)))
     half = Numbers.of(0.5)
     return build.times([x, build.scale_shift(bend, half, half, x.shape)], x.shape)
+
+
+def _elu(r: Reading, op: Operator) -> Sequence[Value]:
+    """max(x, 0) + alpha (exp(min(x, 0)) - 1); Selu is gamma times it, Celu bends by x / alpha."""
+    x, build = op.tensor(), r.build
+    alpha = Numbers.of(op.attributes["alpha"], roundings=1)
+    zero, infinite = Numbers.zero(), Numbers.of(np.inf)
+    low = build.clip(x, Numbers.of(-np.inf), zero)
+    if op.node.op_type == "Celu":
+        low = build.scaled(low, alpha.inverse())
+    bent = build.unary("Exp", low)
+    scaled = build.scale_shift(bent, alpha, alpha.times(Numbers.of(-1.0)), x.shape)
+    found = build.total([build.clip(x, zero, infinite), scaled], x.shape)
+    if op.node.op_type == "Selu":
+        found = build.scaled(found, Numbers.of(op.attributes["gamma"], roundings=1))
+    return [found]
 
 
 def _mish(r: Reading, op: Operator) -> Sequence[Value]:
@@ -742,7 +789,11 @@ def _compare(r: Reading, op: Operator) -> Sequence[Value]:
 
 
 def _pool(r: Reading, op: Operator) -> Sequence[Value]:
-    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none."""
+    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none.
+
+    Zeros padded before an average without padding are its counted padding: each window is divided
+    by all its taps.
+    """
     x, kind = op.tensor(), op.node.op_type
     if len([name for name in op.node.output if name]) > 1:
         raise op.refuse("tells where its maxima are")
@@ -753,6 +804,10 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     spans = [gap * (taps - 1) + 1 for gap, taps in zip(dilations, kernel, strict=True)]
     sizes = x.shape[2:]
     pads = explicit_pads(op, sizes, spans, strides)
+    counts = bool(op.flag("count_include_pad"))
+    if kind == "AveragePool" and not op.flag("ceil_mode") and (counts or not any(pads)):
+        x, pads = with_padding(r, x, pads)
+        sizes, counts = x.shape[2:], True
     padded = [size + pads[k] + pads[k + dims] for k, size in enumerate(sizes)]
     floors = [
         floor_div(size - span, step) + 1
@@ -772,7 +827,7 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     if kind == "LpPool":
         attributes["p"] = op.flag("p", 2)
     if kind == "AveragePool" and (any(pads) or found != floors):
-        attributes["counts padding"] = op.flag("count_include_pad")
+        attributes["counts padding"] = counts
     whole = not any(pads) and found == [1] * dims and list(sizes) == kernel
     if whole and kind in ("AveragePool", "MaxPool"):
         name = "ReduceMean" if kind == "AveragePool" else "ReduceMax"
@@ -786,6 +841,26 @@ def _ceiled(op: Operator, size: Size, before: int, padded: Size, span: int, step
         raise op.refuse("rounds an open size up")
     count = -((span - padded) // step) + 1
     return count - 1 if (count - 1) * step >= size + before else count
+
+
+def with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
+    """Return (x, pads) with a Pad of zeros around the image taken in."""
+    node = r.build.made_by(x, "Pad")
+    if node is None or node.numbers:
+        return x, pads
+    added: dict[int, list[int]] = {}
+    for name, value in node.attributes:
+        kind, _, axis = name.partition(" ")
+        if kind != "axis" or int(axis) < 2:
+            return x, pads
+        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
+    if any(n < 0 for both in added.values() for n in both):
+        return x, pads
+    dims = len(pads) // 2
+    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
+        added.get(k, [0, 0])[1] for k in range(dims)
+    ]
+    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
 
 
 def explicit_pads(
@@ -848,7 +923,8 @@ def reduced(build: Builder, op: str, x: Tensor, axes: Sequence[int]) -> Tensor:
         order = order_of(node)
         inner = reduced(build, op, build.source(x), [order[axis] for axis in axes])
         return build.transpose(inner, order)
-    if op in _NESTING and (node := build.made_by(x, op)) is not None:
+    is_real = _is_float(x.dtype)  # a mean of integers is rounded
+    if is_real and op in _NESTING and (node := build.made_by(x, op)) is not None:
         before = [int(axis) for axis in dict(node.attributes)["axes"].strip("[]").split(", ")]
         return reduced(build, op, build.source(x), {*before, *axes})  # type: ignore[arg-type]
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
@@ -971,7 +1047,7 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
         "coordinate_transformation_mode", "half_pixel" if r.opset > 10 else "asymmetric"
     )
     rounding = op.string("nearest_mode", "round_prefer_floor" if r.opset > 10 else "floor")
-    attributes: dict[str, Any] = {"mode": mode, "shape": text_of(shape)}
+    attributes: dict[str, Any] = {"mode": mode}
     if op.node.op_type == "Upsample":
         place, rounding = "asymmetric", "floor"
     whole = all(f is not None and f == int(f) and f >= 1 for f in factors)
@@ -1095,6 +1171,8 @@ RULES: dict[str, Rule] = {
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": _sequence_at,
     "Gather": _gather,
     "Pad": _pad,
     "DepthToSpace": _depth_to_space,
@@ -1130,11 +1208,7 @@ RULES: dict[str, Rule] = {
         ),
         _unary(),
     ),
-    "Elu": _unary(names=[("alpha", 1.0)]),
-    "Celu": _unary(names=[("alpha", 1.0)]),
-    "Selu": _unary(
-        names=[("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)]
-    ),
+    **dict.fromkeys(("Elu", "Celu", "Selu"), _elu),
     "ThresholdedRelu": _unary(names=[("alpha", 1.0)]),
     **dict.fromkeys(("Add", "Sum"), _add),
     "Sub": _sub,
