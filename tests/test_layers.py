@@ -43,7 +43,7 @@ ALLOWED = {
     **dict.fromkeys(
         (
             *("verify.certify", "verify.fault_file", "verify.faults", "verify.normal_form"),
-            *("verify.reference_file", "verify.run_layers"),
+            *("verify.normal", "verify.own_layers", "verify.reference_file", "verify.run_layers"),
         ),
         ONNX,
     ),

@@ -9,7 +9,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from resdeploy.bundle.folder import digest_of
 from resdeploy.cli.render_accuracy import render_evaluate, render_quantize
 from resdeploy.cli.render_bench import render_comparison, render_report
 from resdeploy.cli.render_device import (
@@ -316,6 +315,8 @@ def _conformance(conformance: Conformance) -> Iterator[str]:
 
 @_lines.register
 def _manifest(manifest: Manifest) -> Lines:
+    from resdeploy.bundle.folder import digest_of
+
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     yield from table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
     yield f"digest {digest_of(manifest)}"

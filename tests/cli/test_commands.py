@@ -114,7 +114,7 @@ def test_export_refuses_a_batch_that_is_none(run, checkpoint, tmp_path, batch):
 def test_verify_passes_on_real_data_and_states_what_it_used(run, checkpoint, exported):
     result = run("verify", exported, "--reference", checkpoint, "--data", "digits")
     assert result.exit_code == 0, result.output
-    assert "PASS" in result.stdout
+    assert result.stdout.endswith("PROVED\n")
     assert "inputs: all 359 held-out samples of digits" in result.stdout
     assert "CPUExecutionProvider" in result.stdout
 
@@ -174,7 +174,10 @@ def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp
     save_golden(tmp_path / "golden.npz", golden)
     result = run("verify", exported, "--golden", tmp_path / "golden.npz", "--json")
     report = load_json(VerifyReport, result.stdout, where="stdout")
-    assert report.passed
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verdict"] == report.verdict == "AGREES"
+    golden = ("--golden", tmp_path / "golden.npz", "--accept", "outputs")
+    assert run("verify", exported, *golden).exit_code == 0
     assert report.golden.num_inputs == 3
 
 

@@ -165,7 +165,7 @@ def test_without_a_reference_nodes_are_judged_by_their_own_weights():
 
 def test_half_precision_has_no_node_bound_of_float32():
     model = network(dtype=np.float16)
-    candidate = certify_file(model, reference_of(network()))
+    candidate = certify_file(model, reference_of(network()), precision="float16")
     assert candidate.structure.isomorphic
     assert candidate.static.passed
     assert "float16" in certify_run(candidate, INPUTS.astype(np.float16), run)
