@@ -92,28 +92,30 @@ def _is_unbounded(call: Call) -> bool:
     return any(bound is None and bool((call.x == side).any()) for bound, side in sides)
 
 
-def _casts_to_odd_type(call: Call) -> bool:
+def _target(call: Call) -> np.dtype[Any]:
+    """Return the type that Cast or CastLike makes."""
     if call.operator == "CastLike":
-        return np.asarray(call.input(1)).dtype.kind not in "fiub"
-    kept = onnx.helper.tensor_dtype_to_np_dtype(call.attributes["to"])
-    return kept not in _PLAIN or call.x.dtype not in _PLAIN
+        return np.asarray(call.input(1)).dtype
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(call.attributes["to"]))
 
 
-_PLAIN = [
-    *map(np.dtype, (np.float64, np.bool_, np.int8, np.int16, np.int32, np.int64)),
-    *map(np.dtype, (np.uint8, np.uint16, np.uint32, np.uint64)),
-]
+def _casts_an_odd_type(call: Call) -> bool:
+    return not {call.x.dtype, _target(call)} <= _PLAIN
+
+
+_PLAIN = frozenset(
+    {
+        *map(np.dtype, (np.float64, np.bool_, np.int8, np.int16, np.int32, np.int64)),
+        *map(np.dtype, (np.uint8, np.uint16, np.uint32, np.uint64)),
+    }
+)
 
 
 def _overflows(call: Call) -> bool:
-    kept = (
-        np.asarray(call.input(1)).dtype
-        if call.operator == "CastLike"
-        else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(call.attributes["to"]))
-    )
-    if kept.kind not in "iu" or call.x.dtype.kind != "f" or not call.x.size:
+    target = _target(call)
+    if target.kind not in "iu" or call.x.dtype.kind != "f":
         return False
-    limits, whole = np.iinfo(kept), np.trunc(call.x)
+    limits, whole = np.iinfo(target), np.trunc(call.x)
     # The largest integer of 64 bits is no float; the power of two above it is.
     return not bool(((whole >= limits.min) & (whole < float(limits.max) + 1)).all())
 
@@ -277,7 +279,7 @@ CORNERS = (
         operators=("Cast", "CastLike"),
         name="types other than floats of 16 bits and more, integers of 8 bits and more, bool",
         why="its rounding is not that of the reference",
-        holds=_casts_to_odd_type,
+        holds=_casts_an_odd_type,
     ),
     Corner(
         operators=("Cast", "CastLike"),
