@@ -1,6 +1,7 @@
 """The table of operators, inputs and attributes that the float64 evaluator is checked over.
 
-A row is an operator, its inputs, and its attributes: a tuple of values is tried value by value.
+A row is an operator, its inputs, and its attributes: a tuple of values is tried value by value. The
+runtime that it is compared with is here too.
 """
 
 import itertools
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 RNG = np.random.default_rng(0)
@@ -79,6 +81,24 @@ def opsets_of(op: str) -> list[int]:
     )
     ends = [*since[1:], NEWEST_OPSET + 1]
     return sorted({max(7, first) for first, end in zip(since, ends, strict=True) if end > 7})
+
+
+def in_runtime(model: bytes, feeds) -> dict[str, np.ndarray]:
+    """Return the outputs of ONNX Runtime without optimisations, by name."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def in_runtime_or_none(model: onnx.ModelProto, feeds) -> dict[str, np.ndarray] | None:
+    """Return the outputs by name; None where ONNX Runtime does not know the operator so."""
+    try:
+        return in_runtime(model.SerializeToString(), feeds)
+    except Exception:  # of many types, one for each status
+        return None
 
 
 X = reals(2, 4, 13, 13)
