@@ -10,6 +10,7 @@ from onnx import numpy_helper, parser
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.float64 import UnknownOperatorError, to_float64
 from resdeploy.verify.reference_agreement import refuse_disagreement
+from resdeploy.verify.reference_file import load_reference
 from tests.support.float64_grid import GRID, in_runtime, in_runtime_or_none
 
 RNG = np.random.default_rng(0)
@@ -88,3 +89,54 @@ def test_the_operator_that_the_runtime_computes_otherwise_is_named(operator, bef
     with pytest.raises(UnsupportedModelError, match=f"disagree on operator {operator}:") as caught:
         judge(network(), FEEDS, run=run)
     assert "checkpoint" in caught.value.fix
+
+
+# --- the file as a whole --------------------------------------------------------------------------
+
+TAIL = "g = GlobalAveragePool(p) f = Flatten(g) y = Gemm<transB=1>(f, v)"
+# Where onnx's own evaluator and the runtime once differed, the difference passed for noise.
+ONCE_NOISE = {
+    "AveragePool": "p = AveragePool<kernel_shape=[3,3], strides=[3,3], ceil_mode=1>(c)",
+    "MaxPool": "p = MaxPool<kernel_shape=[3,3], pads=[0,0,1,1], ceil_mode=1>(c)",
+    "LpPool": "p = LpPool<kernel_shape=[3,3], strides=[2,2], pads=[0,0,1,1], ceil_mode=1>(c)",
+    "LRN": "p = LRN<size=5, alpha=1.0>(c)",
+    "LpNormalization": "p = LpNormalization<axis=1, p=1>(c)",
+    "Gelu": "p = Gelu(c)",
+}
+
+
+def load(tmp_path, body, run=in_runtime):
+    path = tmp_path / "reference.onnx"
+    model = network(f"c = Conv<pads=[1,1,1,1]>(x, w, b) {body} {TAIL}")
+    model.opset_import[0].version = 20
+    path.write_bytes(model.SerializeToString())
+    open_model = functools.partial(functools.partial, run)
+    return load_reference(path, num_inputs=10, open_model=open_model)[0]
+
+
+@pytest.mark.parametrize("operator", ONCE_NOISE)
+def test_the_noise_of_a_reference_is_that_of_float32(operator, tmp_path):
+    golden = load(tmp_path, ONCE_NOISE[operator])
+    sizes = np.linalg.norm(golden.reference, axis=1)
+    assert (golden.noise_l2 < 20 * 2.0**-24 * sizes).all()
+    assert (golden.noise_l2 > 0).all()
+
+
+def test_a_runtime_that_differs_on_one_input_alone_is_found(tmp_path):
+    odd = load(tmp_path, "p = Tanh(c)").inputs[7]
+
+    def run(model: bytes, inputs):
+        values = in_runtime(model, inputs)
+        hit = (inputs["x"] == odd).all(axis=(1, 2, 3))
+        if "p" in values:
+            values["p"][hit] *= np.float32(1.001)
+        values["y"][hit] *= np.float32(1.001)
+        return values
+
+    with pytest.raises(UnsupportedModelError, match="disagree on operator Tanh:"):
+        load(tmp_path, "p = Tanh(c)", run)
+
+
+def test_a_reference_with_a_corner_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"MaxPool \(auto_pad = SAME with dilations\)"):
+        load(tmp_path, 'p = MaxPool<kernel_shape=[3,3], auto_pad="SAME_UPPER", dilations=[2,2]>(c)')
