@@ -43,7 +43,8 @@ ALLOWED = {
     **dict.fromkeys(
         (
             *("verify.certify", "verify.fault_file", "verify.faults", "verify.normal_form"),
-            *("verify.normal", "verify.own_layers", "verify.reference_file", "verify.run_layers"),
+            *("verify.normal", "verify.own_layers", "verify.reference_agreement"),
+            *("verify.reference_file", "verify.run_layers"),
         ),
         ONNX,
     ),

@@ -1,7 +1,8 @@
 """Another ONNX file as the reference: evaluated in float64, without torch.
 
 The yardstick of float32's noise is then the runtime itself, on that file, with every optimisation
-off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
+off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks). Where the two compute an
+operator in two ways, their distance would be no noise, and the reference is refused.
 """
 
 from collections.abc import Callable
@@ -15,25 +16,23 @@ from resdeploy.data.input_kinds import KINDS, InputKind
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import Array
-from resdeploy.graph.float64 import float64_evaluator, to_float64
+from resdeploy.graph.float64 import Evaluate, float64_evaluator, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session import batches
 from resdeploy.verify.certify import JUDGED_METADATA, Reference
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.reference_agreement import refuse_disagreement
 
 __all__ = ["load_reference"]
-
-# Runs a serialised model on inputs (N, ...), for any batch size; returns outputs (N, K).
-RunRows = Callable[[bytes, Array], Array]
 
 
 def load_reference(
     path: Path,
     *,
     num_inputs: int,
-    run_rows: RunRows,
+    open_model: Callable[[bytes], Evaluate],
     given: tuple[Array, str] | None = None,
 ) -> tuple[Golden, Reference]:
     """Return the outputs of the model in `path`, and its graph.
@@ -41,12 +40,13 @@ def load_reference(
     Args:
         path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
-        run_rows: computes its outputs in float32, without optimisations.
+        open_model: opens a serialised model in the runtime, in float32, without optimisations.
         given: inputs (N, ...) float32 to take instead, and their description.
 
     Raises:
         ResdeployError: the file is missing, is no ONNX model or has other inputs.
-        UnsupportedModelError: it has operators that cannot be computed in float64.
+        UnsupportedModelError: it has operators that cannot be computed in float64, or that the
+            runtime computes otherwise.
     """
     model = load_onnx(path)
     name, fixed_batch, shape, kind = _only_input(model, path)
@@ -58,16 +58,26 @@ def load_reference(
         )
     doubled = to_float64(model)
     evaluate = float64_evaluator(doubled)
-    reference_NK = batches.run_rows(
-        lambda batch: (y.astype(np.float64) for y in evaluate({name: batch}).values()),
-        inputs,
-        fixed=fixed_batch,
-    )
-    own_NK = run_rows(bytes(model.SerializeToString()), inputs)
+    runtime = open_model(model.SerializeToString())
+
+    def rows(run: Evaluate) -> Array:
+        return batches.run_rows(
+            lambda batch: (y.astype(np.float64) for y in run({name: batch}).values()),
+            inputs,
+            fixed=fixed_batch,
+        )
+
+    reference_NK = rows(evaluate)
+    noise_l2 = np.linalg.norm(rows(runtime) - reference_NK, axis=1)
+    # Where they are furthest apart, a disagreement of the two evaluators would be no noise.
+    with np.errstate(all="ignore"):
+        distances = np.nan_to_num(noise_l2 / np.linalg.norm(reference_NK, axis=1), posinf=np.inf)
+    worst = np.repeat(inputs[[np.argmax(distances)]], fixed_batch or 1, axis=0)
+    refuse_disagreement(model, doubled, {name: worst}, open_model)
     golden = Golden(
         inputs=inputs,
         reference=reference_NK,
-        noise_l2=np.linalg.norm(own_NK - reference_NK, axis=1),
+        noise_l2=noise_l2,
         labels=None,
         info=GoldenInfo(
             source=f"{path.name}, in float64",

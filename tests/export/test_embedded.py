@@ -164,7 +164,7 @@ def test_as_a_reference_it_is_given_pixels_and_certifies_its_unfolded_self(
     pixels, reference = load_reference(
         unfolded,
         num_inputs=8,
-        run_rows=lambda model, inputs: run_session(open_session(model, plain), inputs),
+        open_model=lambda model: open_session(model, plain).run,
     )
     assert pixels.inputs.dtype == np.uint8
     assert judge_outputs(exported[0], pixels, [SessionSpec()]).passed

@@ -1,5 +1,7 @@
 """L0 to L2 on real graphs: what is certified, what is caught, what is missing and why."""
 
+import functools
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -217,17 +219,14 @@ def test_a_fault_is_a_model_of_its_own_that_shows_it(tmp_path, body, name):
 # --- another ONNX file as the reference ---
 
 
-def run_rows(model: bytes, inputs):
-    """Run a model of one output, in batches of 4."""
-    padded = np.resize(inputs, (-(-len(inputs) // 4) * 4, *inputs.shape[1:]))
-    batches = [padded[k : k + 4] for k in range(0, len(padded), 4)]
-    return np.concatenate([run(model, {"x": batch})["y"] for batch in batches])[: len(inputs)]
+def open_model(model: bytes):
+    return functools.partial(run, model)
 
 
 def test_an_onnx_file_is_evaluated_in_float64(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(network(UNFOLDED).SerializeToString())
-    golden, reference = load_reference(path, num_inputs=10, run_rows=run_rows)
+    golden, reference = load_reference(path, num_inputs=10, open_model=open_model)
     assert golden.reference.shape == (10, 5)
     (y,) = run(path.read_bytes(), {"x": golden.inputs}).values()
     np.testing.assert_allclose(golden.reference, y, rtol=1e-4)
@@ -242,7 +241,7 @@ def test_a_reference_of_fixed_batch_is_fed_in_batches_of_that_size(tmp_path):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
-    golden, _ = load_reference(path, num_inputs=6, run_rows=run_rows)
+    golden, _ = load_reference(path, num_inputs=6, open_model=open_model)
     assert golden.reference.shape == (6, 5)
 
 
@@ -252,12 +251,12 @@ def test_a_reference_of_unknown_shape_is_refused(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedModelError, match="known shape"):
-        load_reference(path, num_inputs=2, run_rows=run_rows)
+        load_reference(path, num_inputs=2, open_model=open_model)
 
 
 def test_a_missing_reference_is_an_error(tmp_path):
     with pytest.raises(ResdeployError, match="no such model file"):
-        load_reference(tmp_path / "absent.onnx", num_inputs=2, run_rows=run_rows)
+        load_reference(tmp_path / "absent.onnx", num_inputs=2, open_model=open_model)
 
 
 # --- CastLike ---
