@@ -32,12 +32,15 @@ from resdeploy.statistics.racing import race
 
 LEAST = 0.93
 
+# A cell that comes this near is tried again, so many times as often.
+NEAR, CLOSER = 0.94, 6
+
 # Every interval that is printed, with the cells here that try it.
 PRINTED = {
     "bench: p50, p90, p99 and p99.9 of a run": "run",
     "bench: the reason that the median is known to so many percent only": "run",
     "bench --against MODEL: ratio of p50 and p99": "blocks",
-    "tune, compare, push: the winner against the defaults, the ratio of p50 of 8 blocks": "blocks",
+    "tune: the winner against the defaults, the ratio of p50 over 8 blocks": "blocks",
     "benchmarks/: every ratio over blocks": "blocks",
     "bench --against RESULT.json: ratio of p50 and p99": "saved",
     "evaluate: the accuracy": "proportion",
@@ -141,16 +144,17 @@ def blocks_cell(
 ) -> dict[str, Any]:
     """Return the coverage of the ratio of two models timed in turn, where it is given."""
     truth = true_quantile(times[0], q) / true_quantile(times[1], q)
+    shape = (trials, num_blocks)
+    sides = [
+        times_of(family, DEPENDENCE[runs_are](rng, (*shape, num_runs)))
+        * np.exp(PROCESSES[processes](rng, (*shape, 1)))
+        for family in times
+    ]
     given = covered = 0
-    for _ in range(trials):
-        sides = [
-            times_of(family, DEPENDENCE[runs_are](rng, (num_blocks, num_runs)))
-            * np.exp(PROCESSES[processes](rng, (num_blocks, 1)))
-            for family in times
-        ]
+    for candidate, baseline in zip(*sides, strict=True):
         blocks = [
             BenchBlock(candidate_ns=(new,), baseline_ns=(old,), candidate_first=True)
-            for new, old in zip(*sides, strict=True)
+            for new, old in zip(candidate, baseline, strict=True)
         ]
         if q == 50 or runs_per_process(blocks, q) <= num_runs:
             given += 1
@@ -256,10 +260,7 @@ def race_cell(
 # --- all cells -----------------------------------------------------------------------------------
 
 
-Cell = Callable[[np.random.Generator], dict[str, Any]]
-
-
-def cells(trials: int) -> Iterator[tuple[str, dict[str, Any], Cell]]:
+def cells(trials: int) -> Iterator[tuple[str, dict[str, Any], functools.partial[dict[str, Any]]]]:
     """Yield the kind of each cell, its conditions, and a call that returns its coverage."""
     runs = [*itertools.product((20, 100, 200, 400, 1000), (50, 90, 99)), (4000, 99.9)]
     for family, like, (num_runs, q) in itertools.product(FAMILIES, DEPENDENCE | BEYOND, runs):
@@ -268,24 +269,23 @@ def cells(trials: int) -> Iterator[tuple[str, dict[str, Any], Cell]]:
     # The runs and blocks of `tune`, and of `bench --against`.
     blocks = ((20, 8, 50), (100, 3, 50), (200, 8, 50), (400, 3, 99), (400, 8, 99))
     for pair, like, process, (num_runs, num_blocks, q) in itertools.product(
-        PAIRS, ("independent", "AR(0.5)", "bursts"), ("equal", "skewed", "heavy"), blocks
+        PAIRS, ("independent", "AR(0.5)", "bursts"), ("equal", "skewed"), blocks
     ):
         about = {"times": pair, "runs_are": like, "processes": process}
         about |= {"num_runs": num_runs, "num_blocks": num_blocks, "q": q}
         yield "blocks", about, functools.partial(blocks_cell, trials=trials // 2, **about)
     for pair, like, process, num_runs, q in itertools.product(
-        PAIRS, ("independent", "AR(0.5)"), ("equal", "normal"), (100, 400, 1000), (50, 99)
+        PAIRS, ("independent", "AR(0.5)"), ("equal", "normal"), (100, 400), (50, 99)
     ):
         about = {"times": pair, "runs_are": like, "processes": process}
         about |= {"num_runs": num_runs, "q": q}
         yield "saved", about, functools.partial(saved_cell, trials=trials // 2, **about)
-    for num_samples, p in itertools.product((50, 359, 1000, 10_000), (0.5, 0.7, 0.9, 0.95, 0.99)):
+    for num_samples, p in itertools.product((50, 359, 2000), (0.5, 0.7, 0.9, 0.95, 0.99)):
         about = {"num_samples": num_samples, "accuracy": p}
         yield "proportion", about, functools.partial(proportion_cell, **about)
     few = (0.0, 0.17, 0.5, 1.0, 2.0, 4.0, 5.56, 8.0, 16.0)
-    for num_samples in (25, 100, 359, 1000):
-        many = (0.3 * num_samples,) if num_samples < 1000 else ()
-        for first, second in itertools.combinations_with_replacement((*few, *many), 2):
+    for num_samples in (25, 100, 359):
+        for first, second in itertools.combinations_with_replacement((*few, 0.3 * num_samples), 2):
             if first + second < 0.7 * num_samples:
                 about = {"num_samples": num_samples, "first_only": first, "second_only": second}
                 yield "drop", about, functools.partial(drop_cell, **about)
@@ -318,7 +318,7 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--trials", default=4000, show_default=True, help="Of a run; half for ratios.")
+@click.option("--trials", default=1000, show_default=True, help="Of a run; half for ratios.")
 @click.option("--only", help="One kind of cell.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
 def main(trials: int, only: str | None, json_path: Path | None) -> None:
@@ -327,7 +327,13 @@ def main(trials: int, only: str | None, json_path: Path | None) -> None:
     done = []
     with show_steps("coverage") as update:
         for number, (kind, about, call) in enumerate(todo):
-            done.append({"kind": kind, **about, **call(np.random.default_rng(number))})
+            found = call(np.random.default_rng(number))
+            cell_trials = call.keywords.get("trials")
+            if cell_trials is not None and (found["coverage"] or 1.0) < NEAR:
+                # From anew, so that a cell is not judged by the luck that made it a close one.
+                cell_trials *= CLOSER
+                found = call(np.random.default_rng([number, 1]), trials=cell_trials)
+            done.append({"kind": kind, **about, "trials": cell_trials, **found})
             update(number + 1, len(todo), kind)
     found = summary(done)
     click.echo(json.dumps(found, indent=2))
