@@ -22,7 +22,7 @@ from resdeploy.machine.environment import read_environment
 from resdeploy.machine.state import read_machine_state
 from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchJob, BenchSide, BenchSpec
 from resdeploy.schema.codec import from_json
-from resdeploy.statistics.paired import CONFIDENCE, min_runs_for, speed_ratio
+from resdeploy.statistics.paired import CONFIDENCE, runs_per_process, speed_ratio
 
 __all__ = [
     "MIN_BLOCKS",
@@ -96,7 +96,8 @@ def bench_in_turn(
         if on_block is not None:
             on_block(number + 1)
     after = read_machine_state(gpus=True)
-    has_p99 = min(spec.num_runs for _, spec in (candidate, baseline)) >= min_runs_for(99)
+    needed = runs_per_process(blocks, 99)
+    enough = needed <= min(candidate[1].num_runs, baseline[1].num_runs)
     return BenchComparison(
         candidate=sides[0],
         baseline=sides[1],
@@ -105,8 +106,9 @@ def bench_in_turn(
         blocks=tuple(blocks),
         confidence=CONFIDENCE,
         p50=speed_ratio(blocks, 50),
-        p99=speed_ratio(blocks, 99) if has_p99 else None,
+        p99=speed_ratio(blocks, 99) if enough else None,
         max_slowdown=max_slowdown,
+        caveats=() if enough else (f"too few runs for p99: a process takes some {needed}",),
         before=before,
         after=after,
     )

@@ -26,9 +26,9 @@ def evaluate(
     """Measure the accuracy of MODEL on held-out samples, with its interval. Needs no torch.
 
     MODEL and OTHER are ONNX files of resdeploy or bundles. The interval of an accuracy is exact
-    (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, Tango's
-    score interval of the difference, and every sample whose class changed, with the margin of
-    either model. All at 95 % confidence.
+    (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, the
+    interval of the difference, and every sample whose class changed, with the margin of either
+    model. All at 95 % confidence.
 
     --max-drop asks for proof: the whole interval of the drop must be within POINTS, so that too few
     samples fail like too large a drop.

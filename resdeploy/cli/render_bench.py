@@ -11,8 +11,6 @@ from resdeploy.schema.benchmarks import (
 
 __all__ = ["render_comparison", "render_report"]
 
-_LONGEST = "the longest: too few runs for more"
-
 
 def render_report(report: BenchReport) -> Lines:
     """Yield one table for a single result, and one line for each of several."""
@@ -24,7 +22,7 @@ def render_report(report: BenchReport) -> Lines:
             str(r.spec.batch_size),
             str(r.spec.session.num_threads or "default"),
             milliseconds(r.summary.p50_ns),
-            milliseconds(r.summary.p99_ns),
+            milliseconds(r.summary.p99_ns) if r.summary.num_runs >= 100 else "too few runs",
             f"{r.summary.throughput_per_s:,.1f}",
             _memory(r),
             "yes" if r.stable else f"no: {r.unstable_reasons[0]}",
@@ -41,16 +39,19 @@ def render_report(report: BenchReport) -> Lines:
 
 
 def _result(result: BenchResult) -> Lines:
-    from resdeploy.statistics.latency import percentile
+    from resdeploy.statistics.quantiles import percentile
 
     summary = result.summary
     rows = [
-        ("p50", milliseconds(summary.p50_ns), _interval(summary.p50_interval_ns)),
-        ("p90", milliseconds(summary.p90_ns), ""),
-        ("p99", milliseconds(summary.p99_ns), _interval(summary.p99_interval_ns)),
-        ("p99.9", milliseconds(summary.p999_ns), "" if summary.num_runs >= 1000 else _LONGEST),
-        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""),
+        (f"p{q:g}", milliseconds(value_ns), _interval(result, q, interval_ns))
+        for q, value_ns, interval_ns in (
+            (50, summary.p50_ns, summary.p50_interval_ns),
+            (90, summary.p90_ns, summary.p90_interval_ns),
+            (99, summary.p99_ns, summary.p99_interval_ns),
+            (99.9, summary.p999_ns, summary.p999_interval_ns),
+        )
     ]
+    rows.append(("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""))
     if result.bound_ns:
         bound = percentile(result.bound_ns, 50)
         copies = "input and output left where they are"
@@ -100,11 +101,16 @@ def _where(result: BenchResult) -> str:
     return f"kernels that ran: {', '.join(kernels) or 'none'} ({runtime})"
 
 
-def _interval(interval_ns: tuple[float, ...]) -> str:
-    if not interval_ns:
-        return _LONGEST
+def _interval(result: BenchResult, q: float, interval_ns: tuple[float, ...]) -> str:
+    from resdeploy.statistics.quantiles import runs_needed
+
+    if not interval_ns or result.spec.scenario == "offline":
+        return ""  # all at once, each waits longer than the one before
     low, high = interval_ns
-    return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
+    if high < float("inf"):
+        return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
+    needed = f"too few runs for p{q:g}: it takes some {runs_needed(result.latencies_ns, q):,}"
+    return f"{needed}; at least {milliseconds(low)} at 95 %" if low else needed
 
 
 def _memory(result: BenchResult) -> str:

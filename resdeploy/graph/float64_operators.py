@@ -3,9 +3,9 @@
 Each is as the specification of the model's opset has it. What was wrong (onnx 1.23):
 BatchNormalization fails before opset 9; Softmax and LogSoftmax before opset 13 are one row over all
 axes from `axis` on; LRN computes as many channels as there are samples; LpNormalization with p = 1
-sums without absolute values; Erf, Gelu, HardSwish and GroupNormalization (opset 21) round to float32; Mean
-does not broadcast; Unsqueeze before opset 13 takes its axes in turn; Pad does not crop;
-ConstantOfShape makes a float32.
+sums without absolute values; Erf, Gelu, HardSwish and GroupNormalization (opset 21) round to
+float32; Mean does not broadcast; Unsqueeze before opset 13 takes its axes in turn; Pad does not
+crop; ConstantOfShape makes a float32.
 """
 
 import math

@@ -73,9 +73,9 @@ class BenchSpec(Record):
 class LatencySummary(Record):
     """Summary of a list of latencies; `throughput_per_s` counts samples.
 
-    With fewer than 100 runs `p99_ns` is the longest and `p99_interval_ns` is empty, with fewer than
-    1000 `p999_ns` (99.9 %) is the longest. The intervals are (low, high) at 95 %, for these runs in
-    this process.
+    With fewer than 100 runs `p99_ns` is the longest, with fewer than 1000 `p999_ns` (99.9 %). The
+    intervals are (low, high) at 95 %, for this process. Where the runs are too few, low is 0 or
+    high is infinite: p99 has an upper end from 368 independent runs on, p99.9 from 3,688 on.
     """
 
     num_runs: int
@@ -89,6 +89,8 @@ class LatencySummary(Record):
     throughput_per_s: float
     p50_interval_ns: tuple[float, ...]
     p99_interval_ns: tuple[float, ...]
+    p90_interval_ns: tuple[float, ...] = ()
+    p999_interval_ns: tuple[float, ...] = ()
 
 
 @record

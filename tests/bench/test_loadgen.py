@@ -16,7 +16,7 @@ from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.benchmarks import BenchReport, BenchSpec, LoadgenSpec
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.statistics.latency import percentile
+from resdeploy.statistics.quantiles import percentile
 
 needs_loadgen = pytest.mark.skipif(
     importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed"

@@ -216,6 +216,8 @@ def test_bench_prints_percentiles(run, exported):
     assert result.exit_code == 0, result.output
     for figure in ("p50", "p90", "p99", "throughput", "first run", "stable"):
         assert figure in result.stdout
+    flat = " ".join(result.stdout.split())
+    assert "too few runs for p99: it takes some 368; at least" in flat
 
 
 def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
@@ -223,6 +225,7 @@ def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
     assert result.exit_code == 0, result.output
     assert "samples/s" in result.stdout
     assert result.stdout.count("MB") == 2
+    assert result.stdout.count("too few runs") >= 2
 
 
 def test_bench_against_its_own_other_setting_and_a_limit(run, exported):
