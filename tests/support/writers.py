@@ -125,7 +125,10 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         lambda: conv_net(lambda m, x: m.n(x), n=nn.InstanceNorm2d(8, affine=True)),
     ),
     "attention": ((6, 8), _attention),
-    "own attention": ((6, 8), lambda: Net(_own_attention, qkv=nn.Linear(8, 24), fc=nn.Linear(8, 10))),
+    "own attention": (
+        (6, 8),
+        lambda: Net(_own_attention, qkv=nn.Linear(8, 24), fc=nn.Linear(8, 10)),
+    ),
     "squeeze-excite": (
         IMAGE,
         lambda: conv_net(_squeeze, d=nn.Conv2d(8, 4, 1), e=nn.Conv2d(4, 8, 1)),
@@ -138,7 +141,12 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         IMAGE,
         lambda: conv_net(lambda m, x: F.relu(F.interpolate(x, (20, 20), mode="bilinear"))),
     ),
-    "nearest": (IMAGE, lambda: conv_net(lambda m, x: m.c1(F.interpolate(x, scale_factor=2)), c1=nn.Conv2d(8, 8, 3))),
+    "nearest": (
+        IMAGE,
+        lambda: conv_net(
+            lambda m, x: m.c1(F.interpolate(x, scale_factor=2)), c1=nn.Conv2d(8, 8, 3)
+        ),
+    ),
     "conv 1d": (
         (4, 16),
         lambda: Net(
@@ -166,7 +174,10 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             o=nn.Conv2d(16, 2, 1),
         ),
     ),
-    "channel shuffle": (IMAGE, lambda: conv_net(lambda m, x: m.s(x), s=Net(_shuffle, c=nn.Conv2d(8, 8, 3, groups=2)))),
+    "channel shuffle": (
+        IMAGE,
+        lambda: conv_net(lambda m, x: m.s(x), s=Net(_shuffle, c=nn.Conv2d(8, 8, 3, groups=2))),
+    ),
     "pixel shuffle": (
         IMAGE,
         lambda: Net(
@@ -190,10 +201,16 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         IMAGE,
         lambda: nn.Sequential(conv_net(lambda m, x: F.relu(x)), nn.Softmax(1)),
     ),
-    "log softmax": (IMAGE, lambda: nn.Sequential(conv_net(lambda m, x: F.relu(x)), nn.LogSoftmax(-1))),
+    "log softmax": (
+        IMAGE,
+        lambda: nn.Sequential(conv_net(lambda m, x: F.relu(x)), nn.LogSoftmax(-1)),
+    ),
     "softmax over channels": (IMAGE, lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1))),
     "chunk and cat": (IMAGE, lambda: conv_net(_halves)),
-    "every second pixel": (IMAGE, lambda: conv_net(lambda m, x: F.pad(F.relu(x)[:, :, ::2, ::2], (0, 0, 0, 0, 0, 0)))),
+    "every second pixel": (
+        IMAGE,
+        lambda: conv_net(lambda m, x: F.pad(F.relu(x)[:, :, ::2, ::2], (0, 0, 0, 0, 0, 0))),
+    ),
     "every second channel": (IMAGE, lambda: Net(lambda m, x: m.c(x)[:, ::2], c=nn.Conv2d(3, 8, 3))),
     "flatten view": (
         IMAGE,
@@ -203,16 +220,25 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             fc=nn.Linear(32, 5),
         ),
     ),
-    "flatten module": (IMAGE, lambda: nn.Sequential(nn.Conv2d(3, 2, 3, stride=3), nn.Flatten(), nn.Linear(32, 5))),
+    "flatten module": (
+        IMAGE,
+        lambda: nn.Sequential(nn.Conv2d(3, 2, 3, stride=3), nn.Flatten(), nn.Linear(32, 5)),
+    ),
     "mean over tokens": ((10, 8), lambda: Net(lambda m, x: m.fc(x).mean(1), fc=nn.Linear(8, 10))),
-    "mean of all": (IMAGE, lambda: Net(lambda m, x: m.c(x).mean((1, 2), keepdim=True), c=nn.Conv2d(3, 8, 3))),
+    "mean of all": (
+        IMAGE,
+        lambda: Net(lambda m, x: m.c(x).mean((1, 2), keepdim=True), c=nn.Conv2d(3, 8, 3)),
+    ),
     "depthwise": (
         IMAGE,
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 4, 1)
         ),
     ),
-    "zero pad": (IMAGE, lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, stride=2))),
+    "zero pad": (
+        IMAGE,
+        lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, stride=2)),
+    ),
     "reflect pad": (IMAGE, lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3))),
     "preprocessing": (
         IMAGE,
@@ -226,7 +252,12 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "unit vectors": ((12,), lambda: Net(lambda m, x: F.normalize(m.fc(x)), fc=nn.Linear(12, 5))),
     "glu": (IMAGE, lambda: Net(lambda m, x: F.glu(m.c(x), 1), c=nn.Conv2d(3, 8, 3))),
     "squared": (IMAGE, lambda: conv_net(lambda m, x: F.relu(x) ** 2 / 2)),
-    "einsum": ((6, 8), lambda: Net(lambda m, x: torch.einsum("nij,jk->nik", x, m.w), w=nn.Parameter(torch.randn(8, 5)))),
+    "einsum": (
+        (6, 8),
+        lambda: Net(
+            lambda m, x: torch.einsum("nij,jk->nik", x, m.w), w=nn.Parameter(torch.randn(8, 5))
+        ),
+    ),
     "a bias for each row": (
         (10, 8),
         lambda: Net(
@@ -276,7 +307,10 @@ def torchs(opset: int, *, dynamo: bool, axes=(0,)) -> Callable[[SourceModel], on
             else {"dynamic_axes": {"input": names}, "input_names": ["input"]}
         )
         buffer = io.BytesIO()
-        quiet = (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()))
+        quiet = (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        )
         with warnings.catch_warnings(), quiet[0], quiet[1]:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
