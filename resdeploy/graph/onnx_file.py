@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
 
@@ -68,7 +68,10 @@ def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the opset of ONNX itself that a model imports."""
-    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    versions = [int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if not versions:
+        raise UnsupportedModelError("The model does not say which opset of ONNX it is in.")
+    return versions[0]
 
 
 def _not_onnx(path: Path) -> ResdeployError:

@@ -10,9 +10,12 @@ real arithmetic, for every input and every size:
   is taken out of them, and a product takes the factors of its operands out;
 - `reshape`: only the last of several counts, and one to the same shape is none;
 - `transpose`: p2 after p1 is one permutation; where only axes of size one move it is a reshape;
+  of a reshape, within blocks of axes that it keeps together, it is put before the reshape: in
+  row-major order, a reshape whose first axes have as many elements before as after is two;
 - movements (`reshape`, `transpose`) come after what works on each element by itself.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +25,7 @@ import numpy as np
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_layer import Array
 from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode, kind_of
-from resdeploy.verify.normal.dims import Size, Sizes, quotient_of, text_of
+from resdeploy.verify.normal.dims import Size, Sizes, product, quotient_of, text_of
 
 __all__ = ["Builder", "Known", "Tensor", "Value", "text"]
 
@@ -153,6 +156,10 @@ class Builder:
         wide = [axis for axis in order if x.shape[axis] != 1]
         if wide == sorted(wide):
             return self.reshape(x, shape)
+        if self.made_by(x, "Reshape"):
+            inner_order = _within_blocks(self.source(x).shape, x.shape, order)
+            if inner_order is not None:
+                return self.reshape(self.transpose(self.source(x), inner_order), shape)
         return self.add("Transpose", [x], shape, attributes={"order": list(order)})
 
     def each(self, x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
@@ -384,6 +391,34 @@ def broadcast(shapes: Sequence[Sizes]) -> Sizes:
                     f"Sizes {found[axis]} and {size} are not known to be the same."
                 )
     return tuple(found)
+
+
+def _within_blocks(before: Sizes, after: Sizes, order: Sequence[int]) -> list[int] | None:
+    """Return the order in which a reshape's source may be transposed in place of its result."""
+    blocks = {}  # by their first axis after the reshape: the axes after it, and those before it
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ends = itertools.product(range(i, len(before) + 1), range(j, len(after) + 1))
+        fitting = [
+            (a, b)
+            for a, b in ends
+            if (a, b) != (i, j) and product(before[i:a]) == product(after[j:b])
+        ]
+        if not fitting:
+            return None
+        # One axis that stays comes before axes of size one.
+        a, b = min(fitting, key=lambda ends: (ends != (i + 1, j + 1), sum(ends)))
+        blocks[j if b > j else -1 - i] = (range(j, b), range(i, a))
+        i, j = a, b
+    found = [axis for first, (_, axes) in blocks.items() if first < 0 for axis in axes]
+    rest = list(order)
+    while rest:
+        own, sources = blocks.get(rest[0], ((), ()))
+        if not own or rest[: len(own)] != list(own):
+            return None
+        found += sources
+        del rest[: len(own)]
+    return found
 
 
 def order_of(node: SkeletonNode) -> list[int]:

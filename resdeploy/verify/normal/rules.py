@@ -391,6 +391,9 @@ def sliced(build: Builder, x: Tensor, axis: int, start: int, end: Size, step: in
     size = -floor_div(start - end, step) if step > 0 else len(range(start, int(end), step))  # type: ignore[arg-type]
     if (start, step) == (0, 1) and end == x.shape[axis]:
         return x
+    if (moved := build.made_by(x, "Transpose")) is not None:
+        order = order_of(moved)
+        return build.transpose(sliced(build, build.source(x), order[axis], start, end, step), order)
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
     cut = f"{start}:{'end' if end == x.shape[axis] else end}:{step}"
     node = build.made_by(x, "Slice")
@@ -781,6 +784,24 @@ def _plain(r: Reading, op: Operator, dtype: str | None = None) -> Sequence[Value
     ]  # fmt: skip
 
 
+def _where(r: Reading, op: Operator) -> Sequence[Value]:
+    """Softplus that is x itself beyond a threshold of at least 20 is Softplus.
+
+    log(1 + exp(x)) - x = log(1 + exp(-x)) < exp(-20) < 2.1e-9 there: less than a thousandth of the
+    ulp that x has in float32, which is 1.9e-6.
+    """
+    build, (condition, then, other) = r.build, _operands(op)
+    if isinstance(condition, Tensor) and isinstance(then, Tensor) and isinstance(other, Tensor):
+        test = build.made_by(condition, "Greater")
+        is_soft = test is not None and build.made_by(other, "Softplus") is not None
+        if test is not None and is_soft and condition.shape == then.shape == other.shape:
+            compared = dict(test.attributes) == {"operand 0": "value"} and test.numbers
+            same = {build.source(condition).place, build.source(other).place, then.place}
+            if compared and len(same) == 1 and (test.numbers[0].values >= 20).all():
+                return [other]
+    return _plain(r, op)
+
+
 def _compare(r: Reading, op: Operator) -> Sequence[Value]:
     return _plain(r, op, "bool")
 
@@ -790,6 +811,8 @@ def _compare(r: Reading, op: Operator) -> Sequence[Value]:
 
 def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     """A window that is the whole map is a reduction; a ceil_mode that changes no size is none.
+
+    A maximum's padding, below all values, may be what ceil_mode reads or what no window does.
 
     Zeros padded before an average without padding are its counted padding: each window is divided
     by all its taps.
@@ -819,6 +842,11 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
             _ceiled(op, size, pads[k], padded[k], spans[k], strides[k])
             for k, size in enumerate(sizes)
         ]
+    if kind == "MaxPool" and all(isinstance(size, int) for size in sizes):
+        # What no window reads is no padding, and a last window beyond the end reads padding.
+        for k, (size, count) in enumerate(zip(sizes, found, strict=True)):
+            pads[k + dims] = max(0, (count - 1) * strides[k] + spans[k] - pads[k] - size)
+        floors = found
     attributes: dict[str, Any] = {"kernel": kernel, "strides": strides, "pads": pads}
     if any(gap != 1 for gap in dilations):
         attributes["dilations"] = dilations
@@ -978,7 +1006,7 @@ def standardized(r: Reading, x: Tensor, axes: Sequence[int], eps: Numbers) -> Te
     return build.times([centred, build.reciprocal(root)], x.shape)
 
 
-def _scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int = 1) -> Tensor:
+def scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int = 1) -> Tensor:
     """Return scale * x + bias, both constants that begin at `axis`."""
     found = []
     for which in (first, first + 1):
@@ -992,8 +1020,8 @@ def _scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int =
     return r.build.scale_shift(x, scale, bias, x.shape)
 
 
-def _epsilon(op: Operator) -> Numbers:
-    return Numbers.of(op.attributes.get("epsilon", 1e-5), roundings=1)
+def epsilon(op: Operator, default: float = 1e-5) -> Numbers:
+    return Numbers.of(op.attributes.get("epsilon", default), roundings=1)
 
 
 def _layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
@@ -1001,14 +1029,14 @@ def _layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
     if len([name for name in op.node.output if name]) > 1:
         raise op.refuse("tells its mean")
     axis = op.flag("axis", -1) % x.rank
-    flat = standardized(r, x, range(axis, x.rank), _epsilon(op))
-    return [_scale_and_bias(r, op, flat, axis)]
+    flat = standardized(r, x, range(axis, x.rank), epsilon(op))
+    return [scale_and_bias(r, op, flat, axis)]
 
 
 def _instance_norm(r: Reading, op: Operator) -> Sequence[Value]:
     x = op.tensor()
-    flat = standardized(r, x, range(2, x.rank), _epsilon(op))
-    return [_scale_and_bias(r, op, flat, 1)]
+    flat = standardized(r, x, range(2, x.rank), epsilon(op))
+    return [scale_and_bias(r, op, flat, 1)]
 
 
 def _group_norm(r: Reading, op: Operator) -> Sequence[Value]:
@@ -1018,8 +1046,8 @@ def _group_norm(r: Reading, op: Operator) -> Sequence[Value]:
         raise op.refuse("of opset 18 is deprecated")
     rest = floor_div(product(x.shape[1:]), groups)
     grouped = r.build.reshape(x, (x.shape[0], groups, rest))
-    flat = standardized(r, grouped, [2], _epsilon(op))
-    return [_scale_and_bias(r, op, r.build.reshape(flat, x.shape), 1)]
+    flat = standardized(r, grouped, [2], epsilon(op))
+    return [scale_and_bias(r, op, r.build.reshape(flat, x.shape), 1)]
 
 
 def _lrn(r: Reading, op: Operator) -> Sequence[Value]:
@@ -1217,7 +1245,8 @@ RULES: dict[str, Rule] = {
     "Div": _div,
     **dict.fromkeys(("Max", "Min"), _maximum),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _compare),
-    **dict.fromkeys(("And", "Or", "Where"), _plain),
+    **dict.fromkeys(("And", "Or"), _plain),
+    "Where": _where,
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
     "GlobalAveragePool": _global("ReduceMean"),
     "GlobalMaxPool": _global("ReduceMax"),
