@@ -37,6 +37,7 @@ class GoldenInfo(Record):
         weight_noise_l2: norm of the outputs' mean shift over all inputs when parameters are rounded
             to float32; None if not measured.
         sigma_missing: the reason why the golden file has no sigma; None if it has one.
+        drawn_noise: relative L2 of errors drawn for sums in whatever order; None without sigma.
     """
 
     source: str
@@ -46,6 +47,7 @@ class GoldenInfo(Record):
     precision_noise: PrecisionNoise | None = None
     weight_noise_l2: float | None = None
     sigma_missing: str | None = None
+    drawn_noise: float | None = None
 
 
 @record

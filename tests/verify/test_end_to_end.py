@@ -154,7 +154,7 @@ def test_where_sigma_is_zero_nothing_but_the_last_bit_may_differ(full):
     silent.reference[0, 0] = 0
     outputs = silent.reference.copy()
     outputs[0, 0] = 1e-30
-    assert judge_end_to_end(outputs, silent).z_max == np.inf
+    assert judge_end_to_end(outputs, silent).z_max > 1e14
 
 
 def test_what_is_missing_is_said_and_not_judged(golden):
