@@ -17,7 +17,7 @@ from resdeploy.data.datasets import load_evaluation
 from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
-from resdeploy.export.precision_noise import simulated_noise, weight_noise
+from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
 from resdeploy.export.run_module import run_module
 from resdeploy.export.source import SourceModel
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
@@ -98,6 +98,8 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
         inputs, variance = input_roundings(inputs, preprocess)
     sigma, drawn_noise, precision_noise, missing = None, None, None, None
+    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
+    constant_noise = weight_noise(module, inputs) if has_enough else None
     try:
         program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
@@ -111,13 +113,14 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
             sigma, missing = None, "the propagated variance overflows"
         else:
             sigma, drawn_noise = _checked_by_draws(program, inputs, variance, reference, sigma)
+            if constant_noise is not None:
+                constant_noise = math.hypot(constant_noise, drift_noise(program, inputs, reference))
     except UnsupportedModelError as error:
         missing = " ".join(filter(None, (error.what, error.where and f"({error.where})")))
-    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
     info = dataclasses.replace(
         golden.info,
         precision_noise=precision_noise,
-        weight_noise_l2=weight_noise(module, inputs) if has_enough else None,
+        weight_noise_l2=constant_noise,
         sigma_missing=missing,
         drawn_noise=drawn_noise,
     )

@@ -3,11 +3,21 @@
 All are variances in units of u^2, u = 2^-24, for results given in float64.
 """
 
+import functools
+
 import torch
 
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
-__all__ = ["MORE_ROUNDINGS", "SMALLEST", "rounding", "share_of_repeats", "sum_roundings"]
+__all__ = [
+    "MORE_ROUNDINGS",
+    "MOST_HALVINGS",
+    "SMALLEST",
+    "drift",
+    "rounding",
+    "share_of_repeats",
+    "sum_roundings",
+]
 
 # Of a layer, beside its n products and sums: those of bias and weights (Higham 2002, ch. 3).
 MORE_ROUNDINGS = 3
@@ -16,8 +26,8 @@ MORE_ROUNDINGS = 3
 _SMALLEST_NORMAL = 2.0**-126
 SMALLEST = _SMALLEST_NORMAL**2
 
-# A sum may be added up in as many parts: two registers of sixteen float32.
-_ACCUMULATORS_LOG2 = 5
+# A sum may be added up in 2^5 parts: two registers of sixteen float32.
+MOST_HALVINGS = 5
 
 # Two positions of one value took the same roundings; float64 may differ in its own last bits.
 _SAME = 2.0**-40
@@ -59,15 +69,17 @@ def sum_roundings(terms: torch.Tensor) -> torch.Tensor:
     partial = terms.cumsum(-1)
     in_order = torch.minimum(partial.abs(), terms.abs() / FLOAT32_ROUNDOFF).square().sum(-1)
     at_random = num_terms * (partial[..., -1].square() / 3 + terms.square().sum(-1) / 6)
-    drift = torch.zeros_like(in_order)
+    drifts = (drift(terms, halvings) / FLOAT32_ROUNDOFF for halvings in range(MOST_HALVINGS + 1))
+    return functools.reduce(torch.maximum, map(torch.square, drifts), in_order.maximum(at_random))
+
+
+def drift(terms: torch.Tensor, halvings: int) -> torch.Tensor:
+    """Return the drift of `sum_roundings`, t that of the largest partial sum / 2^`halvings`."""
     # A number in [2^(e-1), 2^e) has its last place at 2^(e-24).
-    _, exponent = torch.frexp(partial.abs().amax(-1, keepdim=True))
-    for halvings in range(_ACCUMULATORS_LOG2 + 1):
-        last_place = torch.ldexp(torch.ones_like(terms[..., :1]), exponent - 24 - halvings)
-        last_place = last_place.clamp_min(_SMALLEST_NORMAL * 2 * FLOAT32_ROUNDOFF)
-        off = ((terms / last_place).round() * last_place - terms).sum(-1)
-        drift = torch.maximum(drift, (off / FLOAT32_ROUNDOFF).square())
-    return torch.maximum(torch.maximum(in_order, at_random), drift)
+    _, exponent = torch.frexp(terms.cumsum(-1).abs().amax(-1, keepdim=True))
+    last_place = torch.ldexp(torch.ones_like(terms[..., :1]), exponent - 24 - halvings)
+    last_place = last_place.clamp_min(_SMALLEST_NORMAL * 2 * FLOAT32_ROUNDOFF)
+    return ((terms / last_place).round() * last_place - terms).sum(-1)
 
 
 def share_of_repeats(value: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from resdeploy.export.aten_layers import Layer, as_layer
 from resdeploy.export.rounding import (
     MORE_ROUNDINGS,
     SMALLEST,
+    drift,
     rounding,
     share_of_repeats,
     sum_roundings,
@@ -38,7 +39,7 @@ from resdeploy.export.value_with_variance import (
     variance_of,
 )
 
-__all__ = ["propagate"]
+__all__ = ["propagate", "with_drift"]
 
 
 def propagate(
@@ -226,6 +227,22 @@ def _sum(call: NoisyCall) -> ValueWithVariance:
     x, value = call.x, call.on(call.x.value)
     own = sum_roundings(_last(x.value, _summed_axes(call) or ())).reshape(value.shape)
     return ValueWithVariance(value, call.on(x.variance) + own)
+
+
+def with_drift(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], *, halvings: int
+) -> Any:
+    """Return the result of a call on plain tensors; of a sum or an average, off by its drift."""
+    args, kwargs = fx.node.map_aggregate((args, kwargs), _widened)
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if _RULES.get(operator_name(node)) not in (_average, _sum):
+        return value
+    call = NoisyCall(node, (ValueWithVariance(args[0], args[0]), *args[1:]), kwargs, 1.0)
+    axes = _summed_axes(call)
+    if axes is None:
+        return value
+    count = 1 if _RULES[operator_name(node)] is _sum else args[0].numel() / value.numel()
+    return value + drift(_last(args[0], axes), halvings).reshape(value.shape) / count
 
 
 def _summed_axes(call: NoisyCall) -> tuple[int, ...] | None:
