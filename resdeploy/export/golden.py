@@ -23,7 +23,7 @@ from resdeploy.export.source import SourceModel
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC
+from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC, chi_square_quantile
 from resdeploy.verify.golden_file import Golden
 
 __all__ = ["golden_for", "make_golden", "run_module"]
@@ -136,8 +136,9 @@ def _checked_by_draws(
 ) -> tuple[np.ndarray, float | None]:
     """Return sigma, larger if drawn errors are; and their norm over that of the reference.
 
-    Sigma takes errors that meet again for independent. Where they add, it is too small everywhere,
-    and is multiplied by the root mean square of the drawn errors in units of it.
+    Sigma takes errors that meet again for independent: too small where they add. An output whose
+    draws are beyond chance (once in a million) has their deviation instead; and all are multiplied
+    by the root mean square of what was drawn for the others.
     """
     num_values = math.prod(inputs.shape[1:])
     affordable = _DRAWN_ELEMENTS // num_values
@@ -157,11 +158,13 @@ def _checked_by_draws(
     errors_DMK = drawn_DMK - reference_NK[:count]
     if not np.isfinite(errors_DMK).all():
         return sigma_MK, None
-    expected_DMK = np.broadcast_to(sigma_MK[:count], errors_DMK.shape)
-    z = np.divide(errors_DMK, expected_DMK, out=np.zeros(errors_DMK.shape), where=expected_DMK > 0)
+    drawn_MK, expected_MK = np.mean(errors_DMK**2, axis=0), sigma_MK[:count] ** 2
+    is_chance = drawn_MK <= chi_square_quantile(num_draws) * expected_MK
+    ratios = drawn_MK[is_chance & (expected_MK > 0)] / expected_MK[is_chance & (expected_MK > 0)]
+    sigma_MK = sigma_MK * math.sqrt(max(1.0, float(np.mean(ratios)) if len(ratios) else 1.0))
+    sigma_MK[:count] = np.where(is_chance, sigma_MK[:count], np.sqrt(drawn_MK))
     norm = float(np.linalg.norm(reference_NK[:count]))
-    level = float(np.linalg.norm(errors_DMK)) / math.sqrt(num_draws) / norm if norm else None
-    return sigma_MK * max(1.0, float(np.sqrt(np.mean(z**2)))), level
+    return sigma_MK, math.sqrt(float(drawn_MK.sum())) / norm if norm else None
 
 
 def golden_for(

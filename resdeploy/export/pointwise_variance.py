@@ -169,13 +169,13 @@ def softmax_along(x: ValueWithVariance, axis: int) -> ValueWithVariance:
     """Return y = softmax(x) with y_i^2 times the variance of log y_i, and its own roundings.
 
     An error r of log(y_i / (1 - y_i)) changes the slope y_i (1 - y_i) by a factor of exp(|r|) at
-    most, and what lies within 0 and 1 has a variance of at most 1/4. What exp makes of numbers
-    below -87 may vanish.
+    most, and what lies within 0 and 1 is at most 1 off. What exp makes of numbers below -87 may
+    vanish.
     """
     log_y, variance, reach = _log_softmax(x, axis)
     y = log_y.exp()
     variance = y.square() * (variance * (2 * reach).exp() + SMOOTH_ROUNDINGS)
-    variance = variance.clamp_max(0.25 / FLOAT32_ROUNDOFF**2)
+    variance = variance.clamp_max(FLOAT32_ROUNDOFF**-2)
     return ValueWithVariance(y, variance + (_SMALLEST_EXP / FLOAT32_ROUNDOFF) ** 2)
 
 

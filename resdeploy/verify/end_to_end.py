@@ -58,6 +58,7 @@ __all__ = [
     "SYSTEMATIC_LIMIT",
     "Z_MAX_LIMIT",
     "Z_RMS_LIMIT",
+    "chi_square_quantile",
     "float32_noise",
     "judge_end_to_end",
 ]
@@ -275,11 +276,11 @@ def _few(nu: float) -> float:
     A rounding is taken for its bound u, which is sqrt(3) of its deviation: so far, the quantile of
     chi-square / nu that is exceeded once in a million may be above 1.
     """
-    return math.sqrt(max(1.0, _quantile(nu) / 3))
+    return math.sqrt(max(1.0, chi_square_quantile(nu) / 3))
 
 
-def _quantile(nu: float) -> float:
-    """Return what chi-square / nu exceeds once in a million (Wilson & Hilferty)."""
+def chi_square_quantile(nu: float) -> float:
+    """Return what chi-square / nu exceeds once in a million (Wilson & Hilferty's formula)."""
     spread = 2 / (9 * nu)
     return float((1 - spread + _ONE_IN_A_MILLION * math.sqrt(spread)) ** 3)
 
@@ -360,7 +361,7 @@ def _systematic_limit(centred_NK: NDArray[np.float64]) -> float:
     square = float(np.sum(gram**2))
     if square == 0:
         return SYSTEMATIC_LIMIT
-    return max(SYSTEMATIC_LIMIT, _quantile(float(np.trace(gram)) ** 2 / square))
+    return max(SYSTEMATIC_LIMIT, chi_square_quantile(float(np.trace(gram)) ** 2 / square))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

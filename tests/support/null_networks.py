@@ -86,6 +86,13 @@ class _Residual(nn.Module):
         return y
 
 
+def _added_to_itself(y: torch.Tensor) -> torch.Tensor:
+    """Return y after a hundred steps whose errors all meet again."""
+    for _ in range(100):
+        y = y + 0.1 * F.relu(y)
+    return y
+
+
 def _dead(module: nn.Module, layer: str) -> nn.Module:
     """`module` whose `layer` gives its bias alone."""
     with torch.no_grad():
@@ -252,6 +259,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "a chain of 200": (lambda: _chain(200), (12,)),
     "a residual chain of 200": (lambda: _Residual(200), _VECTOR),
+    "added to itself": (lambda: _mlp(_added_to_itself), _VECTOR),
     "tiny outputs": (lambda: _scaled(_mlp(lambda y: y), fc=1e-30), _VECTOR),
     "outputs at the smallest normal": (lambda: _scaled(_mlp(lambda y: y), fc=1e-38), _VECTOR),
     "subnormal outputs": (lambda: _scaled(_mlp(lambda y: y), fc=1e-42), _VECTOR),
