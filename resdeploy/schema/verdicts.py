@@ -36,8 +36,9 @@ class GoldenInfo(Record):
         precision: the arithmetic whose rounding noise is the yardstick.
         precision_noise: errors in other arithmetics; None if not simulated.
         weight_noise_l2: norm of the outputs' mean shift over all inputs when parameters are rounded
-            to float32; None if not measured.
-        sigma_missing: the reason why the golden file has no sigma.
+            to float32, and sums of equal terms are; None if not measured.
+        sigma_missing: the reason why the golden file has no sigma; None if it has one.
+        drawn_noise: relative L2 of errors drawn for sums in whatever order; None without sigma.
     """
 
     source: str
@@ -47,6 +48,7 @@ class GoldenInfo(Record):
     precision_noise: PrecisionNoise | None = None
     weight_noise_l2: float | None = None
     sigma_missing: str | None = None
+    drawn_noise: float | None = None
 
 
 @record
