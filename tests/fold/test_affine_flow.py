@@ -409,12 +409,12 @@ def test_crosses_resizing_to_a_size():
 @pytest.mark.parametrize(
     ("attributes", "scales"),
     [
-        ('mode = "linear"', [1, 1, 2, 2]),
+        ('mode = "sharpened"', [1, 1, 2, 2]),
         ('coordinate_transformation_mode = "tf_crop_and_resize"', [1, 1, 2, 2]),
         ('mode = "nearest"', [1, 2, 1, 1]),  # along the channels
     ],
 )
-def test_refuses_resizing_to_new_values(attributes, scales):  # rules 5
+def test_refuses_resizing_by_other_means(attributes, scales):  # rules 5
     model = model_of(
         f"{CONV} y = Resize <{attributes}> (u, roi, scales) {BN}",
         channels=12 if scales[1] == 2 else 6,

@@ -606,7 +606,7 @@ def test_refuses_after_a_convolution(body, more, reason):  # 1, 3
             (4, 4),
             "4, 4",
             "",
-            "weight of `y` (MatMul) is an input of the",
+            "has its features on axis 0 of a rank-2 value",
         ),
     ],
 )
