@@ -10,8 +10,8 @@ Upwards, to the layers that compute a value. Besides the operators of `map_rules
 3. Add, Sub, Mul and Div with a constant, which it takes in: the node goes.
 
 Where a value is taken apart (Split, Slice, Gather) and every part is on the way, the maps of the
-parts are joined. Readers of a shape do not count. It stops, with the reason, at anything else, such as a pair of QuantizeLinear and DequantizeLinear;
-and at any value
+parts are joined. Readers of a shape do not count. It stops, with the reason, at anything else, such
+as a pair of QuantizeLinear and DequantizeLinear; and at any value
 
 4. that has another reader or is an output of its graph: that reader must not see the change;
 5. that is computed in another graph than its reader.

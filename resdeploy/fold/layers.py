@@ -143,8 +143,10 @@ class Layer:
         bias = constant_array(self.bias).astype(np.longdouble) * np.longdouble(self.affine.beta)
         return np.broadcast_to(bias, (*bias.shape[:-1], self.affine.num_outputs))
 
-    def apply(self, edit: algebra.AffineEdit) -> algebra.FoldedAffine:
+    def apply(self, edit: algebra.AffineEdit, *, is_calm: bool) -> algebra.FoldedAffine:
         """Return its new weight and bias; the edit is of the layer without its own bias.
+
+        In a model that `is_calm`, no number is so large that a subnormal one could matter.
 
         Raises:
             NonFiniteFoldError: they would not be finite.
@@ -155,7 +157,8 @@ class Layer:
             edit = replace(edit, bias=edit.out_scale * own + edit.bias)
         dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
         weight = constant_array(self.weight)
-        return algebra.apply_edit(weight, edit, dtype=dtype, shape=self.affine.shape)
+        shape = self.affine.shape
+        return algebra.apply_edit(weight, edit, dtype=dtype, shape=shape, is_calm=is_calm)
 
     def rewrite(self, folded: algebra.FoldedAffine, editor: GraphEditor) -> None:
         """Give the layer its new weight and bias."""

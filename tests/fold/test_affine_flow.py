@@ -1116,7 +1116,7 @@ def test_a_matmul_that_an_add_follows_once_the_batchnorm_is_gone():
 
 
 def test_flushed_values_count_once_for_a_layer():
-    stats = {k: np.full(2, v) for k, v in {"gamma": 1, "beta": 0, "mean": 0, "var": 1}.items()}
+    stats = {k: np.full(2, v) for k, v in {"gamma": 1, "beta": 1, "mean": 0, "var": 1}.items()}
     more = dict(zip(("g2", "b2", "m2", "v2"), stats.values(), strict=True))
     model = network(
         f"u = Conv (x, w) y = BatchNormalization (u, g2, b2, m2, v2) {BN}",
