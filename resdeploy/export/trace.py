@@ -57,6 +57,7 @@ def trace(
             program = torch.export.export(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
+            _resolve_lazy_views(program)
             inline_regions(program)
             _drop_metadata_checks(program)
             _use_plain_forms(program)
@@ -84,6 +85,16 @@ def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -
         name: tuple(batch for _ in value) if isinstance(value, tuple) else batch
         for name, value in bound.arguments.items()
     }
+
+
+def _resolve_lazy_views(program: torch.export.ExportedProgram) -> None:
+    """Write out parameters that are views marked as negated: their memory holds other numbers."""
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and value.is_neg():
+                resolved = value.detach().resolve_neg()
+                is_parameter = isinstance(value, nn.Parameter)
+                tensors[name] = nn.Parameter(resolved, False) if is_parameter else resolved
 
 
 def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:

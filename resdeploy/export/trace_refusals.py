@@ -10,7 +10,8 @@ Refuses, by the name of the module,
 2. dropout that is left on;
 3. any other operator that draws random numbers;
 4. an output that depends on a buffer or parameter which each call changes. (One that is only
-   written, such as a counter, has no part in what is computed).
+   written, such as a counter, has no part in what is computed);
+5. complex numbers, which ONNX has no operators for.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,13 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
     """
     for module in each_graph(program.graph_module):
         for node in module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_complex():  # 5
+                raise UnsupportedModelError(
+                    f"The model computes with complex numbers (`{node.name}`).",
+                    where=_where(node),
+                    fix="compute with real and imaginary parts",
+                )
             if node.op == "call_function":
                 _check_call(node)
     _check_buffers(program)  # 4; the statistics of a norm in training mode are such, too

@@ -123,6 +123,8 @@ class Layer:
             reason = None if value is None else why_it_varies(value)
             if reason is not None:
                 return f"the {what} of {describe(self.node)} {reason}"
+        if not constant_tensor(self.weight).size:
+            return f"the weight of {describe(self.node)} has no numbers"
         if not is_op(self.node, "Conv", "ConvTranspose") and not _is_constant_matrix(self.weight):
             return f"the weight of {describe(self.node)} is no matrix"
         try:
