@@ -1,4 +1,4 @@
-"""Weights and constants of odd types, layouts and shapes: folded exactly, or refused by a reason."""
+"""Weights and constants of odd types, layouts and shapes: folded exactly, or refused by name."""
 
 import fold_judge as judge
 import pytest
