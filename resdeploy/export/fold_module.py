@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.trace import BATCH_DIMENSION, trace
@@ -223,6 +224,8 @@ def _compare(folded: nn.Module, module: nn.Module, example: Sequence[Tensor]) ->
     )
     try:
         outputs = _run(folded, inputs)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # the module's own code, which may read what is gone
         raise _cannot_hold(f"with the norms taken out, it fails ({error})", "") from error
     return judge_end_to_end(outputs, golden)
@@ -231,6 +234,12 @@ def _compare(folded: nn.Module, module: nn.Module, example: Sequence[Tensor]) ->
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
     """Return all outputs side by side, (N, K), in float64."""
     with torch.no_grad():
-        outputs = module(*inputs)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return torch.cat([y.double().flatten(1) for y in outputs], dim=1).cpu().numpy()
+        outputs = [y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)]
+    if any(y.ndim == 0 or len(y) != len(inputs[0]) for y in outputs):
+        shapes = ", ".join(str(tuple(y.shape)) for y in outputs)
+        raise UnsupportedModelError(
+            f"An output has no row for each sample, so the fold cannot be judged ({shapes}).",
+            where=type(module).__name__,
+            fix="export it to ONNX: the file is folded completely",
+        )
+    return torch.cat([y.double().reshape(len(y), -1) for y in outputs], dim=1).cpu().numpy()

@@ -11,7 +11,7 @@ Refuses, by the name of the module,
 3. any other operator that draws random numbers;
 4. an output that depends on a buffer or parameter which each call changes. (One that is only
    written, such as a counter, has no part in what is computed);
-5. control flow and other regions (`torch.cond`, autocast): operators that call another graph.
+5. complex numbers, which ONNX has no operators for.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from torch import fx
 from torch.export.graph_signature import OutputKind
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.inner_graphs import each_graph
 
 __all__ = ["call_arguments", "module_path", "operator_name", "refuse_what_onnx_would_drop"]
 
@@ -37,15 +38,17 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
     Raises:
         UnsupportedModelError: naming the module, and the way out.
     """
-    for node in program.graph.nodes:
-        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):  # 5
-            raise UnsupportedModelError(
-                "The model calls a part of itself by way of control flow or autocast.",
-                where=_where(node),
-                fix="compute both branches and choose with torch.where; cast values explicitly",
-            )
-        if node.op == "call_function":
-            _check_call(node)
+    for module in each_graph(program.graph_module):
+        for node in module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_complex():  # 5
+                raise UnsupportedModelError(
+                    f"The model computes with complex numbers (`{node.name}`).",
+                    where=_where(node),
+                    fix="compute with real and imaginary parts",
+                )
+            if node.op == "call_function":
+                _check_call(node)
     _check_buffers(program)  # 4; the statistics of a norm in training mode are such, too
 
 
