@@ -33,7 +33,7 @@ def bundle(tmp_path):
         inputs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
         reference = golden_factor * inputs.astype(np.float64)
         model = tmp_path / "double.onnx"
-        write_small_bundle(tmp_path / "bundle", "double", model, inputs, reference)
+        write_small_bundle(tmp_path / "bundle", "double", model, inputs, reference, proof=None)
         return tmp_path / "bundle"
 
     return write
