@@ -33,7 +33,7 @@ def judge(network, model):
     assert candidate.static.reasons == ()
 
 
-FEW = ("resnet block", "attention", "group norm", "numbers")
+FEW = ("resnet block", "attention")
 
 
 @pytest.mark.parametrize("writer", ["resdeploy 17", "dynamo 18", "torchscript 17", "onnxsim"])
@@ -42,7 +42,7 @@ def test_a_right_file_is_the_reference(network, writer):
     judge(network, WRITERS[writer](source_of(network)))
 
 
-@pytest.mark.parametrize("network", ["mlp batchnorm", "gelu", "silu"])
+@pytest.mark.parametrize("network", ["mlp batchnorm", "gelu"])
 def test_a_file_that_the_runtime_optimised_is_the_reference(network):
     model = WRITERS["runtime extended"](source_of(network))
     judge(network, model)
