@@ -226,12 +226,16 @@ def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
             )
         if not is_alike or mine is None or other is None:
             continue
-        if _own(mine) != _own(other):
+        sources = list(_paired_sources(mine, other, digests, marks))
+        values = [(_value(reference, a), _value(candidate, b)) for a, b in sources]
+        # Of values of another shape, another shape follows: it is told where it begins.
+        follows = _own(mine)[:-1] == _own(other)[:-1] and any(a != b for a, b in values)
+        if _own(mine) != _own(other) and not follows:
             same_form = same_form and mine.op not in _MOVEMENTS
             differences.append(_attribute_difference(mine, other))
         if mine.affine is not None or mine.numbers:
             pairs.append((ours, theirs))
-        for pair in _paired_sources(mine, other, digests, marks):
+        for pair in sources:
             if pair not in seen:
                 seen.add(pair)
                 waiting.append(pair)
@@ -281,6 +285,11 @@ def kind_of(dtype: str) -> str:
 def _node(skeleton: Skeleton, place: int) -> SkeletonNode | None:
     """Return the node at a place, None for an input."""
     return skeleton.nodes[place] if place >= 0 else None
+
+
+def _value(skeleton: Skeleton, place: int) -> tuple[str, str]:
+    """Return the shape and kind at a place; none of an input, which is compared at the ends."""
+    return skeleton.nodes[place].value if place >= 0 else ("", "")
 
 
 def _digests(skeleton: Skeleton) -> list[bytes]:

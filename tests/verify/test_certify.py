@@ -143,7 +143,7 @@ def test_another_attribute_fails_the_structure():
     candidate = certify_file(ceil, reference_of(other))
     assert not candidate.structure.passed
     assert candidate.structure.differences == (
-        "`MaxPool_3` (MaxPool) has ceil 1, the reference None",
+        "`MaxPool_3` (MaxPool) has pads [0, 0, 1, 1], the reference [0, 0, 0, 0]",
     )
 
 

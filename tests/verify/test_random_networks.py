@@ -52,10 +52,14 @@ STEPS = [
     "{o} = BatchNormalization({x}, g4, bias, bias, g4)",
     "{o} = Transpose<perm=[0,2,3,1]>({x})",
     "{o} = Transpose<perm=[0,1,3,2]>({x})",
-    ("{o}r = Reshape({x}, %[0,16,4]) {o}t = Transpose<perm=[0,2,1]>({o}r)"
-    " {o} = Reshape({o}t, %[-1,4,4,4])"),
-    ("{o}r = Reshape({x}, %[0,2,2,16]) {o}t = Transpose<perm=[0,2,1,3]>({o}r)"
-    " {o} = Reshape({o}t, %[0,4,4,4])"),
+    (
+        "{o}r = Reshape({x}, %[0,16,4]) {o}t = Transpose<perm=[0,2,1]>({o}r)"
+        " {o} = Reshape({o}t, %[-1,4,4,4])"
+    ),
+    (
+        "{o}r = Reshape({x}, %[0,2,2,16]) {o}t = Transpose<perm=[0,2,1,3]>({o}r)"
+        " {o} = Reshape({o}t, %[0,4,4,4])"
+    ),
     "{o}r = Reshape({x}, %[-1,4]) {o}l = Gemm({o}r, m4, r4) {o} = Reshape({o}l, %[-1,4,4,4])",
     "{o} = Softmax<axis=1>({x})",
     "{o} = Softmax<axis=-1>({x})",

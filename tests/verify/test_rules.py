@@ -435,6 +435,50 @@ CASES = {
         "y = MatMul(x, m8)",
         "t = Transpose<perm=[0, 1, 3, 2]>(x) y = MatMul(t, m8)",
     ),
+    "letters of an einsum": (
+        'y = Einsum<equation="nchw,wk->nchk">(x, m8)',
+        'y = Einsum<equation="abcd,de->abce">(x, m8)',
+        'y = Einsum<equation="nchw,hk->ncwk">(x, m8)',
+    ),
+    "softplus beyond a threshold": (
+        "s = Softplus(x) t = Greater(x, $20.0) y = Where(t, x, s)",
+        "y = Softplus(x)",
+        "s = Softplus(x) t = Greater(x, $1.0) y = Where(t, x, s)",
+    ),
+    "a slice of a transposed value": (
+        f"t = {NHWC}(x) y = Slice(t, %[1], %[3], %[3])",
+        f"s = Slice(x, %[1], %[3], %[1]) y = {NHWC}(s)",
+        f"t = {NHWC}(x) y = Slice(t, %[1], %[3], %[2])",
+    ),
+    "a transposition within blocks": (
+        "r = Reshape(x, %[0, 2, 2, 8, 8]) y = Transpose<perm=[0, 3, 4, 1, 2]>(r)",
+        f"t = {NHWC}(x) y = Reshape(t, %[0, 8, 8, 2, 2])",
+        "r = Reshape(x, %[0, 2, 2, 8, 8]) y = Transpose<perm=[0, 3, 4, 2, 1]>(r)",
+    ),
+    "elu": (
+        "y = Elu<alpha=0.5>(x)",
+        "n = Min(x, $0.0) e = Exp(n) d = Sub(e, $1.0) h = Mul(d, $0.5) p = Relu(x) y = Add(h, p)",
+        "n = Min(x, $0.0) e = Exp(n) d = Sub(e, $1.0) h = Mul(d, $0.25) p = Relu(x) y = Add(h, p)",
+    ),
+    "celu": (
+        "y = Celu<alpha=0.5>(x)",
+        (
+            "n = Min(x, $0.0) m = Mul(n, $2.0) e = Exp(m) d = Sub(e, $1.0) h = Mul(d, $0.5)"
+            " p = Max(x, $0.0) y = Add(p, h)"
+        ),
+        "y = Elu<alpha=0.5>(x)",
+    ),
+    "a sequence of parts": (
+        (
+            "q = SplitToSequence<axis=1>(x, %2) a = SequenceAt(q, %1) b = SequenceAt(q, %0)"
+            " y = Sub(a, b)"
+        ),
+        "b, a = Split<axis=1, num_outputs=2>(x) y = Sub(a, b)",
+        (
+            "q = SplitToSequence<axis=1>(x, %2) a = SequenceAt(q, %1) b = SequenceAt(q, %0)"
+            " y = Sub(b, a)"
+        ),
+    ),
     "a bias apart": (
         "h = Conv(x, w) y = Add(h, bias6c)",
         "y = Conv(x, w, bias6)",

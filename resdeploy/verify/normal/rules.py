@@ -1153,12 +1153,12 @@ def _resized(r: Reading, op: Operator, x: Tensor) -> tuple[list[float | None], S
 def _einsum(r: Reading, op: Operator) -> Sequence[Value]:
     equation = op.string("equation").replace(" ", "")
     left, arrow, right = equation.partition("->")
-    tensors = [op.tensor(k) for k in range(len(op.operands))]
+    values = _operands(op)
     if not arrow or "." in equation:
         raise op.refuse("does not name its axes")
     names: dict[str, Size] = {}
-    for letters, tensor in zip(left.split(","), tensors, strict=True):
-        for letter, size in zip(letters, tensor.shape, strict=True):
+    for letters, sizes in zip(left.split(","), _shapes(values), strict=True):
+        for letter, size in zip(letters, sizes, strict=True):
             if names.setdefault(letter, size) != size:
                 raise op.refuse("has an axis of two sizes")
     order = {
@@ -1166,7 +1166,11 @@ def _einsum(r: Reading, op: Operator) -> Sequence[Value]:
     }
     plain = "".join(order.get(c, c) for c in equation)
     shape = tuple(names[letter] for letter in right)
-    return [r.build.add("Einsum", tensors, shape, attributes={"equation": plain})]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = [r.numbers(value) for value in values if isinstance(value, Known)]
+    attributes: dict[str, Any] = {"equation": plain}
+    attributes["constants"] = [k for k, v in enumerate(values) if isinstance(v, Known)]
+    return [r.build.add("Einsum", tensors, shape, attributes=attributes, numbers=numbers)]
 
 
 def _top_k(r: Reading, op: Operator) -> Sequence[Value]:
