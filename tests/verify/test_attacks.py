@@ -51,9 +51,7 @@ def is_proved(model, reference):
     found = certify_file(model, reference)
     judged = (found.static, found.metadata)
     return (
-        not found.missing
-        and found.structure.isomorphic
-        and not any(one.reasons for one in judged)
+        not found.missing and found.structure.isomorphic and not any(one.reasons for one in judged)
     )
 
 
