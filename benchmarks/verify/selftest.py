@@ -21,8 +21,9 @@ from resdeploy.schema.recipes import SourceSpec
 @click.command()
 @click.option("--resnet20", type=click.Path(path_type=Path), help="Weights of a real ResNet-20.")
 @click.option("--num-inputs", default=8, show_default=True)
+@click.option("--attack", is_flag=True, help="Plant back doors, too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result here.")
-def main(resnet20: Path | None, num_inputs: int, json_path: Path | None) -> None:
+def main(resnet20: Path | None, num_inputs: int, attack: bool, json_path: Path | None) -> None:
     """Run the self-test on each network."""
     torch.set_num_threads(1)
     environment = read_environment()
@@ -31,7 +32,7 @@ def main(resnet20: Path | None, num_inputs: int, json_path: Path | None) -> None
         sources.append(load_source(SourceSpec(path=str(resnet20), arch="cifar_resnet20")))
     reports = []
     for source in sources:
-        report = selftest(source, num_inputs=num_inputs, num_threads=1)
+        report = selftest(source, num_inputs=num_inputs, attack=attack, num_threads=1)
         render(report)
         reports.append(report)
     if json_path is not None:
@@ -41,6 +42,8 @@ def main(resnet20: Path | None, num_inputs: int, json_path: Path | None) -> None
                 report.model: {
                     "faults": len(report.faults),
                     "caught": sum(fault.caught for fault in report.faults),
+                    "attacks": len(report.attacks),
+                    "attacks_proved": sum(a.verdict == "PROVED" for a in report.attacks),
                     "false_alarms": sum(bool(control.caught_by) for control in report.controls),
                     "missed_by": {
                         name: sum(name in fault.accepted_by for fault in report.faults)
