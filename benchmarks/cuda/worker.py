@@ -95,7 +95,7 @@ def _make(task: Task) -> Outcome:
 
 def _verify(task: Task) -> Outcome:
     """Return the verdict as `resdeploy verify --provider` gives it, as far as the case asks."""
-    from resdeploy.api.verify import reference_or_reason
+    from resdeploy.export.reference import reference_or_reason
     from resdeploy.export.source import load_source
     from resdeploy.schema.recipes import SourceSpec
     from resdeploy.session.session import open_session

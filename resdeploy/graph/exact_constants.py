@@ -126,11 +126,21 @@ def _around_other_functions(constant: Mapping[ir.Node, bool]) -> set[ir.Node]:
 def _is_same_function(node: ir.Node) -> bool:
     if is_op(node, "Cast"):
         source, target = node.inputs[0], node.outputs[0].dtype
+        if source is not None and _is_python_number(source):
+            return True
         dtype = None if source is None else source.dtype
         if dtype is None and source is not None and source.const_value is not None:
             dtype = source.const_value.dtype
         return dtype == target or (target in _FLOATS and dtype is not None and not _is_float(dtype))
     return is_op(node, *_ARITHMETIC, *_MOVES)
+
+
+def _is_python_number(value: ir.Value) -> bool:
+    """True for the number of a forward pass, which has the type that it meets and every digit."""
+    node = value.producer()
+    if node is None or not is_op(node, "Constant") or "value" not in node.attributes:
+        return False
+    return len(node.attributes["value"].as_tensor().shape) == 0
 
 
 def _is_float(dtype: ir.DataType) -> bool:

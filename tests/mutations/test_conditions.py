@@ -169,7 +169,7 @@ NUMBERS: list[Row] = [
         "a subnormal number, which would slow ONNX Runtime down, becomes zero",
         function(algebra.smallest_normal, lambda f, dtype: 0.0),
         ALGEBRA,
-        "subnormal_results_become_zero_and_are_counted",
+        "subnormal_weights_that_change_no_output_become_zero_and_are_counted",
         {},
     ),
     (
@@ -361,7 +361,7 @@ LEGALITY: list[Row] = [
         "a Resize that crops puts new values in",
         overlooked("coordinate_transformation_mode"),
         FLOW,
-        "refuses_resizing_to_new_values",
+        "refuses_resizing_by_other_means",
         {
             "attributes": 'coordinate_transformation_mode = "tf_crop_and_resize"',
             "scales": [1, 1, 2, 2],
