@@ -194,7 +194,7 @@ def test_a_killed_run_leaves_nothing_on_the_devices(make_device, fleet_file, mod
     process = start_bench(model, fleet_file(*devices))
     assert wait_until(lambda: all(map(is_benching, devices)))
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert_nothing_left(*devices)
 
 
@@ -218,7 +218,7 @@ def test_an_interrupted_run_waits_until_the_devices_have_ended_even_what_is_deaf
     process = start_bench(model, fleet_file(*devices))
     assert wait_until(lambda: all(map(is_asleep, devices)))
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
     assert [device.running() for device in devices] == [{}, {}]
     assert (process.returncode, stdout) == (130, "")
     assert "interrupted" in stderr
