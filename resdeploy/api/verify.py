@@ -192,7 +192,7 @@ def _is_onnx(request: SourceSpec) -> bool:
 def _from_onnx(
     request: SourceSpec, session: SessionSpec, inputs: object, num_inputs: int | None
 ) -> "tuple[Golden, Reference]":
-    from resdeploy.session.run import run_session
+    from resdeploy.session.run import session_outputs
     from resdeploy.session.session import open_session
     from resdeploy.verify.reference_file import load_reference
 
@@ -201,7 +201,7 @@ def _from_onnx(
         path_of(request.path, "reference"),
         num_inputs=num_inputs or _NUM_INPUTS,
         given=_given(inputs, None, num_inputs),
-        run_rows=lambda model, rows: run_session(open_session(model, as_it_stands), rows),
+        run=lambda model, rows: session_outputs(open_session(model, as_it_stands), rows),
     )
 
 

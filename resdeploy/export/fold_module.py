@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.trace import BATCH_DIMENSION, trace
@@ -232,5 +233,5 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
     """Return all outputs side by side, (N, K), in float64."""
     with torch.no_grad():
         outputs = module(*inputs)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return torch.cat([y.double().flatten(1) for y in outputs], dim=1).cpu().numpy()
+    tensors = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
+    return torch.cat([y.double().reshape(len(y), -1) for y in tensors], dim=1).cpu().numpy()

@@ -64,9 +64,11 @@ def simulated_noise(
     walker = GraphWalker(program)
     affordable = _SIMULATED_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     count = max(_FEWEST_SIMULATED, min(_MOST_SIMULATED, affordable))
-    x, reference = inputs[:count], reference_NK[:count]
+    x, infinite = inputs[:count], np.isinf(reference_NK[:count])
+    reference = np.where(infinite, 0.0, reference_NK[:count])
 
     def level(outputs: NDArray[Any]) -> float | None:
+        outputs = np.where(infinite, 0.0, outputs)
         error = float(np.linalg.norm(outputs - reference))
         norm = float(np.linalg.norm(reference))
         return error / norm if math.isfinite(error) and norm else None
@@ -113,7 +115,8 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
 
 
 def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    return run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    rows_NK = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    return np.where(np.isinf(rows_NK), 0.0, rows_NK)
 
 
 def _simulated(

@@ -11,7 +11,8 @@ Refuses, by the name of the module,
 3. any other operator that draws random numbers;
 4. an output that depends on a buffer or parameter which each call changes. (One that is only
    written, such as a counter, has no part in what is computed);
-5. control flow and other regions (`torch.cond`, autocast): operators that call another graph.
+5. control flow and other regions (`torch.cond`, autocast): operators that call another graph;
+6. an output that is no tensor of real numbers. (None is no output.)
 """
 
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
             )
         if node.op == "call_function":
             _check_call(node)
+    _check_outputs(program)  # 6
     _check_buffers(program)  # 4; the statistics of a norm in training mode are such, too
 
 
@@ -71,6 +73,20 @@ def _check_call(node: fx.Node) -> None:
         where=_where(node),
         fix="pass the numbers in as an input, or leave them out in evaluation mode",
     )
+
+
+def _check_outputs(program: torch.export.ExportedProgram) -> None:
+    outputs: Any = program.graph.output_node().args[0]
+    for node in outputs:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else node
+        is_real = isinstance(value, torch.Tensor) and not value.is_complex()
+        if not is_real and value is not None:
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UnsupportedModelError(
+                f"The model returns a value of type {kind}, not a tensor of real numbers.",
+                where=_where(node) if isinstance(node, fx.Node) else repr(value),
+                fix="return real tensors only, in dicts, lists, tuples or named tuples",
+            )
 
 
 def _check_buffers(program: torch.export.ExportedProgram) -> None:

@@ -21,6 +21,7 @@ rules of all other operators are in `variance_rules`. One that has none is refus
 make the verdict one.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch import fx, nn
 
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.trace import trace
-from resdeploy.export.value_with_variance import ValueWithVariance, variance_of
+from resdeploy.export.value_with_variance import ValueWithVariance, unknown_variance, variance_of
 from resdeploy.export.variance_rules import propagate
 from resdeploy.session.batches import BATCH_SIZE
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
@@ -61,7 +62,8 @@ def propagated_sigma(
     walker = GraphWalker(program)
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return propagate(node, args, kwargs, unit_roundoff=unit_roundoff)
+        result = propagate(node, args, kwargs, unit_roundoff=unit_roundoff)
+        return fx.node.map_aggregate(result, lambda one: _in_one_type(one, node))
 
     rows = []
     with torch.no_grad():
@@ -72,6 +74,27 @@ def propagated_sigma(
             outputs = walker.run([ValueWithVariance(batch, own)], call)
             rows.append(torch.cat([variance_of(output).flatten(1) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).double().sqrt().numpy()
+
+
+def _in_one_type(one: Any, node: fx.Node) -> Any:
+    """Return a value with its variance in the same type, as the next layer takes them.
+
+    A part of the network in float64 is taken to round as float32 does, which it does not exceed.
+
+    Raises:
+        UnsupportedModelError: the value is in a lower precision, which rounds more.
+    """
+    if not isinstance(one, ValueWithVariance) or one.variance.dtype == one.value.dtype:
+        return one
+    if one.value.dtype in (torch.float16, torch.bfloat16):
+        raise unknown_variance(node)
+    return replace(
+        one,
+        variance=one.variance.to(one.value.dtype),
+        mean_variance_NC=None
+        if one.mean_variance_NC is None
+        else one.mean_variance_NC.to(one.value.dtype),
+    )
 
 
 def trace_any_batch(module: nn.Module, inputs: NDArray[np.float32]) -> torch.export.ExportedProgram:

@@ -79,9 +79,9 @@ class Runner:
             )
 
     def run_rows(self, inputs: Array, also: Mapping[str, Array] = _NOTHING) -> NDArray[np.float64]:
-        """Return all outputs side by side, (N, K)."""
+        """Return the floating-point outputs side by side, (N, K)."""
         rows_NK = run_rows(
-            lambda batch: self._session.run({self._input: batch, **also}).values(),
+            lambda batch: self._session.run({self._input: batch, **also}),
             inputs,
             fixed=self._fixed,
         )

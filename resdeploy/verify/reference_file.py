@@ -4,10 +4,9 @@ The yardstick of float32's noise is then the runtime itself, on that file, with 
 off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -19,21 +18,22 @@ from resdeploy.graph.float64 import float64_evaluator, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.session import batches
+from resdeploy.session.batches import run_outputs
 from resdeploy.verify.certify import JUDGED_METADATA, Reference
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import golden_from_outputs
 
 __all__ = ["load_reference"]
 
-# Runs a serialised model on inputs (N, ...), for any batch size; returns outputs (N, K).
-RunRows = Callable[[bytes, Array], Array]
+# Runs a serialised model on inputs (N, ...), for any batch size; returns outputs by name.
+RunOutputs = Callable[[bytes, Array], Mapping[str, Array]]
 
 
 def load_reference(
     path: Path,
     *,
     num_inputs: int,
-    run_rows: RunRows,
+    run: RunOutputs,
     given: tuple[Array, str] | None = None,
 ) -> tuple[Golden, Reference]:
     """Return the outputs of the model in `path`, and its graph.
@@ -41,7 +41,7 @@ def load_reference(
     Args:
         path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
-        run_rows: computes its outputs in float32, without optimisations.
+        run: computes its outputs in float32, without optimisations.
         given: inputs (N, ...) float32 to take instead, and their description.
 
     Raises:
@@ -58,17 +58,11 @@ def load_reference(
         )
     doubled = to_float64(model)
     evaluate = float64_evaluator(doubled)
-    reference_NK = batches.run_rows(
-        lambda batch: (y.astype(np.float64) for y in evaluate({name: batch}).values()),
+    exact = run_outputs(lambda batch: evaluate({name: batch}), inputs, fixed=fixed_batch)
+    golden = golden_from_outputs(
         inputs,
-        fixed=fixed_batch,
-    )
-    own_NK = run_rows(bytes(model.SerializeToString()), inputs)
-    golden = Golden(
-        inputs=inputs,
-        reference=reference_NK,
-        noise_l2=np.linalg.norm(own_NK - reference_NK, axis=1),
-        labels=None,
+        exact,
+        run(bytes(model.SerializeToString()), inputs),
         info=GoldenInfo(
             source=f"{path.name}, in float64",
             inputs=description,

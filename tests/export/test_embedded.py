@@ -23,7 +23,7 @@ from resdeploy.networks import build_network
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.session.run import run_session
+from resdeploy.session.run import run_session, session_outputs
 from resdeploy.session.session import open_session
 from resdeploy.verify.certify import add_certificate, certify_file
 from resdeploy.verify.outputs import judge_outputs
@@ -164,7 +164,7 @@ def test_as_a_reference_it_is_given_pixels_and_certifies_its_unfolded_self(
     pixels, reference = load_reference(
         unfolded,
         num_inputs=8,
-        run_rows=lambda model, inputs: run_session(open_session(model, plain), inputs),
+        run=lambda model, inputs: session_outputs(open_session(model, plain), inputs),
     )
     assert pixels.inputs.dtype == np.uint8
     assert judge_outputs(exported[0], pixels, [SessionSpec()]).passed

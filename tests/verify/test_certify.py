@@ -213,17 +213,19 @@ def test_a_fault_is_a_model_of_its_own_that_shows_it(tmp_path, body, name):
 # --- another ONNX file as the reference ---
 
 
-def run_rows(model: bytes, inputs):
+def run_in_batches(model: bytes, inputs):
     """Run a model of one output, in batches of 4."""
     padded = np.resize(inputs, (-(-len(inputs) // 4) * 4, *inputs.shape[1:]))
     batches = [padded[k : k + 4] for k in range(0, len(padded), 4)]
-    return np.concatenate([run(model, {"x": batch})["y"] for batch in batches])[: len(inputs)]
+    return {
+        "y": np.concatenate([run(model, {"x": batch})["y"] for batch in batches])[: len(inputs)]
+    }
 
 
 def test_an_onnx_file_is_evaluated_in_float64(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(network(UNFOLDED).SerializeToString())
-    golden, reference = load_reference(path, num_inputs=10, run_rows=run_rows)
+    golden, reference = load_reference(path, num_inputs=10, run=run_in_batches)
     assert golden.reference.shape == (10, 5)
     (y,) = run(path.read_bytes(), {"x": golden.inputs}).values()
     np.testing.assert_allclose(golden.reference, y, rtol=1e-4)
@@ -238,7 +240,7 @@ def test_a_reference_of_fixed_batch_is_fed_in_batches_of_that_size(tmp_path):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
-    golden, _ = load_reference(path, num_inputs=6, run_rows=run_rows)
+    golden, _ = load_reference(path, num_inputs=6, run=run_in_batches)
     assert golden.reference.shape == (6, 5)
 
 
@@ -248,12 +250,12 @@ def test_a_reference_of_unknown_shape_is_refused(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedModelError, match="known shape"):
-        load_reference(path, num_inputs=2, run_rows=run_rows)
+        load_reference(path, num_inputs=2, run=run_in_batches)
 
 
 def test_a_missing_reference_is_an_error(tmp_path):
     with pytest.raises(ResdeployError, match="no such model file"):
-        load_reference(tmp_path / "absent.onnx", num_inputs=2, run_rows=run_rows)
+        load_reference(tmp_path / "absent.onnx", num_inputs=2, run=run_in_batches)
 
 
 # --- CastLike ---
