@@ -17,6 +17,7 @@ from resdeploy.data.datasets import load_evaluation
 from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
+from resdeploy.export.near_ties import find_near_ties
 from resdeploy.export.precision_noise import simulated_noise, weight_noise
 from resdeploy.export.run_module import module_outputs, run_module
 from resdeploy.export.source import SourceModel
@@ -76,6 +77,10 @@ def make_golden(
             sigma_missing="left to the full verification",
         ),
     )
+    if golden.exact is not None and golden.near_ties is not None:
+        ties = find_near_ties(module, inputs, golden.exact, golden.info.outputs)
+        ties = np.unique(np.concatenate([golden.near_ties, ties]), axis=0)
+        golden = dataclasses.replace(golden, near_ties=ties)
     if not in_detail:
         return golden
     own_NK = float_columns([*own.values()], golden.info.outputs)

@@ -73,7 +73,8 @@ class GraphWalker:
         self._last_reader: dict[fx.Node, list[fx.Node]] = {}
         last = {source: node for node in self._nodes for source in node.all_input_nodes}
         for source, reader in last.items():
-            self._last_reader.setdefault(reader, []).append(source)
+            if source not in self._outputs:
+                self._last_reader.setdefault(reader, []).append(source)
 
     def run(self, inputs: Sequence[Any], call: Call) -> list[Any]:
         """Return the values of the model's outputs for values of its inputs."""
