@@ -1,12 +1,14 @@
 """Quality of a quantised model: the relative error of its outputs, and predictions that changed.
 
-The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) decibels.
+The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) decibels. The
+prediction is the largest output; of a single one, its sign.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.schema.quants import QuantQuality, QuantSpec
+from resdeploy.verify.compare import predictions
 
 __all__ = ["judge", "why_not"]
 
@@ -23,7 +25,7 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
     error = np.linalg.norm(candidate_NK - reference_NK) / max(
         float(np.linalg.norm(reference_NK)), np.finfo(np.float64).tiny
     )
-    flipped_N = reference_NK.argmax(axis=1) != candidate_NK.argmax(axis=1)
+    flipped_N = predictions(reference_NK) != predictions(candidate_NK)
     lead_N = _lead(reference_NK)
     return QuantQuality(
         error=float(error),
@@ -53,7 +55,7 @@ def why_not(quality: QuantQuality, budget: QuantSpec) -> tuple[str, ...]:
 
 
 def _lead(outputs_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    if outputs_NK.shape[1] < 2:
-        return np.full(len(outputs_NK), np.inf)
+    if outputs_NK.shape[1] < 2:  # its sign is the prediction
+        return np.abs(outputs_NK[:, 0])
     two = np.sort(outputs_NK, axis=1)[:, -2:]
     return np.asarray(two[:, 1] - two[:, 0])

@@ -8,7 +8,7 @@ from torch import nn
 from resdeploy.export.golden import make_golden
 from resdeploy.verify.named_outputs import judge_named_outputs
 
-# Four inputs of four scores: a tie but for 1e-9, a lead of a thousandth, a plain lead, a triple tie.
+# Scores of four inputs: a tie but for 1e-9, a lead of a thousandth, a plain one, a triple tie.
 SCORES = np.array(
     [[1, 1 + 1e-9, 0, -1], [0, 2.002, 2, -1], [5, 1.3, 2, 3], [3, 3 + 1e-9, 3 - 1e-9, 0]]
 )
