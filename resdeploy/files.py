@@ -53,10 +53,8 @@ def file_info(path: Path, *, relative_to: Path) -> FileInfo:
 def refuse_outside_weight(name: str, location: str, *, model: Path | None) -> None:
     """Refuse a weight's file outside the folder of its model: a model is not trusted.
 
-    Args:
-        name: the weight.
-        location: its file, as the model names it.
-        model: the model's file; None for one in memory, which has no folder.
+    `location` is the file of the weight `name`, as the model has it; a `model` of None is one in
+    memory, which has no folder.
 
     Raises:
         ResdeployError: the file is elsewhere, or a link leads there.
@@ -92,17 +90,12 @@ def atomic_write(
     """Give a path to write to; the file appears at `path` when the block ends well.
 
     The temporary path has the file name of `path`, as some writers depend on the name or its
-    suffix. Other files that the block writes next to it are dropped.
-
-    Args:
-        path: the file to make.
-        force: replace an existing file.
-        companion: the name of a second file that the block may write next to the first: both
-            appear, or neither.
+    suffix. Other files that the block writes next to it are dropped, but for one with the name
+    `companion`: both appear, or neither.
 
     Raises:
-        ResdeployError: a target exists and `force` is not given, or is not a regular file, or
-            its folder is missing or cannot be written to, or the disk is full.
+        ResdeployError: a target exists and `force` is not given, or is not a regular file, or its
+            folder is missing or cannot be written to, or the disk is full.
     """
     _refuse_existing_file(path, force=force)
     with _workplace(path) as workplace:
@@ -113,20 +106,17 @@ def atomic_write(
         if companion is None or not (workplace / companion).exists():
             temporary.replace(path)
             return
-        _refuse_existing_file(path.with_name(companion), force=force)
-        _replace_pair(temporary, path, companion)
+        second = path.with_name(companion)
+        _refuse_existing_file(second, force=force)
+        # An old file steps aside first: it must never stand next to the companion of the new one.
+        aside = workplace / "old"
+        aside.mkdir()
+        old = [(target, aside / target.name) for target in (path, second) if target.exists()]
+        _rename_all([*old, (workplace / companion, second), (temporary, path)])
 
 
-def _replace_pair(temporary: Path, path: Path, companion: str) -> None:
-    """Rename a file and its companion into place, or put the old ones back.
-
-    An old file steps aside first: it must never stand next to the companion of the new one.
-    """
-    second = path.with_name(companion)
-    aside = temporary.parent / "old"
-    aside.mkdir()
-    old = [(target, aside / target.name) for target in (path, second) if target.exists()]
-    moves = [*old, (temporary.parent / companion, second), (temporary, path)]
+def _rename_all(moves: list[tuple[Path, Path]]) -> None:
+    """Rename files or folders in this order, or put all of them back."""
     done: list[tuple[Path, Path]] = []
     try:
         for before, after in moves:
@@ -144,12 +134,8 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Give an empty folder to fill; it appears at `path` when the block ends well.
 
-    Args:
-        path: the folder to make.
-        force: replace an existing folder, with all that is in it.
-        marker: a file name that shows an existing folder to be one of ours; `force` replaces a
-            folder only if it has this file or is empty, so that a slip of the hand
-            (`-o . --force`) does not delete other files.
+    `force` replaces an existing folder, with all that is in it, but only one that has a file named
+    `marker` or is empty, so that a slip of the hand (`-o . --force`) does not delete other files.
 
     Raises:
         ResdeployError: the target exists and may not be replaced, or the folder around it is
@@ -161,17 +147,9 @@ def atomic_directory(
         temporary.mkdir()
         yield temporary
         refuse_existing_directory(path, force=force, marker=marker)
-        if not path.exists():
-            temporary.rename(path)
-            return
         # No rename replaces a full folder, so the old one steps aside, and back if need be.
-        old = workplace / "old"
-        path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
+        old = [(path, workplace / "old")] if path.exists() else []
+        _rename_all([*old, (temporary, path)])
 
 
 @contextmanager
@@ -207,30 +185,15 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 def _refuse_existing_file(path: Path, *, force: bool) -> None:
-    if not os.path.lexists(path):
-        return
     # Renaming over a device or a folder would destroy it, or fail after all the work.
-    if not path.is_file():
-        raise ResdeployError(
-            "The output exists and is not a regular file.",
-            where=str(path),
-            fix="give another output path",
-        )
-    if not force:
-        raise _exists(path)
+    _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
 
 
 def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:
     """Raise the errors of `atomic_directory` about `path`, before the work that leads there."""
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir():
-        raise ResdeployError(
-            "The output exists and is not a folder.", where=str(path), fix="give another path"
-        )
-    if not force:
-        raise _exists(path)
-    if marker is not None and not (path / marker).is_file() and any(path.iterdir()):
+    is_folder = path.is_dir()
+    _refuse_existing(path, "a folder", is_one=is_folder, force=force)
+    if is_folder and marker and not (path / marker).is_file() and any(path.iterdir()):
         raise ResdeployError(
             f"The folder to replace has no {marker}: it holds something else.",
             where=str(path),
@@ -238,7 +201,10 @@ def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) ->
         )
 
 
-def _exists(path: Path) -> ResdeployError:
-    return ResdeployError(
-        "The output exists already.", where=str(path), fix="give another path, or use --force"
-    )
+def _refuse_existing(path: Path, kind: str, *, is_one: bool, force: bool) -> None:
+    if os.path.lexists(path) and not (is_one and force):
+        raise ResdeployError(
+            "The output exists already." if is_one else f"The output exists and is not {kind}.",
+            where=str(path),
+            fix="give another path, or use --force" if is_one else "give another output path",
+        )

@@ -89,3 +89,20 @@ def write_flat_bundle():
     from flat_bundle import write_flat_bundle
 
     return write_flat_bundle
+
+
+@pytest.fixture
+def wrong_kernels(monkeypatch) -> None:
+    """Make every layer look computed at half of its weights."""
+    import dataclasses
+
+    from resdeploy.verify import certify
+
+    right = certify.own_layers
+
+    def doubled(model):
+        for layer in right(model):
+            affine = dataclasses.replace(layer.affine, weight=2 * layer.affine.weight)
+            yield dataclasses.replace(layer, affine=affine)
+
+    monkeypatch.setattr(certify, "own_layers", lambda model: tuple(doubled(model)))

@@ -9,6 +9,7 @@ from PIL import Image
 import resdeploy
 from resdeploy.networks import build_network
 from resdeploy.schema.recipes import ModelSpec
+from resdeploy.verify.normal_form import OPERATORS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PYTHON = (DOCS / "python.md").read_text(encoding="utf-8")
@@ -26,6 +27,15 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
         for block in blocks:
             exec(compile(block, "docs/python.md", "exec"), {})
     assert len(blocks) == 4
+
+
+def test_the_closed_list_of_operators_is_the_page_s():
+    page = (DOCS / "closed-world.md").read_text(encoding="utf-8")
+    table = page.split("## Operators\n")[1].split("\nLocal functions")[0]
+    rows = re.findall(r"^\| ([A-Z][^|]*?) \|", table, flags=re.MULTILINE)
+    listed = [name for row in rows for name in re.sub(r" \(.*\)", "", row).split(", ")]
+    ours = {name for rules in OPERATORS.values() for name in rules} | {"Constant", "If"}
+    assert sorted(listed) == sorted(ours)
 
 
 def test_every_function_is_in_the_table_of_the_page():

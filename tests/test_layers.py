@@ -43,6 +43,7 @@ ALLOWED = {
     **dict.fromkeys(
         (
             *("verify.certify", "verify.fault_file", "verify.faults", "verify.normal_form"),
+            *("verify.normal", "verify.own_layers", "verify.reference_agreement"),
             *("verify.reference_file", "verify.run_layers"),
         ),
         ONNX,
@@ -50,7 +51,7 @@ ALLOWED = {
     "verify.verdict": ONNX | RUNTIME,
     "bundle": RUNTIME,
     **{key: {"numpy"} for key in ("bundle.archive", "bundle.folder")},
-    "bundle.onnx_test_data": ONNX,
+    "bundle.layouts": ONNX | RUNTIME,
     "networks": HEAVY,
     "training": HEAVY,
     "export": HEAVY,
@@ -60,8 +61,8 @@ ALLOWED = {
     "tune": RUNTIME,
     "tune.variants": {"numpy", "onnx", "onnxruntime"},
     "api": set(),
-    "api.fold_onnx": ONNX,
-    **dict.fromkeys(("api.demo", "api.make_bundle", "api.selftest"), HEAVY),
+    "api.fold_onnx": ONNX | RUNTIME,
+    **dict.fromkeys(("api.demo", "api.selftest"), HEAVY),
     "remote": {"numpy", "asyncssh"},
     "cli": {"rich"},
     "__main__": set(),
@@ -218,4 +219,4 @@ def test_the_process_that_is_timed_reads_the_records_it_needs_and_no_others():
         for name in run.stdout.split()
         if name.startswith("resdeploy.schema.")
     }
-    assert subjects == {"benchmarks", "codec", "files", "machines", "sessions", "sources"}
+    assert subjects == {"benchmarks", "codec", "files", "machines", "sessions"}

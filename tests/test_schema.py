@@ -60,7 +60,8 @@ def values_of(kind):
 
 
 def records_of(cls):
-    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    hints = {n: kind for n, kind in typing.get_type_hints(cls).items() if n in fields}
     return st.deferred(
         lambda: st.fixed_dictionaries({n: values_of(k) for n, k in hints.items()})
     ).map(lambda fields: cls(**fields))

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from resdeploy.bench.bench import bench
+from resdeploy.bench.process import bench
 from resdeploy.cli.progress import show_steps
 from resdeploy.machine.environment import read_environment
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenSpec
@@ -59,12 +59,12 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.bench.measure import collector_off, set_up
 
 stand = set_up(Path(sys.argv[1]), BenchSpec(session=SessionSpec(num_threads=1)))
-stand.warm_up()
+stand.settle(stand.once)
 extra = []
 with collector_off():
     for _ in range(200):
         start = time.perf_counter_ns()
-        inside = stand.run()
+        inside = stand.time(stand.once)
         extra.append(time.perf_counter_ns() - start - inside)
 print(json.dumps(sorted(extra)[100]))
 """

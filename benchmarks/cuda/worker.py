@@ -145,7 +145,7 @@ def _with_repetitions(report: VerifyReport, session: Any, inputs: Any) -> Verify
 
 
 def _bench(task: Task) -> Outcome:
-    from resdeploy.bench.bench import bench
+    from resdeploy.bench.process import bench
 
     case = task.case
     assert case.session is not None

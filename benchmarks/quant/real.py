@@ -19,10 +19,10 @@ from resdeploy.machine.environment import read_environment
 from resdeploy.quant.quantize import quantize_file
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.quants import QuantSpec
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.sources import SourceSpec
 from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
 

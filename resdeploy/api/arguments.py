@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("Data", "Inputs", "OnProgress", "OnStage", "PathLike", "Providers", "Source"),
-    *("data_of", "export_spec", "is_bundle", "is_path", "model_of", "one_of", "optional_data"),
+    *("data_of", "export_spec", "is_onnx", "is_path", "model_of", "one_of", "optional_data"),
     *("optional_path", "path_of", "session_of", "sessions_of", "silent", "source_spec"),
 ]
 
@@ -48,11 +48,7 @@ def is_path(value: object) -> bool:
 
 
 def path_of(value: object, name: str) -> Path:
-    """Return a path.
-
-    Raises:
-        TypeError: `value` is none; the message has the argument's `name`.
-    """
+    """Return a path; TypeError, with the argument's `name`, for anything else."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, not {type(value).__name__}")
     return Path(value)
@@ -69,20 +65,8 @@ def one_of(value: str, name: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
-def is_bundle(path: Path) -> bool:
-    """Return True for a folder or an archive, the forms of a bundle."""
-    from resdeploy.bundle.archive import is_archive
-
-    return path.is_dir() or is_archive(path)
-
-
 def sessions_of(provider: Providers, name: str = "provider") -> list[SessionSpec]:
-    """Return the sessions for a provider's name, a `SessionSpec` or several of them.
-
-    Raises:
-        TypeError: one is neither.
-        ValueError: there is none.
-    """
+    """Return the sessions for names of providers, or `SessionSpec`s; ValueError for none."""
     found: list[Any] = [provider]
     if isinstance(provider, Iterable) and not isinstance(provider, str):
         found = [*provider]
@@ -103,12 +87,7 @@ def session_of(provider: Providers, name: str = "provider") -> SessionSpec:
 
 
 def data_of(data: Data, name: str = "data") -> DataSpec:
-    """Return the data set that a text such as "cifar10:PATH", or a path, names.
-
-    Raises:
-        ResdeployError: there is no such data set.
-        TypeError: `data` is something else.
-    """
+    """Return the data set that a text such as "cifar10:PATH", or a path, names."""
     if isinstance(data, DataSpec):
         return data
     from resdeploy.data.datasets import parse_data
@@ -124,12 +103,7 @@ def optional_data(data: Data | None, name: str = "data") -> DataSpec | None:
 def export_spec(
     *, batch: int | Literal["dynamic"], fold: bool, opset: int | None, target: PathLike | None
 ) -> ExportSpec:
-    """Return the request to export, in a form that the target's runtime reads.
-
-    Raises:
-        ResdeployError: the target's record is missing, or its runtime is too old for `opset`.
-        ValueError: `batch` is neither "dynamic" nor a number of samples.
-    """
+    """Return the request to export, in a form that the target's runtime reads."""
     from resdeploy.machine.compatibility import for_target
 
     if batch != "dynamic" and (type(batch) is not int or batch < 1):
@@ -148,6 +122,11 @@ def source_spec(source: object, input_shape: Sequence[int] | None = None) -> Sou
     return SourceSpec(path=os.fspath(source), input_shape=shape)
 
 
+def is_onnx(spec: SourceSpec) -> bool:
+    """Return True for the request for an ONNX file."""
+    return spec.path is not None and Path(spec.path).suffix.lower() == ".onnx"
+
+
 def model_of(
     source: "Source",
     *,
@@ -155,19 +134,7 @@ def model_of(
     embed_preprocess: bool = False,
     name: str = "source",
 ) -> "SourceModel":
-    """Return the trained model of a source.
-
-    Args:
-        source: a `Model`, a module of torch in eval mode on the CPU, or a checkpoint's path.
-        input_shape: of one sample, without the batch; a module needs it.
-        embed_preprocess: make its preprocessing part of the model, which then takes pixels.
-        name: the name of the argument.
-
-    Raises:
-        ResdeployError: the file is not what it should be; the module is in training mode, or on
-            another device, or its input shape is not known.
-        TypeError: `source` is something else.
-    """
+    """Return the trained model of a source, with its preprocessing inside if that is asked for."""
     from resdeploy.export.embedded import embed_preprocess as embedded
     from resdeploy.export.source import SourceModel, load_source, model_of_module
 

@@ -11,7 +11,6 @@ from resdeploy.api.arguments import (
     OnProgress,
     PathLike,
     Providers,
-    is_bundle,
     one_of,
     optional_path,
     path_of,
@@ -27,8 +26,8 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
+from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.sources import SourceSpec
 
 if TYPE_CHECKING:
     from resdeploy.bundle.folder import BundleFolder
@@ -143,11 +142,11 @@ def bench(
     ]
     is_compared = against is not None or against_provider is not None
     _refuse_contradictions(specs, is_compared=is_compared, max_slowdown=max_slowdown)
+    from resdeploy.bundle.archive import is_archive, opened_bundle
+
     with contextlib.ExitStack() as stack:
         opened = None
-        if is_bundle(path):
-            from resdeploy.bundle.archive import opened_bundle
-
+        if path.is_dir() or is_archive(path):
             opened = stack.enter_context(opened_bundle(path))
             path = opened.model
         if not is_compared:
@@ -249,7 +248,7 @@ def _ways(
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:
-    from resdeploy.bench import bench as timing
+    from resdeploy.bench import process
 
     results = []
     for number, (model, spec) in enumerate(ways):
@@ -260,5 +259,5 @@ def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> B
             on_progress(done, None, remark)
 
         spec = dataclasses.replace(spec, num_bound_runs=bound)
-        results.append(timing.bench(model, spec, on_run=on_run))
+        results.append(process.bench(model, spec, on_run=on_run))
     return BenchReport(results=tuple(results))

@@ -1,6 +1,8 @@
 """`resdeploy.bundle`: a trained model packed for a device; and `Bundle`, one that is open."""
 
 import contextlib
+import functools
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +24,14 @@ from resdeploy.api.arguments import (
     silent,
 )
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
+from resdeploy.schema.exports import ExportReport
 
 if TYPE_CHECKING:
-    from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
+    from resdeploy.export.source import SourceModel
+    from resdeploy.verify.golden_file import Golden
 
-__all__ = ["Bundle", "bundle"]
+__all__ = ["Bundle", "bundle", "pack_bundle"]
 
 
 def bundle(
@@ -46,7 +51,7 @@ def bundle(
     ort_format: PathLike | None = None,
     force: bool = False,
     on_stage: OnStage = silent,
-) -> "Manifest":
+) -> Manifest:
     """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and outputs.
 
     Args:
@@ -79,27 +84,83 @@ def bundle(
         >>> resdeploy.load("parts.zip")("photo.png").classes[0].label
         'cat'
     """
-    path = path_of(out, "out")
+    path, repository = path_of(out, "out"), optional_path(triton, "triton")
+    test_data = optional_path(onnx_test_data, "onnx_test_data")
+    ort_folder = optional_path(ort_format, "ort_format")
     chosen = optional_data(data)
     spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
-    from resdeploy.api.make_bundle import make_bundle
     from resdeploy.bundle.archive import is_archive
+    from resdeploy.bundle.layouts import write_onnx_test_data, write_ort_format, write_triton
+    from resdeploy.export.export import export_onnx
     from resdeploy.export.golden import golden_for
 
     on_stage("golden reference")
-    model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
-    return make_bundle(
-        model,
-        spec,
-        path,
-        golden=golden_for(model, data=chosen, num_inputs=num_inputs),
-        name=name or (path.stem if is_archive(path) else path.absolute().name),
-        triton=optional_path(triton, "triton"),
-        onnx_test_data=optional_path(onnx_test_data, "onnx_test_data"),
-        ort_format=optional_path(ort_format, "ort_format"),
-        force=force,
-        on_stage=on_stage,
+    trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    golden = golden_for(trained, data=chosen, num_inputs=num_inputs)
+    name = name or (path.stem if is_archive(path) else path.absolute().name)
+    with tempfile.TemporaryDirectory() as workplace:
+        model = Path(workplace) / "model.onnx"
+        report = export_onnx(trained, spec, model, golden=golden, on_stage=on_stage)
+        if not model.is_file():
+            raise ResdeployError(
+                "The exported model does not compute what the source computes.",
+                where=trained.description,
+                fix="run resdeploy export on it, which shows the verdict",
+            )
+        on_stage("pack")
+        manifest = pack_bundle(trained, report, model, path, golden=golden, name=name, force=force)
+        tensors = {"inputs": report.inputs, "outputs": report.outputs}
+        if repository is not None:
+            labels = trained.info.labels if trained.info else ()
+            write_triton(repository, name=name, model=model, labels=labels, force=force, **tensors)
+        if test_data is not None:
+            write_onnx_test_data(test_data, model=model, golden=golden, force=force, **tensors)
+        if ort_folder is not None:
+            write_ort_format(ort_folder, model=model, golden=golden, force=force)
+    return manifest
+
+
+def pack_bundle(
+    source: "SourceModel",
+    report: ExportReport,
+    model: Path,
+    out: Path,
+    *,
+    golden: "Golden",
+    name: str,
+    force: bool = False,
+) -> Manifest:
+    """Write the bundle of a model that was exported already; one file if `out` is a `.zip`.
+
+    Raises:
+        ResdeployError: `out` exists or cannot be written.
+    """
+    from resdeploy.bundle.archive import is_archive, write_archive
+    from resdeploy.bundle.folder import write_bundle
+    from resdeploy.export.export import stage_versions
+    from resdeploy.export.reference import reference_or_reason
+    from resdeploy.verify.verdict import prove_file
+
+    write = functools.partial(
+        write_bundle,
+        name=name,
+        model=model,
+        golden=golden,
+        labels=source.info.labels if source.info else (),
+        preprocess=source.preprocess,
+        export=report,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        versions=stage_versions(),
+        proof=prove_file(model, reference_or_reason(source, golden), golden),
     )
+    if not is_archive(out):
+        return write(out, force=force)
+    with tempfile.TemporaryDirectory() as workplace:
+        folder = Path(workplace) / "bundle"
+        manifest = write(folder)
+        write_archive(folder, out, force=force)
+    return manifest
 
 
 class Bundle:
@@ -119,9 +180,7 @@ class Bundle:
     def __init__(self, path: PathLike, *, provider: Providers | None = None) -> None:
         """Open the bundle at `path`, a folder or a `.zip`.
 
-        Args:
-            path: the bundle.
-            provider: where to run it; None for the settings that `tune` found for this machine.
+        It runs on `provider`; with None, by the settings that `tune` found for this machine.
 
         Raises:
             BundleError: it is damaged, or is no bundle.
@@ -129,7 +188,7 @@ class Bundle:
             ResdeployError: its outputs are no class scores.
         """
         from resdeploy.bundle.archive import opened_bundle
-        from resdeploy.bundle.classifier import require_class_scores
+        from resdeploy.bundle.evaluate import require_class_scores
         from resdeploy.bundle.tuned_settings import fastest_way
         from resdeploy.session.session import open_session
 
@@ -146,7 +205,7 @@ class Bundle:
         self.manifest: Manifest = self._folder.manifest
         self.labels: tuple[str, ...] = self._folder.labels
 
-    def __call__(self, sample: Inputs, *, top: int = 5) -> "Prediction":
+    def __call__(self, sample: Inputs, *, top: int = 5) -> Prediction:
         """Name the likeliest classes of one sample: an image, its file, or an array.
 
         Raises:
@@ -160,7 +219,7 @@ class Bundle:
             )
         return found[0]
 
-    def predict(self, inputs: Inputs, *, top: int = 5) -> "PredictReport":
+    def predict(self, inputs: Inputs, *, top: int = 5) -> PredictReport:
         """Name the `top` likeliest classes of each input, as `resdeploy.predict` does.
 
         Raises:

@@ -1,16 +1,19 @@
 """`resdeploy.check`: a bundle verified again, on the device."""
 
-from typing import TYPE_CHECKING
-
-from resdeploy.api.arguments import PathLike, Providers, path_of, sessions_of
-
-if TYPE_CHECKING:
-    from resdeploy.schema.bundles import CheckReport
+from resdeploy.api.arguments import PathLike, Providers, one_of, path_of, sessions_of
+from resdeploy.schema.bundles import CheckReport
+from resdeploy.schema.verdicts import Accepts
 
 __all__ = ["check"]
 
 
-def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
+def check(
+    bundle: PathLike,
+    *,
+    provider: Providers = "cpu",
+    accept: Accepts = "proof",
+    digest: str | None = None,
+) -> CheckReport:
     """Verify a bundle on this machine: every byte, then the numbers. Needs no torch.
 
     Nothing is run if a single byte changed. Settings that `tune` found for such a machine are
@@ -19,6 +22,8 @@ def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
     Args:
         bundle: a folder, or a `.zip`.
         provider: where to run: names, or `SessionSpec`s.
+        accept: "outputs" lets a bundle pass whose file was not proved where it was made.
+        digest: the bundle's, as you received it by another way: a manifest is not signed.
 
     Returns:
         The record; `.passed` is the verdict.
@@ -32,6 +37,7 @@ def check(bundle: PathLike, *, provider: Providers = "cpu") -> "CheckReport":
         True
     """
     path, sessions = path_of(bundle, "bundle"), sessions_of(provider)
+    one_of(accept, "accept", ("proof", "outputs"))
     from resdeploy.bundle.check import check_bundle
 
-    return check_bundle(path, sessions)
+    return check_bundle(path, sessions, accepts=accept, digest=digest)

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from resdeploy.api.arguments import OnStage, silent
-from resdeploy.api.make_bundle import pack_bundle
-from resdeploy.bench.bench import bench
+from resdeploy.api.bundle import pack_bundle
+from resdeploy.bench.process import bench
 from resdeploy.bundle.check import check_bundle
 from resdeploy.errors import ProviderError
 from resdeploy.export.export import export_onnx
@@ -18,12 +19,12 @@ from resdeploy.export.source import load_source
 from resdeploy.files import atomic_directory
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.benchmarks import BenchResult, BenchSpec
+from resdeploy.schema.bundles import DemoReport, DemoStage
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.demos import DemoReport, DemoStage
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.recipes import DataSpec, EpochMetrics, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.verdicts import ProviderVerdict
+from resdeploy.schema.verdicts import ProviderVerdict, VerifyReport
 from resdeploy.session.session import open_session
 from resdeploy.training.checkpoint import CHECKPOINT_NAME
 from resdeploy.training.loop import train
@@ -40,19 +41,17 @@ _PROVIDERS = ("cpu", "cuda")
 def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> DemoReport:
     """Train, fold, export, verify, bench and bundle a small ResNet on scikit-learn's digits.
 
-    Args:
-        out: the folder to write, whole or not at all.
-        force: replace the folder of an earlier demo.
-        on_stage: called with the name of each stage as it begins.
+    `out` is written whole or not at all; `force` replaces the folder of an earlier demo.
 
     Raises:
         ResdeployError: `out` exists or cannot be written.
     """
-    log = _StageLog(on_stage)
+    stages: list[DemoStage] = []
+    stage = partial(_stage, stages, on_stage)
     recipe = load_recipe(RECIPE)
     with atomic_directory(out, force=force, marker=REPORT_NAME) as folder:
         model = folder / "model.onnx"
-        with log.stage("train") as say:
+        with stage("train") as say:
 
             def on_epoch(metrics: EpochMetrics) -> None:
                 on_stage(
@@ -62,27 +61,27 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
 
             trained = train(recipe, folder / "run", on_epoch=on_epoch)
             say(f"{trained.last.test_accuracy:.2%} of {trained.num_test} held-out digits right")
-        with log.stage("fold and export") as say:
+        with stage("fold and export") as say:
             source = load_source(SourceSpec(path=str(folder / "run")))
             golden = golden_for(source, data=DataSpec(name=recipe.data.name))
             exported = export_onnx(source, ExportSpec(), model, golden=golden)
             say(_export_outcome(exported))
         sessions, unavailable = _available_sessions(model)
-        with log.stage("verify") as say:
+        with stage("verify") as say:
             reference = reference_graph(source, golden)
             verification = judge_model(model, reference, golden, open_sessions(model, sessions))
-            say("\n".join(map(_verdict_outcome, verification.verdicts)))
+            say("\n".join(_verdict_outcome(v, verification) for v in verification.verdicts))
             for provider, why in unavailable.items():
                 say(f"{provider}: not on this machine. {why}")
-        with log.stage("bench") as say:
+        with stage("bench") as say:
             specs = [BenchSpec(session=session, num_runs=500) for session in sessions]
             timed = tuple(bench(model, spec) for spec in specs)
             say("\n".join(map(_bench_outcome, timed)))
-        with log.stage("bundle and check") as say:
+        with stage("bundle and check") as say:
             packed = folder / "bundle"
             pack_bundle(source, exported, model, packed, golden=golden, name=recipe.name)
             checked = check_bundle(packed, sessions)
-            say(f"{checked.num_files} files intact, {'PASS' if checked.passed else 'FAIL'}")
+            say(f"{checked.num_files} files intact, {checked.verification.verdict}")
         # Paths of the final folder, which gets its name at the end.
         names = {"run": "run", "model": model.name, "bundle": packed.name, "report": REPORT_NAME}
         paths = {kind: str(out / name) for kind, name in names.items()}
@@ -93,7 +92,7 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
             verification=verification,
             bench=timed,
             check=checked,
-            stages=tuple(log.stages),
+            stages=tuple(stages),
             unavailable=unavailable,
             paths=paths,
         )
@@ -101,22 +100,17 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
     return report
 
 
-@dataclass
-class _StageLog:
-    """Collects the ended stages with their outcomes."""
-
-    on_stage: OnStage
-    stages: list[DemoStage] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Time a stage; the function given takes its outcome."""
-        self.on_stage(name)
-        outcome: list[str] = []
-        started = time.perf_counter()
-        yield outcome.append
-        duration_s = time.perf_counter() - started
-        self.stages.append(DemoStage(stage=name, outcome="\n".join(outcome), duration_s=duration_s))
+@contextmanager
+def _stage(
+    stages: list[DemoStage], on_stage: OnStage, name: str
+) -> Iterator[Callable[[str], None]]:
+    """Time a stage and add it to `stages`; the function given takes its outcome."""
+    on_stage(name)
+    outcome: list[str] = []
+    started = time.perf_counter()
+    yield outcome.append
+    duration_s = time.perf_counter() - started
+    stages.append(DemoStage(stage=name, outcome="\n".join(outcome), duration_s=duration_s))
 
 
 def _available_sessions(model: Path) -> tuple[list[SessionSpec], dict[str, str]]:
@@ -144,10 +138,10 @@ def _export_outcome(report: ExportReport) -> str:
     )
 
 
-def _verdict_outcome(verdict: ProviderVerdict) -> str:
-    c = verdict.comparison
+def _verdict_outcome(verdict: ProviderVerdict, report: VerifyReport) -> str:
+    c, word = verdict.comparison, report.verdict if verdict.passed else "FAIL"
     return (
-        f"{verdict.session.spec.provider}: {'PASS' if verdict.passed else 'FAIL'}, the error is "
+        f"{verdict.session.spec.provider}: {word}, the error is "
         f"{c.noise_ratio:.2f} x the noise of float32 (limit {c.noise_ratio_limit:g})\n"
         f"{c.top1_agreement:.2%} of the predictions as in float64"
     )

@@ -14,12 +14,12 @@ from resdeploy.api.arguments import (
     silent,
 )
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.evaluations import EvaluateReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resdeploy.bundle.evaluate import LoadSamples
-    from resdeploy.schema.evaluations import EvaluateReport
 
 __all__ = ["evaluate"]
 
@@ -32,7 +32,7 @@ def evaluate(
     max_drop: float | None = None,
     provider: Providers = "cpu",
     on_progress: OnProgress = silent,
-) -> "EvaluateReport":
+) -> EvaluateReport:
     """Measure a model's accuracy on held-out samples, with its interval. Needs no torch.
 
     Args:

@@ -1,7 +1,7 @@
 """`resdeploy.export`: a trained model folded, checked, and written as ONNX."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from resdeploy.api.arguments import (
     OnStage,
@@ -12,9 +12,7 @@ from resdeploy.api.arguments import (
     path_of,
     silent,
 )
-
-if TYPE_CHECKING:
-    from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.exports import ExportReport
 
 __all__ = ["export"]
 
@@ -31,7 +29,7 @@ def export(
     embed_preprocess: bool = False,
     force: bool = False,
     on_stage: OnStage = silent,
-) -> "ExportReport":
+) -> ExportReport:
     """Fold a trained model and write it as one ONNX file, if the file computes the same.
 
     Args:

@@ -1,12 +1,10 @@
 """`resdeploy.fold_batchnorm`: the BatchNorms of a module, or of a file, folded into its layers."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from resdeploy.api.arguments import PathLike, model_of, optional_path, source_spec
+from resdeploy.api.arguments import PathLike, is_onnx, model_of, optional_path, path_of, source_spec
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import SourceSpec
-from resdeploy.schema.sessions import SessionSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,8 +68,13 @@ def fold_batchnorm(
     if example is not None:
         raise ResdeployError("An example is for a module; a file says what it takes.")
     path = optional_path(out, "out")
-    if spec.path is not None and Path(spec.path).suffix.lower() == ".onnx":
-        return _fold_onnx(spec, Path(spec.path), path, layernorm=layernorm, force=force)
+    if is_onnx(spec):
+        if spec != SourceSpec(path=spec.path, input_shape=spec.input_shape):
+            raise ResdeployError("An ONNX file needs no architecture, factory or recipe.")
+        from resdeploy.api.fold_onnx import fold_file
+
+        model, shape = path_of(spec.path, "source"), spec.input_shape
+        return fold_file(model, path, input_shape=shape, layernorm=layernorm, force=force)
     from resdeploy.export.fold_checkpoint import fold_checkpoint
 
     return fold_checkpoint(model_of(spec), path, layernorm=layernorm, force=force)
@@ -87,23 +90,3 @@ def _fold_module(source: Any, example: Any, *, layernorm: bool) -> "FoldedModule
     from resdeploy.export.fold_module import fold_batchnorm as fold_module
 
     return fold_module(module, example, layernorm=layernorm)
-
-
-def _fold_onnx(
-    request: SourceSpec, path: Path, out: Path | None, *, layernorm: bool, force: bool
-) -> "FoldReport":
-    """Fold an ONNX file; its verdict comes from ONNX Runtime, which must not fold by itself."""
-    if request != SourceSpec(path=request.path, input_shape=request.input_shape):
-        raise ResdeployError("An ONNX file needs no architecture, factory or recipe.")
-    from resdeploy.api.fold_onnx import fold_file
-    from resdeploy.session.session import open_session
-
-    as_it_stands = SessionSpec(graph_level="disabled")
-    return fold_file(
-        path,
-        out,
-        run=lambda model, inputs: open_session(model, as_it_stands).run(inputs),
-        input_shape=request.input_shape,
-        layernorm=layernorm,
-        force=force,
-    )

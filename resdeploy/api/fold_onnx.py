@@ -1,8 +1,8 @@
 """Fold an ONNX file: model in, folded model out, judged before it is written.
 
 The folded model is run beside the original on a seeded input, and both are compared with what the
-original computes in float64: its error may be at most `NOISE_RATIO_LIMIT` times the original's. The
-caller passes the function that runs them.
+original computes in float64: its error may be at most `NOISE_RATIO_LIMIT` times the original's.
+ONNX Runtime runs both as they stand, since by itself it would fold too.
 
 One file holds at most 2 GB. A model that is larger, or whose weights lie in other files already, is
 written with its weights in `<name>.data` beside it, and is run from the file rather than from
@@ -11,7 +11,7 @@ memory where it is too large for that.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,15 @@ from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
 from resdeploy.graph.onnx_file import fed_inputs, read_onnx
 from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import Comparison, GoldenInfo
+from resdeploy.session.session import open_session
 from resdeploy.verify.end_to_end import judge_end_to_end
 from resdeploy.verify.golden_file import Golden
 
-__all__ = ["Run", "fold_file"]
+__all__ = ["fold_file"]
 
 Array = npt.NDArray[Any]
-# Runs a serialised model or a file, its graph as it stands, on inputs by name; returns outputs by
-# name.
-Run = Callable[[bytes | Path, Mapping[str, Array]], Mapping[str, Array]]
 
 _SEED = 0
 # The image size for models that leave it open, which most networks can take.
@@ -50,22 +49,15 @@ def fold_file(
     path: Path,
     out: Path | None,
     *,
-    run: Run,
     input_shape: tuple[int, ...] | None = None,
     layernorm: bool = False,
     force: bool = False,
 ) -> FoldReport:
     """Fold the ONNX file `path` and write it to `out`; with `out` None, only report.
 
-    It has the bytes of the original where nothing was folded and it is a single file.
-
-    Args:
-        path: the model.
-        out: the file to write, only if the folded model passes the comparison in the report.
-        run: computes the outputs, with all graph optimisations off.
-        input_shape: of one sample of the first input, where the model leaves it open.
-        layernorm: fold the affine parts of LayerNormalizations too.
-        force: replace an existing file.
+    It has the bytes of the original where nothing was folded and it is a single file, and is
+    written only if the folded model passes the comparison in the report. `input_shape` is that of
+    one sample of the first input, where the model leaves it open.
 
     Raises:
         ResdeployError: `path` is missing or no ONNX model, its weights lie outside its folder, or
@@ -73,7 +65,7 @@ def fold_file(
             written without a verdict.
     """
     original, is_external = read_onnx(path)
-    source = _Source(original, path, is_external, run, input_shape, layernorm)
+    source = _Source(original, path, is_external, input_shape, layernorm)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _fold(source, Path(folder) / path.name, must_be_judged=False)
@@ -96,7 +88,6 @@ class _Source:
     model: onnx.ModelProto
     path: Path
     is_external: bool
-    run: Run
     input_shape: tuple[int, ...] | None
     layernorm: bool
 
@@ -135,7 +126,7 @@ def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
         raise
     before = source.path if too_large else _serialised(source.model)
     after = target if beside else target.read_bytes()
-    comparison = _judge(expected, before, after, inputs, source.run)
+    comparison = _judge(expected, before, after, inputs)
     return dataclasses.replace(report, comparison=comparison)
 
 
@@ -158,12 +149,14 @@ def _judge(
     before: bytes | Path,
     after: bytes | Path,
     inputs: Mapping[str, Array],
-    run: Run,
 ) -> Comparison:
     """Return the verdict on the folded model; its yardstick is the error of the original."""
+    as_it_stands = SessionSpec(graph_level="disabled")
     reference_NK = _side_by_side(expected, expected)
-    unfolded_NK = _side_by_side(run(before, inputs), expected)
-    folded_NK = _side_by_side(run(after, inputs), expected)
+    unfolded_NK, folded_NK = (
+        _side_by_side(open_session(model, as_it_stands).run(inputs), expected)
+        for model in (before, after)
+    )
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
     golden = Golden(
         inputs=np.zeros((1, 0), np.float32),  # the inputs may be several, and of any type
@@ -209,9 +202,8 @@ def _seeded_inputs(source: _Source) -> tuple[dict[str, Array], bool]:
         ]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         is_float = dtype.kind == "f" or dtype.name == "bfloat16"
-        inputs[value.name] = (random.normal(size=shape) if is_float else np.zeros(shape)).astype(
-            dtype
-        )
+        made = random.normal(size=shape) if is_float else np.zeros(shape)
+        inputs[value.name] = made.astype(dtype)
     return inputs, is_made_up
 
 

@@ -1,19 +1,15 @@
 """`resdeploy.predict`: the likeliest classes of images, by the model of a bundle."""
 
-from typing import TYPE_CHECKING
-
 from resdeploy.api.arguments import Inputs, PathLike, Providers
 from resdeploy.api.bundle import Bundle
-
-if TYPE_CHECKING:
-    from resdeploy.schema.bundles import PredictReport
+from resdeploy.schema.bundles import PredictReport
 
 __all__ = ["predict"]
 
 
 def predict(
     bundle: PathLike, inputs: Inputs, *, top: int = 5, provider: Providers | None = None
-) -> "PredictReport":
+) -> PredictReport:
     """Name the likeliest classes of every input. Needs no torch.
 
     Every byte of the bundle is checked first; to ask more than once, open it with `load`.

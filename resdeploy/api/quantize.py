@@ -1,6 +1,6 @@
 """`resdeploy.quantize`: a model in lower precision, within a budget for its outputs."""
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from resdeploy.api.arguments import (
     Data,
@@ -17,11 +17,9 @@ from resdeploy.schema.quants import (
     Choice,
     IntegerTypes,
     QuantizedPrecision,
+    QuantReport,
     QuantSpec,
 )
-
-if TYPE_CHECKING:
-    from resdeploy.schema.quants import QuantReport
 
 __all__ = ["quantize"]
 
@@ -47,7 +45,7 @@ def quantize(
     keep_io: bool = True,
     force: bool = False,
     on_stage: OnStage = silent,
-) -> "QuantReport":
+) -> QuantReport:
     """Lower the precision of a folded ONNX file, and measure the cost. Needs no torch.
 
     Args:

@@ -5,7 +5,6 @@ A verdict is worth the faults it catches. The model is exported, then each fault
 verdicts of fixed tolerances stand beside it.
 """
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.schema.verdicts import PlantedFault, SelftestReport
+from resdeploy.schema.verdicts import PlantedAttack, PlantedFault, SelftestReport, VerifyReport
 from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
-from resdeploy.verify.certify import Reference
-from resdeploy.verify.faults import CONTROLS, FAULTS, Fault, UnfoldedLayer, Workpiece
+from resdeploy.verify.faults import CONTROLS, FAULTS, UnfoldedLayer, Workpiece
+from resdeploy.verify.faults.attacks import ATTACKS
 from resdeploy.verify.fixed_tolerance import FIXED_TOLERANCES
-from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.verdict import judge_model
 
 __all__ = ["folded_layers", "selftest"]
@@ -41,16 +39,14 @@ def selftest(
     source: Source,
     *,
     num_inputs: int,
+    attack: bool = False,
     num_threads: int | None = None,
     on_stage: OnStage = silent,
 ) -> SelftestReport:
     """Return the outcome of every fault that can be planted into `source`.
 
-    Args:
-        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
-        num_inputs: seeded inputs for each faulty model.
-        num_threads: of each session.
-        on_stage: called with the name of each stage as it begins.
+    Each faulty model is run on `num_inputs` seeded inputs, in a session of `num_threads`; `attack`
+    plants back doors as well.
 
     Raises:
         ResdeployError: the model cannot be exported or is itself not finite.
@@ -67,18 +63,28 @@ def selftest(
         graph = load_onnx(path)
         layers = folded_layers(model.module, report.fold or FoldReport(), graph)
         work = Workpiece(model=graph, layers=layers)
-        judge = _Judge(
-            path=path,
-            reference=reference,
-            golden=golden,
-            own=own,
-            session=SessionSpec(num_threads=num_threads),
-        )
+
+        def judge(faulty: onnx.ModelProto) -> tuple[VerifyReport, np.ndarray] | None:
+            path.write_bytes(faulty.SerializeToString())
+            try:
+                session = open_session(path, SessionSpec(num_threads=num_threads))
+                # As a file it is one and the same in every way to call it.
+                verdict = judge_model(path, reference, golden, [session], conformance=False)
+                return verdict, run_session(session, golden.inputs)
+            except ResdeployError:  # it cannot be run, or has outputs of another shape
+                return None
+
         outcomes: dict[str, PlantedFault] = {}
         for fault in (*CONTROLS, *FAULTS):
             on_stage(fault.name)
-            if (outcome := judge(fault, work)) is not None:
-                outcomes[fault.name] = outcome
+            if (faulty := fault.plant(work)) is not None:
+                layer = work.target.node if fault.single_layer and work.target else None
+                outcomes[fault.name] = _outcome(fault.name, layer, judge(faulty), own)
+        attacks = []
+        for fault in ATTACKS if attack else ():
+            on_stage(fault.name)
+            if (faulty := fault.plant(work)) is not None:
+                attacks.append(_attacked(fault.name, judge(faulty)))
     return SelftestReport(
         model=model.description,
         num_inputs=num_inputs,
@@ -86,57 +92,52 @@ def selftest(
         controls=tuple(outcomes[fault.name] for fault in CONTROLS if fault.name in outcomes),
         not_applicable=tuple(fault.name for fault in FAULTS if fault.name not in outcomes),
         tolerances=tuple(FIXED_TOLERANCES),
+        attacks=tuple(attacks),
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Judge:
-    """Puts a faulty model, as a file, through the verdict of `resdeploy.verify`."""
+def _attacked(name: str, judged: tuple[VerifyReport, np.ndarray] | None) -> PlantedAttack:
+    """Return the outcome of a back door."""
+    if judged is None:
+        return PlantedAttack(name=name, verdict="FAIL", found="it cannot be run", ran=False)
+    report, _ = judged
+    reasons = [*report.reasons, *(r for v in report.verdicts for r in v.reasons), *report.unproved]
+    found = reasons[0] if reasons else ""
+    return PlantedAttack(name=name, verdict=report.verdict, found=found, ran=True)
 
-    path: Path
-    reference: Reference
-    golden: Golden
-    own: np.ndarray
-    session: SessionSpec
 
-    def __call__(self, fault: Fault, work: Workpiece) -> PlantedFault | None:
-        model = fault.plant(work)
-        if model is None:
-            return None
-        self.path.write_bytes(model.SerializeToString())
-        target = work.target
-        planted = PlantedFault(
-            name=fault.name,
-            layer=target.node if fault.single_layer and target is not None else None,
-            caught_by=("end_to_end",),
-            named=None,
-            accepted_by=(),
+def _outcome(
+    name: str, layer: str | None, judged: tuple[VerifyReport, np.ndarray] | None, own: np.ndarray
+) -> PlantedFault:
+    """Return the outcome of a fault; `own` are the outputs of PyTorch's float32."""
+    if judged is None:
+        return PlantedFault(
+            name=name, layer=layer, caught_by=("end_to_end",), named=None, accepted_by=()
         )
-        try:
-            session = open_session(self.path, self.session)
-            # As a file it is one and the same in every way to call it.
-            report = judge_model(
-                self.path, self.reference, self.golden, [session], conformance=False
-            )
-            outputs_NK = run_session(session, self.golden.inputs)
-        except ResdeployError:  # so faulty that it cannot be run, or has outputs of another shape
-            return planted
-        (verdict,) = report.verdicts
-        layers = {
-            "structure": report.structure,
-            "static": report.static,
-            "node_local": verdict.node_local,
-            "end_to_end": verdict.comparison,
-        }
-        reasons = (*report.reasons, *(verdict.node_local.reasons if verdict.node_local else ()))
-        return dataclasses.replace(
-            planted,
-            caught_by=tuple(n for n, one in layers.items() if one is not None and not one.passed),
-            named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
-            accepted_by=tuple(
-                name for name, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, self.own)
-            ),
-        )
+    report, outputs_NK = judged
+    (verdict,) = report.verdicts
+    layers = {
+        "structure": report.structure,
+        "static": report.static,
+        "node_local": verdict.node_local,
+        "end_to_end": verdict.comparison,
+    }
+    reasons = (
+        *report.reasons,
+        *report.missing.values(),
+        *(verdict.node_local.reasons if verdict.node_local else ()),
+    )
+    return PlantedFault(
+        name=name,
+        layer=layer,
+        caught_by=tuple(
+            n
+            for n, one in layers.items()
+            if n in report.missing or (one is not None and not one.passed)
+        ),
+        named=next((reason.split("`")[1] for reason in reasons if "`" in reason), None),
+        accepted_by=tuple(n for n, accepts in FIXED_TOLERANCES.items() if accepts(outputs_NK, own)),
+    )
 
 
 def folded_layers(
@@ -148,22 +149,19 @@ def folded_layers(
     layers = []
     for site in report.folded:
         node = nodes.get(f"{site.producer}.weight")
-        if node is None or producers.count(site.producer) > 1:
-            continue
-        layer, norm = module.get_submodule(site.producer), module.get_submodule(site.site)
-        is_plain = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
-        if not is_plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            continue
-        layers.append(_before_the_fold(node, layer, norm))
+        if node is not None and producers.count(site.producer) == 1:
+            layer, norm = module.get_submodule(site.producer), module.get_submodule(site.site)
+            layers.append(_before_the_fold(node, layer, norm))
     return tuple(found for found in layers if found is not None)
 
 
-def _before_the_fold(
-    node: str, layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm
-) -> UnfoldedLayer | None:
+def _before_the_fold(node: str, layer: nn.Module, norm: nn.Module) -> UnfoldedLayer | None:
     def array(value: Any) -> np.ndarray | None:
         return None if value is None else value.detach().numpy()
 
+    is_plain = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    if not is_plain or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return None
     weight, mean, var = array(layer.weight), array(norm.running_mean), array(norm.running_var)
     if weight is None or mean is None or var is None:
         return None

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from resdeploy.api.arguments import Data, PathLike, one_of, optional_data, optional_path, silent
-from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainPrecision
-
-if TYPE_CHECKING:
-    from resdeploy.schema.recipes import TrainReport
+from resdeploy.schema.recipes import EpochMetrics, Recipe, TrainPrecision, TrainReport
 
 __all__ = ["train"]
 
@@ -28,7 +25,7 @@ def train(
     force: bool = False,
     on_batch: Callable[[int, int, float, float], None] = silent,
     on_epoch: Callable[[EpochMetrics], None] = silent,
-) -> "TrainReport":
+) -> TrainReport:
     """Train a recipe into a run directory.
 
     Args:

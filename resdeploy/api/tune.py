@@ -1,10 +1,9 @@
 """`resdeploy.tune`: the fastest settings for a bundle, within a budget for its accuracy."""
 
-import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from resdeploy.api.arguments import (
     Data,
@@ -18,10 +17,7 @@ from resdeploy.api.arguments import (
 )
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.quants import QuantizedPrecision
-from resdeploy.schema.tunings import Objective, TuneSpec
-
-if TYPE_CHECKING:
-    from resdeploy.schema.tunings import TuneReport
+from resdeploy.schema.tunings import Objective, TuneReport, TuneSpec
 
 __all__ = ["refuse_contradictions", "tune"]
 
@@ -43,11 +39,8 @@ def tune(
     work: PathLike | None = None,
     force: bool = False,
     on_progress: OnProgress = silent,
-) -> "TuneReport":
+) -> TuneReport:
     """Find the fastest settings for a bundle on this machine.
-
-    Candidates with worse outputs are excluded before the clock starts. The others race in fresh
-    processes, and the winner is timed again against ONNX Runtime's defaults.
 
     Args:
         bundle: a folder, or a `.zip`.
@@ -108,9 +101,10 @@ def tune(
         num_runs=num_runs,
     )
     known = read_variants(files)
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(opened_bundle(path))
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="resdeploy-"))
+    with (
+        opened_bundle(path) as opened,
+        tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
+    ):
         journal, made = Journal(), Path(temporary)
         if folder is not None:
             identity = identity_of(

@@ -11,6 +11,7 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
+    is_onnx,
     is_path,
     model_of,
     one_of,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
 
-__all__ = ["reference_or_reason", "verify"]
+__all__ = ["verify"]
 
 _NUM_INPUTS = 32
 
@@ -58,10 +59,6 @@ def verify(
     on_fault: Callable[[str, Path], None] = silent,
 ) -> "VerifyReport":
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
-
-    There is no tolerance to choose: the wiring is compared, then each weight with its exact value,
-    each layer as it runs with a bound from rounding theory, and the outputs with the noise that
-    float32 itself makes in this network.
 
     Args:
         model: an ONNX file with one input.
@@ -122,10 +119,11 @@ def verify(
         )
         return replace(report, accepts=accept)
     original: Reference | str
-    if request is not None and _is_onnx(request):
+    if request is not None and is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
+        from resdeploy.export.reference import reference_or_reason
 
         source = _source_for(sessions[0], reference, input_shape)
         given = _given(inputs, source.preprocess, num_inputs)
@@ -147,17 +145,6 @@ def verify(
     )
 
 
-def reference_or_reason(source: "SourceModel", golden: "Golden") -> "Reference | str":
-    """Return the reference graph, or the reason for its absence: outputs can still be judged."""
-    from resdeploy.errors import UnsupportedModelError
-    from resdeploy.export.reference import reference_graph
-
-    try:
-        return reference_graph(source, golden)
-    except UnsupportedModelError as error:
-        return error.what
-
-
 def _refuse_contradictions(
     golden: object,
     reference: object,
@@ -176,7 +163,7 @@ def _refuse_contradictions(
         raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
     if data is not None and inputs is not None:
         raise ResdeployError("data and inputs each say what to verify on: give one.")
-    if request is None or not _is_onnx(request):
+    if request is None or not is_onnx(request):
         return
     if data or request != SourceSpec(path=request.path):
         raise ResdeployError(
@@ -185,14 +172,9 @@ def _refuse_contradictions(
         )
 
 
-def _is_onnx(request: SourceSpec) -> bool:
-    return request.path is not None and Path(request.path).suffix.lower() == ".onnx"
-
-
 def _from_onnx(
     request: SourceSpec, session: SessionSpec, inputs: object, num_inputs: int | None
 ) -> "tuple[Golden, Reference]":
-    from resdeploy.session.run import session_outputs
     from resdeploy.session.session import open_session
     from resdeploy.verify.reference_file import load_reference
 
@@ -201,7 +183,7 @@ def _from_onnx(
         path_of(request.path, "reference"),
         num_inputs=num_inputs or _NUM_INPUTS,
         given=_given(inputs, None, num_inputs),
-        run=lambda model, rows: session_outputs(open_session(model, as_it_stands), rows),
+        open_model=lambda model: open_session(model, as_it_stands).run,
     )
 
 
@@ -217,8 +199,8 @@ def _source_for(
     sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
     if input_shape is None and len(sizes) == len(tensor.shape[1:]):
         input_shape = sizes
-    of_file = is_path(reference) or isinstance(reference, SourceSpec)
-    source = model_of(reference, input_shape=None if of_file else input_shape, name="reference")
+    shape = input_shape if source_spec(reference) is None else None
+    source = model_of(reference, input_shape=shape, name="reference")
     if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 

@@ -1,6 +1,7 @@
 """Ceilings of this machine: the rates of a large matrix product and of a large copy."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,12 +21,7 @@ _COPY_BYTES = 64 << 20
 _NUM_TRIES = 30
 
 # TensorProto.DataType
-_FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6
-_TYPES = {
-    np.dtype(np.float32): _FLOAT,
-    np.dtype(np.uint8): _UINT8,
-    np.dtype(np.int8): _INT8,
-}
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
 
 
 def peak_macs_per_s(spec: SessionSpec, *, integer: bool = False) -> float:
@@ -42,17 +38,12 @@ def peak_macs_per_s(spec: SessionSpec, *, integer: bool = False) -> float:
     if integer:
         left = rng.integers(0, 256, (size, size), dtype=np.uint8)
         right = rng.integers(-128, 128, (size, size), dtype=np.int8)
-        model = _product(b"MatMulInteger", left, right, _INT32)
+        model = _product(b"MatMulInteger", left, right, "int32")
     else:
         left, right = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
-        model = _product(b"MatMul", left, right, _FLOAT)
+        model = _product(b"MatMul", left, right, "float32")
     session = open_session(model, spec)
-    seconds = []
-    for _ in range(_NUM_TRIES):
-        start = time.perf_counter()
-        session.run({"a": left})
-        seconds.append(time.perf_counter() - start)
-    return float(size**3 / min(seconds))
+    return float(size**3 / _shortest_s(lambda: session.run({"a": left})))
 
 
 def peak_bytes_per_s(num_threads: int) -> float:
@@ -60,17 +51,21 @@ def peak_bytes_per_s(num_threads: int) -> float:
     source = np.ones(_COPY_BYTES // 8)
     target = np.zeros_like(source)
     sources, targets = (np.array_split(array, num_threads) for array in (source, target))
-    seconds = []
     with ThreadPoolExecutor(num_threads) as pool:
-        for _ in range(_NUM_TRIES):
-            start = time.perf_counter()
-            # numpy lets other threads run while it copies.
-            list(pool.map(np.copyto, targets, sources))
-            seconds.append(time.perf_counter() - start)
-    return 2 * _COPY_BYTES / min(seconds)
+        # numpy lets other threads run while it copies.
+        return 2 * _COPY_BYTES / _shortest_s(lambda: list(pool.map(np.copyto, targets, sources)))
 
 
-def _product(op: bytes, left: NDArray[Any], right: NDArray[Any], out_type: int) -> bytes:
+def _shortest_s(run: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_NUM_TRIES):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _product(op: bytes, left: NDArray[Any], right: NDArray[Any], out_type: str) -> bytes:
     """Return an ONNX model of one product of an input a like `left` and the weight `right`, to y.
 
     Written out as a protocol buffer, since the target has no package that makes one: field numbers
@@ -80,10 +75,10 @@ def _product(op: bytes, left: NDArray[Any], right: NDArray[Any], out_type: int) 
     node = _field(1, b"a") + _field(1, b"b") + _field(2, b"y") + _field(3, b"product")
     node += _field(4, op)
     weight = b"".join(_number(1, size) for size in right.shape)
-    weight += _number(2, _TYPES[right.dtype]) + _field(8, b"b") + _field(9, right.tobytes())
+    weight += _number(2, _TYPES[str(right.dtype)]) + _field(8, b"b") + _field(9, right.tobytes())
     graph = _field(1, node) + _field(2, b"product") + _field(5, weight)
-    graph += _field(11, _value(b"a", _TYPES[left.dtype], left.shape))
-    graph += _field(12, _value(b"y", out_type, (left.shape[0], right.shape[1])))
+    graph += _field(11, _value(b"a", _TYPES[str(left.dtype)], left.shape))
+    graph += _field(12, _value(b"y", _TYPES[out_type], (left.shape[0], right.shape[1])))
     opset = _field(1, b"") + _number(2, 13)
     return _number(1, 8) + _field(7, graph) + _field(8, opset)
 

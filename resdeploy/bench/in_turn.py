@@ -22,7 +22,7 @@ from resdeploy.machine.environment import read_environment
 from resdeploy.machine.state import read_machine_state
 from resdeploy.schema.benchmarks import BenchBlock, BenchComparison, BenchJob, BenchSide, BenchSpec
 from resdeploy.schema.codec import from_json
-from resdeploy.statistics.paired import CONFIDENCE, min_runs_for, speed_ratio
+from resdeploy.statistics.paired import CONFIDENCE, runs_per_process, speed_ratio
 
 __all__ = [
     "MIN_BLOCKS",
@@ -96,6 +96,8 @@ def bench_in_turn(
         if on_block is not None:
             on_block(number + 1)
     after = read_machine_state(gpus=True)
+    needed = runs_per_process(blocks, 99)
+    enough = needed <= min(candidate[1].num_runs, baseline[1].num_runs)
     return BenchComparison(
         candidate=sides[0],
         baseline=sides[1],
@@ -104,8 +106,9 @@ def bench_in_turn(
         blocks=tuple(blocks),
         confidence=CONFIDENCE,
         p50=speed_ratio(blocks, 50),
-        p99=speed_ratio(blocks, 99) if _enough(blocks, 99) else None,
+        p99=speed_ratio(blocks, 99) if enough else None,
         max_slowdown=max_slowdown,
+        caveats=() if enough else (f"too few runs for p99: a process takes some {needed}",),
         before=before,
         after=after,
     )
@@ -134,12 +137,7 @@ def time_in_turn(
     """Time each of `sides` in a fresh process, in interleaved bursts: A B C C B A, and again.
 
     All processes live to the end, so all must fit into memory together. They are started one after
-    the other, in the order of `sides`.
-
-    Args:
-        sides: models and the specs of their timing.
-        prove_placement: check the kernels of a profile.
-        num_bursts: of each process; even, so that a drift cancels.
+    the other, in the order of `sides`. For the arguments see `time_those_that_run`.
 
     Raises:
         ResdeployError: a model cannot be timed.
@@ -231,7 +229,8 @@ def time_those_that_run(
                 for word, num_runs in (("", spec.num_runs), ("bound ", spec.num_bound_runs)):
                     if place not in alive or not num_runs:
                         continue
-                    alive[place].send(f"{word}{_share(num_runs, number, num_bursts)}")
+                    done = number * num_runs // num_bursts
+                    alive[place].send(f"{word}{(number + 1) * num_runs // num_bursts - done}")
                     if (found := answer(place)) is not None:
                         bursts[place, word].append(tuple(found["latencies_ns"]))
                         peaks[place] = found["ram_peak_bytes"]
@@ -246,16 +245,3 @@ def time_those_that_run(
         )
         for place in range(len(sides))
     ]
-
-
-def _share(num_runs: int, number: int, num_bursts: int) -> int:
-    """Return the number of runs in one burst."""
-    return (number + 1) * num_runs // num_bursts - number * num_runs // num_bursts
-
-
-def _enough(blocks: list[BenchBlock], q: float) -> bool:
-    return all(
-        sum(map(len, bursts)) >= min_runs_for(q)
-        for block in blocks
-        for bursts in (block.candidate_ns, block.baseline_ns)
-    )

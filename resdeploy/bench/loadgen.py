@@ -17,8 +17,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec, LoadgenResult, LoadgenSpec
 
-__all__ = ["LoadgenTimes", "drive", "read_summary", "require_loadgen"]
+__all__ = ["Times", "drive", "read_summary", "require_loadgen"]
 
 # What MLPerf gives a ResNet-50: as many samples to draw from, though here all are one input.
 _NUM_SAMPLES = 1024
@@ -40,30 +39,22 @@ _FEWEST_QUERIES = {"single-stream": 64, "server": 662, "offline": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadgenTimes:
-    """Latencies of a test under LoadGen.
+class Times:
+    """Latencies of a test, the arrivals they count from, those through an I/O binding.
 
-    Attributes:
-        arrivals_ns: the arrival of each run since the first query; empty in "single-stream".
-        latencies_ns: from there to the answer.
-        result: LoadGen's verdict.
+    `arrivals_ns`, since the first query, is empty in "single-stream"; `loadgen` is its verdict.
     """
 
-    arrivals_ns: tuple[int, ...]
     latencies_ns: tuple[int, ...]
-    result: LoadgenResult
+    arrivals_ns: tuple[int, ...] = ()
+    bound_ns: tuple[int, ...] = ()
+    loadgen: LoadgenResult | None = None
 
 
 def drive(
     run: Callable[[], object], spec: BenchSpec, settings: LoadgenSpec, *, typical_ns: float
-) -> LoadgenTimes:
-    """Run a test under LoadGen.
-
-    Args:
-        run: one run, of `spec.batch_size` samples.
-        spec: the scenario; all but "offline" take batches of one sample.
-        settings: its duration, and the rule of "server".
-        typical_ns: the time of a run in the warm-up.
+) -> Times:
+    """Run a test under LoadGen; `run` takes `spec.batch_size` samples, in `typical_ns` or so.
 
     Raises:
         MissingExtraError: LoadGen is not installed.
@@ -73,29 +64,43 @@ def drive(
     import mlperf_loadgen as lg  # noqa: PLC0415 - an extra
 
     system = _System(lg, run, spec.batch_size)
-    issue = system.issue_later if spec.scenario == "server" else system.issue_now
+    waiting: queue.SimpleQueue[tuple[Sequence[Any], int] | None] = queue.SimpleQueue()
+
+    def issue(samples: Sequence[Any]) -> None:
+        if spec.scenario == "server":  # whose next query does not wait for the answer
+            waiting.put((samples, time.perf_counter_ns()))
+        else:
+            system.answer(samples, time.perf_counter_ns())
+
+    def serve() -> None:
+        while (query := waiting.get()) is not None:
+            system.answer(*query)
+
+    worker = threading.Thread(target=serve, daemon=True)
     sut = lg.ConstructSUT(issue, lambda: None)
     qsl = lg.ConstructQSL(_NUM_SAMPLES, _NUM_SAMPLES, lambda _: None, lambda _: None)
     with tempfile.TemporaryDirectory() as folder:
         logs = lg.LogSettings()
         logs.log_output.outdir = folder
         logs.log_output.copy_summary_to_stdout = False
+        worker.start()
         try:
-            with system.worker():
-                lg.StartTestWithLogSettings(
-                    sut, qsl, _test_settings(lg, spec, settings, typical_ns), logs, ""
-                )
+            test = _test_settings(lg, spec, settings, typical_ns)
+            lg.StartTestWithLogSettings(sut, qsl, test, logs, "")
         finally:
+            waiting.put(None)
+            worker.join()
             lg.DestroyQSL(qsl)
             lg.DestroySUT(sut)
-        system.raise_failure()
+        if system.failure is not None:
+            raise system.failure
         summary = Path(folder, "mlperf_log_summary.txt")
         text = summary.read_text(encoding="utf-8") if summary.exists() else ""
-    result = read_summary(text, version=importlib.metadata.version("mlcommons-loadgen"))
-    return LoadgenTimes(
-        arrivals_ns=() if spec.scenario == "single-stream" else tuple(system.arrivals_ns),
+    arrivals_ns = tuple(asked_ns - system.asked_ns[0] for asked_ns in system.asked_ns)
+    return Times(
+        arrivals_ns=() if spec.scenario == "single-stream" else arrivals_ns,
         latencies_ns=tuple(system.latencies_ns),
-        result=result,
+        loadgen=read_summary(text, version=importlib.metadata.version("mlcommons-loadgen")),
     )
 
 
@@ -145,55 +150,20 @@ class _System:
         self._lg = lg
         self._run = run
         self._batch_size = batch_size
-        self._start_ns: int | None = None
-        self._waiting: queue.SimpleQueue[tuple[Sequence[Any], int] | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
-        self.arrivals_ns: list[int] = []
+        self.failure: BaseException | None = None
+        self.asked_ns: list[int] = []
         self.latencies_ns: list[int] = []
 
-    def issue_now(self, samples: Sequence[Any]) -> None:
-        """Answer `samples` before returning: there is no next query before that."""
-        self._answer(samples, self._now())
-
-    def issue_later(self, samples: Sequence[Any]) -> None:
-        """Put `samples` in the queue of the worker, and return to issue the next."""
-        self._waiting.put((samples, self._now()))
-
-    @contextmanager
-    def worker(self) -> Iterator[None]:
-        """Answer the queue in a thread, for the length of a block."""
-        thread = threading.Thread(target=self._serve, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._waiting.put(None)
-            thread.join()
-
-    def raise_failure(self) -> None:
-        """Raise what a run raised, if one did."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _now(self) -> int:
-        now_ns = time.perf_counter_ns()
-        if self._start_ns is None:
-            self._start_ns = now_ns
-        return now_ns
-
-    def _serve(self) -> None:
-        while (query := self._waiting.get()) is not None:
-            self._answer(*query)
-
-    def _answer(self, samples: Sequence[Any], asked_ns: int) -> None:
+    def answer(self, samples: Sequence[Any], asked_ns: int) -> None:
+        """Run `samples`, asked for at that time of `perf_counter_ns`."""
         for start in range(0, len(samples), self._batch_size):
             batch = samples[start : start + self._batch_size]
-            if self._failure is None:
+            if self.failure is None:
                 try:
                     self._run()
                 except BaseException as error:  # `drive` raises it again
-                    self._failure = error
-                self.arrivals_ns.append(asked_ns - (self._start_ns or asked_ns))
+                    self.failure = error
+                self.asked_ns.append(asked_ns)
                 self.latencies_ns.append(time.perf_counter_ns() - asked_ns)
             self._lg.QuerySamplesComplete(
                 [self._lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch]

@@ -1,16 +1,17 @@
 """Timing of one runner in this process: raw latencies, with the warm-up kept apart."""
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from resdeploy.bench.layer_times import check_profile, read_profile
-from resdeploy.bench.loadgen import drive, require_loadgen
+from resdeploy.bench.loadgen import Times, drive, require_loadgen
 from resdeploy.bench.runners import Runner, activate
 from resdeploy.bench.stability import machine_reasons, unstable_reasons
 from resdeploy.data.input_kinds import KINDS
@@ -18,7 +19,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import file_info
 from resdeploy.machine.environment import read_environment
 from resdeploy.machine.state import peak_ram_bytes, read_machine_state
-from resdeploy.schema.benchmarks import BenchResult, BenchSpec, LoadgenResult, LoadgenSpec
+from resdeploy.schema.benchmarks import BenchResult, BenchSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.machines import MachineState
 from resdeploy.session.onnx_wire import count_subnormal_weights
@@ -44,13 +45,8 @@ class TimedRunner:
     values: np.ndarray
     load_ns: int
     once: Callable[[], Sequence[np.ndarray]]
-    warmup_ns: list[int] = field(default_factory=list)
     on_run: Callable[[int], None] | None = None
     num_done: int = 0
-
-    def run(self) -> int:
-        """Run once, from host memory to host memory, and return its time in nanoseconds."""
-        return self.time(self.once)
 
     def time(self, launch: Callable[[], object]) -> int:
         """Return the time of one `launch`, in nanoseconds."""
@@ -66,10 +62,6 @@ class TimedRunner:
         if self.on_run is not None:
             self.on_run(self.num_done)
         return duration_ns
-
-    def warm_up(self) -> None:
-        """Run until the times have settled, within the numbers of runs that the spec gives."""
-        self.warmup_ns += self.settle(self.once)
 
     def bind(self) -> Callable[[], object]:
         """Return a call that runs once with input and output in device memory; it has run once.
@@ -87,7 +79,7 @@ class TimedRunner:
         return launch
 
     def settle(self, launch: Callable[[], object]) -> list[int]:
-        """Return the times of warm-up runs, repeated until they have settled."""
+        """Return the times of warm-up runs, until they have settled or the spec's most are done."""
         times_ns: list[int] = []
         least = max(1, self.spec.num_warmup)
         while len(times_ns) < least or (
@@ -117,10 +109,10 @@ def measure(
     ram_base_bytes = peak_ram_bytes()
     stand = set_up(model, spec, on_run=on_run)
     with collector_off():
-        stand.warm_up()
+        warmup_ns = stand.settle(stand.once)
         before = read_machine_state(gpus=on_gpu)
         process_start_s = time.process_time()
-        times = _timed(stand)
+        times = _timed(stand, typical_ns=float(np.median(warmup_ns)))
         process_s = time.process_time() - process_start_s
         after = read_machine_state(gpus=on_gpu)
     ram_peak_bytes = peak_ram_bytes()
@@ -133,7 +125,7 @@ def measure(
     reasons = (
         *unstable_reasons(
             spec,
-            warmup_ns=stand.warmup_ns,
+            warmup_ns=warmup_ns,
             latencies_ns=times.latencies_ns,
             arrivals_ns=times.arrivals_ns,
             summary=summary,
@@ -141,6 +133,9 @@ def measure(
         *(f"LoadGen: {rule}" for rule in rules),
         *machine_reasons(before, after, process_s=process_s, num_cpus=environment.num_cpus),
     )
+    num_subnormal_weights = None
+    with suppress(OSError, ValueError):
+        num_subnormal_weights = count_subnormal_weights(model.read_bytes())
     profile = None
     if spec.num_profile_runs:
         profile = read_profile(
@@ -157,7 +152,7 @@ def measure(
         environment=environment,
         input_shape=stand.values.shape,
         load_ns=stand.load_ns,
-        warmup_ns=tuple(stand.warmup_ns),
+        warmup_ns=tuple(warmup_ns),
         latencies_ns=times.latencies_ns,
         bound_ns=times.bound_ns,
         arrivals_ns=times.arrivals_ns,
@@ -170,7 +165,7 @@ def measure(
         ram_peak_bytes=ram_peak_bytes,
         gpu_bytes=_gpu_growth(at_rest, after),
         placement=placement,
-        num_subnormal_weights=_num_subnormal_weights(model),
+        num_subnormal_weights=num_subnormal_weights,
         profile=profile,
         loadgen=times.loadgen,
     )
@@ -211,62 +206,42 @@ def set_up(
 # --- the scenarios -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Times:
-    """Latencies, the arrivals they count from, those through an I/O binding, LoadGen's verdict."""
-
-    latencies_ns: tuple[int, ...]
-    arrivals_ns: tuple[int, ...] = ()
-    bound_ns: tuple[int, ...] = ()
-    loadgen: LoadgenResult | None = None
-
-
-def _timed(stand: TimedRunner) -> _Times:
-    spec = stand.spec
+def _timed(stand: TimedRunner, typical_ns: float) -> Times:
+    spec, run = stand.spec, functools.partial(stand.time, stand.once)
     if spec.loadgen is not None:
-        typical_ns = float(np.median(stand.warmup_ns))
-        driven = drive(stand.run, spec, spec.loadgen, typical_ns=typical_ns)
-        return _Times(
-            latencies_ns=driven.latencies_ns,
-            arrivals_ns=driven.arrivals_ns,
-            loadgen=driven.result,
-        )
+        return drive(run, spec, spec.loadgen, typical_ns=typical_ns)
     if spec.scenario == "single-stream":
-        return _one_after_the_other(stand)
+        return _one_after_the_other(stand, run)
     if spec.scenario == "offline":
         arrivals_ns = (0,) * spec.num_runs  # everything is there at once
     else:
         arrivals_ns = poisson_arrivals(spec.num_runs, per_second=spec.qps or 0, seed=spec.seed)
-    return _Times(latencies_ns=_as_they_come(stand, arrivals_ns), arrivals_ns=arrivals_ns)
+    return Times(latencies_ns=_as_they_come(run, arrivals_ns), arrivals_ns=arrivals_ns)
 
 
-def _one_after_the_other(stand: TimedRunner) -> _Times:
+def _one_after_the_other(stand: TimedRunner, run: Callable[[], int]) -> Times:
     spec = stand.spec
     latencies_ns, bound_ns = [], []
     launch = stand.bind() if spec.num_bound_runs else None
     for number in range(max(spec.num_runs, spec.num_bound_runs)):
         # In turn, so that both see the same machine.
         if number < spec.num_runs:
-            latencies_ns.append(stand.run())
+            latencies_ns.append(run())
         if launch is not None and number < spec.num_bound_runs:
             bound_ns.append(stand.time(launch))
-    return _Times(latencies_ns=tuple(latencies_ns), bound_ns=tuple(bound_ns))
+    return Times(latencies_ns=tuple(latencies_ns), bound_ns=tuple(bound_ns))
 
 
-def _as_they_come(stand: TimedRunner, arrivals_ns: tuple[int, ...]) -> tuple[int, ...]:
+def _as_they_come(run: Callable[[], int], arrivals_ns: tuple[int, ...]) -> tuple[int, ...]:
     latencies_ns = []
     start_ns = time.perf_counter_ns()
     for arrival_ns in arrivals_ns:
-        _wait_until(start_ns + arrival_ns)
-        stand.run()
+        while (left_ns := start_ns + arrival_ns - time.perf_counter_ns()) > 0:
+            if left_ns > _AWAKE_NS:
+                time.sleep((left_ns - _AWAKE_NS) / 1e9)
+        run()
         latencies_ns.append(time.perf_counter_ns() - start_ns - arrival_ns)
     return tuple(latencies_ns)
-
-
-def _wait_until(moment_ns: int) -> None:
-    while (left_ns := moment_ns - time.perf_counter_ns()) > 0:
-        if left_ns > _AWAKE_NS:
-            time.sleep((left_ns - _AWAKE_NS) / 1e9)
 
 
 # --- checks and readings ----------------------------------------------------
@@ -292,23 +267,20 @@ def check_spec(spec: BenchSpec) -> None:
         raise ResdeployError(f"The rate of queries is {spec.qps:g}/s.", fix="ask for more than 0")
     if spec.num_profile_runs:
         check_profile(spec.session)
-    if spec.loadgen is not None:
-        _check_loadgen(spec, spec.loadgen)
-
-
-def _check_loadgen(spec: BenchSpec, loadgen: LoadgenSpec) -> None:
+    if spec.loadgen is None:
+        return
     require_loadgen()
     if spec.scenario != "offline" and spec.batch_size != 1:
         raise ResdeployError(
             f"A query of LoadGen's {spec.scenario} is one sample, not {spec.batch_size}.",
             fix="ask for --batch 1, or --scenario offline",
         )
-    for name, value in (
-        ("shortest duration", loadgen.min_duration_s),
-        ("latency of server", loadgen.target_latency_ms),
+    for name, amount in (
+        ("shortest duration", spec.loadgen.min_duration_s),
+        ("latency of server", spec.loadgen.target_latency_ms),
     ):
-        if not 0 < value < 1e6:
-            raise ResdeployError(f"The {name} is {value:g}.", fix="ask for more than 0")
+        if not 0 < amount < 1e6:
+            raise ResdeployError(f"The {name} is {amount:g}.", fix="ask for more than 0")
 
 
 def _gpu_growth(before: MachineState, after: MachineState) -> int | None:
@@ -316,13 +288,6 @@ def _gpu_growth(before: MachineState, after: MachineState) -> int | None:
     if not pairs or pairs[0][0].used_bytes is None or pairs[0][1].used_bytes is None:
         return None
     return pairs[0][1].used_bytes - pairs[0][0].used_bytes
-
-
-def _num_subnormal_weights(model: Path) -> int | None:
-    try:
-        return count_subnormal_weights(model.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def _input_shape(tensor: TensorSpec, batch_size: int, *, where: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Parent's end of a benchmark process: its start, its answers, the explanation of its death."""
+"""Benchmark processes, each fresh, for one job: start, answers, the explanation of a death."""
 
 import dataclasses
 import json
@@ -10,20 +10,56 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import resdeploy
 from resdeploy import errors
+from resdeploy.bench.measure import check_spec
 from resdeploy.errors import EnvironmentLacksError, MissingExtraError, ReportedError
-from resdeploy.schema.benchmarks import BenchJob
-from resdeploy.schema.codec import to_json
+from resdeploy.schema.benchmarks import BenchJob, BenchResult, BenchSpec
+from resdeploy.schema.codec import from_json, to_json
 
-__all__ = ["BenchProcess", "slow_warnings"]
+__all__ = ["BenchProcess", "bench", "slow_warnings"]
 
 _STOP_TIMEOUT_S = 5.0
+
+
+def bench(
+    model: Path,
+    spec: BenchSpec,
+    *,
+    on_run: Callable[[int], None] | None = None,
+    prove_placement: bool = True,
+) -> BenchResult:
+    """Time `model` in a process of its own, which has nothing loaded but the runtime.
+
+    Memory, thread pools and caches of an earlier session would change a later one, and its peak
+    memory would include theirs.
+
+    Args:
+        model: an ONNX file with one float input whose only dynamic dimension, if any, is the
+            first.
+        spec: session, batch size, numbers of runs, scenario.
+        on_run: called with the number of runs done, now and then.
+        prove_placement: check the kernels of a profile of one further run.
+
+    Raises:
+        ResdeployError: the numbers of `spec` are out of range, or the model cannot be read or
+            cannot be timed with this batch size.
+        ProviderError: the provider did not start, failed, or left kernels to another.
+        EnvironmentLacksError: the process was killed.
+    """
+    check_spec(spec)
+    job = BenchJob(model=str(model), spec=spec, prove_placement=prove_placement)
+    with BenchProcess(job) as process:
+        while (answer := process.receive())["kind"] == "progress":
+            if on_run is not None:
+                on_run(answer["done"])
+        result = from_json(BenchResult, answer["result"], where="the benchmark process")
+        return dataclasses.replace(result, warnings=slow_warnings(process.printed))
 
 
 class BenchProcess:
@@ -55,12 +91,7 @@ class BenchProcess:
         self.send(json.dumps(to_json(self._job)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         process = self._process
         try:
             if process.stdin is not None:
@@ -75,11 +106,6 @@ class BenchProcess:
             if process.stdout is not None:
                 process.stdout.close()
             self._printed.close()
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._process.pid
 
     @property
     def printed(self) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -88,45 +87,40 @@ class RunnerKind:
     form: TorchForm | None = None
 
 
-def _torch(name: str, form: TorchForm) -> RunnerKind:
+def _torch(name: str, **settings: Any) -> RunnerKind:
     return RunnerKind(
         name=name,
         activate="resdeploy.bench.torch_runner:activate",
         package="torch",
         extra="export",
-        form=form,
+        form=TorchForm(**settings),
     )
 
 
-RUNNERS: Mapping[str, RunnerKind] = MappingProxyType(
-    {
-        kind.name: kind
-        for kind in (
-            RunnerKind(name="session", activate="resdeploy.bench.session_runner:activate"),
-            # The runtime as its first example has it, without any option.
-            RunnerKind(
-                name="onnxruntime", activate="resdeploy.bench.session_runner:activate_by_default"
-            ),
-            RunnerKind(
-                name="openvino",
-                activate="resdeploy.bench.openvino_runner:activate",
-                package="openvino",
-            ),
-            _torch("torch", TorchForm()),
-            _torch("torch-exact", TorchForm(exact=True)),
-            _torch("torch-channels-last", TorchForm(channels_last=True)),
-            _torch("torch-channels-last-half", TorchForm(channels_last=True, half=True)),
-            _torch("torch-compile", TorchForm(compile="default")),
-            _torch("torch-compile-max", TorchForm(compile="max-autotune")),
-            _torch(
-                "torch-compile-max-half",
-                TorchForm(compile="max-autotune", channels_last=True, half=True),
-            ),
-            _torch("torch-graph", TorchForm(cuda_graph=True)),
-            _torch("torch-graph-half", TorchForm(cuda_graph=True, channels_last=True, half=True)),
-        )
-    }
-)
+RUNNERS: Mapping[str, RunnerKind] = {
+    kind.name: kind
+    for kind in (
+        RunnerKind(name="session", activate="resdeploy.bench.session_runner:activate"),
+        # The runtime as its first example has it, without any option.
+        RunnerKind(
+            name="onnxruntime", activate="resdeploy.bench.session_runner:activate_by_default"
+        ),
+        RunnerKind(
+            name="openvino",
+            activate="resdeploy.bench.openvino_runner:activate",
+            package="openvino",
+        ),
+        _torch("torch"),
+        _torch("torch-exact", exact=True),
+        _torch("torch-channels-last", channels_last=True),
+        _torch("torch-channels-last-half", channels_last=True, half=True),
+        _torch("torch-compile", compile="default"),
+        _torch("torch-compile-max", compile="max-autotune"),
+        _torch("torch-compile-max-half", compile="max-autotune", channels_last=True, half=True),
+        _torch("torch-graph", cuda_graph=True),
+        _torch("torch-graph-half", cuda_graph=True, channels_last=True, half=True),
+    )
+}
 
 
 def find_runner(name: str) -> RunnerKind:

@@ -10,11 +10,11 @@ from resdeploy.schema.benchmarks import (
     BenchReport,
     BenchResult,
     BenchSide,
-    SpeedRatio,
 )
 from resdeploy.schema.codec import load_json
-from resdeploy.statistics.latency import STABLE_SHIFT_LIMIT, percentile, percentile_interval
-from resdeploy.statistics.paired import CONFIDENCE, min_runs_for
+from resdeploy.statistics.latency import STABLE_SHIFT_LIMIT
+from resdeploy.statistics.paired import CONFIDENCE, ratio_of_single_runs
+from resdeploy.statistics.quantiles import runs_needed
 
 __all__ = ["compare_with_saved", "load_result"]
 
@@ -45,10 +45,10 @@ def compare_with_saved(
     """Return the ratio of two results that were not measured in turn.
 
     Each is one process in a minute of its own, whose effect on its times cannot be seen from
-    inside. The bootstrap interval over runs is therefore widened, on both sides, by
-    `STABLE_SHIFT_LIMIT`: a run that moves by less within itself still counts as stable, so two runs
-    that differ by less may be the same. Where one of them was not even stable, or they come from
-    different machines, the interval says nothing at all: from 0 to infinity.
+    inside. The interval over runs is therefore widened, on both sides, by `STABLE_SHIFT_LIMIT`: a
+    run that moves by less within itself still counts as stable, so two runs that differ by less may
+    be the same. Where one of them was not even stable, or they come from different machines, the
+    interval says nothing at all: from 0 to infinity.
 
     Raises:
         ResdeployError: the two did not do the same: batch size, input shape or scenario differ.
@@ -64,28 +64,36 @@ def compare_with_saved(
                 fix="save a result with the same options",
             )
     worthless = tuple(_worthless(candidate, baseline))
-    enough = min(len(candidate.latencies_ns), len(baseline.latencies_ns)) >= min_runs_for(99)
-    p50, p99 = (
-        _ratio(candidate.latencies_ns, baseline.latencies_ns, q, known=not worthless)
-        for q in (50, 99)
+    both = (candidate.latencies_ns, baseline.latencies_ns)
+    too_few = tuple(
+        f"too few runs for p99: {len(runs_ns)} of the {name} result, it takes some {needed}"
+        for name, runs_ns in zip(("new", "saved"), both, strict=True)
+        if (needed := runs_needed(runs_ns, 99)) > len(runs_ns)
     )
+    sides = [
+        BenchSide(spec=result.spec, model=result.model, session=result.session)
+        for result in (candidate, baseline)
+    ]
+    unknown = math.inf if worthless else STABLE_SHIFT_LIMIT
+    p50, p99 = (ratio_of_single_runs(*both, q, unknown=unknown) for q in (50, 99))
     block = BenchBlock(
         candidate_ns=(candidate.latencies_ns,),
         baseline_ns=(baseline.latencies_ns,),
         candidate_first=False,
     )
     return BenchComparison(
-        candidate=_side(candidate),
-        baseline=_side(baseline),
+        candidate=sides[0],
+        baseline=sides[1],
         environment=candidate.environment,
         interleaved=False,
         blocks=(block,),
         confidence=CONFIDENCE,
         p50=p50,
-        p99=p99 if enough else None,
+        p99=None if too_few else p99,
         max_slowdown=max_slowdown,
         caveats=(
             f"not timed in turn: differences below {STABLE_SHIFT_LIMIT:.0%} do not count",
+            *too_few,
             *worthless,
             *_versions_that_differ(candidate, baseline),
         ),
@@ -120,25 +128,3 @@ def _versions_that_differ(candidate: BenchResult, baseline: BenchResult) -> list
         for name in sorted({*new, *old})
         if new.get(name) != old.get(name)
     ]
-
-
-def _ratio(
-    candidate_ns: tuple[int, ...], baseline_ns: tuple[int, ...], q: float, *, known: bool
-) -> SpeedRatio:
-    ratio = percentile(candidate_ns, q) / percentile(baseline_ns, q)
-    if not known:
-        return SpeedRatio(ratio=ratio, low=0.0, high=math.inf)
-    # The logarithms of two independent intervals add up like standard errors.
-    reach = math.hypot(*(_reach(values, q) for values in (candidate_ns, baseline_ns)))
-    half = reach + math.log1p(STABLE_SHIFT_LIMIT)
-    return SpeedRatio(ratio=ratio, low=ratio * math.exp(-half), high=ratio * math.exp(half))
-
-
-def _reach(latencies_ns: tuple[int, ...], q: float) -> float:
-    """Return the reach of a percentile's interval to either side, as a logarithm."""
-    interval = percentile_interval(latencies_ns, q)
-    return max(abs(math.log(end / percentile(latencies_ns, q))) for end in interval)
-
-
-def _side(result: BenchResult) -> BenchSide:
-    return BenchSide(spec=result.spec, model=result.model, session=result.session)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from resdeploy.bench.runners import Runner
 from resdeploy.data.input_kinds import KINDS
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import Placement, SessionInfo
 from resdeploy.session import providers
 from resdeploy.session.diagnosis import plain_text, run_errors
@@ -53,7 +51,7 @@ def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
         ProviderError: the runtime ran on another provider.
     """
     provider = providers.find_provider(spec.session.provider)
-    if provider.preload:
+    if provider.on_nvidia:
         preload_libraries()
     try:
         ort = onnxruntime.InferenceSession(str(model), providers=[provider.ort_name])
@@ -82,12 +80,23 @@ def replace_options(provider: str, options: Mapping[str, str]) -> None:
     """
     chosen = providers.find_provider(provider)
     replaced = dataclasses.replace(chosen, options=lambda spec: {**chosen.options(spec), **options})
-    providers.PROVIDERS = MappingProxyType({**providers.PROVIDERS, provider: replaced})
+    providers.PROVIDERS = {**providers.PROVIDERS, provider: replaced}
 
 
 def _runner(model: Path, session: Session) -> Runner:
     ort = session.ort
-    tensor = _only_input(input_specs(session), where=str(model))
+    inputs = input_specs(session)
+    if len(inputs) != 1:
+        raise ResdeployError(
+            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=str(model)
+        )
+    (tensor,) = inputs
+    if tensor.dtype not in KINDS:
+        raise ResdeployError(
+            f"The input {tensor.name!r} is {tensor.dtype}; a model that takes floating-point "
+            "numbers or pixels can be timed.",
+            where=str(model),
+        )
     in_force = ort.get_provider_options().get(ort.get_providers()[0], {})
 
     def infer(values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
@@ -134,17 +143,3 @@ def _prove(model: Path, session: Session, values: NDArray[Any]) -> Placement:
             fix="simplify the model (resdeploy export), or use another provider",
         )
     return placement
-
-
-def _only_input(inputs: tuple[TensorSpec, ...], *, where: str) -> TensorSpec:
-    if len(inputs) != 1:
-        raise ResdeployError(
-            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=where
-        )
-    if inputs[0].dtype not in KINDS:
-        raise ResdeployError(
-            f"The input {inputs[0].name!r} is {inputs[0].dtype}; a model that takes floating-point "
-            "numbers or pixels can be timed.",
-            where=where,
-        )
-    return inputs[0]

@@ -1,5 +1,6 @@
 """Stability of a benchmark: the reasons why its numbers cannot be relied on."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from resdeploy.schema.benchmarks import BenchSpec, LatencySummary
@@ -43,7 +44,12 @@ def unstable_reasons(
         low, high = summary.p50_interval_ns
         if (high - low) / 2 > STABLE_SHIFT_LIMIT * summary.p50_ns:
             half = (high - low) / 2 / summary.p50_ns
-            yield f"the median is known to {half:.1%} only"
+            known = (
+                f"is known to {half:.1%} only"
+                if high < math.inf
+                else "is not known, so alike are neighbours"
+            )
+            yield f"the median {known}"
     if spec.scenario == "server":
         sustained, reason = is_sustained(arrivals_ns, latencies_ns)
         if not sustained:

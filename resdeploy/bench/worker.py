@@ -93,7 +93,7 @@ def _serve(job: BenchJob, say: Any) -> None:
     if job.prove_placement:
         stand.runner.prove(stand.values)
     with collector_off():
-        stand.warm_up()
+        stand.settle(stand.once)
         launches: dict[str, Callable[[], object]] = {"": stand.once}
         if job.spec.num_bound_runs:
             launches["bound"] = stand.bind()

@@ -10,6 +10,7 @@ member; end record.
 """
 
 import os
+import shutil
 import struct
 import tempfile
 import zlib
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from resdeploy.bundle.folder import BundleFolder, read_bundle
+from resdeploy.bundle.folder import BundleFolder, damaged, is_plain_name, read_bundle
 from resdeploy.errors import BundleError, EnvironmentLacksError, ResdeployError
 from resdeploy.files import atomic_write
 
@@ -37,8 +38,6 @@ _MOST_BYTES = 2**32 - 1  # beyond, a zip needs another form, which old tools do 
 _MOST_MEMBERS = 64
 _CHUNK_BYTES = 1 << 20
 
-_FIX = "copy the bundle again from where it was made, or build it anew"
-
 
 @dataclass(frozen=True, slots=True)
 class _Member:
@@ -52,6 +51,10 @@ class _Member:
     @property
     def content_at(self) -> int:
         return self.header_at + _LOCAL.size + len(self.name)
+
+    @property
+    def ends_at(self) -> int:
+        return self.content_at + self.size_bytes
 
     def local_header(self) -> bytes:
         return _LOCAL.pack(b"PK\3\4", _VERSION, *self._common()) + self.name.encode("ascii")
@@ -81,10 +84,8 @@ def write_archive(folder: Path, out: Path, *, force: bool = False) -> None:
     members: list[_Member] = []
     end = 0
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        with path.open("rb") as file:
-            size_bytes, crc32 = _measure(file)
-        members.append(_Member(path.name, size_bytes, crc32, end))
-        end = members[-1].content_at + size_bytes
+        members.append(_Member(path.name, path.stat().st_size, _crc32(path), end))
+        end = members[-1].ends_at
     if end > _MOST_BYTES - _END.size - sum(_CENTRAL.size + len(m.name) for m in members):
         raise ResdeployError(
             f"The bundle has {end} bytes, more than a plain zip archive can hold.",
@@ -95,8 +96,7 @@ def write_archive(folder: Path, out: Path, *, force: bool = False) -> None:
         for member in members:
             file.write(member.local_header())
             with (folder / member.name).open("rb") as content:
-                while chunk := content.read(_CHUNK_BYTES):
-                    file.write(chunk)
+                shutil.copyfileobj(content, file, _CHUNK_BYTES)
         file.write(_directory(members, end))
 
 
@@ -148,13 +148,12 @@ def read_members(file: BinaryIO, *, where: str) -> Iterator[tuple[str, Iterator[
         yield member.name, _content(file, member, where=where)
 
 
-def _measure(file: BinaryIO) -> tuple[int, int]:
-    """Return the size and the CRC-32 of the rest of a file."""
-    size_bytes = crc32 = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        size_bytes += len(chunk)
-        crc32 = zlib.crc32(chunk, crc32)
-    return size_bytes, crc32
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc32 = zlib.crc32(chunk, crc32)
+    return crc32
 
 
 def _directory(members: list[_Member], starts_at: int) -> bytes:
@@ -178,74 +177,46 @@ def _unpack(path: Path, folder: Path) -> None:
 def _members(file: BinaryIO, *, where: str) -> list[_Member]:
     """Return the members of an archive, after comparing every header with `write_archive`'s."""
     size_bytes = file.seek(0, os.SEEK_END)
-    if size_bytes < _END.size:
-        raise _not_an_archive(where)
-    file.seek(size_bytes - _END.size)
-    signature, _, _, _, num, directory_bytes, starts_at, _ = _END.unpack(file.read(_END.size))
-    if signature != b"PK\5\6":
-        raise _not_an_archive(where)
-    if num > _MOST_MEMBERS or starts_at + directory_bytes + _END.size != size_bytes:
-        raise _changed("The table of contents of the archive was changed", where)
-    file.seek(starts_at)
-    directory = file.read(directory_bytes)
+    file.seek(max(0, size_bytes - _END.size))
+    if file.read(4) != b"PK\5\6":
+        raise BundleError(
+            "This is not a bundle: neither a folder nor a whole zip archive.",
+            where=where,
+            fix="give what `resdeploy bundle` wrote, unchanged (not packed again by another tool)",
+        )
     members: list[_Member] = []
-    at = 0
-    for _ in range(num):
-        fields = directory[at : at + _CENTRAL.size]
-        if len(fields) < _CENTRAL.size:
-            raise _changed("The table of contents of the archive was changed", where)
-        *_, crc32, _, member_bytes, name_bytes, _, _, _, _, _, header_at = _CENTRAL.unpack(fields)
-        name = directory[at + _CENTRAL.size : at + _CENTRAL.size + name_bytes]
-        members.append(_Member(_plain_name(name, where), member_bytes, crc32, header_at))
-        at += _CENTRAL.size + name_bytes
+    end = file.seek(0)
+    while len(members) < _MOST_MEMBERS and (header := file.read(_LOCAL.size))[:4] == b"PK\3\4":
+        *_, crc32, _, member_bytes, name_bytes, _ = _LOCAL.unpack(header.ljust(_LOCAL.size, b"\0"))
+        name = file.read(name_bytes).decode("latin-1")
+        if not (is_plain_name(name) and name.isascii()):
+            raise BundleError(
+                f"The archive lists {name!r}, which is not a plain file name.",
+                where=where,
+                fix="do not use this bundle: no resdeploy wrote it",
+            )
+        member = _Member(name, member_bytes, crc32, end)
+        too_long = member.ends_at > min(size_bytes, _MOST_BYTES)
+        if too_long or header + name.encode("ascii") != member.local_header():
+            raise damaged(f"The header of {name} in the archive was changed", where)
+        members.append(member)
+        end = file.seek(member.ends_at)
     names = [member.name for member in members]
-    if names != sorted(names) or len({name.casefold() for name in names}) != num:
-        raise _changed("The archive lists a file twice, or in another order", where)
-    end = 0
-    for member in members:
-        file.seek(member.header_at)
-        header = member.local_header()
-        if member.header_at != end or file.read(len(header)) != header:
-            raise _changed(f"The header of {member.name} in the archive was changed", where)
-        end = member.content_at + member.size_bytes
-    file.seek(starts_at)
-    if end != starts_at or file.read() != _directory(members, end):
-        raise _changed("The table of contents of the archive was changed", where)
+    if names != sorted(names) or len({name.casefold() for name in names}) != len(names):
+        raise damaged("The archive lists a file twice, or in another order", where)
+    directory = _directory(members, end)
+    file.seek(end)
+    if file.read(len(directory) + 1) != directory:
+        raise damaged("The table of contents of the archive was changed", where)
     return members
 
 
 def _content(file: BinaryIO, member: _Member, *, where: str) -> Iterator[bytes]:
     file.seek(member.content_at)
     left, crc32 = member.size_bytes, 0
-    while left:
-        if not (piece := file.read(min(left, _CHUNK_BYTES))):
-            break
+    while piece := file.read(min(left, _CHUNK_BYTES)):
         left -= len(piece)
         crc32 = zlib.crc32(piece, crc32)
         yield piece
     if left or crc32 != member.crc32:
-        raise _changed(f"The file {member.name} was changed after the bundle was written", where)
-
-
-def _plain_name(raw: bytes, where: str) -> str:
-    """Return the name of a member; BundleError unless it is a plain file name in ASCII."""
-    name = raw.decode("latin-1")
-    if name in ("", ".", "..") or not name.isascii() or any(c in name for c in "/\\:\0"):
-        raise BundleError(
-            f"The archive lists {name!r}, which is not a plain file name.",
-            where=where,
-            fix="do not use this bundle: no resdeploy wrote it",
-        )
-    return name
-
-
-def _not_an_archive(where: str) -> BundleError:
-    return BundleError(
-        "This is not a bundle: neither a folder nor a whole zip archive.",
-        where=where,
-        fix="give what `resdeploy bundle` wrote, unchanged (not packed again by another tool)",
-    )
-
-
-def _changed(what: str, where: str) -> BundleError:
-    return BundleError(f"{what}.", where=where, fix=_FIX)
+        raise damaged(f"The file {member.name} was changed after the bundle was written", where)

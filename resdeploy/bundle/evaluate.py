@@ -3,17 +3,20 @@
 Shapes: N samples, K classes.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy.bundle.classifier import Classifier, opened_classifier
+from resdeploy.bundle.archive import is_archive, opened_bundle
 from resdeploy.data.samples import LabelledSamples, inputs_from_raw
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.codec import from_json
 from resdeploy.schema.evaluations import (
     AccuracyResult,
     EvaluatedModel,
@@ -21,16 +24,27 @@ from resdeploy.schema.evaluations import (
     Flip,
     PairedResult,
 )
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.run import run_session
+from resdeploy.session.session import Session, open_session, output_specs
 from resdeploy.statistics.proportions import (
     clopper_pearson,
     mcnemar_exact,
     paired_difference_interval,
 )
 
-__all__ = ["CONFIDENCE", "Answers", "LoadSamples", "answer", "compare_answers", "evaluate"]
+__all__ = [
+    "CONFIDENCE",
+    "Answers",
+    "LoadSamples",
+    "Progress",
+    "answer",
+    "compare_answers",
+    "evaluate",
+    "require_class_scores",
+]
 
 CONFIDENCE = 0.95
 
@@ -53,14 +67,10 @@ def evaluate(
 ) -> EvaluateReport:
     """Return the accuracy of `model`, compared with that of `against` on the same samples.
 
-    Args:
-        model: an ONNX file or a bundle.
-        load: returns the samples, decoded as a model's preprocessing says.
-        spec: where to run.
-        against: another ONNX file or bundle.
-        against_spec: its session; None for that of `model`.
-        max_drop: the largest drop in accuracy from `against`, as a fraction.
-        on_progress: called with the samples done, their total, and the model's name.
+    Models are ONNX files or bundles. `load` returns the samples, decoded as a model's preprocessing
+    says; `against_spec` is the session of `against`, None for that of `model`; `max_drop` is the
+    largest drop in accuracy from `against`, as a fraction; `on_progress` is called with the samples
+    done, their total, and the model's name.
 
     Raises:
         ResdeployError: a model or the samples are damaged or do not fit each other, the samples
@@ -79,12 +89,8 @@ def evaluate(
 class Answers:
     """Predictions of a model for N samples, and its accuracy.
 
-    Attributes:
-        model: the model, its session, and its accuracy.
-        samples: the samples.
-        labels: the names of its classes, if known.
-        truth: (N,), places among its outputs, as are those `predicted`, (N,).
-        margin: (N,), lead of the predicted class's score over the next.
+    `labels` are the names of its classes, if known; `truth`, (N,), are places among its outputs, as
+    are those `predicted`, (N,); `margin`, (N,), is the lead of the predicted score over the next.
     """
 
     model: EvaluatedModel
@@ -94,11 +100,6 @@ class Answers:
     predicted: NDArray[np.int64]
     margin: NDArray[np.float64]
 
-    @property
-    def is_correct(self) -> NDArray[np.bool_]:
-        """Return True for each sample with a correct prediction: (N,)."""
-        return np.asarray(self.truth == self.predicted)
-
 
 def answer(
     model: Path,
@@ -107,8 +108,45 @@ def answer(
     on_progress: Progress = lambda done, total, remark: None,
 ) -> Answers:
     """Return the predictions of a model; arguments and errors are those of `evaluate`."""
-    with opened_classifier(model, spec) as classifier:
-        return _answers(classifier, load(classifier.preprocess), on_progress)
+    name = str(model)
+    with _opened_model(model, spec) as (session, preprocess, labels):
+        require_class_scores(session, where=name)
+        samples = load(preprocess)
+        truth_N = _classes_of(samples, labels)
+        num_samples = len(samples.x)
+        predicted, margins = [], []
+        for start in range(0, num_samples, _BATCH_SIZE):
+            on_progress(start, num_samples, name)
+            raw = samples.x[start : start + _BATCH_SIZE]
+            inputs = inputs_from_raw(raw, preprocess)
+            scores_NK = run_session(session, inputs).astype(np.float64)
+            if bad := np.flatnonzero(~np.isfinite(scores_NK).all(axis=1)).tolist():
+                raise ResdeployError(
+                    "The model's outputs for this sample are not finite.",
+                    where=f"{name}, {samples.names[start + bad[0]]}",
+                    fix="check the sample for NaN and huge values, and the model with resdeploy "
+                    "verify",
+                )
+            predicted.append(scores_NK.argmax(axis=1))
+            margins.append(_lead(scores_NK))
+            if start == 0:
+                _check_range(truth_N, scores_NK.shape[1], samples, name)
+        on_progress(num_samples, num_samples, name)
+        predicted_N = np.concatenate(predicted)
+        num_correct = int((predicted_N == truth_N).sum())
+        result = AccuracyResult(
+            num_correct=num_correct,
+            num_samples=num_samples,
+            interval=clopper_pearson(num_correct, num_samples, confidence=CONFIDENCE),
+        )
+        return Answers(
+            model=EvaluatedModel(name=name, session=session.info, result=result),
+            samples=samples,
+            labels=labels,
+            truth=truth_N,
+            predicted=predicted_N,
+            margin=np.concatenate(margins),
+        )
 
 
 def compare_answers(
@@ -136,41 +174,42 @@ def compare_answers(
     )
 
 
-def _answers(classifier: Classifier, samples: LabelledSamples, on_progress: Progress) -> Answers:
-    truth_N = _classes_of(samples, classifier)
-    num_samples = len(samples.x)
-    predicted, margins = [], []
-    for start in range(0, num_samples, _BATCH_SIZE):
-        on_progress(start, num_samples, classifier.name)
-        raw = samples.x[start : start + _BATCH_SIZE]
-        inputs = inputs_from_raw(raw, classifier.preprocess)
-        scores_NK = run_session(classifier.session, inputs).astype(np.float64)
-        if bad := np.flatnonzero(~np.isfinite(scores_NK).all(axis=1)).tolist():
-            raise ResdeployError(
-                "The model's outputs for this sample are not finite.",
-                where=f"{classifier.name}, {samples.names[start + bad[0]]}",
-                fix="check the sample for NaN and huge values, and the model with resdeploy verify",
-            )
-        predicted.append(scores_NK.argmax(axis=1))
-        margins.append(_lead(scores_NK))
-        if start == 0:
-            _check_range(truth_N, scores_NK.shape[1], samples, classifier)
-    on_progress(num_samples, num_samples, classifier.name)
-    predicted_N = np.concatenate(predicted)
-    num_correct = int((predicted_N == truth_N).sum())
-    result = AccuracyResult(
-        num_correct=num_correct,
-        num_samples=num_samples,
-        interval=clopper_pearson(num_correct, num_samples, confidence=CONFIDENCE),
-    )
-    return Answers(
-        model=EvaluatedModel(name=classifier.name, session=classifier.session.info, result=result),
-        samples=samples,
-        labels=classifier.labels,
-        truth=truth_N,
-        predicted=predicted_N,
-        margin=np.concatenate(margins),
-    )
+@contextlib.contextmanager
+def _opened_model(
+    path: Path, spec: SessionSpec
+) -> Iterator[tuple[Session, Preprocess | None, tuple[str, ...]]]:
+    """Open a bundle, every byte of which is checked, or an ONNX file; yield its records too."""
+    if path.is_dir() or is_archive(path):
+        with opened_bundle(path) as bundle:
+            yield open_session(bundle.model, spec), bundle.manifest.preprocess, bundle.labels
+    else:
+        session = open_session(path, spec)
+        yield session, *_metadata(session, where=str(path))
+
+
+def require_class_scores(session: Session, *, where: str) -> None:
+    """Raise ResdeployError unless a model has one output, a row of scores for each sample."""
+    outputs = output_specs(session)
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise ResdeployError(
+            "This model has no single row of class scores: its outputs are "
+            + ", ".join(f"{o.name} {'x'.join(map(str, o.shape))}" for o in outputs)
+            + ".",
+            where=where,
+        )
+
+
+def _metadata(session: Session, *, where: str) -> tuple[Preprocess | None, tuple[str, ...]]:
+    """Return the preprocessing and the labels in the metadata of an ONNX file of resdeploy."""
+    said = session.ort.get_modelmeta().custom_metadata_map
+    try:
+        labels = tuple(map(str, json.loads(said.get(LABELS_KEY, "[]"))))
+        preprocess = json.loads(said.get(PREPROCESS_KEY, "null"))
+    except (TypeError, ValueError) as error:
+        raise ResdeployError(f"The model's metadata is not JSON: {error}.", where=where) from error
+    if preprocess is None:
+        return None, labels
+    return from_json(Preprocess, preprocess, where=f"{where}: {PREPROCESS_KEY}"), labels
 
 
 def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,7 +220,7 @@ def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(two_N2[:, 1] - two_N2[:, 0])
 
 
-def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.int64]:
+def _classes_of(samples: LabelledSamples, known: tuple[str, ...]) -> NDArray[np.int64]:
     """Return the label of each sample as a place among the model's outputs.
 
     By the names of the classes if the model has all of them, so that data of fewer classes, or in
@@ -193,15 +232,15 @@ def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.
             where=samples.description,
             fix="give an .npz with x and y, or a folder with one folder of images per class",
         )
-    if not samples.labels or not classifier.labels or samples.labels == classifier.labels:
+    if not samples.labels or not known or samples.labels == known:
         return samples.y
-    place_of = {label: place for place, label in enumerate(classifier.labels)}
+    place_of = {label: place for place, label in enumerate(known)}
     if set(samples.labels) <= set(place_of):
         return np.array([place_of[label] for label in samples.labels], np.int64)[samples.y]
-    if len(samples.labels) != len(classifier.labels):
+    if len(samples.labels) != len(known):
         unknown = next(label for label in samples.labels if label not in place_of)
         raise ResdeployError(
-            f"The data has {len(samples.labels)} classes, the model {len(classifier.labels)}, and "
+            f"The data has {len(samples.labels)} classes, the model {len(known)}, and "
             f"{unknown!r} is none of the model's: they cannot be matched.",
             where=samples.description,
             fix="name the folders as the model names its classes: " + ", ".join(place_of),
@@ -210,19 +249,19 @@ def _classes_of(samples: LabelledSamples, classifier: Classifier) -> NDArray[np.
 
 
 def _check_range(
-    truth_N: NDArray[np.int64], num_classes: int, samples: LabelledSamples, classifier: Classifier
+    truth_N: NDArray[np.int64], num_classes: int, samples: LabelledSamples, name: str
 ) -> None:
     if bad := np.flatnonzero((truth_N < 0) | (truth_N >= num_classes)).tolist():
         raise ResdeployError(
             f"The label {truth_N[bad[0]]} is none of the model's classes, 0 to {num_classes - 1}.",
-            where=f"{classifier.name}, {samples.names[bad[0]]}",
+            where=f"{name}, {samples.names[bad[0]]}",
             fix="evaluate on the data that the model was trained for",
         )
 
 
 def _paired(model: Answers, against: Answers) -> PairedResult:
-    model_only = int((model.is_correct & ~against.is_correct).sum())
-    against_only = int((against.is_correct & ~model.is_correct).sum())
+    is_right, others = (one.truth == one.predicted for one in (model, against))
+    model_only, against_only = int((is_right & ~others).sum()), int((others & ~is_right).sum())
     names = model.samples.names
     return PairedResult(
         num_model_only=model_only,

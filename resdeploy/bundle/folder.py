@@ -34,10 +34,21 @@ from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
 from resdeploy.schema.recipes import Preprocess
-from resdeploy.schema.tunings import TunedSettings
+from resdeploy.schema.tunings import TunedSettings, TunedTarget
+from resdeploy.schema.verdicts import FileProof
 from resdeploy.verify.golden_file import Golden, load_golden, save_golden
 
-__all__ = ["MANIFEST", "BundleFolder", "read_bundle", "write_bundle", "write_tuned"]
+__all__ = [
+    "MANIFEST",
+    "BundleFolder",
+    "damaged",
+    "digest_of",
+    "is_plain_name",
+    "read_bundle",
+    "write_bundle",
+    "write_text",
+    "write_tuned",
+]
 
 MANIFEST = "manifest.json"
 _MODEL = "model.onnx"
@@ -75,6 +86,7 @@ def write_bundle(
     preprocess: Preprocess | None = None,
     export: ExportReport | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
+    proof: FileProof | None = None,
     force: bool = False,
 ) -> Manifest:
     """Write a bundle to the folder `out`, whole or not at all, and return its manifest.
@@ -82,18 +94,9 @@ def write_bundle(
     The same arguments give the same bytes: no date, host or path is written. The paths in
     `export` are cut to file names for this; texts such as `golden.info.source` are kept.
 
-    Args:
-        out: the folder to make.
-        name: the model's name.
-        model: the ONNX file, with its weights inside.
-        golden: at least one input with its reference outputs.
-        inputs: of the model.
-        outputs: of the model.
-        labels: the class names in the order of the outputs, or none.
-        preprocess: of raw samples, or None if unknown.
-        export: the record of the model's export, if any.
-        versions: of the packages that made the model.
-        force: replace an existing bundle, but no other folder.
+    `model` is the ONNX file, with its weights inside; `golden` has at least one input; `labels`
+    are in the order of the outputs, or none; `versions` are of the packages that made the model;
+    `proof` is of that file; `force` replaces an existing bundle, but no other folder.
 
     Raises:
         BundleError: the labels do not fit the outputs, or cannot be written one a line.
@@ -106,11 +109,7 @@ def write_bundle(
         shutil.copyfile(model, folder / _MODEL)
         save_golden(folder / _GOLDEN, golden)
         if labels:
-            _write_text(folder / _LABELS, "".join(f"{label}\n" for label in labels))
-        _write_text(
-            folder / _README,
-            readme_text(name, inputs, outputs, preprocess, has_labels=bool(labels)),
-        )
+            write_text(folder / _LABELS, "".join(f"{label}\n" for label in labels))
         manifest = Manifest(
             name=name,
             files=(),
@@ -121,7 +120,9 @@ def write_bundle(
             golden=golden.info,
             export=None if export is None else _without_folders(export),
             versions=dict(sorted(versions.items())),
+            proof=proof,
         )
+        write_text(folder / _README, readme_text(manifest))
         return _seal(folder, manifest)
 
 
@@ -137,25 +138,22 @@ def write_tuned(
     Settings for the same machine, runtime and objective are replaced by the last of them. A model
     file with a name that is taken gets its digest in the name as well.
 
-    Args:
-        bundle: the one that was tuned.
-        out: the folder to make; that of `bundle` itself, with `force`.
-        found: settings, each with its model file.
-        force: replace an existing bundle.
+    `found` are settings, each with its model file; `force` replaces an existing bundle, which may
+    be `bundle` itself.
 
     Raises:
         BundleError: settings name no model file.
         ResdeployError: `out` exists, or it cannot be written.
     """
-    new = [one for n, one in enumerate(found) if not _has_same_target(one[0], found[n + 1 :])]
-    tuned = [one for one in bundle.manifest.tuned if not _has_same_target(one, new)]
+    new = {_purpose(settings): (settings, model) for settings, model in found}
+    tuned = [one for one in bundle.manifest.tuned if _purpose(one) not in new]
     kept = {_MODEL, *(one.model for one in tuned)}
     with atomic_directory(out, force=force, marker=MANIFEST) as folder:
         for file in bundle.manifest.files:
             # Without models that no settings need any more.
             if file.path in kept or not file.path.endswith(".onnx"):
                 shutil.copyfile(bundle.path / file.path, folder / file.path)
-        for settings, model in new:
+        for settings, model in new.values():
             name = _add_model(model, folder, settings.model)
             tuned.append(dataclasses.replace(settings, model=name))
         return _seal(folder, dataclasses.replace(bundle.manifest, tuned=tuple(tuned)))
@@ -163,23 +161,20 @@ def write_tuned(
 
 def _seal(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of all files in the folder, read the bundle back, return the manifest."""
-    paths = sorted(folder.iterdir(), key=str)
-    files = tuple(file_info(path, relative_to=folder) for path in paths)
+    files = tuple(file_info(one, relative_to=folder) for one in sorted(folder.iterdir(), key=str))
     manifest = dataclasses.replace(manifest, files=files)
-    _write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
+    write_text(folder / MANIFEST, _manifest_text(json.loads(dump_json(manifest))))
     return read_bundle(folder).manifest
 
 
-def _has_same_target(one: TunedSettings, others: Sequence[tuple[TunedSettings, Path]]) -> bool:
-    """Return True if any of the others is for the same machine, objective and batch size."""
-    targets = [(other.target, other.objective, other.batch_size) for other, _ in others]
-    return (one.target, one.objective, one.batch_size) in targets
+def _purpose(settings: TunedSettings) -> tuple[TunedTarget, str, int]:
+    return settings.target, settings.objective, settings.batch_size
 
 
 def _add_model(model: Path, folder: Path, name: str) -> str:
     """Copy a model into a folder unless it is there already, and return its name there."""
     # Settings also come from other machines: no path out of the folder.
-    if not name.endswith(".onnx") or any(c in name for c in "/\\:\0"):
+    if not (name.endswith(".onnx") and is_plain_name(name)):
         raise BundleError(f"{name!r} is not the name of a model file.", where=str(model))
     digest = sha256_file(model)
     if (folder / name).exists() and sha256_file(folder / name) != digest:
@@ -205,10 +200,10 @@ def read_bundle(path: Path) -> BundleFolder:
         _check_content(path / file.path, file)
     golden = load_golden(path / _GOLDEN)
     if golden.info != manifest.golden:
-        raise _damaged("The golden file is not the one that the manifest describes", path / _GOLDEN)
+        raise damaged("The golden file is not the one that the manifest describes", path / _GOLDEN)
     labels = _read_labels(path / _LABELS) if manifest.num_labels else ()
     if len(labels) != manifest.num_labels:
-        raise _damaged(
+        raise damaged(
             f"There are {len(labels)} labels; the manifest says {manifest.num_labels}",
             path / _LABELS,
         )
@@ -226,13 +221,18 @@ def read_bundle(path: Path) -> BundleFolder:
 # --- the manifest --------------------------------------------------------------------------------
 
 
-def _manifest_text(record: Mapping[str, Any]) -> str:
-    """Return the text of manifest.json: the record, and the digest of its own text before that."""
-    return _json_text({**record, "digest": _digest(record)})
+def digest_of(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest's text, which stands for the whole bundle."""
+    return _digest(json.loads(dump_json(manifest)))
 
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json_text(record).encode()).hexdigest()
+
+
+def _manifest_text(record: Mapping[str, Any]) -> str:
+    """Return the text of manifest.json: the record, and the digest of its own text before that."""
+    return _json_text({**record, "digest": _digest(record)})
 
 
 def _json_text(data: Mapping[str, Any]) -> str:
@@ -253,11 +253,11 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
         digest = record.pop("digest")
         # The text itself, not only its meaning, must be that of write_bundle: no byte is free,
         # neither a space nor a repeated key.
-        intact = _digest(record) == digest and _manifest_text(record).encode() == raw
+        intact = _manifest_text(record).encode() == raw
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise _damaged("The manifest is damaged, or is not one of a bundle", path) from error
+        raise damaged("The manifest is damaged, or is not one of a bundle", path) from error
     if not intact:
-        raise _damaged("The manifest was changed after the bundle was written", path)
+        raise damaged("The manifest was changed after the bundle was written", path)
     try:
         return load_json(Manifest, _json_text(record), where=str(path)), digest
     except ResdeployError as error:
@@ -279,12 +279,22 @@ def _file_name_only(file: FileInfo) -> FileInfo:
 # --- checks --------------------------------------------------------------------------------------
 
 
+def is_plain_name(name: str) -> bool:
+    """Return True for the name of a file, rather than a path, on every system."""
+    # ":" would name a drive or a hidden stream on Windows.
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
+
+
+def damaged(what: str, where: Path | str) -> BundleError:
+    """Return the error for a bundle that is not as it was written."""
+    return BundleError(f"{what}.", where=str(where), fix=_REBUILD)
+
+
 def _check_names(manifest: Manifest, *, where: str) -> None:
     """Raise BundleError unless the manifest lists plain file names of this folder, each once."""
     names = [file.path for file in manifest.files]
     for name in names:
-        # ":" would name a drive or a hidden stream on Windows.
-        if name in ("", ".", "..", MANIFEST) or any(c in name for c in "/\\:\0"):
+        if name == MANIFEST or not is_plain_name(name):
             raise BundleError(
                 f"The manifest lists {name!r}, which is not a file of this folder.",
                 where=where,
@@ -292,18 +302,18 @@ def _check_names(manifest: Manifest, *, where: str) -> None:
             )
     # Case is ignored, as some file systems do: two such names would be one file there.
     if len({name.casefold() for name in names}) != len(names):
-        raise _damaged("The manifest lists a file twice", where)
+        raise damaged("The manifest lists a file twice", where)
     wanted = {_MODEL, _GOLDEN, _README} | ({_LABELS} if manifest.num_labels else set())
     wanted |= {settings.model for settings in manifest.tuned}
     if missing := sorted(wanted - set(names)):
-        raise _damaged(f"The manifest does not list {missing[0]}", where)
+        raise damaged(f"The manifest does not list {missing[0]}", where)
 
 
 def _check_listing(path: Path, names: set[str]) -> None:
     """Raise BundleError unless the folder holds these files, as ordinary files, and no others."""
     found = {entry.name for entry in os.scandir(path)}
     if missing := sorted(names - found):
-        raise _damaged(f"The file {missing[0]} is missing", path / missing[0])
+        raise damaged(f"The file {missing[0]} is missing", path / missing[0])
     if added := sorted(found - names):
         raise BundleError(
             f"The file {added[0]} is not in the manifest: it was added or renamed.",
@@ -313,7 +323,7 @@ def _check_listing(path: Path, names: set[str]) -> None:
     for name in sorted(names):
         status = (path / name).lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise _damaged(f"{name} is not an ordinary file", path / name)
+            raise damaged(f"{name} is not an ordinary file", path / name)
         if status.st_nlink > 1:
             # It could be changed through its other name after the check.
             raise BundleError(
@@ -326,12 +336,12 @@ def _check_listing(path: Path, names: set[str]) -> None:
 def _check_content(path: Path, file: FileInfo) -> None:
     size_bytes = path.stat().st_size
     if size_bytes != file.size_bytes:
-        raise _damaged(
+        raise damaged(
             f"The file {file.path} has {size_bytes} bytes; the manifest says {file.size_bytes}",
             path,
         )
     if sha256_file(path) != file.sha256:
-        raise _damaged(f"The file {file.path} was changed after the bundle was written", path)
+        raise damaged(f"The file {file.path} was changed after the bundle was written", path)
 
 
 def _check_labels(labels: Sequence[str], golden: Golden, *, where: str) -> None:
@@ -348,13 +358,9 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError as error:
-        raise _damaged("The labels are not UTF-8 text", path) from error
+        raise damaged("The labels are not UTF-8 text", path) from error
 
 
-def _damaged(what: str, where: Path | str) -> BundleError:
-    return BundleError(f"{what}.", where=str(where), fix=_REBUILD)
-
-
-def _write_text(path: Path, text: str) -> None:
-    # newline: else Windows would write other bytes.
+def write_text(path: Path, text: str) -> None:
+    """Write the same bytes on every system: Windows too gets UTF-8 and line feeds alone."""
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,32 +1,27 @@
 """The README.md inside a bundle, for a user without any other page."""
 
 from resdeploy.data.preprocess import kind_for
+from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["readme_text"]
 
 
-def readme_text(
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    preprocess: Preprocess | None,
-    *,
-    has_labels: bool,
-) -> str:
-    """Return the text: the commands to check, predict and time, the files, the inputs and outputs.
-
-    `preprocess` is None if unknown; `has_labels` is True if the class names are in the bundle.
-    """
+def readme_text(manifest: Manifest) -> str:
+    """Return the page: commands to check, predict and time; the files, inputs and outputs."""
     files = [
         ("model.onnx", "the network, for ONNX Runtime or any other ONNX runtime"),
         ("golden.npz", "inputs, the outputs they must give (float64), and the noise to judge by"),
-        *([("labels.txt", "the class names, in the order of the outputs")] if has_labels else []),
+        *(
+            [("labels.txt", "the class names, in the order of the outputs")]
+            if manifest.num_labels
+            else []
+        ),
         ("manifest.json", "every file by size and SHA-256, and how the model was made"),
     ]
     lines = [
-        f"# {name}",
+        f"# {manifest.name}",
         "",
         "A model, and the proof that it computes here what it computed where it was made.",
         "",
@@ -34,7 +29,7 @@ def readme_text(
         "",
         '    pip install "resdeploy[cpu]"         # no torch; ONNX Runtime 1.18 or newer',
         "    resdeploy check .                    # every byte, then the numbers on this machine",
-        f"    resdeploy predict . {_example(preprocess)}",
+        f"    resdeploy predict . {_example(manifest.preprocess)}",
         "    resdeploy bench model.onnx           # latency and throughput on this machine",
         "    resdeploy doctor                     # if something does not run: what, and the fix",
         "",
@@ -47,12 +42,12 @@ def readme_text(
         "",
         "## Inputs and outputs",
         "",
-        *(_tensor_line("input", tensor) for tensor in inputs),
-        *(_tensor_line("output", tensor) for tensor in outputs),
+        *_tensor_lines("input", manifest.inputs),
+        *_tensor_lines("output", manifest.outputs),
         "",
         "## Preprocessing",
         "",
-        *_preprocess_lines(preprocess),
+        *_preprocess_lines(manifest.preprocess),
     ]
     return "\n".join(lines) + "\n"
 
@@ -66,9 +61,8 @@ def _example(preprocess: Preprocess | None) -> str:
     return "photo.jpg        # the likeliest classes; several images or folders, too"
 
 
-def _tensor_line(role: str, tensor: TensorSpec) -> str:
-    shape = " x ".join(map(str, tensor.shape))
-    return f"- {role} `{tensor.name}`: {tensor.dtype}, {shape}"
+def _tensor_lines(role: str, tensors: tuple[TensorSpec, ...]) -> list[str]:
+    return [f"- {role} `{t.name}`: {t.dtype}, {' x '.join(map(str, t.shape))}" for t in tensors]
 
 
 def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
@@ -76,6 +70,7 @@ def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
         return ["Not recorded: feed the model what it was trained on."]
     kind = kind_for(preprocess)
     notice = f"Part of the model, which takes pixels: {kind.layout}. For the record:"
+    noun, order = ("image", ", channels first") if kind.is_raw else ("sample", "")
     size = " x ".join(map(str, preprocess.input_shape))
     lines = [
         *([notice, ""] if kind.is_raw else []),
@@ -84,9 +79,7 @@ def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
         f"- divisor: {preprocess.divisor}",
         f"- mean: {', '.join(map(str, preprocess.mean))}",
         f"- std: {', '.join(map(str, preprocess.std))}",
-        f"- shape of one image: {size}, channels first"
-        if kind.is_raw
-        else f"- shape of one sample: {size}",
+        f"- shape of one {noun}: {size}{order}",
     ]
     if preprocess.color != "none":
         how = (

@@ -3,7 +3,6 @@
 Shapes: N inputs, K classes.
 """
 
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -28,22 +27,21 @@ def predict_classes(
 ) -> PredictReport:
     """Return the likeliest classes of every input.
 
-    Args:
-        bundle: a checked one.
-        model: the name of the session's model file in it.
-        session: of a model with one row of class scores.
-        inputs: as of `read_samples`.
-        num_classes: number of classes to name, at most.
+    `session` is of the file `model` in the bundle, a model with one row of class scores; `inputs`
+    are those of `read_samples`; at most `num_classes` classes are named.
 
     Raises:
         ResdeployError: an input does not fit the model, or an output is not finite.
     """
     predictions: list[Prediction] = []
-    for names, batch in _batches(read_samples(inputs, bundle.manifest.preprocess)):
-        scores_NK = run_session(session, batch)
+    samples = read_samples(inputs, bundle.manifest.preprocess)
+    while group := list(islice(samples, _BATCH_SIZE)):
+        names, arrays = zip(*group, strict=True)
+        if len(shapes := {array.shape for array in arrays}) > 1:
+            raise ResdeployError(f"The inputs have different shapes: {sorted(shapes)}.")
         predictions += [
             _prediction(name, scores_K, bundle, num_classes)
-            for name, scores_K in zip(names, scores_NK, strict=True)
+            for name, scores_K in zip(names, run_session(session, np.stack(arrays)), strict=True)
         ]
     return PredictReport(
         name=bundle.manifest.name,
@@ -64,17 +62,6 @@ def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
     with np.errstate(under="ignore"):
         exp_K: NDArray[np.float64] = np.exp(wide_K - wide_K.max())
         return np.asarray(exp_K / exp_K.sum())
-
-
-def _batches(
-    samples: Iterator[tuple[str, NDArray[Any]]],
-) -> Iterable[tuple[tuple[str, ...], NDArray[Any]]]:
-    while group := list(islice(samples, _BATCH_SIZE)):
-        names, arrays = zip(*group, strict=True)
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1:
-            raise ResdeployError(f"The inputs have different shapes: {sorted(shapes)}.")
-        yield names, np.stack(arrays)
 
 
 def _prediction(

@@ -36,6 +36,9 @@ _EXTRA_OF = {
 }
 
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
 class _ReportingGroup(click.Group):
     """Turns errors into messages and exit codes, for every command alike."""
 
@@ -62,7 +65,7 @@ class _ReportingGroup(click.Group):
             _report_bug(ctx)
 
 
-@click.group(cls=_ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_ReportingGroup, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="resdeploy")
 def cli() -> None:
     """From a trained ResNet to a model you can prove on the device.

@@ -11,6 +11,7 @@ from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, fin
 from resdeploy.cli.options import (
     PATH,
     POSITIVE,
+    Emit,
     Number,
     Percent,
     json_option,
@@ -19,10 +20,11 @@ from resdeploy.cli.options import (
     session_was_given,
     source_options,
 )
-from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.benchmarks import BenchComparison, Scenario
+from resdeploy.schema.benchmarks import Scenario
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
+
+_ABOVE_0 = Number(min=0, min_open=True)
 
 
 @click.command(cls=DeviceCommand)
@@ -32,7 +34,6 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     "batch_size",
     "Samples of one run; several are timed one after the other.",
     default="1",
-    show_default=True,
 )
 @numbers_option(
     "--threads",
@@ -46,40 +47,27 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     type=POSITIVE,
     help="Runs of warm-up.  [default: until the times have settled]",
 )
-@click.option("--runs", "num_runs", default=200, show_default=True, type=POSITIVE)
+@click.option("--runs", "num_runs", default=200, type=POSITIVE)
 @click.option(
     "--scenario",
     type=click.Choice(get_args(Scenario)),
     default="single-stream",
-    show_default=True,
     help="One run after the other; all at once; or at random times.",
 )
+@click.option("--qps", type=_ABOVE_0, help="Mean runs per second, of --scenario server.")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of those random times.")
 @click.option(
-    "--qps",
-    type=Number(min=0, min_open=True),
-    help="Mean runs per second, of --scenario server.",
-)
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Of those random times.",
-)
-@click.option(
-    "--loadgen",
-    is_flag=True,
-    help="Let MLCommons LoadGen drive the runs; needs the extra loadgen.",
+    "--loadgen", is_flag=True, help="Let MLCommons LoadGen drive the runs; needs the extra loadgen."
 )
 @click.option(
     "--min-duration",
-    type=Number(min=0, min_open=True),
+    type=_ABOVE_0,
     metavar="SECONDS",
     help="Of --loadgen: shortest duration; MLPerf asks for 600.  [default: 60]",
 )
 @click.option(
     "--target-latency",
-    type=Number(min=0, min_open=True),
+    type=_ABOVE_0,
     metavar="MS",
     help="Of --loadgen --scenario server: longest time of 99 % of the runs.  [default: 15]",
 )
@@ -103,7 +91,6 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
     "--blocks",
     "num_blocks",
     default=8,
-    show_default=True,
     type=click.IntRange(min=3),
     help="Pairs of fresh processes for --against.",
 )
@@ -129,7 +116,7 @@ def bench(
     against_options: tuple[str, ...],
     against_source: SourceSpec,
     devices: Devices,
-    as_json: bool,
+    emit: Emit,
     **options: Any,
 ) -> None:
     """Time MODEL on this machine, in fresh processes; --json keeps every latency.
@@ -152,7 +139,6 @@ def bench(
     """
     from resdeploy.api.bench import bench as bench_model
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit
 
     compared = against is not None or bool(against_options)
     driver = loadgen_spec(loadgen, min_duration, target_latency)
@@ -170,7 +156,7 @@ def bench(
             raise click.UsageError(f"--against {against} is timed here: leave out --on.")
         other_model = None if against is None else Path(against)
         job = bench_job(model, devices.options, against=other_model, compared=compared)
-        finish(devices.run(job), as_json=as_json)
+        finish(devices.run(job), emit)
     sessions = [dataclasses.replace(provider, num_threads=n) for n in num_threads or (None,)]
     with show_steps(f"bench {model.name}") as on_progress:
         report = bench_model(
@@ -183,6 +169,4 @@ def bench(
             on_progress=on_progress,
             **options,
         )
-    emit(report, as_json=as_json)
-    if isinstance(report, BenchComparison) and not report.passed:
-        raise click.exceptions.Exit(EXIT_CHECK_FAILED)
+    emit(report)

@@ -41,12 +41,17 @@ def with_options(session: SessionSpec, options: tuple[str, ...]) -> SessionSpec:
     return dataclasses.replace(session, **changes)
 
 
+def _listed(kind: Any) -> dict[str, Any]:
+    """Return the values of a field's type by their texts; {} for a name or a number."""
+    if kind is bool:
+        return {"on": True, "off": False}
+    return {text: text for text in get_args(kind)} if get_origin(kind) is Literal else {}
+
+
 def _value(kind: Any, text: str) -> Any:
     """Return the value of a text for a field's type; None if it has none."""
-    if kind is bool:
-        return {"on": True, "off": False}.get(text)
-    if get_origin(kind) is Literal:
-        return text if text in get_args(kind) else None
+    if listed := _listed(kind):
+        return listed.get(text)
     if kind is str:
         return text or None
     return int(text) if text.isdecimal() else None
@@ -54,8 +59,4 @@ def _value(kind: Any, text: str) -> Any:
 
 def _form(kind: Any) -> str:
     """Return the form of a field's type on the command line."""
-    if kind is bool:
-        return "on|off"
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return "NAME" if kind is str else "N"
+    return "|".join(_listed(kind)) or ("NAME" if kind is str else "N")

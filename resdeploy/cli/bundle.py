@@ -1,5 +1,6 @@
 """`resdeploy bundle`."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from resdeploy.cli.options import (
     PATH,
     POSITIVE,
+    Emit,
     export_options,
     force_option,
     json_option,
@@ -16,6 +18,8 @@ from resdeploy.cli.options import (
 )
 from resdeploy.schema.recipes import SourceSpec
 
+_layout_option = functools.partial(click.option, type=PATH, metavar="DIR")
+
 
 @click.command()
 @click.argument("source", required=False, type=PATH)
@@ -23,23 +27,14 @@ from resdeploy.schema.recipes import SourceSpec
 @source_options("source")
 @click.option("--name", help="The model's name.  [default: from -o]")
 @click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
-@click.option("--num-inputs", default=32, show_default=True, type=POSITIVE)
+@click.option("--num-inputs", default=32, type=POSITIVE)
 @export_options
-@click.option(
-    "--triton", type=PATH, metavar="DIR", help="Also write it into this model repository of Triton."
-)
-@click.option(
-    "--onnx-test-data",
-    type=PATH,
-    metavar="DIR",
-    help="Also write model and golden inputs as ONNX test data.",
-)
-@click.option(
-    "--ort-format", type=PATH, metavar="DIR", help="Also write model.ort and its list of operators."
-)
+@_layout_option("--triton", help="Also write it into this model repository of Triton.")
+@_layout_option("--onnx-test-data", help="Also write model and golden inputs as ONNX test data.")
+@_layout_option("--ort-format", help="Also write model.ort and its list of operators.")
 @force_option
 @json_option
-def bundle(source: SourceSpec, out: Path, as_json: bool, **options: Any) -> None:
+def bundle(source: SourceSpec, out: Path, emit: Emit, **options: Any) -> None:
     """Pack SOURCE for a device: model, labels, preprocessing, golden inputs and their answers.
 
     On the device, without torch, `resdeploy check` proves the files whole and the numbers right.
@@ -51,8 +46,7 @@ def bundle(source: SourceSpec, out: Path, as_json: bool, **options: Any) -> None
     """
     from resdeploy.api.bundle import bundle as bundle_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("bundle") as on_stage:
         manifest = bundle_model(source, out, on_stage=on_stage, **options)
-    emit(manifest, as_json=as_json)
+    emit(manifest)

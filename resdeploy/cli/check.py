@@ -1,26 +1,35 @@
 """`resdeploy check`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import PATH, json_option, sessions_options
+from resdeploy.cli.options import PATH, Emit, accept_option, json_option, sessions_options
 from resdeploy.schema.sessions import SessionSpec
 
 
 @click.command(cls=DeviceCommand)
 @click.argument("bundle", type=PATH)
 @sessions_options
+@accept_option
+@click.option("--digest", help="The bundle's digest, as you received it by another way.")
 @device_options
 @json_option
-def check(bundle: Path, provider: list[SessionSpec], devices: Devices, as_json: bool) -> None:
+def check(
+    bundle: Path, provider: list[SessionSpec], devices: Devices, emit: Emit, **options: Any
+) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
     BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
     differs from what was packed. Settings that `tune` found for such a machine are checked
     too: lossless ones must pass as float32; those within a budget may not compute clearly worse
     outputs for the golden inputs than when tuned.
+
+    PROVED says that these bytes were proved where they were made, and that the outputs here are
+    those that float32 explains. A manifest is not signed: with --digest nothing but the bundle that
+    you were promised passes.
 
     \b
     Example:
@@ -31,10 +40,8 @@ def check(bundle: Path, provider: list[SessionSpec], devices: Devices, as_json: 
     if devices.given:
         from resdeploy.remote.jobs import check_job
 
-        finish(devices.run(check_job(bundle, devices.options)), as_json=as_json)
+        finish(devices.run(check_job(bundle, devices.options)), emit)
 
     from resdeploy.api.check import check as check_bundle
-    from resdeploy.cli.render import emit_verdict
 
-    report = check_bundle(bundle, provider=provider)
-    emit_verdict(report, as_json=as_json)
+    emit(check_bundle(bundle, provider=provider, **options))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, Points, json_option, session_options
+from resdeploy.cli.options import PATH, Emit, json_option, max_drop_option, session_options
 
 
 @click.command()
@@ -17,28 +17,18 @@ from resdeploy.cli.options import PATH, Points, json_option, session_options
     metavar="OTHER",
     help="Another model on the same samples, such as its former version or a larger one.",
 )
-@click.option(
-    "--max-drop",
-    type=Points(min=0, max=100),
-    metavar="POINTS",
-    help="Exit with 1 unless MODEL is shown to be at most so many points below OTHER.",
-)
+@max_drop_option("Exit with 1 unless MODEL is shown to be at most so many points below OTHER.")
 @session_options()
 @json_option
 def evaluate(
-    model: Path,
-    data: str,
-    against: Path | None,
-    max_drop: float | None,
-    as_json: bool,
-    **options: Any,
+    model: Path, data: str, against: Path | None, max_drop: float | None, emit: Emit, **options: Any
 ) -> None:
     """Measure the accuracy of MODEL on held-out samples, with its interval. Needs no torch.
 
     MODEL and OTHER are ONNX files of resdeploy or bundles. The interval of an accuracy is exact
-    (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, Tango's
-    score interval of the difference, and every sample whose class changed, with the margin of
-    either model. All at 95 % confidence.
+    (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, the
+    interval of the difference, and every sample whose class changed, with the margin of either
+    model. All at 95 % confidence.
 
     --max-drop asks for proof: the whole interval of the drop must be within POINTS, so that too few
     samples fail like too large a drop.
@@ -52,10 +42,9 @@ def evaluate(
         raise click.UsageError("--max-drop needs another model to compare with: --against OTHER")
     from resdeploy.api.evaluate import evaluate as evaluate_models
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit_verdict
 
     with show_steps("evaluate") as on_progress:
         report = evaluate_models(
             model, data, against=against, max_drop=max_drop, on_progress=on_progress, **options
         )
-    emit_verdict(report, as_json=as_json)
+    emit(report)

@@ -7,13 +7,13 @@ import click
 
 from resdeploy.cli.options import (
     PATH,
+    Emit,
     export_options,
     force_option,
     json_option,
     output_option,
     source_options,
 )
-from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.recipes import SourceSpec
 
 
@@ -25,7 +25,7 @@ from resdeploy.schema.recipes import SourceSpec
 @click.option("--no-fold", is_flag=True, help="Leave every BatchNorm where it is.")
 @force_option
 @json_option
-def export(source: SourceSpec, out: Path, no_fold: bool, as_json: bool, **options: Any) -> None:
+def export(source: SourceSpec, out: Path, no_fold: bool, emit: Emit, **options: Any) -> None:
     """Fold SOURCE, write it as one ONNX file, and prove that the file computes the same.
 
     The file is written only if ONNX Runtime computes from it what SOURCE computes. With --for, it
@@ -39,11 +39,8 @@ def export(source: SourceSpec, out: Path, no_fold: bool, as_json: bool, **option
     """
     from resdeploy.api.export import export as export_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("export") as on_stage:
         report = export_model(source, out, fold=not no_fold, on_stage=on_stage, **options)
-    emit(report, as_json=as_json)
-    if report.verification is not None and not report.verification.passed:
-        click.echo("nothing was written", err=True)
-        raise SystemExit(EXIT_CHECK_FAILED)
+    verified = report.verification
+    emit(report, passed=verified is None or verified.passed, note="nothing was written")

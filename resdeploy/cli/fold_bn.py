@@ -5,14 +5,20 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, force_option, json_option, source_options
-from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.cli.options import (
+    PATH,
+    Emit,
+    force_option,
+    json_option,
+    output_option,
+    source_options,
+)
 from resdeploy.schema.recipes import SourceSpec
 
 
 @click.command("fold-bn")
 @click.argument("source", required=False, type=PATH)
-@click.option("-o", "--output", "out", type=PATH, help="The folded model to write.")
+@output_option("The folded model to write.", required=False)
 @source_options("source")
 @click.option("--dry-run", is_flag=True, help="Report only; write nothing.")
 @click.option("--strict", is_flag=True, help="Exit 1 unless every BatchNorm is folded.")
@@ -20,7 +26,7 @@ from resdeploy.schema.recipes import SourceSpec
 @force_option
 @json_option
 def fold_bn(
-    source: SourceSpec, out: Path | None, dry_run: bool, strict: bool, as_json: bool, **options: Any
+    source: SourceSpec, out: Path | None, dry_run: bool, strict: bool, emit: Emit, **options: Any
 ) -> None:
     """Fold every BatchNorm of SOURCE that may be folded, with a reason for each refusal.
 
@@ -36,10 +42,7 @@ def fold_bn(
         raise click.UsageError("give either -o OUTPUT or --dry-run")
     from resdeploy.api.fold import fold_batchnorm
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("fold-bn"):
         report = fold_batchnorm(source, out=out, **options)
-    emit(report, as_json=as_json)
-    if strict and not report.complete:
-        raise SystemExit(EXIT_CHECK_FAILED)
+    emit(report, passed=report.complete or not strict)

@@ -1,13 +1,14 @@
 """`--on` and `--fleet`: a command on other machines, over SSH."""
 
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from resdeploy.cli.options import PATH
+from resdeploy.cli.options import PATH, Emit, gathered
+from resdeploy.errors import ReportedError
 from resdeploy.schema.remotes import DeviceSpec, RemoteReport
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
 _GIVEN = f"{__name__}.given"
 # Options about this machine: they do not travel.
 _STAYING = {
-    *("addresses", "fleet", "as_json", "against", "out", "force", "work"),
+    *("addresses", "fleet", "emit", "against", "out", "force", "work"),
     *("data", "calibration", "variants"),
 }
 
@@ -35,17 +36,17 @@ class DeviceCommand(click.Command):
         return rest
 
 
+@dataclass(frozen=True, kw_only=True)
 class Devices:
     """The devices that were named on the command line, if any."""
 
-    def __init__(self, addresses: tuple[str, ...], fleet: Path | None) -> None:
-        self._addresses = addresses
-        self._fleet = fleet
+    addresses: tuple[str, ...]
+    fleet: Path | None
 
     @property
     def given(self) -> bool:
         """True if the command is to run on devices instead of here."""
-        return bool(self._addresses) or self._fleet is not None
+        return bool(self.addresses) or self.fleet is not None
 
     @property
     def options(self) -> "Options":
@@ -72,8 +73,8 @@ class Devices:
         """The devices, those of the fleet file first."""
         from resdeploy.remote.fleet import load_fleet, parse_address, refuse_duplicates
 
-        fleet = () if self._fleet is None else load_fleet(self._fleet)
-        devices = (*fleet, *map(parse_address, self._addresses))
+        fleet = () if self.fleet is None else load_fleet(self.fleet)
+        devices = (*fleet, *map(parse_address, self.addresses))
         refuse_duplicates(devices)
         return devices
 
@@ -83,38 +84,38 @@ class Devices:
         from resdeploy.remote.fleet_run import run_on_fleet
 
         devices = self.specs
-        with show_devices(job.command, [device.name for device in devices]) as on_stage:
+        with show_devices(job.calls[-1].command, [one.name for one in devices]) as on_stage:
             return run_on_fleet(job, devices, on_stage=on_stage)
 
 
-def finish(report: RemoteReport, *, as_json: bool) -> NoReturn:
-    """Print the report, and exit with its code."""
-    from resdeploy.cli.render import emit
-    from resdeploy.cli.render_remote import render_failures
+def finish(report: RemoteReport, emit: Emit) -> NoReturn:
+    """Print the report, its failures on stderr, and exit with its code."""
+    failures = [
+        ReportedError(f"{one.device.name}: {failure.what}", where=failure.where, fix=failure.fix)
+        for one in report.devices
+        if (failure := one.failure) is not None
+    ]
+    emit(report, exit_code=report.exit_code, note="\n".join(f"error: {one}" for one in failures))
+    raise click.exceptions.Exit
 
-    emit(report, as_json=as_json)
-    render_failures(report)
-    raise click.exceptions.Exit(report.exit_code)
 
-
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--on` and `--fleet`; the command, a `DeviceCommand`, gets them as `devices`."""
-
-    @functools.wraps(command)
-    def with_devices(*, addresses: tuple[str, ...], fleet: Path | None, **others: Any) -> Any:
-        return command(devices=Devices(addresses, fleet), **others)
-
-    on = click.option(
-        "--on",
-        "addresses",
-        multiple=True,
-        metavar="[USER@]HOST[:PORT]",
-        help="Run on this device instead, over SSH. May be given several times.",
-    )
-    fleet = click.option(
-        "--fleet",
-        type=PATH,
-        metavar="FLEET.TOML",
-        help="Run on the devices of this file instead.",
-    )
-    return on(fleet(with_devices))
+# The command, a `DeviceCommand`, gets `devices`.
+device_options = gathered(
+    "devices",
+    Devices,
+    {
+        "addresses": click.option(
+            "--on",
+            "addresses",
+            multiple=True,
+            metavar="[USER@]HOST[:PORT]",
+            help="Run on this device instead, over SSH. May be given several times.",
+        ),
+        "fleet": click.option(
+            "--fleet",
+            type=PATH,
+            metavar="FLEET.TOML",
+            help="Run on the devices of this file instead.",
+        ),
+    },
+)

@@ -1,29 +1,31 @@
 """Options that several commands share."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
+from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.schema.codec import dump_json
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
-    *("PATH", "POSITIVE", "Number", "Percent", "Points", "choice_of", "export_options"),
-    *("force_option", "json_option", "numbers_option", "output_option", "providers_option"),
-    *("session_options", "session_was_given", "sessions_options", "source_options"),
-    *("target_option", "threads_option"),
+    *("PATH", "POSITIVE", "Emit", "Number", "Percent", "choice_of", "export_options"),
+    *("force_option", "gathered", "json_option", "max_drop_option", "numbers_option"),
+    *("accept_option", "output_option", "providers_option", "session_options", "session_was_given"),
+    *("sessions_options", "source_options", "target_option", "threads_option"),
 ]
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
-Command = TypeVar("Command", bound=Callable[..., Any])
+Emit = Callable[..., None]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Number(click.FloatRange):
@@ -69,9 +71,7 @@ def _numbers(
     return tuple(map(int, parts))
 
 
-def numbers_option(
-    flag: str, name: str, help_text: str, **settings: Any
-) -> Callable[[Command], Command]:
+def numbers_option(flag: str, name: str, help_text: str, **settings: Any) -> Decorator:
     """Return an option that takes a list of whole numbers such as 1,8,32."""
     return click.option(
         flag, name, metavar="N[,N...]", callback=_numbers, help=help_text, **settings
@@ -86,7 +86,38 @@ def choice_of(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON record.")
+def emit(
+    record: Any,
+    *,
+    as_json: bool,
+    passed: bool | None = None,
+    exit_code: int = EXIT_CHECK_FAILED,
+    note: str = "",
+) -> None:
+    """Print a record to stdout, as JSON or for a person, and exit with a code if it failed.
+
+    `passed` is for a record whose verdict is not its own; `note` follows a failure on stderr.
+    """
+    if as_json:
+        click.echo(dump_json(record))
+    else:
+        from resdeploy.cli.render import render
+
+        render(record)
+    if not (getattr(record, "passed", True) if passed is None else passed):
+        if note:
+            click.echo(note, err=True)
+        raise SystemExit(exit_code)
+
+
+# The command gets the function that prints its record.
+json_option = click.option(
+    "--json",
+    "emit",
+    is_flag=True,
+    callback=lambda _context, _option, as_json: functools.partial(emit, as_json=as_json),
+    help="Print one JSON record.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 target_option = click.option(
     "--for",
@@ -107,28 +138,40 @@ def _batch(_context: Any, _option: Any, text: str) -> int | Literal["dynamic"]:
 
 def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options about the form of an exported model."""
-    return _with_options(
-        command,
-        click.option(
-            "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
-        ),
-        target_option,
-        click.option(
-            "--batch",
-            default="dynamic",
-            show_default=True,
-            callback=_batch,
-            help="dynamic, or a number of samples.",
-        ),
-        click.option(
-            "--preprocess",
-            "embed_preprocess",
-            default="outside",
-            show_default=True,
-            help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
-            **choice_of({"outside": False, "embed": True}),
-        ),
+    opset = click.option(
+        "--opset", type=int, help="ONNX operator set.  [default: 18, or the target's]"
     )
+    batch = click.option(
+        "--batch", default="dynamic", callback=_batch, help="dynamic, or a number of samples."
+    )
+    preprocess = click.option(
+        "--preprocess",
+        "embed_preprocess",
+        default="outside",
+        help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
+        **choice_of({"outside": False, "embed": True}),
+    )
+    return opset(target_option(batch(preprocess(command))))
+
+
+def gathered(name: str, gather: Callable[..., Any], options: Mapping[str, Decorator]) -> Decorator:
+    """Add options, by name; the command gets what `gather` makes of their values as `name`.
+
+    A parameter of the command that has this name already goes to `gather` too.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathering(**values: Any) -> Any:
+            taken = {one: values.pop(one) for one in (name, *options) if one in values}
+            return command(**{name: gather(**taken)}, **values)
+
+        decorated: Callable[..., Any] = gathering
+        for option in reversed([*options.values()]):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 # Options of every command that runs a model for its outputs.
@@ -139,83 +182,61 @@ _ANSWERING = tuple(
 )
 
 
-def _click_option(name: str) -> Callable[[Command], Command]:
+def _click_option(name: str) -> Decorator:
     """Return the option of the command line for a field of `SessionSpec`."""
     option = SESSION_OPTIONS[name]
+    flag, settings = option.flag, {"default": option.default, "help": option.help}
     if name == "provider":
-        help_text = f"{option.help}: {', '.join(PROVIDERS)}."
-        return click.option(option.flag, default=option.default, show_default=True, help=help_text)
-    if option.kind is bool:
-        off = f"/--no-{option.flag[2:]}" if option.default else ""
-        return click.option(
-            f"{option.flag}{off}",
-            name,
-            is_flag=True,
-            default=option.default,
-            show_default=option.default,
-            help=option.help,
-        )
-    choices = get_args(option.kind) if get_origin(option.kind) is Literal else None
-    return click.option(
-        option.flag,
-        name,
-        type=POSITIVE if choices is None else click.Choice(choices),
-        default=option.default,
-        show_default=choices is not None,
-        help=option.help,
-    )
+        settings["help"] = _PROVIDER_HELP
+    elif option.kind is bool:
+        settings["is_flag"] = True
+        flag += f"/--no-{flag[2:]}" if option.default else ""
+    elif get_origin(option.kind) is Literal:
+        settings["type"] = click.Choice(get_args(option.kind))
+    else:
+        settings["type"] = POSITIVE
+    return click.option(flag, name, **settings)
 
 
-def providers_option(
-    *, default: tuple[str, ...] = ("cpu",), remark: str = ""
-) -> Callable[[Command], Command]:
+_PROVIDER_HELP = f"{SESSION_OPTIONS['provider'].help}: {', '.join(PROVIDERS)}."
+threads_option = _click_option("num_threads")
+accept_option = click.option(
+    "--accept",
+    type=click.Choice(["proof", "outputs"]),
+    default="proof",
+    help="The least that passes: PROVED, or outputs that agree.",
+)
+
+
+def providers_option(*, default: tuple[str, ...] = ("cpu",), remark: str = "") -> Decorator:
     """Return `--provider` of a command that asks several, in turn; it gets them as `providers`."""
-    option = SESSION_OPTIONS["provider"]
     return click.option(
-        option.flag,
+        SESSION_OPTIONS["provider"].flag,
         "providers",
         multiple=True,
         default=default,
-        show_default=bool(default),
-        help=f"{option.help}: {', '.join(PROVIDERS)}. May be given several times.{remark}",
+        help=f"{_PROVIDER_HELP} May be given several times.{remark}",
     )
 
 
-threads_option = _click_option("num_threads")
-
-
-def session_options(
-    names: Sequence[str] = _ANSWERING,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def session_options(names: Sequence[str] = _ANSWERING) -> Decorator:
     """Add these fields of a `SessionSpec` as options; the command gets it as `provider`."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def with_session(**values: Any) -> Any:
-            session = SessionSpec(**{name: values.pop(name) for name in names})
-            return command(provider=session, **values)
-
-        return _with_options(with_session, *map(_click_option, names))
-
-    return decorate
+    return gathered("provider", SessionSpec, {name: _click_option(name) for name in names})
 
 
-def _with_options(command: Callable[..., Any], *options: Any) -> Callable[..., Any]:
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _sessions(providers: tuple[str, ...], **settings: Any) -> list[SessionSpec]:
+    return [SessionSpec(provider=name, **settings) for name in providers]
 
 
-def sessions_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of one session on each of several providers; the command gets `provider`."""
-
-    @functools.wraps(command)
-    def with_sessions(*, providers: tuple[str, ...], provider: SessionSpec, **others: Any) -> Any:
-        sessions = [dataclasses.replace(provider, provider=name) for name in providers]
-        return command(provider=sessions, **others)
-
-    others = [name for name in _ANSWERING if name != "provider"]
-    return providers_option()(session_options(others)(with_sessions))
+# Those of one session on each of several providers; the command gets the list as `provider`.
+sessions_options = gathered(
+    "provider",
+    _sessions,
+    {
+        "providers": providers_option(),
+        **{name: _click_option(name) for name in _ANSWERING if name != "provider"},
+    },
+)
 
 
 def session_was_given() -> bool:
@@ -227,9 +248,16 @@ def session_was_given() -> bool:
     )
 
 
-def output_option(help_text: str) -> Callable[[Command], Command]:
+def output_option(help_text: str, *, required: bool = True, **settings: Any) -> Decorator:
     """Return the option `-o`, a path to write."""
-    return click.option("-o", "--output", "out", required=True, type=PATH, help=help_text)
+    return click.option(
+        "-o", "--output", "out", type=PATH, required=required, help=help_text, **settings
+    )
+
+
+def max_drop_option(help_text: str) -> Decorator:
+    """Return the option `--max-drop`, a budget for the accuracy."""
+    return click.option("--max-drop", type=Points(min=0, max=100), metavar="POINTS", help=help_text)
 
 
 def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
@@ -273,20 +301,14 @@ _SOURCE_OPTIONS = {
 }
 
 
-def source_options(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def source_options(name: str) -> Decorator:
     """Add the options of a trained model; the command gets a `SourceSpec` called `name`.
 
     Its path is the parameter of that name, if the command has one.
     """
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def with_source(**values: Any) -> Any:
-            path = values.pop(name, None)
-            fields = {field: values.pop(field) for field in _SOURCE_OPTIONS}
-            spec = SourceSpec(path=None if path is None else str(path), **fields)
-            return command(**{name: spec}, **values)
+    def gather(**values: Any) -> SourceSpec:
+        path = values.pop(name, None)
+        return SourceSpec(path=None if path is None else str(path), **values)
 
-        return _with_options(with_source, *_SOURCE_OPTIONS.values())
-
-    return decorate
+    return gathered(name, gather, _SOURCE_OPTIONS)

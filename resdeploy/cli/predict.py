@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.options import PATH, POSITIVE, json_option, session_options, session_was_given
+from resdeploy.cli.options import (
+    PATH,
+    POSITIVE,
+    Emit,
+    json_option,
+    session_options,
+    session_was_given,
+)
 from resdeploy.schema.sessions import SessionSpec
 
 
@@ -12,16 +19,10 @@ from resdeploy.schema.sessions import SessionSpec
 @click.argument("bundle", type=PATH)
 @click.argument("inputs", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
 @session_options()
-@click.option(
-    "--top",
-    default=5,
-    show_default=True,
-    type=POSITIVE,
-    help="Number of classes to name.",
-)
+@click.option("--top", default=5, type=POSITIVE, help="Number of classes to name.")
 @json_option
 def predict(
-    bundle: Path, inputs: tuple[Path, ...], provider: SessionSpec, top: int, as_json: bool
+    bundle: Path, inputs: tuple[Path, ...], provider: SessionSpec, top: int, emit: Emit
 ) -> None:
     """Name the likeliest classes of each IMAGE with the model of BUNDLE. Needs no torch.
 
@@ -37,7 +38,6 @@ def predict(
         resdeploy predict resnet50.zip photos --top 3 --provider cuda --json
     """
     from resdeploy.api.predict import predict as predict_classes
-    from resdeploy.cli.render import emit
 
     wanted = provider if session_was_given() else None
-    emit(predict_classes(bundle, inputs, provider=wanted, top=top), as_json=as_json)
+    emit(predict_classes(bundle, inputs, provider=wanted, top=top))

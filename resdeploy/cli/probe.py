@@ -5,15 +5,18 @@ from pathlib import Path
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import PATH, force_option, json_option
+from resdeploy.cli.options import Emit, force_option, json_option, output_option
+from resdeploy.files import atomic_write
+from resdeploy.schema.codec import dump_json
+from resdeploy.schema.machines import ProbeReport
 
 
 @click.command(cls=DeviceCommand)
-@click.option("-o", "--output", "out", type=PATH, help="Also write the record here.")
+@output_option("Also write the record here.", required=False)
 @force_option
 @device_options
 @json_option
-def probe(out: Path | None, force: bool, devices: Devices, as_json: bool) -> None:
+def probe(out: Path | None, force: bool, devices: Devices, emit: Emit) -> None:
     """Report what this machine can run: the runtime, the providers that start, CPU, memory, GPU.
 
     A tiny model is opened and run on each provider. `resdeploy export --for` takes the
@@ -25,21 +28,24 @@ def probe(out: Path | None, force: bool, devices: Devices, as_json: bool) -> Non
         resdeploy probe -o target.json
         resdeploy probe --on pi@kitchen.local -o target.json
     """
-    from resdeploy.cli.render import emit, write_record
-
     if devices.given:
         from resdeploy.remote.jobs import probe_job
 
         if out is not None and len(devices.specs) > 1:
             raise click.UsageError("-o takes the record of one device: name one.")
         reports = devices.run(probe_job())
-        if out is not None and (probed := reports.devices[0].probe) is not None:
-            write_record(probed, out, force=force)
-        finish(reports, as_json=as_json)
+        _write(reports.devices[0].probe, out, force=force)
+        finish(reports, emit)
 
     from resdeploy.machine.probe import probe as probe_machine
 
     report = probe_machine()
-    if out is not None:
-        write_record(report, out, force=force)
-    emit(report, as_json=as_json)
+    _write(report, out, force=force)
+    emit(report)
+
+
+def _write(record: ProbeReport | None, out: Path | None, *, force: bool) -> None:
+    """Write the record, if there is one to write, as JSON to `out`."""
+    if record is not None and out is not None:
+        with atomic_write(out, force=force) as temporary:
+            temporary.write_text(dump_json(record) + "\n", encoding="utf-8", newline="\n")

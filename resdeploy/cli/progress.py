@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -21,18 +21,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Update", "show_devices", "show_stages", "show_steps"]
+from resdeploy.api.arguments import OnProgress, OnStage
 
-
-class Update(Protocol):
-    """Shows the steps done, their total if known, and a remark."""
-
-    def __call__(self, done: int, total: int | None, remark: str) -> None:
-        """Show the state."""
+__all__ = ["show_devices", "show_stages", "show_steps"]
 
 
 @contextmanager
-def show_stages(title: str) -> Iterator[Callable[[str], None]]:
+def show_stages(title: str) -> Iterator[OnStage]:
     """Show a spinner with the name of the stage that the given function was last called with."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with _progress(*columns) as progress:
@@ -41,7 +36,7 @@ def show_stages(title: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def show_steps(title: str) -> Iterator[Update]:
+def show_steps(title: str) -> Iterator[OnProgress]:
     """Show a bar; the given function takes (steps done, total or None, a remark).
 
     With `RESDEPLOY_PROGRESS=lines`, lines on stderr instead, for a program to pass on.
@@ -60,11 +55,9 @@ def show_steps(title: str) -> Iterator[Update]:
     )
     with _progress(*columns) as progress:
         task = progress.add_task(title, total=None, remark="")
-
-        def update(done: int, total: int | None, remark: str) -> None:
-            progress.update(task, completed=done, total=total, remark=remark)
-
-        yield update
+        yield lambda done, total, remark: progress.update(
+            task, completed=done, total=total, remark=remark
+        )
 
 
 def _say_in_lines(done: int, total: int | None, remark: str) -> None:
@@ -101,11 +94,6 @@ def show_devices(title: str, names: Sequence[str]) -> Iterator[Callable[[int, st
         yield enter
 
 
-def _progress(*columns: object) -> Progress:
+def _progress(*columns: ProgressColumn) -> Progress:
     console = Console(stderr=True)
-    return Progress(
-        *columns,  # type: ignore[arg-type]
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

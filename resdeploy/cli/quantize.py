@@ -1,12 +1,14 @@
 """`resdeploy quantize`."""
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from resdeploy.cli.options import (
     PATH,
+    Emit,
     Number,
     choice_of,
     force_option,
@@ -14,14 +16,10 @@ from resdeploy.cli.options import (
     output_option,
     target_option,
 )
-from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes
+from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
 from resdeploy.session.providers import PROVIDERS
 
-if TYPE_CHECKING:
-    from resdeploy.schema.quants import QuantizedPrecision
-
-PRECISIONS: dict[str, "QuantizedPrecision"] = {
+PRECISIONS: dict[str, QuantizedPrecision] = {
     "int8": "int8",
     "fp16": "float16",
     "bf16": "bfloat16",
@@ -31,17 +29,15 @@ _INSISTED = "".join(
     for provider in PROVIDERS.values()
     if provider.integer_types
 )
-_CHOICE: dict[str, Any] = {
-    "type": click.Choice(get_args(Choice)),
-    "default": "auto",
-    "show_default": True,
-}
+_choice_option = functools.partial(
+    click.option, type=click.Choice(get_args(Choice)), default="auto"
+)
 
 
 @click.command()
 @click.argument("model", type=PATH)
 @output_option("The ONNX file to write.")
-@click.option("--precision", default="int8", show_default=True, **choice_of(PRECISIONS))
+@click.option("--precision", default="int8", **choice_of(PRECISIONS))
 @click.option(
     "--calibration",
     required=True,
@@ -53,7 +49,6 @@ _CHOICE: dict[str, Any] = {
     "--method",
     type=click.Choice(["auto", *get_args(CalibrationMethod)]),
     default="auto",
-    show_default=True,
     help="Calibration of int8 ranges; auto measures all.",
 )
 @click.option(
@@ -67,32 +62,24 @@ _CHOICE: dict[str, Any] = {
     default=None,
     help="Weights of 7 bits.  [default: on x86 without VNNI]",
 )
-@click.option(
-    "--equalize", help="Give the channels between layers like ranges (SmoothQuant).", **_CHOICE
-)
-@click.option("--pixel-grid", help="Let the input's integers be the pixels.", **_CHOICE)
-@click.option("--refine", help="Choose each tensor's range by the outputs.", **_CHOICE)
-@click.option("--rounding", help="Round weights so that errors cancel (GPTQ).", **_CHOICE)
-@click.option(
-    "--bias-correction", help="Take the weights' mean error out of the biases.", **_CHOICE
-)
+@_choice_option("--equalize", help="Give the channels between layers like ranges (SmoothQuant).")
+@_choice_option("--pixel-grid", help="Let the input's integers be the pixels.")
+@_choice_option("--refine", help="Choose each tensor's range by the outputs.")
+@_choice_option("--rounding", help="Round weights so that errors cancel (GPTQ).")
+@_choice_option("--bias-correction", help="Take the weights' mean error out of the biases.")
 @click.option(
     "--max-flips",
     type=Number(min=0, max=1),
     default=0.01,
-    show_default=True,
     help="Fraction of held-out predictions that may change.",
 )
 @click.option("--max-error", type=Number(min=0), help="Largest relative error of the outputs.")
 @click.option(
-    "--keep-io/--lower-io",
-    default=True,
-    show_default=True,
-    help="Leave inputs and outputs in float32 (fp16, bf16).",
+    "--keep-io/--lower-io", default=True, help="Leave inputs and outputs in float32 (fp16, bf16)."
 )
 @force_option
 @json_option
-def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+def quantize(model: Path, out: Path, emit: Emit, **options: Any) -> None:
     """Lower the precision of MODEL, a folded ONNX file, and measure the cost.
 
     A quarter of the calibration samples is held out. Every choice is measured on them, and kept
@@ -107,11 +94,7 @@ def quantize(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from resdeploy.api.quantize import quantize as quantize_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit
 
     with show_stages("quantize") as on_stage:
         report = quantize_model(model, out, on_stage=on_stage, **options)
-    emit(report, as_json=as_json)
-    if not report.passed:
-        click.echo("nothing was written", err=True)
-        raise SystemExit(EXIT_CHECK_FAILED)
+    emit(report, note="nothing was written")

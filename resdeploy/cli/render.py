@@ -1,34 +1,30 @@
 """Records as text: tables on stdout, or one JSON record. No arithmetic beyond units."""
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
+from rich.console import Console
 
+from resdeploy.cli.render_accuracy import render_evaluate, render_quantize
 from resdeploy.cli.render_bench import render_comparison, render_report
-from resdeploy.cli.render_device import render_doctor, render_predict, render_probe
-from resdeploy.cli.render_evaluate import render_evaluate
-from resdeploy.cli.render_quantize import render_quantize
-from resdeploy.cli.render_remote import render_remote, single_records
+from resdeploy.cli.render_device import (
+    render_doctor,
+    render_predict,
+    render_probe,
+    render_remote,
+)
 from resdeploy.cli.render_tune import render_tune, render_tuned
-from resdeploy.cli.tables import pass_or_fail, print_table
-from resdeploy.errors import EXIT_CHECK_FAILED
-from resdeploy.files import atomic_write
-from resdeploy.schema.benchmarks import BenchComparison, BenchReport
-from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
-from resdeploy.schema.codec import dump_json
-from resdeploy.schema.demos import DemoReport
-from resdeploy.schema.evaluations import EvaluateReport
+from resdeploy.cli.tables import Lines, pass_or_fail, table
+from resdeploy.schema.bundles import CheckReport, DemoReport, Manifest
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.folds import FoldReport
-from resdeploy.schema.machines import DoctorReport, ProbeReport
-from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import Placement
-from resdeploy.schema.tunings import TuneReport
 from resdeploy.schema.verdicts import (
     Attribution,
     Comparison,
@@ -40,65 +36,47 @@ from resdeploy.schema.verdicts import (
 )
 from resdeploy.verify.precision import title as precision_title
 
-__all__ = ["emit", "emit_verdict", "render", "write_record"]
+__all__ = ["render"]
 
 _MOST_REASONS = 3
 
 
-def emit(record: Any, *, as_json: bool) -> None:
-    """Print a record to stdout, as JSON or for a person."""
-    if as_json:
-        click.echo(dump_json(record))
-    else:
-        render(record)
-
-
-def emit_verdict(record: Any, *, as_json: bool) -> None:
-    """Print a record of a check to stdout, and exit with 1 unless it passed."""
-    emit(record, as_json=as_json)
-    if not record.passed:
-        raise SystemExit(EXIT_CHECK_FAILED)
-
-
-def write_record(record: Any, out: Path, *, force: bool) -> None:
-    """Write a record as JSON to the file `out`; `force` replaces an existing one."""
-    with atomic_write(out, force=force) as temporary:
-        temporary.write_text(dump_json(record) + "\n", encoding="utf-8", newline="\n")
-
-
 def render(record: Any) -> None:
     """Print a record for a person."""
-    renderers: dict[type, Callable[[Any], None]] = {
-        BenchComparison: render_comparison,
-        BenchReport: render_report,
-        CheckReport: _check,
-        DemoReport: _demo,
-        DoctorReport: render_doctor,
-        EvaluateReport: render_evaluate,
-        ExportReport: _export,
-        FoldReport: _fold,
-        Manifest: _manifest,
-        PredictReport: render_predict,
-        ProbeReport: render_probe,
-        RemoteReport: _remote,
-        QuantReport: render_quantize,
-        SelftestReport: _selftest,
-        TrainReport: _train,
-        TuneReport: render_tune,
-        VerifyReport: _verify,
-    }
-    renderers[type(record)](record)
+    out = Console(highlight=False, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = 120  # when piped, so that no figure is cut
+    for line in _lines(record):
+        if isinstance(line, str):
+            click.echo(line)
+        else:
+            out.print(line)
 
 
-def _train(report: TrainReport) -> None:
-    click.echo(
+@functools.singledispatch
+def _lines(record: Any) -> Lines:
+    raise NotImplementedError(type(record).__name__)
+
+
+# The record of each is the type of its parameter.
+for _renderer in (
+    *(render_comparison, render_doctor, render_evaluate, render_predict, render_probe),
+    *(render_quantize, render_report, render_tune),
+):
+    _lines.register(_renderer)
+
+
+@_lines.register
+def _train(report: TrainReport) -> Lines:
+    yield (
         f"{report.recipe.name}: {report.last.test_accuracy:.2%} of {report.num_test} test samples "
         f"after {report.last.epoch} epochs ({report.num_parameters:,} parameters)\n"
         f"checkpoint {report.checkpoint}"
     )
 
 
-def _fold(report: FoldReport) -> None:
+@_lines.register
+def _fold(report: FoldReport) -> Lines:
     folded = [
         (s.site, s.producer, str(s.num_consumers), f"folded into {s.op}", f"{s.max_ulp:.3f}")
         for s in report.folded
@@ -107,10 +85,10 @@ def _fold(report: FoldReport) -> None:
         (s.site, "", str(s.num_consumers), f"refused: {s.reason}", "") for s in report.refused
     ]
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
-    print_table("BatchNorm", columns, folded + refused)
-    click.echo(_fold_summary(report))
+    yield from table("BatchNorm", columns, folded + refused)
+    yield _fold_summary(report)
     if report.not_judged is not None:
-        click.echo(f"not judged: {report.not_judged}")
+        yield f"not judged: {report.not_judged}"
 
 
 def _fold_summary(report: FoldReport) -> str:
@@ -122,42 +100,58 @@ def _fold_summary(report: FoldReport) -> str:
     return f"{line}, {flushed} subnormal values set to zero" if flushed else line
 
 
-def _export(report: ExportReport) -> None:
+@_lines.register
+def _export(report: ExportReport) -> Lines:
     if report.fold is not None:
-        click.echo(f"fold     {_fold_summary(report.fold)}")
-        for site in report.fold.refused:
-            click.echo(f"         {site.site}: {site.reason}")
-    click.echo(
+        yield f"fold     {_fold_summary(report.fold)}"
+        yield from (f"         {site.site}: {site.reason}" for site in report.fold.refused)
+    yield (
         f"export   {report.file.path}  {_size(report.file.size_bytes)}, {report.num_nodes} nodes, "
         f"opset {report.spec.opset}, batch {report.spec.batch}"
     )
-    if report.verification is not None:
-        for line in _verdict_lines(report.verification):
-            click.echo(f"verify   {line}")
+    for verdict in () if report.verification is None else report.verification.verdicts:
+        c = verdict.comparison
+        yield (
+            f"verify   {verdict.session.spec.provider}: {pass_or_fail(verdict.passed)}  "
+            f"R = {_ratio(c.noise_ratio)} (limit {c.noise_ratio_limit:g})  "
+            f"{'; '.join(verdict.reasons) or _placement(verdict.session)}"
+        )
 
 
-def _verify(report: VerifyReport) -> None:
+@_lines.register
+def _verify(report: VerifyReport) -> Lines:
     columns = (
         *("provider", "verdict", "R", "z rms", "z max", "T", "error as of", "same top-1"),
         "accuracy",
     )
     title = f"{report.model.path} against {report.golden.source}"
-    print_table(title, columns, [_verdict_row(v, report.reasons) for v in report.verdicts])
-    click.echo(f"inputs: {report.golden.inputs}")
+    yield from table(title, columns, [_verdict_row(v, report) for v in report.verdicts])
+    yield f"inputs: {report.golden.inputs}"
     if report.reference_accuracy is not None:
-        click.echo(f"accuracy of the float64 reference: {report.reference_accuracy:.2%}")
-    for line in _file_evidence(report):
-        click.echo(line)
+        yield f"accuracy of the float64 reference: {report.reference_accuracy:.2%}"
+    yield from _file_evidence(report)
     for verdict in report.verdicts:
-        for line in _provider_evidence(verdict):
-            click.echo(f"{verdict.session.spec.provider}: {line}")
+        provider = verdict.session.spec.provider
+        yield from (f"{provider}: {line}" for line in _provider_evidence(verdict))
+    yield from _last_word(report)
 
 
-def _verdict_row(verdict: ProviderVerdict, reasons: Sequence[str]) -> tuple[str, ...]:
+def _last_word(report: VerifyReport) -> Iterator[str]:
+    """Yield the verdict, and for AGREES what was not shown."""
+    if report.verdict != "AGREES":
+        yield report.verdict
+        return
+    yield "AGREES: the outputs do; a file that differs for other inputs is not excluded. Not shown:"
+    yield from (f"  {line}" for line in report.unproved)
+    if not report.passed:
+        yield "  --accept outputs lets this pass"
+
+
+def _verdict_row(verdict: ProviderVerdict, report: VerifyReport) -> tuple[str, ...]:
     c = verdict.comparison
     return (
         verdict.session.spec.provider,
-        pass_or_fail(verdict.passed and not reasons),
+        report.verdict if verdict.passed else "FAIL",
         _ratio(c.noise_ratio),
         *("-" if value is None else _ratio(value) for value in (c.z_rms, c.z_max, c.systematic)),
         "" if c.precision is None else c.precision.found,
@@ -223,6 +217,8 @@ def _attribution(attribution: Attribution) -> str:
 _LAYERS = {
     "structure": "the wiring",
     "static": "the weights",
+    "metadata": "what others go by",
+    "proof": "the proof on the host",
     "node_local": "single layers",
     "conformance": "other ways to call it",
     "attribution": "its other arithmetic",
@@ -248,7 +244,8 @@ def _first_few(reasons: Sequence[str]) -> Iterator[str]:
         yield f"and {len(reasons) - _MOST_REASONS} more (--json has them all)"
 
 
-def _selftest(report: SelftestReport) -> None:
+@_lines.register
+def _selftest(report: SelftestReport) -> Lines:
     layers = ("structure", "static", "node_local", "end_to_end")
 
     def row(fault: PlantedFault) -> tuple[str, ...]:
@@ -258,20 +255,23 @@ def _selftest(report: SelftestReport) -> None:
 
     columns = ("fault", "L0", "L1", "L2", "L3", "named", *report.tolerances)
     title = f"faults planted into {report.model}, {report.num_inputs} inputs"
-    print_table(title, columns, map(row, report.faults))
+    yield from table(title, columns, map(row, report.faults))
     caught = sum(fault.caught for fault in report.faults)
-    click.echo(f"{caught} of {len(report.faults)} faults caught")
+    yield f"{caught} of {len(report.faults)} faults caught"
     for name in report.tolerances:
         missed = sum(name in fault.accepted_by for fault in report.faults)
         alarms = sum(name not in control.accepted_by for control in report.controls)
-        click.echo(
-            f"  {name}: {missed} missed, {alarms} of {len(report.controls)} correct rejected"
-        )
+        yield (f"  {name}: {missed} missed, {alarms} of {len(report.controls)} correct rejected")
     for control in report.controls:
         outcome = f"FAIL by {', '.join(control.caught_by)}" if control.caught_by else "PASS"
-        click.echo(f"correct model, {control.name}: {outcome}")
+        yield f"correct model, {control.name}: {outcome}"
+    if report.attacks:
+        rows = [(a.name, a.verdict, a.found) for a in report.attacks]
+        yield from table("back doors", ("hidden in", "verdict", "found"), rows)
+        proved = sum(attack.verdict == "PROVED" for attack in report.attacks)
+        yield f"{proved} of {len(report.attacks)} back doors PROVED"
     if report.not_applicable:
-        click.echo(f"no place here for: {'; '.join(report.not_applicable)}")
+        yield f"no place here for: {'; '.join(report.not_applicable)}"
 
 
 def _placement(session: Any) -> str:
@@ -313,38 +313,41 @@ def _conformance(conformance: Conformance) -> Iterator[str]:
     yield from (f"not tried: {missing}" for missing in conformance.missing)
 
 
-def _verdict_lines(report: VerifyReport) -> list[str]:
-    return [
-        f"{v.session.spec.provider}: {pass_or_fail(v.passed)}  "
-        f"R = {_ratio(v.comparison.noise_ratio)} (limit {v.comparison.noise_ratio_limit:g})  "
-        f"{'; '.join(v.reasons) or _placement(v.session)}"
-        for v in report.verdicts
-    ]
+@_lines.register
+def _manifest(manifest: Manifest) -> Lines:
+    from resdeploy.bundle.folder import digest_of
 
-
-def _manifest(manifest: Manifest) -> None:
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
-    print_table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+    yield from table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
+    yield f"digest {digest_of(manifest)}"
+    if manifest.proof is not None:
+        unproved = "; ".join(manifest.proof.unproved)
+        yield f"model.onnx: AGREES, not shown: {unproved}" if unproved else "model.onnx: PROVED"
 
 
-def _check(report: CheckReport) -> None:
-    click.echo(f"{report.name}: {report.num_files} files intact")
-    _verify(report.verification)
+@_lines.register
+def _check(report: CheckReport) -> Lines:
+    yield f"{report.name}: {report.num_files} files intact"
+    yield from _verify(report.verification)
     for tuned in report.tuned:
-        click.echo("\n".join(render_tuned(tuned)))
+        yield from render_tuned(tuned)
 
 
-def _remote(report: RemoteReport) -> None:
-    for record in single_records(report):
-        render(record)
-    render_remote(report)
+@_lines.register
+def _remote(report: RemoteReport) -> Lines:
+    if len(report.devices) == 1:  # it can be shown in full
+        (one,) = report.devices
+        for record in filter(None, (one.check, one.bench, one.comparison, one.probe, one.tune)):
+            yield from _lines(record)
+    yield from render_remote(report)
 
 
-def _demo(report: DemoReport) -> None:
+@_lines.register
+def _demo(report: DemoReport) -> Lines:
     rows = [(s.stage, s.outcome, f"{s.duration_s:.1f} s") for s in report.stages]
-    print_table("resdeploy demo", ("stage", "outcome", "time"), rows)
-    click.echo("\n".join(f"{name:<12}{path}" for name, path in report.paths.items()))
-    click.echo(pass_or_fail(report.passed))
+    yield from table("resdeploy demo", ("stage", "outcome", "time"), rows)
+    yield from (f"{name:<12}{path}" for name, path in report.paths.items())
+    yield pass_or_fail(report.passed)
 
 
 def _ratio(value: float) -> str:

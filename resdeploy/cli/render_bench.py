@@ -1,36 +1,28 @@
 """Benchmarks as text. No arithmetic beyond units and sums."""
 
-from collections.abc import Iterator
-
-import click
-
-from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table, session_text
+from resdeploy.cli.tables import Lines, milliseconds, pass_or_fail, session_text, table
 from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchReport,
     BenchResult,
     BenchSide,
-    LoadgenResult,
     Profile,
-    SpeedRatio,
 )
 
 __all__ = ["render_comparison", "render_report"]
 
-_LONGEST = "the longest: too few runs for more"
 
-
-def render_report(report: BenchReport) -> None:
-    """Print one table for a single result, and one line for each of several."""
+def render_report(report: BenchReport) -> Lines:
+    """Yield one table for a single result, and one line for each of several."""
     if len(report.results) == 1:
-        _result(report.results[0])
+        yield from _result(report.results[0])
         return
     rows = [
         (
             str(r.spec.batch_size),
             str(r.spec.session.num_threads or "default"),
             milliseconds(r.summary.p50_ns),
-            milliseconds(r.summary.p99_ns),
+            milliseconds(r.summary.p99_ns) if r.summary.num_runs >= 100 else "too few runs",
             f"{r.summary.throughput_per_s:,.1f}",
             _memory(r),
             "yes" if r.stable else f"no: {r.unstable_reasons[0]}",
@@ -39,24 +31,27 @@ def render_report(report: BenchReport) -> None:
     ]
     first = report.results[0]
     columns = ("batch", "threads", "p50", "p99", "samples/s", "memory", "stable")
-    print_table(f"{first.model.path} on {first.spec.session.provider}", columns, rows)
+    yield from table(f"{first.model.path} on {first.spec.session.provider}", columns, rows)
     for result in report.results:
         if result.profile is not None:
-            click.echo(f"batch {result.spec.batch_size}, threads {result.spec.session.num_threads}")
-            _profile(result.profile)
+            yield f"batch {result.spec.batch_size}, threads {result.spec.session.num_threads}"
+            yield from _profile(result.profile)
 
 
-def _result(result: BenchResult) -> None:
-    from resdeploy.statistics.latency import percentile
+def _result(result: BenchResult) -> Lines:
+    from resdeploy.statistics.quantiles import percentile
 
     summary = result.summary
     rows = [
-        ("p50", milliseconds(summary.p50_ns), _interval(summary.p50_interval_ns)),
-        ("p90", milliseconds(summary.p90_ns), ""),
-        ("p99", milliseconds(summary.p99_ns), _interval(summary.p99_interval_ns)),
-        ("p99.9", milliseconds(summary.p999_ns), "" if summary.num_runs >= 1000 else _LONGEST),
-        ("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""),
+        (f"p{q:g}", milliseconds(value_ns), _interval(result, q, interval_ns))
+        for q, value_ns, interval_ns in (
+            (50, summary.p50_ns, summary.p50_interval_ns),
+            (90, summary.p90_ns, summary.p90_interval_ns),
+            (99, summary.p99_ns, summary.p99_interval_ns),
+            (99.9, summary.p999_ns, summary.p999_interval_ns),
+        )
     ]
+    rows.append(("throughput", f"{summary.throughput_per_s:,.1f} samples/s", ""))
     if result.bound_ns:
         bound = percentile(result.bound_ns, 50)
         copies = "input and output left where they are"
@@ -71,33 +66,21 @@ def _result(result: BenchResult) -> None:
     if result.spec.qps is not None:
         scenario += f" at {result.spec.qps:g} runs/s"
     start = "the request for a run" if result.arrivals_ns else "host memory"
-    click.echo(f"scenario {scenario}, from {start} to host memory")
+    yield f"scenario {scenario}, from {start} to host memory"
     title = (
         f"{result.model.path} on {result.spec.session.provider}, batch {result.spec.batch_size}, "
         f"{summary.num_runs} runs after {len(result.warmup_ns)} of warm-up"
     )
-    print_table(title, ("figure", "value", ""), rows)
-    if result.loadgen is not None:
-        click.echo(_loadgen(result.loadgen))
-    click.echo(_where(result))
-    for line in _remarks(result):
-        click.echo(line)
-    if result.profile is not None:
-        _profile(result.profile)
-
-
-def _loadgen(loadgen: LoadgenResult) -> str:
-    verdict = "VALID" if loadgen.valid else "INVALID"
-    reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
-    return (
-        f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, {verdict}{reasons}; "
-        "unofficial, not verified by MLCommons"
-    )
-
-
-def _remarks(result: BenchResult) -> Iterator[str]:
-    for warning in result.warnings:
-        yield f"the runtime warns: {warning}"
+    yield from table(title, ("figure", "value", ""), rows)
+    if (loadgen := result.loadgen) is not None:
+        reasons = f" ({', '.join(loadgen.reasons)})" if loadgen.reasons else ""
+        yield (
+            f"LoadGen {loadgen.version}: {loadgen.metric} {loadgen.value:,.10g}, "
+            f"{'VALID' if loadgen.valid else 'INVALID'}{reasons}; "
+            "unofficial, not verified by MLCommons"
+        )
+    yield _where(result)
+    yield from (f"the runtime warns: {warning}" for warning in result.warnings)
     if result.num_subnormal_weights:
         yield (
             f"{result.num_subnormal_weights} weights are subnormal, which slows some processors: "
@@ -105,6 +88,8 @@ def _remarks(result: BenchResult) -> Iterator[str]:
         )
     if result.num_subnormal_weights is None:
         yield "subnormal weights: not looked for, as the weights are not in the file itself"
+    if result.profile is not None:
+        yield from _profile(result.profile)
 
 
 def _where(result: BenchResult) -> str:
@@ -116,11 +101,16 @@ def _where(result: BenchResult) -> str:
     return f"kernels that ran: {', '.join(kernels) or 'none'} ({runtime})"
 
 
-def _interval(interval_ns: tuple[float, ...]) -> str:
-    if not interval_ns:
-        return _LONGEST
+def _interval(result: BenchResult, q: float, interval_ns: tuple[float, ...]) -> str:
+    from resdeploy.statistics.quantiles import runs_needed
+
+    if not interval_ns or result.spec.scenario == "offline":
+        return ""  # all at once, each waits longer than the one before
     low, high = interval_ns
-    return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
+    if high < float("inf"):
+        return f"95 % interval {milliseconds(low)} to {milliseconds(high)}"
+    needed = f"too few runs for p{q:g}: it takes some {runs_needed(result.latencies_ns, q):,}"
+    return f"{needed}; at least {milliseconds(low)} at 95 %" if low else needed
 
 
 def _memory(result: BenchResult) -> str:
@@ -129,7 +119,7 @@ def _memory(result: BenchResult) -> str:
     return ", ".join(parts) or "not readable"
 
 
-def _profile(profile: Profile) -> None:
+def _profile(profile: Profile) -> Lines:
     total_ns = sum(layer.p50_ns for layer in profile.layers)
     rows = []
     for layer in profile.layers:
@@ -152,31 +142,32 @@ def _profile(profile: Profile) -> None:
         f"{milliseconds(profile.run_p50_ns)} each"
     )
     columns = ("layer", "operator", "time", "share", "MMAC", "kB", "of peak MAC/s", "of peak B/s")
-    print_table(title, columns, rows)
+    yield from table(title, columns, rows)
     integers = ""
     if profile.peak_integer_macs_per_s is not None:
         integers = f", {profile.peak_integer_macs_per_s / 1e9:.1f} (one of int8)"
-    click.echo(
+    yield (
         f"measured peaks: {profile.peak_macs_per_s / 1e9:.1f} GMAC/s (matrix product){integers}, "
         f"{profile.peak_bytes_per_s / 1e9:.1f} GB/s (copy); caches are faster than the copy"
     )
 
 
-def render_comparison(comparison: BenchComparison) -> None:
-    """Print the verdict, the ratios with their intervals, and the caveats."""
-    rows = [("p50", *_ratio(comparison.p50))]
-    if comparison.p99 is not None:
-        rows.append(("p99", *_ratio(comparison.p99)))
+def render_comparison(comparison: BenchComparison) -> Lines:
+    """Yield the verdict, the ratios with their intervals, and the caveats."""
+    rows = [
+        (name, f"{one.ratio:.4f}", f"{one.low:.4f} to {one.high:.4f}", one.verdict)
+        for name, one in (("p50", comparison.p50), ("p99", comparison.p99))
+        if one is not None
+    ]
     columns = ("figure", "ratio", f"{comparison.confidence:.0%} interval", "verdict")
     title = f"{_side(comparison.candidate)} against {_side(comparison.baseline)}"
-    print_table(title, columns, rows)
+    yield from table(title, columns, rows)
     if comparison.interleaved:
-        click.echo(f"timed in turn in {len(comparison.blocks)} pairs of fresh processes")
-    for caveat in comparison.caveats:
-        click.echo(caveat)
+        yield f"timed in turn in {len(comparison.blocks)} pairs of fresh processes"
+    yield from comparison.caveats
     if comparison.max_slowdown is not None:
         outcome = pass_or_fail(comparison.passed)
-        click.echo(f"{outcome}: slower by more than {comparison.max_slowdown:.1%} fails")
+        yield f"{outcome}: slower by more than {comparison.max_slowdown:.1%} fails"
 
 
 def _side(side: BenchSide) -> str:
@@ -184,7 +175,3 @@ def _side(side: BenchSide) -> str:
     name = runner.source.factory if side.model is None else side.model.path
     by = "" if runner.name == "session" else f" by {runner.name}"
     return f"{name}{by} on {session_text(side.spec.session)}"
-
-
-def _ratio(ratio: SpeedRatio) -> tuple[str, str, str]:
-    return f"{ratio.ratio:.4f}", f"{ratio.low:.4f} to {ratio.high:.4f}", ratio.verdict

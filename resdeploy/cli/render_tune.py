@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
-import click
-
-from resdeploy.cli.tables import milliseconds, pass_or_fail, print_table, session_text
-from resdeploy.schema.benchmarks import Profile, SpeedRatio
+from resdeploy.cli.tables import Lines, milliseconds, pass_or_fail, session_text, table
+from resdeploy.schema.benchmarks import Profile
 from resdeploy.schema.bundles import TunedCheck
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.tunings import TuneReport, TuneTrial
@@ -15,8 +13,8 @@ from resdeploy.session.providers import find_provider
 __all__ = ["render_tune", "render_tuned", "tuned_line"]
 
 
-def render_tune(report: TuneReport) -> None:
-    """Print every candidate, the fastest first, and the winner's gain."""
+def render_tune(report: TuneReport) -> Lines:
+    """Yield every candidate, the fastest first, and the winner's gain."""
     spec = report.spec
     budget = (
         "lossless" if spec.max_drop is None else f"at most {100 * spec.max_drop:g} points lower"
@@ -25,19 +23,18 @@ def render_tune(report: TuneReport) -> None:
     columns = ("model", "session", "batch", timed, "memory", "size", "evidence", "")
     trials = [(n != report.winner, trial.time_ns, n) for n, trial in enumerate(report.trials)]
     rows = [_row(report, place) for _, _, place in sorted(trials)]
-    print_table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
-    click.echo(f"searched on: {', '.join(spec.providers)}")
-    for quant in report.quants:
-        click.echo(_made(quant))
+    yield from table(f"{report.name}: {spec.objective}, {budget}", columns, rows)
+    yield f"searched on: {', '.join(spec.providers)}"
+    yield from map(_made, report.quants)
     best = report.best
-    click.echo(f"best: {_way(report)}")
+    yield f"best: {_way(report)}"
     if best.evidence:
-        click.echo(f"evidence: {best.evidence}")
+        yield f"evidence: {best.evidence}"
     if report.ties:
-        click.echo(f"{len(report.ties)} others are not significantly slower")
-    click.echo(_gain(report))
+        yield f"{len(report.ties)} others are not significantly slower"
+    yield _gain(report)
     if report.profile is not None and (limit := _limit(report.profile, best)) is not None:
-        click.echo(limit)
+        yield limit
 
 
 def _made(quant: QuantReport) -> str:
@@ -100,15 +97,10 @@ def _gain(report: TuneReport) -> str:
     if report.comparison is None:
         return "ONNX Runtime's defaults are the best here: nothing is gained over them"
     # Of the first provider searched: on others the gain would be another.
-    provider = report.spec.providers[0]
-    return f"against ONNX Runtime's defaults on {provider}: {_ratio(report.comparison.p50)}"
-
-
-def _ratio(ratio: SpeedRatio) -> str:
-    """Return the speed-up with its interval."""
+    provider, ratio = report.spec.providers[0], report.comparison.p50
     return (
-        f"{1 / ratio.ratio:.2f} times as fast ({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), "
-        f"{ratio.verdict}"
+        f"against ONNX Runtime's defaults on {provider}: {1 / ratio.ratio:.2f} times as fast "
+        f"({1 / ratio.high:.2f} to {1 / ratio.low:.2f}), {ratio.verdict}"
     )
 
 
@@ -119,27 +111,20 @@ def _limit(profile: Profile, best: TuneTrial) -> str | None:
     products = [layer for layer in profile.layers if layer.num_macs]
     products_ns = sum(layer.p50_ns for layer in products)
     if not products_ns:
-        if not is_its_own:
-            return None
-        return f"its time: {_by_operator(profile, total_ns)}"
+        return f"its time: {_by_operator(profile, total_ns)}" if is_its_own else None
     # How long they would take at the rate of a large product of their own kind.
     ideal_ns = 1e9 * sum(layer.num_macs / profile.peak_of(layer) for layer in products)
     kinds = " and ".join(sorted({"int8" if x.is_integer else "float32" for x in products}))
+    rate = f"of the rate of a large matrix product in {kinds}"
     if not is_its_own:
         # Its own layers are not known: the whole run, all that is no product included.
-        return (
-            f"it runs at {ideal_ns / best.time_ns:.0%} of the rate of a large matrix product in "
-            f"{kinds} on ONNX Runtime's CPU provider"
-        )
-    other = max(
-        (layer for layer in profile.layers if not layer.num_macs),
-        key=lambda layer: layer.p50_ns,
-        default=None,
-    )
+        return f"it runs at {ideal_ns / best.time_ns:.0%} {rate} on ONNX Runtime's CPU provider"
     line = (
         f"{products_ns / total_ns:.0%} of its time is in products, at "
-        f"{ideal_ns / products_ns:.0%} of the rate of a large matrix product in {kinds}"
+        f"{ideal_ns / products_ns:.0%} {rate}"
     )
+    others = [layer for layer in profile.layers if not layer.num_macs]
+    other = max(others, key=lambda layer: layer.p50_ns, default=None)
     if other is not None and other.p50_ns / total_ns > 0.05:
         line += f"; most of the rest is {other.name} ({other.op}, {other.p50_ns / total_ns:.0%})"
     return line

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, json_option, source_options, threads_option
+from resdeploy.cli.options import PATH, Emit, json_option, source_options, threads_option
 from resdeploy.schema.recipes import SourceSpec
 
 
@@ -14,13 +14,13 @@ from resdeploy.schema.recipes import SourceSpec
 @click.option(
     "--num-inputs",
     default=8,
-    show_default=True,
     type=click.IntRange(min=2),
     help="Seeded inputs for each faulty model.",
 )
+@click.option("--attack", is_flag=True, help="Plant back doors, too: none may be PROVED.")
 @threads_option
 @json_option
-def selftest(source: SourceSpec, as_json: bool, **options: Any) -> None:
+def selftest(source: SourceSpec, emit: Emit, **options: Any) -> None:
     """Plant faults into SOURCE, a model of yours, and show the verdict on each.
 
     Every fault has to be caught, and a fault of one layer has to be named by that layer; correct
@@ -30,11 +30,11 @@ def selftest(source: SourceSpec, as_json: bool, **options: Any) -> None:
     Example:
         resdeploy selftest runs/digits
         resdeploy selftest resnet50.pth --arch resnet50 --num-inputs 4
+        resdeploy selftest runs/digits --attack
     """
     from resdeploy.api.selftest import selftest as run_selftest
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit_verdict
 
     with show_stages("selftest") as on_stage:
         report = run_selftest(source, on_stage=on_stage, **options)
-    emit_verdict(report, as_json=as_json)
+    emit(report)

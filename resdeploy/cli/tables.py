@@ -1,29 +1,28 @@
 """Tables for people, and figures with their units."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 
-__all__ = ["milliseconds", "pass_or_fail", "print_table", "session_text"]
+__all__ = ["Lines", "milliseconds", "pass_or_fail", "session_text", "table"]
+
+# A record as text.
+Lines = Iterator[str | Table]
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, its title above it."""
-    table = Table()
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
+    """Yield a table, its title above it, since the table would break it at its own width."""
+    yield title
+    grid = Table()
     for column in columns:
-        table.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
         # As plain text: "[cuda]" is an extra, not markup.
-        table.add_row(*map(Text, row))
-    # Apart from the table, which would break it at its own width.
-    click.echo(title)
-    _console().print(table)
+        grid.add_row(*map(Text, row))
+    yield grid
 
 
 def pass_or_fail(passed: bool) -> str:
@@ -46,10 +45,3 @@ def session_text(session: SessionSpec) -> str:
         if name not in ("provider", "num_threads") and value != option.default:
             parts.append(option.shown.format(value))
     return ", ".join(parts)
-
-
-def _console() -> Console:
-    """Return a console on stdout, 120 columns wide when piped, so that no figure is cut."""
-    out = Console(highlight=False, soft_wrap=False)
-    is_piped = not out.is_terminal and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=120) if is_piped else out

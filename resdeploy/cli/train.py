@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, POSITIVE, choice_of, json_option
+from resdeploy.cli.options import POSITIVE, Emit, choice_of, json_option, output_option
 from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
 _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -13,11 +13,11 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 
 @click.command()
 @click.argument("recipe")
-@click.option("-o", "--output", "out", type=PATH, help="The run directory.  [default: runs/RECIPE]")
+@output_option("The run directory.  [default: runs/RECIPE]", required=False)
 @click.option("--data", help="Other data than the recipe's: NAME or NAME:PATH.")
 @click.option("--epochs", type=POSITIVE, help="Another length than the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda.")
+@click.option("--device", default="cpu", help="A torch device: cpu, cuda.")
 @click.option(
     "--precision",
     help="Of the passes in training; weights stay fp32.  [default: the recipe's]",
@@ -37,7 +37,7 @@ _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
 @click.option("--force", is_flag=True, help="Replace an existing run, once the new one is whole.")
 @json_option
-def train(recipe: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def train(recipe: str, out: Path | None, emit: Emit, **options: Any) -> None:
     """Train RECIPE, a named model or a recipe.toml, into a run directory.
 
     \b
@@ -48,7 +48,6 @@ def train(recipe: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """
     from resdeploy.api.train import train as train_recipe
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit
 
     with show_steps(f"train {recipe}") as update:
         accuracy = ""
@@ -61,4 +60,4 @@ def train(recipe: str, out: Path | None, as_json: bool, **options: Any) -> None:
             accuracy = f" test {metrics.test_accuracy:.2%}"
 
         report = train_recipe(recipe, out, on_batch=on_batch, on_epoch=on_epoch, **options)
-    emit(report, as_json=as_json)
+    emit(report)

@@ -1,29 +1,29 @@
 """`resdeploy tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
 from resdeploy.cli.options import (
     PATH,
-    Points,
+    Emit,
     force_option,
     json_option,
+    max_drop_option,
     numbers_option,
+    output_option,
     providers_option,
 )
 from resdeploy.cli.quantize import PRECISIONS
+from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.tunings import Objective
-
-if TYPE_CHECKING:
-    from resdeploy.schema.quants import QuantizedPrecision
 
 
 def _precisions(
     context: click.Context, parameter: click.Parameter, text: str | None
-) -> "tuple[QuantizedPrecision, ...]":
+) -> tuple[QuantizedPrecision, ...]:
     names = () if text is None else tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in PRECISIONS]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRECISIONS)}")
@@ -32,24 +32,15 @@ def _precisions(
 
 @click.command(cls=DeviceCommand)
 @click.argument("bundle", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=PATH,
-    help="The bundle to write, with the settings in it.  [default: only report]",
+@output_option(
+    "The bundle to write, with the settings in it.  [default: only report]", required=False
 )
 @click.option(
     "--lossless",
     is_flag=True,
     help="Outputs must pass verification as float32.  [default, without --max-drop]",
 )
-@click.option(
-    "--max-drop",
-    type=Points(min=0, max=100),
-    metavar="POINTS",
-    help="Accuracy may be so many points lower, shown on --data.",
-)
+@max_drop_option("Accuracy may be so many points lower, shown on --data.")
 @click.option("--data", help="Labelled samples for --max-drop: NAME, NAME:PATH, x.npz, a folder.")
 @click.option(
     "--calibration",
@@ -71,16 +62,13 @@ def _precisions(
     metavar="MODEL.onnx",
     help="Another form of the model, as from `quantize`. May be given several times.",
 )
-@click.option(
-    "--objective", type=click.Choice(get_args(Objective)), default="latency", show_default=True
-)
+@click.option("--objective", type=click.Choice(get_args(Objective)), default="latency")
 @providers_option(default=(), remark="  [default: all that start here]")
 @numbers_option(
     "--batch",
     "batch_sizes",
     "Samples of one run; several are for --objective throughput.",
     default="1",
-    show_default=True,
 )
 @numbers_option(
     "--threads", "num_threads", "Threads to try.  [default: ONNX Runtime's choice, 1, and all CPUs]"
@@ -89,7 +77,6 @@ def _precisions(
     "--runs",
     "num_runs",
     default=100,
-    show_default=True,
     type=click.IntRange(min=20),
     help="Of each process, at most: 20 in the first block, then what fits into 3 seconds.",
 )
@@ -106,11 +93,9 @@ def tune(
     bundle: Path,
     out: Path | None,
     lossless: bool,
-    max_drop: float | None,
     work: Path | None,
     devices: Devices,
-    force: bool,
-    as_json: bool,
+    emit: Emit,
     **options: Any,
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within a budget for its accuracy.
@@ -131,29 +116,17 @@ def tune(
         resdeploy tune digits-bundle --objective throughput --batch 1,8,32 --work search
         resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
     """
-    if lossless and max_drop is not None:
+    if lossless and options["max_drop"] is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")
     if work is not None and devices.given:
         raise click.UsageError("--work is for a search on this machine.")
     from resdeploy.api.tune import tune as tune_bundle
     from resdeploy.cli.progress import show_steps
-    from resdeploy.cli.render import emit
 
     if devices.given:
         from resdeploy.remote.jobs import tune_on_devices
 
-        reports = tune_on_devices(
-            devices.run, bundle, out, devices.options, max_drop=max_drop, force=force, **options
-        )
-        finish(reports, as_json=as_json)
+        finish(tune_on_devices(devices.run, bundle, out, devices.options, **options), emit)
     with show_steps("tune") as on_progress:
-        report = tune_bundle(
-            bundle,
-            out,
-            max_drop=max_drop,
-            work=work,
-            force=force,
-            on_progress=on_progress,
-            **options,
-        )
-    emit(report, as_json=as_json)
+        report = tune_bundle(bundle, out, work=work, on_progress=on_progress, **options)
+    emit(report)

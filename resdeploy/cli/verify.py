@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, POSITIVE, json_option, sessions_options, source_options
+from resdeploy.cli.options import (
+    PATH,
+    POSITIVE,
+    Emit,
+    accept_option,
+    json_option,
+    sessions_options,
+    source_options,
+)
 from resdeploy.schema.recipes import SourceSpec
 
 
@@ -31,26 +39,27 @@ from resdeploy.schema.recipes import SourceSpec
     "--precision",
     type=click.Choice(["float32", "tf32", "float16", "bfloat16"]),
     default="float32",
-    show_default=True,
     help="The claimed arithmetic of MODEL, by whose noise it is judged.",
 )
 @click.option(
     "--conformance/--no-conformance",
     default=True,
-    show_default=True,
     help="Also compare batch sizes, graph levels and odd values.",
 )
+@accept_option
 @json_option
 def verify(
-    model: Path, reference: SourceSpec, golden: Path | None, as_json: bool, **options: Any
+    model: Path, reference: SourceSpec, golden: Path | None, emit: Emit, **options: Any
 ) -> None:
     """Prove that MODEL computes, on each provider, what the reference computes in float64.
 
     The reference is a trained model or another ONNX file. There is no tolerance to choose: the
     wiring is compared, then each weight with its exact value, each layer as it runs with a bound
     from rounding theory, and the outputs with the noise that float32 itself makes in this network,
-    input by input and in the mean. Missing evidence is stated. Lower precision is a claim to make,
-    with --precision.
+    input by input and in the mean. Lower precision is a claim to make, with --precision.
+
+    The verdict is PROVED (exit 0), AGREES where the outputs agree and something else was not shown,
+    which the text lists (exit 1; 0 with --accept outputs), or FAIL (exit 1).
 
     \b
     Example:
@@ -60,7 +69,6 @@ def verify(
     """
     from resdeploy.api.verify import verify as verify_model
     from resdeploy.cli.progress import show_stages
-    from resdeploy.cli.render import emit_verdict
 
     is_given = golden is None or reference != SourceSpec()
     written: dict[str, Path] = {}
@@ -75,4 +83,4 @@ def verify(
         )
     for provider, path in written.items():
         click.echo(f"{provider}: the first faulty node is in {path}", err=True)
-    emit_verdict(report, as_json=as_json)
+    emit(report)

@@ -27,17 +27,11 @@ _EXTRACT_AGAIN = "extract the archive again"
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """One official version of a data set.
+    """One official version of a data set: an archive with one folder, its last batch for testing.
 
-    Attributes:
-        archive: the file to download.
-        folder: the one folder in it.
-        batches: its training batches and, last, its test batch.
-        names: the file with the names of the classes.
-        num_classes: their number.
-        label_key: the label entry of a pickled batch; None for the binary version.
-        names_key: the entry of the pickled `names`.
-        label_bytes: bytes before each image of the binary version; the last one is the label.
+    `names` is the file with the names of the classes; `label_key` the label entry of a pickled
+    batch, None for the binary version; `label_bytes` are those before each image of the binary
+    version, and the last of them is the label.
     """
 
     archive: str
@@ -46,7 +40,6 @@ class _Version:
     names: str
     num_classes: int
     label_key: str | None = None
-    names_key: str = ""
     label_bytes: int = 1
 
 
@@ -56,13 +49,13 @@ _BINARY_10 = tuple(f"{batch}.bin" for batch in _BATCHES_10)
 _VERSIONS = {
     "cifar10": (
         _Version("cifar-10-python.tar.gz", "cifar-10-batches-py", _BATCHES_10, "batches.meta",
-                 10, label_key="labels", names_key="label_names"),
+                 10, label_key="labels"),
         _Version("cifar-10-binary.tar.gz", "cifar-10-batches-bin", _BINARY_10, "batches.meta.txt",
                  10),
     ),
     "cifar100": (
         _Version("cifar-100-python.tar.gz", "cifar-100-python", ("train", "test"), "meta",
-                 100, label_key="fine_labels", names_key="fine_label_names"),
+                 100, label_key="fine_labels"),
         _Version("cifar-100-binary.tar.gz", "cifar-100-binary", ("train.bin", "test.bin"),
                  "fine_label_names.txt", 100, label_bytes=2),
     ),
@@ -73,9 +66,7 @@ _VERSIONS = {
 def read_cifar(name: str, path: str | Path | None) -> Dataset:
     """Return `cifar10` or `cifar100` (its fine labels): images uint8 (N, 3, 32, 32), RGB.
 
-    Args:
-        name: "cifar10" or "cifar100".
-        path: an archive, an extracted folder, or the folder that holds either.
+    `path` is an archive, an extracted folder, or the folder that holds either.
 
     Raises:
         ResdeployError: there is no such data set, or a file is truncated, damaged, or a pickle of
@@ -195,7 +186,8 @@ def _read_names(content: bytes, version: _Version, where: str) -> tuple[str, ...
     if version.label_key is None:
         names: Any = content.decode("utf-8", errors="replace").split()
     else:
-        names = _entry(_unpickle(content, where), version.names_key, where)
+        key = version.label_key.replace("labels", "label_names")
+        names = _entry(_unpickle(content, where), key, where)
     if not isinstance(names, list) or len(names) != version.num_classes:
         raise ResdeployError(f"Expected the names of {version.num_classes} classes.", where=where)
     return tuple(n.decode("ascii", "replace") if isinstance(n, bytes) else str(n) for n in names)

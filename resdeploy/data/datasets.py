@@ -3,10 +3,10 @@
 Raw means as stored: uint8 images NCHW or NHWC, or float vectors (N, F), for `preprocess_batch`.
 """
 
+import itertools
 import os
 import random
-import zipfile
-import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from resdeploy.data.cifar import read_cifar
 from resdeploy.data.preprocess import load_image
-from resdeploy.data.samples import Dataset, LabelledSamples
+from resdeploy.data.samples import IMAGE_SUFFIXES, Dataset, LabelledSamples, read_arrays
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.recipes import DataSpec, Preprocess
 
@@ -26,7 +26,6 @@ __all__ = [
     "epoch_order",
     "labelled_arrays",
     "load_dataset",
-    "load_evaluation",
     "load_labelled",
     "parse_data",
     "stratified_split",
@@ -35,12 +34,18 @@ __all__ = [
 
 EMBEDDED = ("digits", "mnist1d")
 DATA_NAMES = (*EMBEDDED, "cifar10", "cifar100", "image-folder", "npz")
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 
+# By data set: a file or a folder, and the fix where there is none.
+_PLACES = {
+    "npz": ("file", "give an .npz with x, or train_x, train_y, test_x and test_y"),
+    "image-folder": (
+        "folder",
+        "put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
+    ),
+}
 _TEST_FRACTION = 0.2
 _DIGIT_WHITE = 16
+_TEN_DIGITS = tuple("0123456789")
 
 
 def parse_data(text: str) -> DataSpec:
@@ -100,37 +105,24 @@ def load_dataset(spec: DataSpec, preprocess: Preprocess) -> Dataset:
     )
 
 
-def load_evaluation(
-    spec: DataSpec, preprocess: Preprocess
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Return the held-out samples, raw, and their labels or None; see `load_labelled`."""
-    samples = load_labelled(spec, preprocess)
-    return samples.x, samples.y
-
-
 def load_labelled(spec: DataSpec, preprocess: Preprocess | None) -> LabelledSamples:
     """Return the held-out samples, with their labels and names as far as there are any.
 
     The test part of `load_dataset`; of an .npz `x` and `y` if it has them; and of a folder that
     holds images rather than classes all of them, in the order of their names, without labels.
 
-    Args:
-        spec: the data set.
-        preprocess: the decoding of image files; only folders of images need it.
-
     Raises:
-        ResdeployError: as `load_dataset`; or image files are given without a `preprocess`.
+        ResdeployError: as `load_dataset`; or image files are given without a `preprocess`, which
+            decodes them.
         MissingExtraError: as `load_dataset`.
     """
     if spec.name == "npz":
-        path = _existing(spec)
-        x, y = _load_npz_evaluation(path)
-        return _in_rows(x, y, (), str(path))
+        return _load_npz_evaluation(_existing(spec))
     if spec.name == "image-folder":
         return _load_labelled_images(spec, preprocess)
     # None of these is decoded, so that any preprocessing will do.
     dataset = load_dataset(spec, preprocess or Preprocess(input_shape=(1,)))
-    return _in_rows(dataset.test_x, dataset.test_y, dataset.labels, spec.name)
+    return _in_rows(dataset.test_x, dataset.test_y, spec.name, dataset.labels)
 
 
 def labelled_arrays(x: NDArray[Any], y: NDArray[Any]) -> LabelledSamples:
@@ -140,11 +132,11 @@ def labelled_arrays(x: NDArray[Any], y: NDArray[Any]) -> LabelledSamples:
         ResdeployError: they are not as many, or not whole numbers.
     """
     name = "the given samples"
-    return _in_rows(x, _integer_labels(y, len(x), Path(name)), (), name)
+    return _in_rows(x, _integer_labels(y, len(x), name), name)
 
 
 def _in_rows(
-    x: NDArray[Any], y: NDArray[np.int64] | None, labels: tuple[str, ...], source: str
+    x: NDArray[Any], y: NDArray[np.int64] | None, source: str, labels: tuple[str, ...] = ()
 ) -> LabelledSamples:
     names = tuple(f"{source}[{row}]" for row in range(len(x)))
     description = f"all {len(x)} held-out samples of {source}"
@@ -194,11 +186,11 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]
 
 
 def stratified_split(
-    y: NDArray[np.int64], *, seed: int, test_fraction: float = _TEST_FRACTION
+    y: NDArray[np.int64], *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices of the training and of the test samples, each in ascending order.
 
-    Of each class `test_fraction` is held out, rounded, and at least one sample.
+    Of each class a fifth is held out, rounded, and at least one sample.
 
     Raises:
         ResdeployError: a class has a single sample, which cannot be on both sides.
@@ -209,7 +201,7 @@ def stratified_split(
         members = rng.permutation(np.flatnonzero(y == label))
         if len(members) < 2:
             raise ResdeployError(f"Class {label} has a single sample: none is left to train on.")
-        test.append(members[: max(1, round(test_fraction * len(members)))])
+        test.append(members[: max(1, round(_TEST_FRACTION * len(members)))])
     test_indices = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(y)), test_indices), test_indices
 
@@ -225,7 +217,7 @@ def _load_digits(spec: DataSpec) -> Dataset:
     y = bunch.target.astype(np.int64)
     train, test = stratified_split(y, seed=spec.split_seed)
     return Dataset(
-        train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test], labels=_ten_digits()
+        train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test], labels=_TEN_DIGITS
     )
 
 
@@ -246,12 +238,8 @@ def _load_mnist1d() -> Dataset:
         train_y=data["y"].astype(np.int64),
         test_x=data["x_test"].astype(np.float32),
         test_y=data["y_test"].astype(np.int64),
-        labels=_ten_digits(),
+        labels=_TEN_DIGITS,
     )
-
-
-def _ten_digits() -> tuple[str, ...]:
-    return tuple(map(str, range(10)))
 
 
 # --- image folders -------------------------------------------------------------------------------
@@ -295,11 +283,11 @@ def _find_parts(path: Path, spec: DataSpec) -> _Parts:
             )
         return _Parts(train=train, test=test, labels=labels, is_split_here=False)
     (files, y), labels = _list_classes(path)
-    train_part, test_part = (
+    train, test = (
         (tuple(files[i] for i in chosen), y[chosen])
         for chosen in stratified_split(y, seed=spec.split_seed)
     )
-    return _Parts(train=train_part, test=test_part, labels=labels, is_split_here=True)
+    return _Parts(train=train, test=test, labels=labels, is_split_here=True)
 
 
 def _list_classes(folder: Path) -> tuple[_Part, tuple[str, ...]]:
@@ -309,32 +297,22 @@ def _list_classes(folder: Path) -> tuple[_Part, tuple[str, ...]]:
         raise ResdeployError(
             "There is no folder of a class here.",
             where=str(folder),
-            fix="put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
+            fix=_PLACES["image-folder"][1],
         )
-    files: list[Path] = []
-    y: list[int] = []
-    for index, class_folder in enumerate(classes):
-        found = _image_files(class_folder)
-        if not found:
-            raise ResdeployError(
-                "There is no image in this class.",
-                where=str(class_folder),
-                fix=f"the files read end in {', '.join(sorted(IMAGE_SUFFIXES))}",
-            )
-        files.extend(found)
-        y.extend([index] * len(found))
-    labels = tuple(p.name for p in classes)
-    return (tuple(files), np.asarray(y, dtype=np.int64)), labels
+    found = [_image_files(class_folder) for class_folder in classes]
+    if () in found:
+        raise ResdeployError(
+            "There is no image in this class.",
+            where=str(classes[found.index(())]),
+            fix=f"the files read end in {', '.join(IMAGE_SUFFIXES)}",
+        )
+    y = np.repeat(np.arange(len(found), dtype=np.int64), [len(files) for files in found])
+    return (tuple(itertools.chain(*found)), y), tuple(p.name for p in classes)
 
 
 def _image_files(folder: Path) -> tuple[Path, ...]:
-    return tuple(
-        sorted(
-            p
-            for p in folder.iterdir()
-            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-        )
-    )
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return tuple(sorted(p for p in files if not p.name.startswith(".")))
 
 
 def _decode(files: tuple[Path, ...], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -346,8 +324,7 @@ def _decode(files: tuple[Path, ...], preprocess: Preprocess) -> NDArray[np.uint8
 
     # Threads, as Pillow decodes and resizes without holding the interpreter.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for _ in pool.map(decode, range(len(files))):
-            pass
+        list(pool.map(decode, range(len(files))))
     return x
 
 
@@ -363,15 +340,16 @@ def _load_npz_dataset(path: Path) -> Dataset:
             where=str(path),
             fix="save it with numpy.savez(…, train_x=, train_y=, test_x=, test_y=)",
         )
+    train_x, test_x = _batch(arrays["train_x"], path), _batch(arrays["test_x"], path)
     return Dataset(
-        train_x=_samples(arrays["train_x"], path),
-        train_y=_integer_labels(arrays["train_y"], len(arrays["train_x"]), path),
-        test_x=_samples(arrays["test_x"], path),
-        test_y=_integer_labels(arrays["test_y"], len(arrays["test_x"]), path),
+        train_x=train_x,
+        train_y=_integer_labels(arrays["train_y"], len(train_x), str(path)),
+        test_x=test_x,
+        test_y=_integer_labels(arrays["test_y"], len(test_x), str(path)),
     )
 
 
-def _load_npz_evaluation(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+def _load_npz_evaluation(path: Path) -> LabelledSamples:
     arrays = _read_npz(path)
     prefix = "" if "x" in arrays else "test_"
     if f"{prefix}x" not in arrays:
@@ -380,52 +358,41 @@ def _load_npz_evaluation(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | 
             where=str(path),
             fix="save it with numpy.savez(…, x=, y=); y is optional",
         )
-    x = _samples(arrays[f"{prefix}x"], path)
-    y = arrays.get(f"{prefix}y")
-    return x, None if y is None else _integer_labels(y, len(x), path)
+    x, y = _batch(arrays[f"{prefix}x"], path), arrays.get(f"{prefix}y")
+    return _in_rows(x, None if y is None else _integer_labels(y, len(x), str(path)), str(path))
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        # Opened here, as numpy leaves a damaged archive open.
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise ResdeployError("This is a single array, not an .npz.", where=str(path))
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ResdeployError(f"The file cannot be read: {error}.", where=str(path)) from error
+def _read_npz(path: Path) -> Mapping[str, NDArray[Any]]:
+    arrays = read_arrays(path)
+    if not isinstance(arrays, dict):
+        raise ResdeployError("This is a single array, not an .npz.", where=str(path))
+    return arrays
 
 
-def _samples(x: NDArray[Any], path: Path) -> NDArray[Any]:
+def _batch(x: NDArray[Any], path: Path) -> NDArray[Any]:
     if x.ndim < 2 or not len(x):
         raise ResdeployError(f"Samples of shape {x.shape} are not a batch.", where=str(path))
     return x
 
 
-def _integer_labels(y: NDArray[Any], num_samples: int, path: Path) -> NDArray[np.int64]:
+def _integer_labels(y: NDArray[Any], num_samples: int, where: str) -> NDArray[np.int64]:
     if y.dtype.kind not in "iu" or y.shape != (num_samples,):
         raise ResdeployError(
             f"{num_samples} samples need as many whole numbers as labels; "
             f"found {y.dtype} of shape {y.shape}.",
-            where=str(path),
+            where=where,
         )
     return y.astype(np.int64)
 
 
 def _existing(spec: DataSpec) -> Path:
-    kind = "an .npz file" if spec.name == "npz" else "a folder"
+    kind, fix = _PLACES[spec.name]
     if spec.path is None:
         raise ResdeployError(
-            f"Where is the data? {spec.name} needs a path.", fix=f"name {kind}: {spec.name}:PATH"
+            f"Where is the data? {spec.name} needs a path.",
+            fix=f"{fix}, as {spec.name}:PATH",
         )
     path = Path(spec.path).expanduser()
-    if not (path.is_file() if spec.name == "npz" else path.is_dir()):
-        raise ResdeployError(
-            f"There is no such {'file' if spec.name == 'npz' else 'folder'}.",
-            where=str(path),
-            fix="give an .npz with x, or train_x, train_y, test_x and test_y"
-            if spec.name == "npz"
-            else "put images in train/CLASS/ and test/CLASS/, or in CLASS/, one folder per class",
-        )
+    if not (path.is_file() if kind == "file" else path.is_dir()):
+        raise ResdeployError(f"There is no such {kind}.", where=str(path), fix=fix)
     return path

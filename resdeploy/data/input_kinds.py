@@ -16,12 +16,10 @@ __all__ = ["FLOATS", "KINDS", "PIXELS", "InputKind", "require_kind"]
 class InputKind:
     """A kind of input.
 
-    Attributes:
-        dtypes: that of samples, and the others that a model's input of this kind may have.
-        sample: from a generator and a shape (N, ...) to seeded samples.
-        drawn: what these are, in words.
-        is_raw: whether the preprocessing is part of the model.
-        order: the axes of images (N, C, H, W) in the order in which they are fed.
+    `dtypes` are that of samples, and the others that a model's input of this kind may have;
+    `sample` makes seeded samples of a generator and a shape (N, ...), `drawn` in words. A kind
+    `is_raw` if the preprocessing is part of the model; `order` are the axes of images (N, C, H, W)
+    as they are fed.
     """
 
     dtypes: tuple[str, ...]

@@ -101,14 +101,14 @@ def load_image(source: str | Path | Image.Image, spec: Preprocess) -> NDArray[np
     """
     from PIL import Image  # noqa: PLC0415 - raw arrays need no Pillow
 
-    mode, height, width = _image_geometry(spec)
     where = str(source) if isinstance(source, str | Path) else "an image"
     try:
+        mode, height, width = _image_geometry(spec)
         given = Image.open(source) if isinstance(source, str | Path) else nullcontext(source)
         with given as image:
             pixels = np.asarray(_resized(_converted(image, mode), spec, height, width))
     except ResdeployError as error:
-        raise ResdeployError(error.what, where=where, fix=error.fix) from error
+        raise ResdeployError(error.what, where=error.where or where, fix=error.fix) from error
     except (
         # Errors of Pillow's decoders on damaged files.
         OSError,
@@ -172,7 +172,7 @@ def _image_geometry(spec: Preprocess) -> tuple[str, int, int]:
     if spec.color not in _MODES or len(spec.input_shape) != 3:
         raise ResdeployError(
             f"This model takes vectors of shape {spec.input_shape}, not image files.",
-            where="preprocess",
+            fix="give .npy or .npz, one vector a row",
         )
     mode, num_channels = _MODES[spec.color]
     channels, height, width = spec.input_shape
@@ -208,19 +208,12 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 def _resized(image: Image.Image, spec: Preprocess, height: int, width: int) -> Image.Image:
     from PIL import Image  # noqa: PLC0415 - raw arrays need no Pillow
 
-    filters = {
-        "bilinear": Image.Resampling.BILINEAR,
-        "bicubic": Image.Resampling.BICUBIC,
-    }
-    resample = filters[spec.interpolation]
+    resample = Image.Resampling[spec.interpolation.upper()]
     if spec.resize is None:
         return image.resize((width, height), resample)
     shorter = min(image.size)
     # torchvision's rounding: the longer side is cut to whole pixels, the crop's corner is rounded.
-    size = (
-        int(spec.resize * image.width / shorter),
-        int(spec.resize * image.height / shorter),
-    )
+    size = int(spec.resize * image.width / shorter), int(spec.resize * image.height / shorter)
     image = image.resize(size, resample)
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))

@@ -4,6 +4,7 @@ import itertools
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,21 @@ from resdeploy.data.preprocess import load_image, preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["Dataset", "LabelledSamples", "inputs_from_raw", "read_inputs", "read_samples"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Dataset",
+    "LabelledSamples",
+    "inputs_from_raw",
+    "read_arrays",
+    "read_inputs",
+    "read_samples",
+]
 
-_ARRAYS = (".npy", ".npz")
-# What is taken from a folder; a file named by itself may have any name.
-_IMAGES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"),
-    ".webp",
+IMAGE_SUFFIXES = (
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
+# What is taken from a folder; a file named by itself may have any name.
+_IMAGES, _ARRAYS = (*IMAGE_SUFFIXES, ".pbm", ".pnm"), (".npy", ".npz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,14 +47,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledSamples:
-    """Samples as stored, with their classes.
+    """Raw samples (N, ...) as stored, with their classes, int64 (N,) or None without labels.
 
-    Attributes:
-        x: (N, ...) raw samples for `preprocess_batch`.
-        y: (N,) int64, their classes; None without labels.
-        names: the file of each sample, or its file and row.
-        labels: the names of the classes, () if unknown.
-        description: their source, in words.
+    `names` are the file of each sample, or its file and row; `labels` the names of the classes, ()
+    if unknown; `description` is their source, in words.
     """
 
     x: NDArray[Any]
@@ -74,7 +78,7 @@ def read_samples(inputs: Any, preprocess: Preprocess | None) -> Iterator[tuple[s
         if isinstance(one, str | os.PathLike):
             for path in _files(Path(one)):
                 if path.suffix.lower() in _ARRAYS:
-                    yield from _from_array(_load(path), str(path), preprocess)
+                    yield from _from_array(_x_of(path), str(path), preprocess)
                 else:
                     yield str(path), _from_image(path, preprocess)
         elif _is_image(one):
@@ -140,12 +144,6 @@ def _from_image(image: Any, preprocess: Preprocess | None) -> NDArray[Any]:
             where=where,
             fix="give .npy with float32 network inputs, or bundle the model with --recipe",
         )
-    if preprocess.color == "none" or len(preprocess.input_shape) != 3:
-        raise ResdeployError(
-            f"This model takes vectors of shape {preprocess.input_shape}, not image files.",
-            where=where,
-            fix="give .npy or .npz, one vector a row",
-        )
     inputs_NCHW = preprocess_batch(load_image(image, preprocess)[np.newaxis], preprocess)
     return np.asarray(inputs_NCHW[0])
 
@@ -181,24 +179,30 @@ def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray
     return raw.astype(np.float32)
 
 
-def _load(path: Path) -> NDArray[Any]:
-    """Return the array of a file; never a pickle, which is a program."""
+def _x_of(path: Path) -> NDArray[Any]:
+    arrays = read_arrays(path)
+    if not isinstance(arrays, dict):
+        return arrays
+    if "x" not in arrays:
+        raise ResdeployError(
+            f"The archive has no array 'x' (it has {', '.join(arrays) or 'none'}).",
+            where=str(path),
+        )
+    return arrays["x"]
+
+
+def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Return the array of a file, or those of an .npz by name; never a pickle, a program."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as archive:
-            if "x" not in archive.files:
-                raise ResdeployError(
-                    f"The archive has no array 'x' (it has {', '.join(archive.files) or 'none'}).",
-                    where=str(path),
-                )
-            return np.asarray(archive["x"])
+        # Opened here, as numpy leaves a damaged archive open.
+        with path.open("rb") as file:
+            loaded: Any = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except FileNotFoundError as error:
         raise ResdeployError("There is no such file.", where=str(path)) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResdeployError(
-            f"The array cannot be read: {error}.",
+            f"The arrays cannot be read: {error}.",
             where=str(path),
-            fix="write it with numpy.save or numpy.savez, numbers only",
+            fix="write them with numpy.save or numpy.savez, numbers only",
         ) from error

@@ -224,6 +224,8 @@ def _compare(folded: nn.Module, module: nn.Module, example: Sequence[Tensor]) ->
     )
     try:
         outputs = _run(folded, inputs)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # the module's own code, which may read what is gone
         raise _cannot_hold(f"with the norms taken out, it fails ({error})", "") from error
     return judge_end_to_end(outputs, golden)
@@ -232,6 +234,12 @@ def _compare(folded: nn.Module, module: nn.Module, example: Sequence[Tensor]) ->
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
     """Return all outputs side by side, (N, K), in float64."""
     with torch.no_grad():
-        outputs = module(*inputs)
-    tensors = [y for y in tree_leaves(outputs) if isinstance(y, Tensor)]
-    return torch.cat([y.double().reshape(len(y), -1) for y in tensors], dim=1).cpu().numpy()
+        outputs = [y for y in tree_leaves(module(*inputs)) if isinstance(y, Tensor)]
+    if any(y.ndim == 0 or len(y) != len(inputs[0]) for y in outputs):
+        shapes = ", ".join(str(tuple(y.shape)) for y in outputs)
+        raise UnsupportedModelError(
+            f"An output has no row for each sample, so the fold cannot be judged ({shapes}).",
+            where=type(module).__name__,
+            fix="export it to ONNX: the file is folded completely",
+        )
+    return torch.cat([y.double().reshape(len(y), -1) for y in outputs], dim=1).cpu().numpy()

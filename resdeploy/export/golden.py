@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from resdeploy.data.datasets import load_evaluation
+from resdeploy.data.datasets import load_labelled
 from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.near_ties import find_near_ties
-from resdeploy.export.precision_noise import simulated_noise, weight_noise
+from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
 from resdeploy.export.run_module import module_outputs, run_module
 from resdeploy.export.source import SourceModel
-from resdeploy.export.variance import propagated_sigma, trace_any_batch
+from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC
+from resdeploy.verify.compare import level_infinities
+from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC, chi_square_quantile
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.named_outputs import float_columns, golden_from_outputs
 
@@ -36,6 +37,11 @@ _NUM_SYNTHETIC = 32
 # where they are small. It costs two passes or more, and R and T judge every input.
 _SPREAD_ELEMENTS = 4 * 3 * 224 * 224
 _FEWEST_SPREAD = 4
+
+# Errors are drawn for two such images, or up to eight times for small inputs: for their root mean
+# square alone.
+_DRAWN_ELEMENTS = 2 * 3 * 224 * 224
+_MOST_DRAWS = 8
 
 
 def make_golden(
@@ -93,11 +99,13 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
     if not reference.shape[1]:
         info = dataclasses.replace(golden.info, sigma_missing="there are no floating-point outputs")
         return dataclasses.replace(golden, info=info)
-    variance, sigma, precision_noise, missing = None, None, None, None
+    variance, sigma, drawn_noise, precision_noise, missing = None, None, None, None, None
     module, preprocess = split_preprocess(module)
     if preprocess is not None:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
         inputs, variance = input_roundings(inputs, preprocess)
+    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
+    constant_noise = weight_noise(module, inputs) if has_enough else None
     try:
         program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
@@ -110,16 +118,61 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
         sigma = np.where(np.isinf(reference[:num_spread]), 0.0, sigma)
         if sigma.shape != reference[:num_spread].shape or not np.isfinite(sigma).all():
             sigma, missing = None, "the propagated variance overflows"
+        else:
+            sigma, drawn_noise = _checked_by_draws(program, inputs, variance, reference, sigma)
+            if constant_noise is not None:
+                constant_noise = math.hypot(constant_noise, drift_noise(program, inputs, reference))
     except UnsupportedModelError as error:
         missing = " ".join(filter(None, (error.what, error.where and f"({error.where})")))
-    has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
     info = dataclasses.replace(
         golden.info,
         precision_noise=precision_noise,
-        weight_noise_l2=weight_noise(module, inputs) if has_enough else None,
+        weight_noise_l2=constant_noise,
         sigma_missing=missing,
+        drawn_noise=drawn_noise,
     )
     return dataclasses.replace(golden, sigma=sigma, info=info)
+
+
+def _checked_by_draws(
+    program: torch.export.ExportedProgram,
+    inputs: np.ndarray,
+    variance: np.ndarray | None,
+    reference_NK: np.ndarray,
+    sigma_MK: np.ndarray,
+) -> tuple[np.ndarray, float | None]:
+    """Return sigma, larger if drawn errors are; and their norm over that of the reference.
+
+    Sigma takes errors that meet again for independent: too small where they add. An output whose
+    draws are beyond chance (once in a million) has their deviation instead; and all are multiplied
+    by the root mean square of what was drawn for the others.
+    """
+    num_values = math.prod(inputs.shape[1:])
+    affordable = _DRAWN_ELEMENTS // num_values
+    count = min(len(sigma_MK), max(1, affordable))
+    num_draws = max(1, min(_MOST_DRAWS, affordable // count))
+    drawn_DMK = np.stack(
+        [
+            draw_outputs(
+                program,
+                inputs[:count],
+                seed=seed,
+                variance=None if variance is None else variance[:count],
+            )
+            for seed in range(num_draws)
+        ]
+    )
+    drawn_DMK, reference_MK = level_infinities(drawn_DMK, reference_NK[:count])
+    errors_DMK = drawn_DMK - reference_MK
+    if not np.isfinite(errors_DMK).all():
+        return sigma_MK, None
+    drawn_MK, expected_MK = np.mean(errors_DMK**2, axis=0), sigma_MK[:count] ** 2
+    is_chance = drawn_MK <= chi_square_quantile(num_draws) * expected_MK
+    ratios = drawn_MK[is_chance & (expected_MK > 0)] / expected_MK[is_chance & (expected_MK > 0)]
+    sigma_MK = sigma_MK * math.sqrt(max(1.0, float(np.mean(ratios)) if len(ratios) else 1.0))
+    sigma_MK[:count] = np.where(is_chance, sigma_MK[:count], np.sqrt(drawn_MK))
+    norm = float(np.linalg.norm(reference_MK))
+    return sigma_MK, math.sqrt(float(drawn_MK.sum())) / norm if norm else None
 
 
 def golden_for(
@@ -155,11 +208,11 @@ def golden_for(
             fix="name a recipe whose preprocessing applies, with --recipe",
         )
     else:
-        raw, labels = load_evaluation(data, preprocess)
-        which = "all" if num_inputs is None or num_inputs >= len(raw) else "the first"
+        samples = load_labelled(data, preprocess)
+        which = "all" if num_inputs is None or num_inputs >= len(samples.x) else "the first"
         title = data.name if data.path is None else f"{data.name} ({Path(data.path).name})"
-        inputs = preprocess_batch(raw[:num_inputs], preprocess)
-        labels = None if labels is None else labels[:num_inputs]
+        inputs = preprocess_batch(samples.x[:num_inputs], preprocess)
+        labels = None if samples.y is None else samples.y[:num_inputs]
         description = f"{which} {len(inputs)} held-out samples of {title}"
     if inputs.shape[1:] != source.input_shape:
         raise ResdeployError(

@@ -137,7 +137,7 @@ def _call(node: fx.Node) -> _Call | None:
             is_plain = given["start_dim"] == 1 and given["end_dim"] in (-1, last)
         case "aten.linear.default":
             call = "Gemm", ("input", "weight", "bias"), {"transB": 1}
-            is_plain = _rank(given["input"]) == 2
+            is_plain = _rank(given["input"]) == _rank(given["weight"]) == 2
         case _:
             return None
     return call if is_plain else None

@@ -3,12 +3,15 @@
 Near a kink (ReLU, clamp) the slope is the steepest within 4 sigma: an error may cross it.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from resdeploy.export.rounding import rounding, share_of_repeats, sum_roundings
 from resdeploy.export.trace_refusals import operator_name
 from resdeploy.export.value_with_variance import (
     REACH,
@@ -20,26 +23,56 @@ from resdeploy.export.value_with_variance import (
     value_of,
     variance_of,
 )
+from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = [
     "SMOOTH_ROUNDINGS",
     "add",
+    "around_a_half",
+    "around_one_below_0",
     "divide",
     "elementwise",
     "group_norm",
+    "instance_norm",
+    "interpolate",
     "join",
     "layer_norm",
     "log_softmax",
     "max_pool",
     "move",
     "multiply",
+    "of_the_input",
     "pad",
     "relu",
     "softmax",
+    "softmax_along",
 ]
 
-# Roundings in a float32 implementation of a smooth function: within 4 ulp or so.
-SMOOTH_ROUNDINGS = 4.0
+# The variance of a float32 implementation of a smooth function: of 4 roundings, evenly spread.
+SMOOTH_ROUNDINGS = 4 / 3
+
+# The smallest number that an exp need make; below it may give 0.
+_SMALLEST_EXP = 2.0**-126
+
+# An error of a logarithm that leaves no digit of the number.
+_FARTHEST = 40.0
+
+_Size = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def of_the_input(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Return x: x times a probability near 0 that is itself computed as a difference."""
+    return x
+
+
+def around_a_half(_: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return 1/2 or more: a sigmoid computed as 1/2 + tanh(x/2)/2, or (x + 3)/6 cut off."""
+    return y.abs().clamp_min(0.5)
+
+
+def around_one_below_0(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return y, and 1 or more for x below 0: computed as exp(x) - 1."""
+    return torch.where(x < 0, y.abs().clamp_min(1), y)
 
 
 # --- element by element --------------------------------------------------------------------------
@@ -56,13 +89,12 @@ def relu(call: NoisyCall) -> ValueWithVariance:
     )
 
 
-def elementwise(num_roundings: float, *, of_input: bool = False) -> Rule:
+def elementwise(roundings: float, *, size: _Size = lambda _, y: y) -> Rule:
     """Return the rule f'(x)^2 Var(x), the steepest within reach, and a few roundings of f's own.
 
     Args:
-        num_roundings: how many.
-        of_input: whether they are of the size of x rather than f(x): for x times a probability
-            near 0 that is itself computed as a difference.
+        roundings: the variance of f's own, relative to their size squared, in units of u^2.
+        size: of what is rounded, by x and f(x).
     """
 
     def rule(call: NoisyCall) -> ValueWithVariance:
@@ -75,8 +107,7 @@ def elementwise(num_roundings: float, *, of_input: bool = False) -> Rule:
                 at = (x.value + shift * reach).requires_grad_()
                 (gradient,) = torch.autograd.grad(call.on(at).sum(), at)
             slope = torch.maximum(slope, gradient.abs())
-        rounded = x.value if of_input else value
-        own = num_roundings / 3 * rounded.square()
+        own = rounding(size(x.value, value), roundings)
         return ValueWithVariance(value, slope.square() * x.variance + own)
 
     return rule
@@ -96,9 +127,9 @@ def add(sign: int) -> Rule:
         mean = None
         both = isinstance(a, ValueWithVariance) and isinstance(b, ValueWithVariance) and a is not b
         if both and a.value.shape == b.value.shape:
-            own = by_channel(value.square()) / a.num_positions / 3
+            own = by_channel(rounding(value)) * share_of_repeats(value)
             mean = a.of_mean + alpha**2 * b.of_mean + own
-        return ValueWithVariance(value, variance + value.square() / 3, mean)
+        return ValueWithVariance(value, variance + rounding(value), mean)
 
     return rule
 
@@ -112,7 +143,7 @@ def multiply(call: NoisyCall) -> ValueWithVariance:
         variance = 4 * av**2 * variance_of(a)
     else:
         variance = variance_of(a) * bv**2 + variance_of(b) * av**2
-    return ValueWithVariance(value, variance + value.square() / 3)
+    return ValueWithVariance(value, variance + rounding(value))
 
 
 def divide(call: NoisyCall) -> ValueWithVariance:
@@ -123,28 +154,57 @@ def divide(call: NoisyCall) -> ValueWithVariance:
     bv = value_of(b)
     value = call.target(value_of(a), bv)
     variance = (variance_of(a) + value.square() * variance_of(b)) / bv**2
-    return ValueWithVariance(value, variance + value.square() / 3)
+    return ValueWithVariance(value, variance + rounding(value))
 
 
 # --- across an axis ------------------------------------------------------------------------------
 
 
 def softmax(call: NoisyCall) -> ValueWithVariance:
-    """Return y_i^2 ((1 - 2 y_i) Var_i + sum_j y_j^2 Var_j), as dy_i/dx_j = y_i (d_ij - y_j)."""
-    x, axis = call.x, call.args[1]
-    y = call.on(x.value)
-    spread = (y.square() * x.variance).sum(axis, keepdim=True)
-    variance = y.square() * ((1 - 2 * y) * x.variance + spread + SMOOTH_ROUNDINGS / 3)
-    return ValueWithVariance(y, variance)
+    """Return the variance of `softmax_along` the axis."""
+    return softmax_along(call.x, call.args[1])
+
+
+def softmax_along(x: ValueWithVariance, axis: int) -> ValueWithVariance:
+    """Return y = softmax(x) with y_i^2 times the variance of log y_i, and its own roundings.
+
+    An error r of log(y_i / (1 - y_i)) changes the slope y_i (1 - y_i) by a factor of exp(|r|) at
+    most, and what lies within 0 and 1 is at most 1 off. What exp makes of numbers below -87 may
+    vanish.
+    """
+    log_y, variance, reach = _log_softmax(x, axis)
+    y = log_y.exp()
+    variance = y.square() * (variance * (2 * reach).exp() + SMOOTH_ROUNDINGS)
+    variance = variance.clamp_max(FLOAT32_ROUNDOFF**-2)
+    return ValueWithVariance(y, variance + (_SMALLEST_EXP / FLOAT32_ROUNDOFF) ** 2)
 
 
 def log_softmax(call: NoisyCall) -> ValueWithVariance:
-    """Return (1 - 2 p_i) Var_i + sum_j p_j^2 Var_j, as dy_i/dx_j = d_ij - p_j."""
-    x, axis = call.x, call.args[1]
-    y = call.on(x.value)
-    p = y.exp()
-    variance = (1 - 2 * p) * x.variance + (p.square() * x.variance).sum(axis, keepdim=True)
-    return ValueWithVariance(y, variance + SMOOTH_ROUNDINGS / 3 * (y.square() + x.value.square()))
+    """Return the variance of log y_i, and roundings of the size of y and of x."""
+    x = call.x
+    y, variance, reach = _log_softmax(x, call.args[1])
+    own = rounding(y, SMOOTH_ROUNDINGS) + rounding(x.value, SMOOTH_ROUNDINGS)
+    return ValueWithVariance(y, variance * (2 * reach).exp() + own)
+
+
+def _log_softmax(
+    x: ValueWithVariance, axis: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log y, its variance and the reach of the error of log(y_i / (1 - y_i)).
+
+    Var(log y_i) = (1 - 2 y_i) Var_i + sum_j y_j^2 Var_j, as d log y_i / dx_j = d_ij - y_j. To
+    Var_i comes the rounding of x_i - max x, and to the sum its own roundings, those of one for all.
+    """
+    log_y = x.value.log_softmax(axis)
+    y = log_y.exp()
+    below = x.value - x.value.amax(axis, keepdim=True)
+    variance = x.variance + rounding(below)
+    spread = (y.square() * (variance + SMOOTH_ROUNDINGS)).sum(axis, keepdim=True)
+    of_log = ((1 - 2 * y) * variance + spread).clamp_min(0)
+    of_log = of_log + sum_roundings(y.movedim(axis, -1)).unsqueeze(-1).movedim(-1, axis)
+    farthest = variance.amax(axis, keepdim=True)
+    reach = REACH * FLOAT32_ROUNDOFF * (variance + farthest).sqrt()
+    return log_y, of_log, reach.clamp_max(_FARTHEST)
 
 
 def layer_norm(call: NoisyCall) -> ValueWithVariance:
@@ -173,11 +233,20 @@ def group_norm(call: NoisyCall) -> ValueWithVariance:
     return ValueWithVariance(call.on(x.value), normalised.reshape(x.value.shape))
 
 
+def instance_norm(call: NoisyCall) -> ValueWithVariance:
+    """Return the variance of `_normalise` over each channel's positions."""
+    x = call.x
+    gamma, beta = (None if c is None else c[:, None] for c in call.args[1:3])
+    flat = ValueWithVariance(x.value.flatten(2), x.variance.flatten(2))
+    normalised = _normalise(flat, gamma, beta, call.args[7])
+    return ValueWithVariance(call.on(x.value), normalised.reshape(x.value.shape))
+
+
 def _normalise(x: ValueWithVariance, gamma: Any, beta: Any, eps: float) -> torch.Tensor:
     """Return the variance of (x - m)/s gamma + beta, m and s over the last axis of D values.
 
     With h = (x - m)/s: dh_i/dx_j = (d_ij - 1/D - h_i h_j/D)/s. Own roundings: of x and m in the
-    difference, of their sum, and a few of the rest.
+    difference, of the two sums over D, and a few of the rest.
     """
     value, var = x.value, x.variance
     size = value.shape[-1]
@@ -188,13 +257,16 @@ def _normalise(x: ValueWithVariance, gamma: Any, beta: Any, eps: float) -> torch
     def total(weighted: torch.Tensor) -> torch.Tensor:
         return weighted.sum(-1, keepdim=True) / size**2
 
-    # Together one rounding of x, since every x has its own; m is off by about one of its own.
-    var = var + mean.square() / 3 + value.square() / 3
-    own = SMOOTH_ROUNDINGS / 3 * h.square()
+    # Together one rounding of x, since every x has its own; m is off by its sum's and one more.
+    of_mean = sum_roundings(value)[..., None] / size**2 + mean.square() / 3
+    # The relative error of s is half that of the mean square.
+    of_scale = sum_roundings(h.square())[..., None] / (2 * size) ** 2
+    own = (SMOOTH_ROUNDINGS + of_scale) * h.square()
+    var = var + value.square() / 3
     jacobian = var * (1 - 2 / size - 2 * h.square() / size)
     jacobian = jacobian + total(var) + 2 * h * total(var * h)
-    jacobian = (jacobian + h.square() * total(var * h.square())).clamp_min(0) * inverse.square()
-    variance = jacobian + own
+    jacobian = (jacobian + h.square() * total(var * h.square())).clamp_min(0) + of_mean
+    variance = jacobian * inverse.square() + own
     variance = variance if gamma is None else variance * gamma.square()
     return variance if beta is None else variance + beta.square() / 3
 
@@ -231,6 +303,28 @@ def pad(call: NoisyCall) -> ValueWithVariance:
     if mean is not None and mode == "constant" and len(widths) <= before + 2:
         mean = F.pad(mean, widths[before:] or (0, 0))
     return ValueWithVariance(call.on(x.value), variance, mean if mode == "constant" else None)
+
+
+def interpolate(call: NoisyCall) -> ValueWithVariance:
+    """Return the interpolated variance: the weights are not negative, and their sum is 1.
+
+    For errors of whatever kin, Var(sum w e) is then at most sum w Var(e). Own roundings: those of
+    a sum of 2^d products, and of the weights, which are differences of places: of an error of
+    a few u L along a side of length L, times what two neighbours differ by. Where the ratio of the
+    sides is a power of two, places are exact.
+    """
+    x, value = call.x, call.on(call.x.value)
+    rank = x.value.ndim - 2
+    variance = call.on(x.variance) + rounding(call.on(x.value.abs()), 2**rank + SMOOTH_ROUNDINGS)
+    for axis in range(2, rank + 2):
+        before, after = x.value.shape[axis], value.shape[axis]
+        is_aligned = bool(call.args[2])
+        if is_aligned or math.frexp(before / after)[0] != 0.5:
+            steps = x.value.diff(dim=axis, append=x.value.narrow(axis, -1, 1))
+            largest = steps.abs().flatten(2).amax(2)
+            off = SMOOTH_ROUNDINGS * (before * largest).square()
+            variance = variance + off.reshape(*off.shape, *(1,) * rank)
+    return ValueWithVariance(value, variance)
 
 
 def join(call: NoisyCall) -> ValueWithVariance:

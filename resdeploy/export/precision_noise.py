@@ -11,6 +11,7 @@ few inputs, the sums in float32 as the hardware keeps them:
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +23,14 @@ from torch import fx, nn
 
 from resdeploy.export.aten_layers import as_layer
 from resdeploy.export.interpret import GraphWalker
+from resdeploy.export.rounding import MOST_HALVINGS
 from resdeploy.export.run_module import run_module
+from resdeploy.export.variance_rules import with_drift
 from resdeploy.schema.verdicts import PrecisionNoise
+from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
-__all__ = ["simulated_noise", "weight_noise"]
+__all__ = ["drift_noise", "simulated_noise", "weight_noise"]
 
 # Inputs that the simulations run on: a noise level needs one digit, which two images of ImageNet's
 # size give, with a thousand outputs each.
@@ -112,6 +116,33 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
         shift_K = (_run(rounded, inputs) - exact_NK).mean(axis=0)
         total += float(shift_K @ shift_K)
     return math.sqrt(total / _NUM_DRAWS) * (FLOAT32_ROUNDOFF / _MEASURED_ROUNDOFF)
+
+
+def drift_noise(
+    program: torch.export.ExportedProgram,
+    inputs: NDArray[np.float32],
+    reference_NK: NDArray[np.float64],
+) -> float:
+    """Return the largest mean shift of the outputs by sums of equal terms, of several orders.
+
+    Like a weight's, the roundings of a channel that is constant are the same for every input.
+
+    Args:
+        program: the model, for any batch size; it is only read.
+        inputs: (N, ...), of which the first 32 are used.
+        reference_NK: the float64 outputs for them.
+    """
+    walker = GraphWalker(program)
+    batch = torch.from_numpy(inputs[:_NUM_WEIGHT_INPUTS]).double()
+    largest = 0.0
+    for halvings in range(0, MOST_HALVINGS + 1, 2):
+        call = functools.partial(with_drift, halvings=halvings)
+        with torch.no_grad():
+            outputs = torch.cat([y.flatten(1) for y in walker.run([batch], call)], dim=1).numpy()
+        outputs, reference = level_infinities(outputs, reference_NK[: len(batch)])
+        shift_K = (outputs - reference).mean(axis=0)
+        largest = max(largest, float(np.linalg.norm(shift_K)))
+    return largest
 
 
 def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:

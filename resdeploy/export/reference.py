@@ -17,6 +17,7 @@ from torch import nn
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
+from resdeploy.export.exact_numbers import python_numbers, recover_numbers
 from resdeploy.export.run_module import AllFloat64
 from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
@@ -30,7 +31,7 @@ from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.named_outputs import exact_columns, exact_reasons, float_columns
 
-__all__ = ["reference_graph"]
+__all__ = ["reference_graph", "reference_or_reason"]
 
 _MOST_OF_THE_NOISE = 0.01
 
@@ -61,6 +62,14 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     )
 
 
+def reference_or_reason(source: SourceModel, golden: Golden) -> Reference | str:
+    """Return the reference graph, or the reason for its absence: outputs can still be judged."""
+    try:
+        return reference_graph(source, golden)
+    except UnsupportedModelError as error:
+        return error.what
+
+
 def _folded(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], preprocess: Preprocess | None
 ) -> tuple[onnx.ModelProto, FoldReport]:
@@ -73,9 +82,10 @@ def _folded(
             program = trace(module, inputs, dynamic_batch=False)
             batch = None
     opset = 18
-    optimized = optimize(
-        translate(program, opset=opset), opset=opset, batch_dimension=batch, embed=preprocess
-    )
+    numbers = python_numbers(program)
+    model = translate(program, opset=opset)
+    recover_numbers(model, numbers)
+    optimized = optimize(model, opset=opset, batch_dimension=batch, embed=preprocess)
     return ir.to_proto(optimized.model), optimized.fold
 
 

@@ -16,8 +16,13 @@ from torch.export.graph_signature import ConstantArgument, OutputKind
 from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.inner_graphs import each_graph, inline_regions
 from resdeploy.export.run_module import name_outputs
-from resdeploy.export.trace_refusals import module_path, refuse_what_onnx_would_drop
+from resdeploy.export.trace_refusals import (
+    call_arguments,
+    module_path,
+    refuse_what_onnx_would_drop,
+)
 
 __all__ = ["BATCH_DIMENSION", "output_names", "trace"]
 
@@ -26,6 +31,11 @@ BATCH_DIMENSION = "batch"
 aten = torch.ops.aten
 
 _AVERAGES = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+_BATCH_NORMS = (
+    *(aten.native_batch_norm.default, aten._native_batch_norm_legit.default),
+    *(aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default),
+    *(aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default),
+)
 
 
 def trace(
@@ -50,10 +60,12 @@ def trace(
             program = torch.export.export(
                 module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
             )
+            _resolve_lazy_views(program)
+            inline_regions(program)
             _drop_metadata_checks(program)
+            _use_plain_forms(program)
             program = _functionalise(program)
             refuse_what_onnx_would_drop(program)
-            _use_plain_forms(program)
             return program
     except UnsupportedModelError:
         raise
@@ -88,30 +100,70 @@ def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -
     }
 
 
+def _resolve_lazy_views(program: torch.export.ExportedProgram) -> None:
+    """Write out parameters that are views marked as negated: their memory holds other numbers."""
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and value.is_neg():
+                resolved = value.detach().resolve_neg()
+                is_parameter = isinstance(value, nn.Parameter)
+                tensors[name] = nn.Parameter(resolved, False) if is_parameter else resolved
+
+
 def _drop_metadata_checks(program: torch.export.ExportedProgram) -> None:
     """Erase the type checks that a cast leaves behind: they read a value without using it."""
-    for node in list(program.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
+    for module in each_graph(program.graph_module):
+        for node in list(module.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                module.graph.erase_node(node)
+        module.recompile()
 
 
 def _use_plain_forms(program: torch.export.ExportedProgram) -> None:
-    """Write two operators as the plainer ones that they are, which ONNX says more of.
+    """Write some operators as the plainer ones that they are, which ONNX says more of.
 
-    An InstanceNorm with running statistics is a BatchNorm at inference, of the same arguments; its
+    A BatchNorm at inference has several spellings, some with outputs beside its result, which
+    nobody reads. An InstanceNorm with running statistics is one, too, of the same arguments; its
     translation repeats every parameter for each sample. An average over windows that reach beyond
     the value (`ceil_mode`) counts nothing there; without padding, there is no more to count.
     """
-    for node in program.graph.nodes:
-        values = list(node.args)
-        if node.target is aten.instance_norm.default and values[3] is not None and not values[5]:
-            node.target = aten.batch_norm.default
-        elif node.target in _AVERAGES and len(values) > 4:
-            _, _, _, padding, ceil_mode, *_ = values
-            if ceil_mode and not any([padding] if isinstance(padding, int) else padding):
-                node.args = (*values[:5], False, *values[6:])
-    program.graph_module.recompile()
+    for module in each_graph(program.graph_module):
+        for node in list(module.graph.nodes):
+            values = list(node.args)
+            if (
+                node.target is aten.instance_norm.default
+                and values[3] is not None
+                and not values[5]
+            ):
+                node.target = aten.batch_norm.default
+            elif node.target in _BATCH_NORMS:
+                _use_batch_norm(node, program.graph_signature)
+            elif node.target in _AVERAGES and len(values) > 4:
+                _, _, _, padding, ceil_mode, *_ = values
+                if ceil_mode and not any([padding] if isinstance(padding, int) else padding):
+                    node.args = (*values[:5], False, *values[6:])
+        module.recompile()
+
+
+def _use_batch_norm(node: fx.Node, signature: torch.export.ExportGraphSignature) -> None:
+    """Write a BatchNorm at inference, of any spelling, as ATen's usual one if its result is all."""
+    given = call_arguments(node)
+    results = [(reader, reader.args[1]) for reader in node.users]
+    in_training = given.get("training", False) or given["running_mean"] is None
+    if in_training or any(at != 0 and reader.users for reader, at in results):
+        return
+    with node.graph.inserting_before(node):
+        names = ("input", "weight", "bias", "running_mean", "running_var")
+        eps = given["eps"] if "eps" in given else given["epsilon"]
+        values = (*(given[name] for name in names), False, 0.0, eps, False)
+        plain = node.graph.call_function(aten.batch_norm.default, values)
+    plain.meta = {**node.meta, "val": node.meta["val"][0]}
+    for reader, at in results:
+        if at == 0:
+            reader.replace_all_uses_with(plain)
+            signature.replace_all_uses(reader.name, plain.name)
+        node.graph.erase_node(reader)
+    node.graph.erase_node(node)
 
 
 def _functionalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -121,7 +173,8 @@ def _functionalise(program: torch.export.ExportedProgram) -> torch.export.Export
     functionalisation retraces the whole graph, which costs more than the trace itself. Any other
     kind (views, buffers, values read twice) goes that way.
     """
-    mutating = [node for node in program.graph.nodes if _mutates(node)]
+    graphs = [module.graph for module in each_graph(program.graph_module)]
+    mutating = [node for graph in graphs for node in graph.nodes if _mutates(node)]
     if not mutating:
         return program
     replacements = [_functional_twin(node) for node in mutating]
@@ -131,7 +184,8 @@ def _functionalise(program: torch.export.ExportedProgram) -> torch.export.Export
         return cast(torch.export.ExportedProgram, program.run_decompositions({}))
     for node, twin in zip(mutating, replacements, strict=True):
         node.target = twin
-    program.graph_module.recompile()
+    for module in each_graph(program.graph_module):
+        module.recompile()
     return program
 
 

@@ -11,8 +11,8 @@ Refuses, by the name of the module,
 3. any other operator that draws random numbers;
 4. an output that depends on a buffer or parameter which each call changes. (One that is only
    written, such as a counter, has no part in what is computed);
-5. control flow and other regions (`torch.cond`, autocast): operators that call another graph;
-6. an output that is no tensor of real numbers. (None is no output.)
+5. complex numbers, which ONNX has no operators for;
+6. an output that is no tensor. (None is no output.)
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from torch import fx
 from torch.export.graph_signature import OutputKind
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.inner_graphs import each_graph
 
 __all__ = ["call_arguments", "module_path", "operator_name", "refuse_what_onnx_would_drop"]
 
@@ -38,15 +39,17 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
     Raises:
         UnsupportedModelError: naming the module, and the way out.
     """
-    for node in program.graph.nodes:
-        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):  # 5
-            raise UnsupportedModelError(
-                "The model calls a part of itself by way of control flow or autocast.",
-                where=_where(node),
-                fix="compute both branches and choose with torch.where; cast values explicitly",
-            )
-        if node.op == "call_function":
-            _check_call(node)
+    for module in each_graph(program.graph_module):
+        for node in module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_complex():  # 5
+                raise UnsupportedModelError(
+                    f"The model computes with complex numbers (`{node.name}`).",
+                    where=_where(node),
+                    fix="compute with real and imaginary parts",
+                )
+            if node.op == "call_function":
+                _check_call(node)
     _check_outputs(program)  # 6
     _check_buffers(program)  # 4; the statistics of a norm in training mode are such, too
 
@@ -79,13 +82,11 @@ def _check_outputs(program: torch.export.ExportedProgram) -> None:
     outputs: Any = program.graph.output_node().args[0]
     for node in outputs:
         value = node.meta.get("val") if isinstance(node, fx.Node) else node
-        is_real = isinstance(value, torch.Tensor) and not value.is_complex()
-        if not is_real and value is not None:
-            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        if not isinstance(value, torch.Tensor) and value is not None:
             raise UnsupportedModelError(
-                f"The model returns a value of type {kind}, not a tensor of real numbers.",
+                f"The model returns a value of type {type(value).__name__}, not a tensor.",
                 where=_where(node) if isinstance(node, fx.Node) else repr(value),
-                fix="return real tensors only, in dicts, lists, tuples or named tuples",
+                fix="return tensors only, in dicts, lists, tuples or named tuples",
             )
 
 

@@ -16,12 +16,10 @@ BatchNorms are where the model has them, while a file has them in its layers: th
 then rounded at another scale, which makes sigma 0.87 (ResNet-20) to 0.92 (ResNet-56) of that of the
 folded graph. The verdict is that much stricter.
 
-Variances are in units of u^2, so that float32 holds them: three digits will do for a yardstick. The
-rules of all other operators are in `variance_rules`. One that has none is refused: a guess would
-make the verdict one.
+Variances are in units of u^2. The rules of all other operators are in `variance_rules`. One that
+has none is refused: a guess would make the verdict one.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +29,12 @@ from torch import fx, nn
 
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.trace import trace
-from resdeploy.export.value_with_variance import ValueWithVariance, unknown_variance, variance_of
+from resdeploy.export.value_with_variance import ValueWithVariance, value_of, variance_of
 from resdeploy.export.variance_rules import propagate
 from resdeploy.session.batches import BATCH_SIZE
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
-__all__ = ["propagated_sigma", "trace_any_batch"]
+__all__ = ["draw_outputs", "propagated_sigma", "trace_any_batch"]
 
 
 def propagated_sigma(
@@ -48,7 +46,7 @@ def propagated_sigma(
 ) -> NDArray[np.float64]:
     """Return the standard deviation of the rounding error of each output: (N, K).
 
-    Costs about two forward passes in float32: one of the values, one of their variances.
+    Costs about two forward passes in float64: one of the values, one of their variances.
 
     Args:
         program: the model, for any batch size; it is only read.
@@ -62,39 +60,58 @@ def propagated_sigma(
     walker = GraphWalker(program)
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = propagate(node, args, kwargs, unit_roundoff=unit_roundoff)
-        return fx.node.map_aggregate(result, lambda one: _in_one_type(one, node))
+        return propagate(node, args, kwargs, unit_roundoff=unit_roundoff)
 
     rows = []
     with torch.no_grad():
         for start in range(0, len(inputs), BATCH_SIZE):
             here = slice(start, start + BATCH_SIZE)
-            batch = torch.from_numpy(inputs[here])
+            batch = torch.from_numpy(inputs[here]).double()
             own = torch.zeros_like(batch) if variance is None else torch.from_numpy(variance[here])
-            outputs = walker.run([ValueWithVariance(batch, own)], call)
+            outputs = walker.run([ValueWithVariance(batch, own.double())], call)
             rows.append(torch.cat([variance_of(output).flatten(1) for output in outputs], dim=1))
-    return unit_roundoff * torch.cat(rows).double().sqrt().numpy()
+    return unit_roundoff * torch.cat(rows).sqrt().numpy()
 
 
-def _in_one_type(one: Any, node: fx.Node) -> Any:
-    """Return a value with its variance in the same type, as the next layer takes them.
+def draw_outputs(
+    program: torch.export.ExportedProgram,
+    inputs: NDArray[np.float32],
+    *,
+    seed: int,
+    variance: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Return outputs in float64 with a drawn rounding in every value on the way: (N, K).
 
-    A part of the network in float64 is taken to round as float32 does, which it does not exceed.
+    Each operator's own variance is that of its rule for exact inputs. A draw takes in what the
+    propagation leaves out: errors that meet again (x + f(x), where variances add and errors may
+    too), and functions that are not linear within an error.
 
-    Raises:
-        UnsupportedModelError: the value is in a lower precision, which rounds more.
+    Args:
+        program: as for `propagated_sigma`, and so are the other two.
+        inputs: (N, ...).
+        seed: of the draw.
+        variance: of the inputs' own rounding errors, in units of u^2.
     """
-    if not isinstance(one, ValueWithVariance) or one.variance.dtype == one.value.dtype:
-        return one
-    if one.value.dtype in (torch.float16, torch.bfloat16):
-        raise unknown_variance(node)
-    return replace(
-        one,
-        variance=one.variance.to(one.value.dtype),
-        mean_variance_NC=None
-        if one.mean_variance_NC is None
-        else one.mean_variance_NC.to(one.value.dtype),
-    )
+    walker = GraphWalker(program)
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounded(value: Any) -> Any:
+        if not isinstance(value, ValueWithVariance):
+            return value
+        draw = torch.randn(value.value.shape, generator=generator, dtype=torch.float64)
+        drawn = value.value + FLOAT32_ROUNDOFF * value.variance.sqrt() * draw
+        drawn = torch.where(value.value.isinf(), value.value, drawn)  # a mask
+        return ValueWithVariance(drawn, torch.zeros_like(drawn))
+
+    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        results = propagate(node, args, kwargs, unit_roundoff=FLOAT32_ROUNDOFF)
+        return fx.node.map_aggregate(results, rounded)
+
+    batch = torch.from_numpy(inputs).double()
+    own = torch.zeros_like(batch) if variance is None else torch.from_numpy(variance).double()
+    with torch.no_grad():
+        outputs = walker.run([rounded(ValueWithVariance(batch, own))], call)
+        return torch.cat([value_of(output).flatten(1) for output in outputs], dim=1).numpy()
 
 
 def trace_any_batch(module: nn.Module, inputs: NDArray[np.float32]) -> torch.export.ExportedProgram:

@@ -1,7 +1,8 @@
 """The rounding variance of one call, operator by operator.
 
 Each rule is the first-order propagation of independent errors, Var(f) = sum_j (df/dx_j)^2 Var(x_j),
-plus the operator's own roundings. Variances are in units of u^2, one rounding of y is y^2/3.
+plus the operator's own roundings. Variances are in units of u^2; all is in float64, as squares of
+small and of large float32 numbers are beyond float32.
 
 Errors of different positions of an image are not independent: neighbours share inputs. It matters
 where positions are averaged, so the variance of each channel's mean error goes along.
@@ -18,6 +19,14 @@ from torch.nn import functional as F
 
 from resdeploy.export import pointwise_variance as pointwise
 from resdeploy.export.aten_layers import Layer, as_layer
+from resdeploy.export.rounding import (
+    MORE_ROUNDINGS,
+    SMALLEST,
+    drift,
+    rounding,
+    share_of_repeats,
+    sum_roundings,
+)
 from resdeploy.export.trace_refusals import operator_name
 from resdeploy.export.value_with_variance import (
     NoisyCall,
@@ -30,7 +39,7 @@ from resdeploy.export.value_with_variance import (
     variance_of,
 )
 
-__all__ = ["propagate"]
+__all__ = ["propagate", "with_drift"]
 
 
 def propagate(
@@ -41,6 +50,7 @@ def propagate(
     Raises:
         UnsupportedModelError: there is no rule for this call.
     """
+    args, kwargs = fx.node.map_aggregate((args, kwargs), _widened)
     call = NoisyCall(node, args, kwargs, unit_roundoff)
     name = operator_name(node)
     if name in _BLIND or not any_noisy((args, kwargs)):
@@ -55,6 +65,15 @@ def propagate(
     return rule(call)
 
 
+def _widened(operand: Any) -> Any:
+    """Return a float32 operand in float64, and any other as it is."""
+    if isinstance(operand, ValueWithVariance) and operand.value.dtype != torch.float64:
+        parts = (operand.value, operand.variance, operand.mean_variance_NC)
+        return ValueWithVariance(*map(_widened, parts))
+    is_float32 = isinstance(operand, torch.Tensor) and operand.dtype == torch.float32
+    return operand.double() if is_float32 else operand
+
+
 # --- affine layers -------------------------------------------------------------------------------
 
 
@@ -66,7 +85,7 @@ def _layer(call: NoisyCall, layer: Layer) -> ValueWithVariance:
     ):
         raise unknown_variance(call.node)
     num_products = _num_products(weight, transposed=layer.is_transposed, linear=layer.is_linear)
-    own = num_products / 3
+    own = (num_products + MORE_ROUNDINGS) / 3
     values, squares = list(call.args), list(call.args)
     values[layer.input_at] = x.value
     squares[layer.input_at] = x.variance + own * x.value.square()
@@ -101,24 +120,28 @@ def _mean_of_convolution(
     taps = weight.flatten(2)
     squares_OI = taps.square().sum(2)
     shared = through(by_channel(x.value).square(), squares_OI)
-    own = num_products * through(by_channel(x.value.square()), squares_OI)
+    num_roundings = num_products + MORE_ROUNDINGS
+    own = num_roundings * through(by_channel(x.value.square()), squares_OI)
     if bias is not None:
-        shared, own = shared + bias.square(), own + num_products * bias.square()
-    own = own / 3 + num_products / 9 * by_channel(y.value.square())
+        shared, own = shared + bias.square(), own + num_roundings * bias.square()
+    own = own / 3 + num_roundings / 9 * by_channel(y.value.square())
     before = x.of_mean
     if y.num_positions < x.num_positions:
         before = before + by_channel(x.variance) / y.num_positions
-    return through(before, taps.sum(2).square()) + own / y.num_positions + shared / 3
+    own = own * share_of_repeats(y.value)
+    return through(before, taps.sum(2).square()) + own + shared / 3
 
 
 def _summed(value: torch.Tensor, variance: torch.Tensor, num_terms: Any) -> ValueWithVariance:
-    """Return a sum of n terms with the roundings that n/3 (sum of squares) leaves out.
+    """Return a sum of n products with the roundings that n/3 (sum of squares) leaves out.
 
     The j-th partial sum is j/n y plus a part of random sign. The squares of the first part come to
-    n y^2/3 over all j, and each is rounded once: where the terms agree in sign (the winning logit,
-    an average after a ReLU) this is nearly all of the error.
+    (n + 1)(2n + 1)/(6n) y^2 over all j, at most (n + 3)/3, and each is rounded once: where the
+    terms agree in sign (the winning logit) this is nearly all of the error.
     """
-    return ValueWithVariance(value, variance + num_terms / 9 * value.square())
+    num_roundings = num_terms + MORE_ROUNDINGS
+    own = num_roundings * (value.square() / 9 + SMALLEST)
+    return ValueWithVariance(value, variance + own)
 
 
 def _num_products(weight: torch.Tensor, *, transposed: bool, linear: bool) -> int:
@@ -132,10 +155,30 @@ def _num_products(weight: torch.Tensor, *, transposed: bool, linear: bool) -> in
 def _product(call: NoisyCall) -> ValueWithVariance:
     """Return a @ b where either may be noisy: attention."""
     a, b = call.args[:2]
-    (av, bv), (aa, bb) = (map(f, (a, b)) for f in (value_of, variance_of))
-    own = av.shape[-1] / 3
-    variance = call.target(aa + own * av.square(), bv.square()) + call.target(av.square(), bb)
-    return _summed(call.target(av, bv), variance, av.shape[-1])
+    return _matrix_product(call.target, a, b)
+
+
+def _attention(call: NoisyCall) -> ValueWithVariance:
+    """Return softmax(scale q k^T) v, the scale as good as two more products."""
+    query, key, value = call.args[:3]
+    mask, is_causal = call.argument(3, "attn_mask", None), call.argument(5, "is_causal", False)
+    if mask is not None or is_causal or call.kwargs.get("enable_gqa", False):
+        raise unknown_variance(call.node)
+    scale = call.kwargs.get("scale") or value_of(query).shape[-1] ** -0.5
+    key = ValueWithVariance(
+        *(f(key).transpose(-2, -1) * s for f, s in ((value_of, scale), (variance_of, scale**2)))
+    )
+    scores = _matrix_product(torch.matmul, query, key)
+    return _matrix_product(torch.matmul, pointwise.softmax_along(scores, -1), value)
+
+
+def _matrix_product(product: Any, a: Any, b: Any) -> ValueWithVariance:
+    (av, bv), (aa, bb) = (tuple(map(f, (a, b))) for f in (value_of, variance_of))
+    own = (av.shape[-1] + MORE_ROUNDINGS) / 3
+    variance = product(aa + own * av.square(), bv.square())
+    if isinstance(b, ValueWithVariance):
+        variance = variance + product(av.square(), bb)
+    return _summed(product(av, bv), variance, av.shape[-1])
 
 
 def _batch_norm(call: NoisyCall) -> Any:
@@ -144,6 +187,8 @@ def _batch_norm(call: NoisyCall) -> Any:
     name = operator_name(call.node)
     gamma, beta, mean, var = call.args[1:5]
     uses_batch = bool(call.args[5]) if name in ("batch_norm", "instance_norm") else False
+    if name == "instance_norm" and uses_batch:
+        return pointwise.instance_norm(call)
     if uses_batch or mean is None or var is None:
         raise unknown_variance(call.node)
     eps = call.args[6] if name == "_native_batch_norm_legit_no_training" else call.args[7]
@@ -155,29 +200,68 @@ def _batch_norm(call: NoisyCall) -> Any:
     y = ValueWithVariance(
         (x.value - mean) * scale + beta,
         scale.square() * x.variance + own,
-        by_channel(scale.square()) * x.of_mean + by_channel(own) / x.num_positions,
+        by_channel(scale.square()) * x.of_mean + by_channel(own) * share_of_repeats(x.value),
     )
     return (y, None, None) if name == "_native_batch_norm_legit_no_training" else y
 
 
 def _average(call: NoisyCall) -> ValueWithVariance:
-    """Return the affine layer of n weights 1/n."""
+    """Return a sum over n of variance Var(x)/n, divided by n."""
     x, value = call.x, call.on(call.x.value)
-    n = x.value.numel() / value.numel()
-    variance = call.on(x.variance + n / 3 * x.value.square()) / n
-    if x.value.ndim > 2 and value.numel() == math.prod(x.value.shape[:2]) and _keeps(call, value):
+    rank = x.value.ndim
+    axes = _summed_axes(call)
+    if axes is None:  # several windows: those of torch may overlap
+        n = math.ceil(x.value.numel() / value.numel())
+        return _summed(value, call.on(x.variance + n / 3 * x.value.square()) / n, n)
+    n = math.prod(x.value.shape[axis] for axis in axes)
+    own = sum_roundings(_last(x.value, axes)).reshape(value.shape) / n**2
+    variance = call.on(x.variance) / n + own + rounding(value)
+    if rank > 2 and axes == tuple(range(2, rank)):
         more = x.of_mean - x.if_independent  # of positions that share errors
         variance = variance + more.clamp_min(0).reshape(value.shape)
-    return _summed(value, variance, n)
+    return ValueWithVariance(value, variance)
 
 
-def _keeps(call: NoisyCall, value: torch.Tensor) -> bool:
-    """True if an average leaves samples and channels apart."""
-    kept = tuple(call.x.value.shape[:2])
-    axes = call.args[1] if operator_name(call.node) == "mean" and len(call.args) > 1 else None
+def _sum(call: NoisyCall) -> ValueWithVariance:
+    """Return the sum of the variances, and its roundings."""
+    x, value = call.x, call.on(call.x.value)
+    own = sum_roundings(_last(x.value, _summed_axes(call) or ())).reshape(value.shape)
+    return ValueWithVariance(value, call.on(x.variance) + own)
+
+
+def with_drift(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], *, halvings: int
+) -> Any:
+    """Return the result of a call on plain tensors; of a sum or an average, off by its drift."""
+    args, kwargs = fx.node.map_aggregate((args, kwargs), _widened)
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if _RULES.get(operator_name(node)) not in (_average, _sum):
+        return value
+    call = NoisyCall(node, (ValueWithVariance(args[0], args[0]), *args[1:]), kwargs, 1.0)
+    axes = _summed_axes(call)
+    if axes is None:
+        return value
+    count = 1 if _RULES[operator_name(node)] is _sum else args[0].numel() / value.numel()
+    return value + drift(_last(args[0], axes), halvings).reshape(value.shape) / count
+
+
+def _summed_axes(call: NoisyCall) -> tuple[int, ...] | None:
+    """Return the axes that a mean or a sum is over, or None for pooling to several positions."""
     rank = call.x.value.ndim
-    right_axes = axes is None or {axis % rank for axis in axes} == set(range(2, rank))
-    return right_axes and tuple(value.shape[:2]) == kept
+    if operator_name(call.node) in ("mean", "sum"):
+        axes = call.argument(1, "dim", None)
+        axes = [axes] if isinstance(axes, int) else axes
+        return tuple(sorted(axis % rank for axis in axes or range(rank)))
+    spatial = rank - (2 if rank == int(operator_name(call.node)[-2]) + 2 else 1)
+    size = call.args[1]
+    is_global = all(side == 1 for side in ([size] if isinstance(size, int) else size))
+    return tuple(range(rank - spatial, rank)) if is_global else None
+
+
+def _last(terms: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """Return `terms` with these axes as one, the last."""
+    kept = [axis for axis in range(terms.ndim) if axis not in axes]
+    return terms.permute(*kept, *axes).flatten(len(kept))
 
 
 def _average_pool(call: NoisyCall) -> ValueWithVariance:
@@ -197,17 +281,12 @@ def _average_pool(call: NoisyCall) -> ValueWithVariance:
     return _summed(value, call.on(x.variance + size / 3 * x.value.square()) / n, n)
 
 
-def _sum(call: NoisyCall) -> ValueWithVariance:
-    x, value = call.x, call.on(call.x.value)
-    n = x.value.numel() / value.numel()
-    return _summed(value, call.on(x.variance + n / 3 * x.value.square()), n)
-
-
 _MOVES = (
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "expand"),
     *("unsqueeze", "contiguous", "clone", "alias", "detach", "dropout", "feature_dropout", "to"),
     *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "repeat"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample_nearest2d", "roll", "flip"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "roll", "flip"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
     *("_unsafe_view", "_to_copy", "index_select", "movedim", "view_as", "expand_as", "identity"),
 )
 
@@ -222,12 +301,20 @@ _RULES: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(("leaky_relu", "prelu"), pointwise.elementwise(1)),
     **dict.fromkeys(
-        ("sigmoid", "tanh", "elu", "exp", "sqrt", "rsqrt", "reciprocal", "softplus", "pow"),
+        ("tanh", "exp", "sqrt", "rsqrt", "reciprocal", "softplus", "pow"),
         pointwise.elementwise(pointwise.SMOOTH_ROUNDINGS),
     ),
     **dict.fromkeys(
-        ("gelu", "silu", "mish", "hardswish", "hardsigmoid", "selu", "celu", "erf"),
-        pointwise.elementwise(pointwise.SMOOTH_ROUNDINGS, of_input=True),
+        ("sigmoid", "hardsigmoid"),
+        pointwise.elementwise(pointwise.SMOOTH_ROUNDINGS, size=pointwise.around_a_half),
+    ),
+    **dict.fromkeys(
+        ("elu", "selu", "celu"),
+        pointwise.elementwise(pointwise.SMOOTH_ROUNDINGS, size=pointwise.around_one_below_0),
+    ),
+    **dict.fromkeys(
+        ("gelu", "silu", "mish", "hardswish", "erf"),
+        pointwise.elementwise(pointwise.SMOOTH_ROUNDINGS, size=pointwise.of_the_input),
     ),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
@@ -244,6 +331,10 @@ _RULES: Mapping[str, Rule] = {
     "div": pointwise.divide,
     "sum": _sum,
     "instance_norm": _batch_norm,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(
+        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), pointwise.interpolate
+    ),
     "softmax": pointwise.softmax,
     "log_softmax": pointwise.log_softmax,
     "layer_norm": pointwise.layer_norm,

@@ -26,8 +26,11 @@ __all__ = [
     "along_axis",
     "compose",
     "flatten_axes",
+    "join",
     "multiply_by_constant",
     "part",
+    "past_constant_factor",
+    "past_constant_sum",
     "per_channel",
     "permute",
     "reshape",
@@ -149,25 +152,46 @@ def part(affine: AffineMap, axis: int, chosen: Any) -> AffineMap | None:
 
 
 def whole(affine: AffineMap, axis: int, length: int, chosen: Any) -> AffineMap | None:
-    """Return the map of the whole value of which `chosen` along `axis` is a slice.
+    """Return the map of the whole value of which `chosen` along `axis` is a part.
 
-    `chosen` is None where it is not known. The cut places keep their values.
+    `chosen` is None where it is not known. The places that are not chosen keep their values.
     """
     if affine.scale.shape[axis] == affine.shift.shape[axis] == 1:
         return affine
-    if chosen is None or len(chosen) not in (affine.scale.shape[axis], affine.shift.shape[axis]):
+    return None if chosen is None else join([(chosen, affine)], axis, length)
+
+
+def join(
+    parts: Sequence[tuple[Sequence[int], AffineMap]], axis: int, length: int
+) -> AffineMap | None:
+    """Return the map of a value of which each part, its places along `axis`, has a map of its own.
+
+    None where a place that is in two parts, or twice in one, would have to change in two ways. The
+    places in no part keep their values.
+    """
+
+    def assemble(arrays: Sequence[ExtendedArray], elsewhere: float) -> ExtendedArray | None:
+        around = np.broadcast_shapes(
+            *((*array.shape[:axis], 1, *array.shape[axis + 1 :]) for array in arrays)
+        )
+        result = np.full((*around[:axis], length, *around[axis + 1 :]), np.nan, np.longdouble)
+        for (places, _), array in zip(parts, arrays, strict=True):
+            shape = (*around[:axis], len(places), *around[axis + 1 :])
+            if array.shape[axis] not in (1, len(places)):
+                return None
+            for at, place in enumerate(places):
+                slot = (slice(None),) * axis + (place,)
+                new = np.broadcast_to(array, shape)[(slice(None),) * axis + (at,)]
+                if not (np.isnan(result[slot]) | (result[slot] == new)).all():
+                    return None
+                result[slot] = new
+        return np.where(np.isnan(result), np.longdouble(elsewhere), result)
+
+    scale = assemble([affine.scale for _, affine in parts], 1)
+    shift = assemble([affine.shift for _, affine in parts], 0)
+    if scale is None or shift is None:
         return None
-
-    def spread(array: ExtendedArray, elsewhere: float) -> ExtendedArray:
-        shape = list(array.shape)
-        shape[axis] = length
-        result = np.full(shape, elsewhere, np.longdouble)
-        place: list[Any] = [slice(None)] * array.ndim
-        place[axis] = chosen
-        result[tuple(place)] = array
-        return result
-
-    return AffineMap(spread(affine.scale, 1), spread(affine.shift, 0))
+    return flatten_axes(AffineMap(scale, shift), [axis]) or AffineMap(scale, shift)
 
 
 def unshuffle_pixels(
@@ -214,6 +238,38 @@ def multiply_by_constant(
     return AffineMap(affine.scale * (1 / array if divide else array), affine.shift)
 
 
+def past_constant_sum(
+    affine: AffineMap,
+    constant: npt.ArrayLike,
+    shape: Shape,
+    *,
+    signs: tuple[int, int] = (1, 1),
+) -> AffineMap | None:
+    """Return the map of y = a x + b c that has the effect of `affine` on x; `signs` are (a, b).
+
+    a (scale x + shift) + b c  ==  scale y + (a shift + (1 - scale) b c)
+    """
+    array = _as_part_of_map(constant, affine.rank, shape)
+    if array is None:
+        return None
+    of_value, of_constant = signs
+    moved = of_value * affine.shift + (1 - affine.scale) * (of_constant * array)
+    return AffineMap(affine.scale, moved)
+
+
+def past_constant_factor(
+    affine: AffineMap, constant: npt.ArrayLike, shape: Shape, *, divide: bool = False
+) -> AffineMap | None:
+    """Return the map of y = c x, or x / c, that has the effect of `affine` on x.
+
+    c (scale x + shift)  ==  scale y + c shift
+    """
+    array = _as_part_of_map(constant, affine.rank, shape)
+    if array is None or (divide and (array == 0).any()):
+        return None
+    return AffineMap(affine.scale, affine.shift * (1 / array if divide else array))
+
+
 def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> ExtendedArray | None:
     """Return a constant as an array of `rank`, None if it does more than act on a value of `shape`.
 
@@ -225,7 +281,7 @@ def _as_part_of_map(constant: npt.ArrayLike, rank: int, shape: Shape) -> Extende
         return None
     array = array.reshape((1,) * (rank - array.ndim) + array.shape)
     fits = all(a in (1, b) for a, b in zip(array.shape, shape, strict=True))
-    return array if fits and array.shape[0] == 1 else None
+    return array if fits and array.ndim and array.shape[0] == 1 else None
 
 
 def _are_ints(shape: Shape) -> bool:

@@ -20,6 +20,12 @@ is rounded once, at the end, to the type it is stored in. Rounding the scale fir
 float32 fold does, makes an error common to all weights of a channel, which does not average out: it
 doubles the error of the outputs.
 
+Below the normal numbers of a type, a weight loses its digits, and can make a convolution 50 times
+slower. It becomes zero where that changes no bit: in a channel whose bias b is so large that
+b + w x rounds to b for every |x| < 2^60. Else it is kept; and a channel that the fold takes below
+the normal numbers as a whole is refused, as is every such number in a model with constants so large
+that a layer may make it matter.
+
 Suffixes: C = channels of the map, O and I = output and input channels of the layer, G = groups, R =
 all but the first axis, K = taps of the kernel.
 """
@@ -63,6 +69,11 @@ _FORMATS = {
     "bfloat16": (2.0**-126, 8),
 }
 
+# Inputs of a layer are taken to be smaller, in a model without large constants.
+_REACH = 2.0**60
+# A number below the normal ones that has fewer digits than this has lost too many.
+_DIGITS = 2.0**-12
+
 _EXPONENT_BITS = np.uint64(0x7FF0_0000_0000_0000)
 _BLOCK = 1 << 16
 
@@ -95,8 +106,8 @@ class FoldedAffine:
         bias: (C,), likewise, or of the shape of the edit's.
         max_ulp: largest distance from the exact value, in units in the last place of the storage
             type, before subnormal values became zero.
-        num_flushed: values that were subnormal in the storage type and are now zero (float16
-            keeps its subnormals).
+        num_flushed: weights that were subnormal in the storage type and are now zero, as they
+            change no output (float16 keeps its subnormals).
     """
 
     weight: FloatArray
@@ -190,7 +201,12 @@ def map_before(
 
 
 def apply_edit(
-    weight: FloatArray, edit: AffineEdit, *, dtype: str, shape: LayerShape = _PLAIN
+    weight: FloatArray,
+    edit: AffineEdit,
+    *,
+    dtype: str,
+    shape: LayerShape = _PLAIN,
+    is_calm: bool = True,
 ) -> FoldedAffine:
     """Return the layer that an edit describes, each weight and bias rounded once to `dtype`.
 
@@ -199,9 +215,10 @@ def apply_edit(
         edit: the maps to be folded into it.
         dtype: the type the result will be stored in: float64, float32, float16 or bfloat16.
         shape: the layout of the weight.
+        is_calm: whether the model has no large numbers that could make a subnormal one matter.
 
     Raises:
-        NonFiniteFoldError: a value overflows `dtype`, or a whole channel underflows it.
+        NonFiniteFoldError: a value overflows `dtype`, or a channel underflows it.
         ValueError: `dtype` is not one of the four.
     """
     if dtype not in _FORMATS:
@@ -210,10 +227,15 @@ def apply_edit(
     num_outputs, inputs_per_group, _ = weight_OIK.shape
     exact_type: type[np.floating[Any]] = np.longdouble if dtype == "float64" else np.float64
     scale_O: FloatArray = edit.out_scale.astype(exact_type)
+    bias, max_ulp = _store(edit.bias, dtype)
+    # The least that a channel adds to its products, in any row.
+    least_O = np.abs(bias).reshape(-1, num_outputs).min(axis=0, initial=np.inf)
     stored_OIK = np.empty(weight_OIK.shape, _numpy_type(dtype))
-    max_ulp, num_flushed = 0.0, 0
+    # Where the bias is all that a channel has, or may be made large.
+    must_last_O = np.full(num_outputs, not is_calm)
+    num_flushed = 0
     # A few channels at a time: whole weights in float64 would pass through the cache a dozen times.
-    step = max(1, _BLOCK // max(1, weight_OIK[0].size))
+    step = max(1, _BLOCK // max(1, weight_OIK[:1].size))
     for start in range(0, num_outputs, step):
         rows = slice(start, min(start + step, num_outputs))
         exact: FloatArray = weight_OIK[rows].astype(exact_type) * scale_O[rows, None, None]
@@ -221,15 +243,33 @@ def apply_edit(
             groups = np.arange(rows.start, rows.stop) * shape.groups // num_outputs
             in_scale_GI = edit.in_scale.astype(exact_type).reshape(-1, inputs_per_group)
             exact = exact * in_scale_GI[groups][:, :, None]
-        stored_OIK[rows], ulp, flushed = _store(exact, dtype)
-        _refuse_underflow(exact, dtype, first_channel=start)
-        max_ulp, num_flushed = max(max_ulp, ulp), num_flushed + flushed
-    bias, bias_ulp, bias_flushed = _store(edit.bias, dtype)
+        stored_OIK[rows], ulp = _store(exact, dtype)
+        max_ulp = max(max_ulp, ulp)
+        below = np.abs(stored_OIK[rows]) < smallest_normal(dtype)
+        small = below & (exact != 0)
+        must_last_O[rows] |= below.all(axis=(1, 2))
+        if dtype == "float16":  # its subnormals reach up to 6e-5: they carry weight
+            _refuse_underflow(exact, dtype, np.ones(len(exact), bool), first_channel=start)
+        elif small.any():
+            absorbed_O = is_calm & _absorbs(least_O[rows], np.where(small, exact, 0), dtype)
+            flushed = small & absorbed_O[:, None, None]
+            num_flushed += int(np.count_nonzero(stored_OIK[rows][flushed]))
+            stored_OIK[rows][flushed] = 0
+            own_O = np.abs(weight_OIK[rows]).reshape(len(exact), -1).max(axis=1, initial=0.0)
+            by_fold = (own_O >= smallest_normal(dtype)) & ~absorbed_O
+            _refuse_underflow(exact, dtype, by_fold, first_channel=start)
+            if not is_calm:
+                lost = _has_lost_digits(stored_OIK[rows], exact)
+                _refuse_channels(np.logical_or.reduce(lost, axis=(1, 2)), exact, dtype, start)
+    lost_O = _has_lost_digits(bias, edit.bias).reshape(-1, num_outputs).any(axis=0)
+    _refuse_channels(
+        np.logical_and(must_last_O, lost_O), edit.bias.reshape(-1, num_outputs).T, dtype, 0
+    )
     return FoldedAffine(
         weight=shape.from_output(stored_OIK, weight.shape),
         bias=bias,
-        max_ulp=max(max_ulp, bias_ulp),
-        num_flushed=num_flushed + bias_flushed,
+        max_ulp=max_ulp,
+        num_flushed=num_flushed,
     )
 
 
@@ -252,7 +292,7 @@ def fold_batchnorm(
 
     Raises:
         NonFiniteFoldError: a folded value is NaN or infinite (var + eps <= 0, NaN statistics), or
-            overflows `dtype`, or a whole channel underflows it.
+            overflows `dtype`, or a channel underflows it.
         ValueError: the channels do not match, or `dtype` is not one of the four.
     """
     if weight.shape[channel_axis] != bn.mean.shape[0]:
@@ -296,26 +336,45 @@ def ulp(exact: FloatArray, dtype: str) -> Float64Array:
     return np.maximum(power_of_two, smallest) * 2.0 ** (1 - precision)
 
 
-def _refuse_underflow(exact: FloatArray, dtype: str, *, first_channel: int) -> None:
-    """Raise if all of a channel's weights fall below the normal numbers of float16.
+def _absorbs(least_O: FloatArray, small_OIK: FloatArray, dtype: str) -> npt.NDArray[np.bool_]:
+    """Return True for each channel to which products with these weights add nothing."""
+    _, precision = _FORMATS[dtype]
+    most_O = np.abs(small_OIK).sum(axis=(1, 2)).astype(np.float64) * _REACH
+    absorbs: npt.NDArray[np.bool_] = least_O * 2.0 ** -(precision + 1) >= most_O
+    return absorbs
 
-    There they lose precision together, which nothing averages out. The other types reach so low
-    that such a channel is dead anyway.
+
+def _has_lost_digits(stored: FloatArray, exact: FloatArray) -> npt.NDArray[np.bool_]:
+    lost: npt.NDArray[np.bool_] = np.abs(stored - exact) > _DIGITS * np.abs(exact)
+    return lost
+
+
+def _refuse_underflow(
+    exact: FloatArray, dtype: str, may_be: npt.NDArray[np.bool_], *, first_channel: int
+) -> None:
+    """Raise if all of a channel's weights fall below the normal numbers, of those that may not.
+
+    There they lose precision together, which nothing averages out.
     """
-    if dtype != "float16":
-        return
     largest_O = np.abs(exact).reshape(len(exact), -1).max(axis=1, initial=0.0)
-    small = np.flatnonzero((largest_O > 0) & (largest_O < _FORMATS[dtype][0]))
-    if small.size:
-        channel = int(small[0])
+    is_small = (largest_O > 0) & (largest_O < smallest_normal(dtype))
+    _refuse_channels(is_small & may_be, exact, dtype, first_channel)
+
+
+def _refuse_channels(
+    chosen_O: npt.NDArray[np.bool_], exact: FloatArray, dtype: str, first_channel: int
+) -> None:
+    """Raise for the first of these channels."""
+    for channel in np.flatnonzero(chosen_O)[:1]:
+        largest = np.abs(exact[channel]).max(initial=0.0)
         raise NonFiniteFoldError(
             f"channel {first_channel + channel} underflows {dtype} "
-            f"(its largest weight would be {largest_O[channel]:.1e})"
+            f"(its largest number would be {largest:.1e})"
         )
 
 
-def _store(exact: FloatArray, dtype: str) -> tuple[FloatArray, float, int]:
-    """Return (rounded, largest error in ulp, number of subnormals flushed to zero)."""
+def _store(exact: FloatArray, dtype: str) -> tuple[FloatArray, float]:
+    """Return (rounded, largest error in ulp)."""
     if dtype != "float64":
         exact = exact.astype(np.float64)
     stored = round_once(exact.astype(np.float64), dtype)
@@ -323,13 +382,7 @@ def _store(exact: FloatArray, dtype: str) -> tuple[FloatArray, float, int]:
         largest = float(np.max(np.abs(exact)))
         raise NonFiniteFoldError(f"a folded value overflows {dtype} (largest {largest:g})")
     max_ulp = float(np.max(np.abs(stored - exact) / ulp(exact, dtype), initial=0.0))
-    if dtype == "float16":  # its subnormals reach up to 6e-5: they carry weight, and run at speed
-        return stored.astype(np.float16), max_ulp, 0
-    # Elsewhere a subnormal can make a convolution 50 times slower and is worth less than 1.2e-38.
-    subnormal = (stored != 0) & (np.abs(stored) < smallest_normal(dtype))
-    num_flushed = int(np.count_nonzero(subnormal))
-    kept = np.where(subnormal, 0.0, stored) if num_flushed else stored
-    return kept.astype(_numpy_type(dtype)), max_ulp, num_flushed
+    return stored.astype(_numpy_type(dtype)), max_ulp
 
 
 def _numpy_type(dtype: str) -> str:

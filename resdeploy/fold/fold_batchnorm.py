@@ -17,7 +17,8 @@ Refuses, and reports why, when
 2. one of its parameters or statistics is computed at run time, or is an input of the model;
 3. its map reaches no layer: `affine_flow` gives the obstacle;
 4. a layer's weight or bias is computed at run time, or is an input of the model;
-5. the folded weights would not be finite in their type, or do not fit.
+5. the folded weights would not be finite in their type, or lose their digits in its subnormal
+   numbers, or do not fit.
 
 Mul and Add that reach no layer are not reported: any scale and shift look like that.
 
@@ -66,6 +67,8 @@ __all__ = ["fold_batchnorm"]
 # The operator specification's, for a node without the attribute.
 _DEFAULT_EPSILON = 1e-5
 _OLDEST_OPSET = 7
+# Of a constant: weights of networks are smaller.
+_LARGE = 2.0**20
 
 
 def fold_batchnorm(
@@ -91,8 +94,9 @@ def fold_batchnorm(
     """
     folded: list[FoldedSite] = []
     refused: list[RefusedSite] = []
+    is_calm = _is_calm(model)
     for editor in graph_editors(model):
-        folder = _Folder(editor)
+        folder = _Folder(editor, is_calm=is_calm)
         found = _norms(editor, layernorm=layernorm) if batchnorm or layernorm else ()
         waiting = list(found)
         # Again after each success: a BatchNorm that another one reads can go where that one went.
@@ -108,6 +112,23 @@ def fold_batchnorm(
         folded += folder.folded_sites()
         refused += folder.refused_sites(waiting)
     return FoldReport(folded=tuple(folded), refused=tuple(refused))
+
+
+def _is_calm(model: ir.Model) -> bool:
+    """True if no constant of a model makes anything much larger than it is."""
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    values = [
+        value
+        for root in roots
+        for graph in (root, *root.subgraphs())
+        for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs))
+    ]
+    for value in values:
+        if why_it_varies(value) is None and constant_tensor(value).dtype.is_floating_point():
+            array = constant_array(value)
+            if max(-float(array.min(initial=0)), float(array.max(initial=0))) > _LARGE:
+                return False
+    return True
 
 
 # --- BatchNorms in the graph ---------------------------------------------------------------------
@@ -216,8 +237,9 @@ class _Edited:
 class _Folder:
     """Folds one norm after the other, and writes the new weights at the end, rounded once."""
 
-    def __init__(self, editor: GraphEditor) -> None:
+    def __init__(self, editor: GraphEditor, *, is_calm: bool) -> None:
         self.editor = editor
+        self._is_calm = is_calm
         self._graph_layers = Layers.of(editor)
         self._layers: dict[ir.Node, _Edited] = {}
         self._folded: list[tuple[_Norm, list[ir.Node]]] = []
@@ -370,7 +392,7 @@ class _Folder:
             weight = constant_array(layer.weight)
             shift = np.longdouble(layer.affine.alpha) * target.shift
             edit = algebra.map_before(edit, weight, layer.affine.shape, target.scale, shift)
-        return _Edited(layer, edit, layer.apply(edit))
+        return _Edited(layer, edit, layer.apply(edit, is_calm=self._is_calm))
 
     def _take_affine_part(self, layernorm: ir.Node) -> None:
         """Leave a LayerNormalization its statistics: scales of one, biases of zero."""

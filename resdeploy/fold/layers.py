@@ -6,11 +6,14 @@ A layer computes W x + b per position. It is one of
 2. Gemm: alpha A B + beta C, the features of its output the last axis. With transA, those of its
    input are axis 0. C is one number, one per feature, or, as (M, 1) or (M, N), one per row as well;
 3. MatMul by a matrix on the right, which has no place for a bias;
-4. such a MatMul and the Add of a constant that alone reads it: the bias.
+4. such a MatMul and the Add of a constant that alone reads it: the bias;
+5. MatMul by a matrix on the left, W x: the features are the axis before the last;
+6. Einsum of a value and a matrix that replaces one label of the value by another, such as
+   "nil,oi->nol": sum_i W[o, i] x[n, i, l]. The features are where these labels stand.
 
 Its parts are given new numbers at the end, when all that is to be folded into it is known. A Gemm
 keeps its alpha, while its beta goes into the bias. A MatMul that gains a bias becomes a Gemm, or is
-followed by an Add where it works on more than matrices.
+followed by an Add where it works on more than matrices, as 5 and 6 are.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,7 +26,7 @@ import onnx_ir as ir
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
-from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS, AffineLayer, LayerShape
 from resdeploy.graph.editor import (
     GraphEditor,
     bias_name,
@@ -62,6 +65,10 @@ class Layer:
         weight: its weight.
         bias: its bias, or None where there is none.
         name: its name in the model.
+        weight_index: the place of the weight among the inputs.
+        axes: of the features in the input and the output, counted from the end, if they are not
+            those of the operator.
+        transposed: True if such a weight is (I, O).
     """
 
     node: ir.Node
@@ -70,6 +77,26 @@ class Layer:
     weight: ir.Value
     bias: ir.Value | None
     name: str
+    weight_index: int = 1
+    axes: tuple[int, int] | None = None
+    transposed: bool = False
+
+    @property
+    def input_index(self) -> int:
+        """The place of its input."""
+        return 1 - self.weight_index
+
+    def input_axis(self, rank: int) -> int:
+        """Return the axis of the features in an input of `rank`; below 0 if there is none."""
+        if self.axes is not None:
+            return rank + self.axes[0]
+        return 0 if self.affine.reads_columns else self.output_axis(rank)
+
+    def output_axis(self, rank: int) -> int:
+        """Return the axis of the features in an output of `rank`; below 0 if there is none."""
+        if self.axes is not None:
+            return rank + self.axes[1]
+        return rank - 1 if self.affine.is_linear else 1
 
     @cached_property
     def affine(self) -> AffineLayer:
@@ -78,7 +105,13 @@ class Layer:
         Raises:
             UnsupportedModelError: it is outside the specification.
         """
-        return read_ir_layer(self.node, self.weight)
+        if self.axes is None:
+            return read_ir_layer(self.node, self.weight)
+        shape = tuple(constant_tensor(self.weight).shape.numpy())
+        # Of matrices it is one of W x: with any other axes the numbers are the same.
+        return AffineLayer(
+            op="MatMul", weight_shape=shape, shape=LayerShape(transposed=self.transposed)
+        )
 
     @cached_property
     def refusal(self) -> str | None:
@@ -90,7 +123,9 @@ class Layer:
             reason = None if value is None else why_it_varies(value)
             if reason is not None:
                 return f"the {what} of {describe(self.node)} {reason}"
-        if is_op(self.node, "Gemm", "MatMul") and not _is_constant_matrix(self.weight):
+        if not constant_tensor(self.weight).size:
+            return f"the weight of {describe(self.node)} has no numbers"
+        if not is_op(self.node, "Conv", "ConvTranspose") and not _is_constant_matrix(self.weight):
             return f"the weight of {describe(self.node)} is no matrix"
         try:
             _ = self.affine
@@ -110,8 +145,10 @@ class Layer:
         bias = constant_array(self.bias).astype(np.longdouble) * np.longdouble(self.affine.beta)
         return np.broadcast_to(bias, (*bias.shape[:-1], self.affine.num_outputs))
 
-    def apply(self, edit: algebra.AffineEdit) -> algebra.FoldedAffine:
+    def apply(self, edit: algebra.AffineEdit, *, is_calm: bool) -> algebra.FoldedAffine:
         """Return its new weight and bias; the edit is of the layer without its own bias.
+
+        In a model that `is_calm`, no number is so large that a subnormal one could matter.
 
         Raises:
             NonFiniteFoldError: they would not be finite.
@@ -122,7 +159,8 @@ class Layer:
             edit = replace(edit, bias=edit.out_scale * own + edit.bias)
         dtype = _STORAGE_TYPES.get(self.dtype, str(self.dtype))
         weight = constant_array(self.weight)
-        return algebra.apply_edit(weight, edit, dtype=dtype, shape=self.affine.shape)
+        shape = self.affine.shape
+        return algebra.apply_edit(weight, edit, dtype=dtype, shape=shape, is_calm=is_calm)
 
     def rewrite(self, folded: algebra.FoldedAffine, editor: GraphEditor) -> None:
         """Give the layer its new weight and bias."""
@@ -131,13 +169,18 @@ class Layer:
             ir.tensor(values.astype(self.dtype.numpy()), dtype=self.dtype)
             for values in (folded.weight, folded.bias)
         )
-        self.node.replace_input_with(1, editor.replace(self.weight, new_weight, reader=self.node))
+        weight = editor.replace(self.weight, new_weight, reader=self.node)
+        self.node.replace_input_with(self.weight_index, weight)
         if self.bias is not None:
             bias = editor.replace(self.bias, new_bias, reader=self.adder)
         else:
+            if self.axes is not None:
+                new_bias = ir.tensor(
+                    new_bias.numpy().reshape(-1, *[1] * (-1 - self.axes[1])), dtype=self.dtype
+                )
             bias = editor.add(bias_name(self.weight), new_bias, reader=self.node)
-        if self.bias is None and is_op(self.node, "MatMul"):
-            _add_bias(self.node, bias, editor)
+        if self.bias is None and is_op(self.node, "MatMul", "Einsum"):
+            _add_bias(self.node, bias, editor, as_gemm=self.axes is None)
         else:
             self.adder.resize_inputs(max(len(self.adder.inputs), self.bias_index + 1))
             self.adder.replace_input_with(self.bias_index, bias)
@@ -175,12 +218,17 @@ class Layers:
 
 
 def _as_layer(node: ir.Node) -> Layer | None:
+    if is_op(node, "Einsum"):
+        return _as_replaced_label(node)
     if not is_op(node, *AFFINE_OPERATORS):
         return None
     weight = node.inputs[1]
     assert weight is not None
     if not is_op(node, "MatMul"):
         return Layer(node, node, 2, weight, optional_input(node, 2), module_name(node))
+    if node.inputs[0] is not None and _is_constant_matrix(node.inputs[0]):
+        # 5; of two constant matrices, the other one is no input
+        return Layer(node, node, 2, node.inputs[0], None, module_name(node), 0, (-2, -2))
     product = node.outputs[0]
     if len(product.uses()) == 1 and not product.is_graph_output() and _is_constant_matrix(weight):
         ((reader, index),) = product.uses()
@@ -193,16 +241,43 @@ def _as_layer(node: ir.Node) -> Layer | None:
     return Layer(node, node, 2, weight, None, module_name(node))
 
 
+def _as_replaced_label(node: ir.Node) -> Layer | None:  # 6
+    equation = node.attributes.get("equation")
+    if equation is None or equation.is_ref() or len(node.inputs) != 2:
+        return None
+    terms, arrow, result = equation.as_string().replace(" ", "").partition("->")
+    both = terms.split(",")
+    constant = [value is not None and _is_constant_matrix(value) for value in node.inputs]
+    if not arrow or len(both) != 2 or sorted(constant) != [False, True]:
+        return None
+    at = constant.index(True)
+    value, matrix = both[1 - at], both[at]
+    distinct = all(len(set(labels)) == len(labels) for labels in (value, matrix, result))
+    old, new = set(matrix) & set(value), set(matrix) & set(result)
+    replaced = len(old) == len(new) == 1 and old != new and len(matrix) == 2
+    rest = set(value) - old == set(result) - new
+    if not (distinct and replaced and rest and (terms + result).replace(",", "").isalpha()):
+        return None
+    summed, added = old.pop(), new.pop()
+    axes = value.index(summed) - len(value), result.index(added) - len(result)
+    weight = node.inputs[at]
+    assert weight is not None
+    transposed = matrix[0] == summed
+    if constant_tensor(weight).shape.numpy()[matrix.index(summed)] == 1:  # repeated for each input
+        return None
+    return Layer(node, node, 2, weight, None, module_name(node), at, axes, transposed)
+
+
 def _is_constant_matrix(value: ir.Value) -> bool:
     return why_it_varies(value) is None and len(constant_tensor(value).shape) == 2
 
 
-def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor) -> None:
+def _add_bias(matmul: ir.Node, bias: ir.Value, editor: GraphEditor, *, as_gemm: bool) -> None:
     """Replace a MatMul of two matrices by a Gemm with a bias; let an Add follow any other."""
     before, left = matmul.outputs[0], matmul.inputs[0]
     assert matmul.graph is not None
     assert left is not None
-    after_matrices = editor.rank(left) == 2
+    after_matrices = as_gemm and editor.rank(left) == 2
     if after_matrices:
         node = ir.node("Gemm", [*matmul.inputs, bias], name=matmul.name)
         node.metadata_props.update(matmul.metadata_props)

@@ -20,6 +20,7 @@ from resdeploy.graph.name_io import name_io
 from resdeploy.graph.remove_no_ops import remove_no_ops
 from resdeploy.graph.replace_padded_shortcut import replace_padded_shortcut
 from resdeploy.graph.replace_reduce_mean import replace_reduce_mean
+from resdeploy.graph.replace_split_sequence import replace_split_sequence
 from resdeploy.graph.resolve_castlike import resolve_castlike
 from resdeploy.graph.simplify import simplify
 from resdeploy.graph.strip_metadata import strip_metadata
@@ -107,5 +108,6 @@ def simplified(
         remove_no_ops(model),  # the rest of simplify's work
         replace_reduce_mean(model),  # after simplify, which computes the axes
         replace_padded_shortcut(model),  # likewise the bounds of the slice
+        replace_split_sequence(model),  # likewise the lengths
     ]
     return model, reports

@@ -18,7 +18,7 @@ __all__ = ["write_zero_bias"]
 def write_zero_bias(model: ir.Model) -> PassReport:
     """Replace each such bias, in place."""
     num_changed = 0
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         weight = node.inputs[1] if is_op(node, "Conv") else None
         bias = optional_input(node, 2) if weight is not None else None
         if weight is None or weight.shape is None or weight.dtype is None or bias is None:

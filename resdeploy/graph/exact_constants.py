@@ -8,11 +8,15 @@ rounded at each step, and once more when something is folded into them. So a con
 computed waits in float64, under a value that still has the type of the model; a fold reads all its
 digits.
 
-Left to others
-1. values only moved about or cast: there is nothing to round;
-2. operators unknown to float64's evaluator.
+Left to others, which compute each value in its own type
+1. values only moved about: there is nothing to round;
+2. operators unknown to float64's evaluator;
+3. what a value goes through on the way to or from an operator that is not of a closed list: a cast
+   between types of floats or to integers (bits that are cut off, weights that were made coarse on
+   purpose), rounding, comparisons. In float64 they are other functions.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -20,7 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.graph.editor import constant_tensor, why_it_varies
+from resdeploy.graph.editor import constant_tensor, is_op, why_it_varies
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.schema.exports import PassReport
 
@@ -32,6 +36,16 @@ _MOVES = frozenset(
         *("Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten"),
         *("Gather", "Identity", "Pad", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze"),
         *("Tile", "Transpose", "Unsqueeze"),
+    }
+)
+# Continuous: in float64 they compute the same, with more digits.
+_ARITHMETIC = frozenset(
+    {
+        *("Abs", "Add", "BatchNormalization", "Clip", "Conv", "Cos", "Div", "Einsum", "Erf", "Exp"),
+        *("Gemm", "InstanceNormalization", "LayerNormalization", "Log", "MatMul", "Max", "Mean"),
+        *("Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax"),
+        *("ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu"),
+        *("Sigmoid", "Sin", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Where"),
     }
 )
 _DRAWS = ("Random", "Bernoulli", "Multinomial", "Dropout")
@@ -83,6 +97,8 @@ def _computed_constants(graph: ir.Graph) -> list[ir.Value]:
         if is_plain and not node.op_type.startswith(_DRAWS) and all(s in constant for s in sources):
             rounds = node.op_type not in _MOVES
             constant[node] = rounds or any(constant[s] for s in sources if s is not None)
+    for node in _around_other_functions(constant):  # 3
+        constant[node] = False
     return [
         value
         for node, rounds in constant.items()
@@ -92,6 +108,33 @@ def _computed_constants(graph: ir.Graph) -> list[ir.Value]:
         and not value.is_graph_output()
         and any(reader not in constant for reader, _ in value.uses())
     ]
+
+
+def _around_other_functions(constant: Mapping[ir.Node, bool]) -> set[ir.Node]:
+    """Return the nodes that are other functions in float64, with all before and after them."""
+    found = {node for node in constant if not _is_same_function(node)}
+    after, before = set(found), set(found)
+    for node in constant:
+        if any(value is not None and value.producer() in after for value in node.inputs):
+            after.add(node)
+    for node in reversed(list(constant)):
+        if any(reader in before for value in node.outputs for reader, _ in value.uses()):
+            before.add(node)
+    return after | before
+
+
+def _is_same_function(node: ir.Node) -> bool:
+    if is_op(node, "Cast"):
+        source, target = node.inputs[0], node.outputs[0].dtype
+        dtype = None if source is None else source.dtype
+        if dtype is None and source is not None and source.const_value is not None:
+            dtype = source.const_value.dtype
+        return dtype == target or (target in _FLOATS and dtype is not None and not _is_float(dtype))
+    return is_op(node, *_ARITHMETIC, *_MOVES)
+
+
+def _is_float(dtype: ir.DataType) -> bool:
+    return dtype.is_floating_point()
 
 
 def _evaluate(model: ir.Model, names: list[str]) -> dict[str, npt.NDArray[Any]]:

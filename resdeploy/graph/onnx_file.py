@@ -5,9 +5,10 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
+from resdeploy.graph.single_assignment import why_ambiguous
 
 __all__ = ["OLDEST_OPSET", "copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
 
@@ -19,8 +20,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Return the model in a file, with the weights that lie in files beside it.
 
     Raises:
-        ResdeployError: the file is missing or no ONNX model, or refers to a file that is missing
-            or outside its own folder.
+        ResdeployError: the file is missing or no ONNX model, its names are ambiguous
+            (`single_assignment`), or it refers to a file that is missing or outside its folder.
     """
     return read_onnx(path)[0]
 
@@ -35,6 +36,13 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
         raise _not_onnx(path) from error
     if not model.graph.node or not model.opset_import:  # an empty or foreign file may decode
         raise _not_onnx(path)
+    ambiguous = why_ambiguous(model)
+    if ambiguous is not None:
+        raise ResdeployError(
+            f"The model is ambiguous: {ambiguous}.",
+            where=str(path),
+            fix="export it again; onnx.checker.check_model shows what is wrong",
+        )
     external = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     for tensor in external:
         locations = {entry.key: entry.value for entry in tensor.external_data}
@@ -68,7 +76,10 @@ def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the opset of ONNX itself that a model imports."""
-    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    versions = [int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if not versions:
+        raise UnsupportedModelError("The model does not say which opset of ONNX it is in.")
+    return versions[0]
 
 
 def _not_onnx(path: Path) -> ResdeployError:

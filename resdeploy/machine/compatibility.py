@@ -7,8 +7,8 @@ the published wheel (1.17.3 to 1.31.1; where both are known, they agree).
 
 import dataclasses
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import load_json
@@ -18,8 +18,7 @@ from resdeploy.schema.machines import ProbeReport
 __all__ = ["Readable", "for_target", "read_target", "readable_by"]
 
 
-@dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(NamedTuple):
     """Newest opset of the standard operators and newest IR version that a runtime reads."""
 
     opset: int
@@ -53,8 +52,7 @@ def readable_by(runtime_version: str) -> Readable:
     Raises:
         ResdeployError: the text is no version, or one before 1.7.
     """
-    match = re.match(r"(\d+)\.(\d+)", runtime_version)
-    if match is None:
+    if not (match := re.match(r"(\d+)\.(\d+)", runtime_version)):
         raise ResdeployError(f"{runtime_version!r} is not a version of ONNX Runtime.")
     version = (int(match[1]), int(match[2]))
     found = [readable for since, readable in _TABLE if version >= since]
@@ -69,15 +67,13 @@ def readable_by(runtime_version: str) -> Readable:
 def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
     """Return `spec` with the requested opset, in a form that the target's runtime reads.
 
-    Args:
-        spec: the request, with the default opset.
-        opset: the requested one, if any.
-        target: the record of `probe` on the target, if there is one.
+    `target` is the record of `probe` on the target, if there is one; an `opset` of None leaves the
+    default.
 
     Raises:
         ResdeployError: the record is missing or is none; or its runtime reads nothing so new.
     """
-    chosen = dataclasses.replace(spec, opset=spec.opset if opset is None else opset)
+    chosen = spec if opset is None else dataclasses.replace(spec, opset=opset)
     if target is None:
         return chosen
     report = read_target(target)
@@ -89,11 +85,8 @@ def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> E
             where=str(target),
             fix="leave --opset away, or install a newer runtime on the target",
         )
-    return dataclasses.replace(
-        chosen,
-        opset=min(chosen.opset, reads.opset),
-        newest_ir_version=reads.ir_version,
-    )
+    newest = min(chosen.opset, reads.opset)
+    return dataclasses.replace(chosen, opset=newest, newest_ir_version=reads.ir_version)
 
 
 def read_target(path: Path) -> ProbeReport:

@@ -34,10 +34,7 @@ _IMPORT_TIMEOUT_S = 120
 
 
 def examine(providers: Sequence[str] = ("cpu",)) -> DoctorReport:
-    """Return the findings on this machine; nothing is changed.
-
-    Args:
-        providers: the short names of those that have to start.
+    """Return the findings on this machine, which has to start these providers; nothing is changed.
 
     Raises:
         ResdeployError: there is no provider of such a name.
@@ -78,8 +75,8 @@ def _packages() -> Iterator[Finding]:
         )
         return
     for requirement in requirements:
-        match = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)\s*$", requirement)
-        if match is not None:  # the others belong to extras
+        # The others belong to extras.
+        if match := re.match(r"([\w.-]+)\s*>=\s*([\d.]+)\s*$", requirement):
             yield _package(match[1], match[2])
 
 
@@ -127,8 +124,7 @@ def _runtime() -> Iterator[Finding]:
         return
     for name, distribution in found.items():
         yield from _wheel(name, distribution)
-    failure = _import_failure()
-    if failure is not None:
+    if (failure := _import_failure()) is not None:
         yield failure
     elif not found:
         yield _remark(
@@ -166,8 +162,7 @@ def _wheel(name: str, distribution: importlib.metadata.Distribution) -> Iterator
             f'pip install -U "{name}>={oldest}"',
         )
         return
-    damaged = _first_damage(distribution)
-    if damaged is not None:
+    if (damaged := _first_damage(distribution)) is not None:
         yield _fault(
             "runtime",
             f"{title} is damaged: {damaged}",
@@ -201,10 +196,9 @@ def _first_damage(distribution: importlib.metadata.Distribution) -> str | None:
 
 def _import_failure() -> Finding | None:
     """Return the failure of the runtime's import in another process; None if it succeeds."""
-    command = [sys.executable, "-c", "import onnxruntime; onnxruntime.InferenceSession"]
     try:
         run = subprocess.run(
-            command,
+            [sys.executable, "-c", "import onnxruntime; onnxruntime.InferenceSession"],
             capture_output=True,
             check=False,
             text=True,

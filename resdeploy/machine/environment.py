@@ -5,13 +5,13 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 
 from resdeploy import __version__
-from resdeploy.machine.cpu_features import common_flags
 from resdeploy.machine.system import installed_packages, load_average, nvidia_smi, read_text
 from resdeploy.schema.machines import Environment
 
-__all__ = ["read_environment"]
+__all__ = ["read_cpu_features", "read_environment"]
 
 # The instruction sets that ONNX Runtime has kernels for, as Linux names them, x86 then Arm.
 _CPU_FEATURES = (
@@ -19,6 +19,26 @@ _CPU_FEATURES = (
     *("amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
+# Our names, and Linux's for the same; x86 in the order they came.
+_X86 = {
+    "avx2": "avx2",  # float32 by 8
+    "avx512": "avx512f",  # float32 by 16
+    "avx512_vnni": "avx512_vnni",  # int8 products without saturation, by 64
+    "avx_vnni": "avx_vnni",  # the same, by 32
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",  # whole tiles
+    "amx_bf16": "amx_bf16",
+}
+_ARM = {
+    "neon": "asimd",
+    "dot_product": "asimddp",  # int8 products
+    "i8mm": "i8mm",  # int8 matrix products
+    "fp16": "asimdhp",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sme": "sme",
+}
 
 
 def read_environment() -> Environment:
@@ -27,6 +47,8 @@ def read_environment() -> Environment:
     Never raises, and holds no user name, host name, path or serial number: the result is meant to
     be published with the numbers.
     """
+    flags = _common_flags(read_text("/proc/cpuinfo"))
+    ram_limit = read_text("/sys/fs/cgroup/memory.max").strip()
     return Environment(
         machine=platform.machine(),
         system=_system(),
@@ -38,9 +60,9 @@ def read_environment() -> Environment:
         cpu_governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         gpu_names=_gpu_names(),
         versions=_versions(),
-        cpu_features=_cpu_features(),
+        cpu_features=tuple(name for name in _CPU_FEATURES if name in flags),
         cpu_limit=_cpu_limit(),
-        ram_limit_bytes=_ram_limit_bytes(),
+        ram_limit_bytes=int(ram_limit) if ram_limit.isdecimal() else None,
     )
 
 
@@ -53,10 +75,8 @@ def _system() -> str:
 def _cpu_model() -> str | None:
     # On x86 the first; on Arm boards the device tree names the board, which says more than the
     # core's part number does.
-    for line in read_text("/proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return value.strip()
+    if match := re.search(r"^model name[ \t]*:[ \t]*(.*\S)", read_text("/proc/cpuinfo"), re.M):
+        return match[1]
     return _first_line("/proc/device-tree/model") or platform.processor() or None
 
 
@@ -72,9 +92,25 @@ def _num_cpus_allowed() -> int:
     return max(1, allowed)
 
 
-def _cpu_features() -> tuple[str, ...]:
-    found = common_flags(read_text("/proc/cpuinfo"))
-    return tuple(name for name in _CPU_FEATURES if name in found)
+def read_cpu_features() -> Mapping[str, bool]:
+    """Return the presence of each by name; empty where it is unknown (not Linux)."""
+    names = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(
+        platform.machine().lower()
+    )
+    common = _common_flags(read_text("/proc/cpuinfo"))
+    if names is None or not common:
+        return {}
+    return {name: flag in common for name, flag in names.items()}
+
+
+def _common_flags(cpuinfo: str) -> frozenset[str]:
+    """Return the flags that all CPUs have in Linux's description.
+
+    "flags" on x86, "Features" on ARM; big and little cores of one chip run the same code.
+    """
+    lines = re.findall(r"^(?:flags|Features)[ \t]*:(.*)", cpuinfo, re.M)
+    cores = [frozenset(line.split()) for line in lines]
+    return frozenset.intersection(*cores) if cores else frozenset()
 
 
 def _cpu_limit() -> float | None:
@@ -83,11 +119,6 @@ def _cpu_limit() -> float | None:
         case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period) > 0:
             return int(quota) / int(period)
     return None
-
-
-def _ram_limit_bytes() -> int | None:
-    limit = read_text("/sys/fs/cgroup/memory.max").strip()
-    return int(limit) if limit.isdecimal() else None
 
 
 def _ram_bytes() -> int | None:

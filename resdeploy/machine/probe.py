@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from resdeploy.errors import EnvironmentLacksError, ReportedError
-from resdeploy.machine.cpu_features import read_cpu_features
-from resdeploy.machine.environment import read_environment
+from resdeploy.machine.environment import read_cpu_features, read_environment
 from resdeploy.machine.system import installed_packages
 from resdeploy.schema.machines import ProbeReport, ProviderProbe
 from resdeploy.schema.sessions import SessionSpec
@@ -47,7 +46,7 @@ _NEEDED = (
     (
         "preload_dlls",
         "1.21",
-        f"loading CUDA's libraries from Python packages ({_names(lambda one: one.preload)})",
+        f"loading CUDA's libraries from Python packages ({_names(lambda one: one.on_nvidia)})",
     ),
 )
 
@@ -61,7 +60,6 @@ def probe() -> ProbeReport:
     runtime = runtime_distribution()
     available = tuple(onnxruntime.get_available_providers())
     ours = {provider.ort_name for provider in PROVIDERS.values()}
-    others = [name for name in available if name not in ours]
     return ProbeReport(
         environment=read_environment(),
         runtime=runtime,
@@ -69,7 +67,7 @@ def probe() -> ProbeReport:
         available_providers=available,
         providers=(
             *(probe_provider(provider) for provider in PROVIDERS.values()),
-            *(_probe_other(name) for name in others),
+            *(_probe_other(name) for name in available if name not in ours),
         ),
         plugins=_plugins(),
         cpu_features=read_cpu_features(),

@@ -7,7 +7,7 @@ default are read from the signature, so that there is no second list to keep.
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,10 +15,10 @@ from typing import Any, Literal
 from torch import nn
 
 from resdeploy.errors import ResdeployError
-from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, cifar_plain, cifar_resnet
+from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, CifarResNet
 from resdeploy.networks.preact_resnet import CifarPreactResNet
 from resdeploy.networks.residual_mlp import ResidualMlp
-from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet, resnet_layernorm
+from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet
 from resdeploy.networks.resnet8_tiny import ResNet8Tiny
 from resdeploy.schema.recipes import ModelSpec, Scalar
 
@@ -38,22 +38,22 @@ class Architecture:
 
     Attributes:
         name: as in a recipe and on the command line.
-        factory: makes it from `num_classes` and the options, by keyword.
+        factory: makes it from `num_classes` and the options, by keyword; keywords that are given
+            already are no options.
         input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
             images take other sizes too.
-        family: its kind and its source, in one line.
     """
 
     name: str
-    factory: Callable[..., nn.Module]
+    factory: partial[Any]
     input_shape: tuple[int, ...]
-    family: str
 
     @property
     def options(self) -> Mapping[str, inspect.Parameter]:
         """The parameters of the factory that are options, with type and default, by name."""
         parameters = inspect.signature(self.factory).parameters
-        return {name: p for name, p in parameters.items() if name != "num_classes"}
+        fixed = {"num_classes", *self.factory.keywords}
+        return {name: p for name, p in parameters.items() if name not in fixed}
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -70,7 +70,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
             where=f"architecture {spec.arch}",
         )
     _check_options(architecture, spec.options)
-    return architecture.factory(num_classes=spec.num_classes, **spec.options)
+    network: nn.Module = architecture.factory(num_classes=spec.num_classes, **spec.options)
+    return network
 
 
 def input_shape(spec: ModelSpec) -> tuple[int, ...]:
@@ -82,10 +83,8 @@ def input_shape(spec: ModelSpec) -> tuple[int, ...]:
     architecture = find_architecture(spec.arch)
     _check_options(architecture, spec.options)
     first, *others = architecture.input_shape
-    for name in ("in_channels", "in_features"):
-        if name in spec.options:
-            first = int(spec.options[name])
-    return (first, *others)
+    given = spec.options.get("in_channels", spec.options.get("in_features", first))
+    return (int(given), *others)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -97,12 +96,8 @@ def find_architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = difflib.get_close_matches(name, ARCHITECTURES, n=5)
-    raise ResdeployError(
-        f"There is no architecture {name!r}.",
-        fix=f"did you mean {' or '.join(near)}?"
-        if near
-        else f"use one of {', '.join(ARCHITECTURES)}",
-    )
+    fix = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(ARCHITECTURES)}"
+    raise ResdeployError(f"There is no architecture {name!r}.", fix=fix)
 
 
 def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:
@@ -158,70 +153,41 @@ def _fits(value: Scalar, kind: Any) -> bool:
 def _expected(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
-    names = {
-        bool: "true or false",
-        int: "a whole number of at least 1",
-        float: "a number",
-        str: "a text",
-    }
-    return names[kind]
+    names = {bool: "true or false", float: "a number", str: "a text"}
+    return names.get(kind, "a whole number of at least 1")
 
 
 def _describe(option: inspect.Parameter) -> str:
     return f"{option.name} ({_expected(option.annotation)}; default {option.default!r})"
 
 
-_IMAGE, _SMALL_IMAGE = (3, 224, 224), (3, 32, 32)
-_CIFAR_FAMILIES: Mapping[str, tuple[Callable[..., nn.Module], str]] = {
-    "cifar_resnet": (
-        cifar_resnet,
-        "CIFAR ResNet (He et al. 2015, section 4.2), shortcut options A, B, C",
-    ),
-    "cifar_plain": (
-        cifar_plain,
-        "the layers of the CIFAR ResNet without shortcuts, to show degradation",
-    ),
-    "cifar_preact_resnet": (
-        CifarPreactResNet,
-        "CIFAR pre-activation ResNet (He et al. 2016), shortcut options A, B",
-    ),
+def _by_depth(prefix: str, network: Callable[..., nn.Module]) -> dict[str, partial[Any]]:
+    return {f"{prefix}{depth}": partial(network, depth) for depth in CIFAR_DEPTHS}
+
+
+# By the shape of a sample.
+_FACTORIES: Mapping[tuple[int, ...], Mapping[str, partial[Any]]] = {
+    (3, 224, 224): {
+        **{name: partial(ResNet, layout) for name, layout in RESNET_LAYOUTS.items()},
+        # LayerNorm computes its statistics from every sample, so that nothing in it folds: the
+        # honest control for a fold that claims to find only what can be folded.
+        "resnet18_layernorm": partial(
+            ResNet, RESNET_LAYOUTS["resnet18"], norm="layer", norm_momentum=0.1
+        ),
+    },
+    (3, 32, 32): {
+        **_by_depth("cifar_resnet", partial(CifarResNet, plain=False)),
+        **_by_depth(
+            "cifar_plain",
+            partial(CifarResNet, plain=True, shortcut="A", zero_init_last_gamma=False),
+        ),
+        **_by_depth("cifar_preact_resnet", CifarPreactResNet),
+        "resnet8_tiny": partial(ResNet8Tiny),
+    },
+    (40,): {"residual_mlp": partial(ResidualMlp)},
 }
-
-
-def _list_architectures() -> Iterable[Architecture]:
-    for name, layout in RESNET_LAYOUTS.items():
-        yield Architecture(
-            name=name,
-            factory=partial(ResNet, layout),
-            input_shape=_IMAGE,
-            family="ImageNet ResNet v1.5, with torchvision's parameter names",
-        )
-    yield Architecture(
-        name="resnet18_layernorm",
-        factory=partial(resnet_layernorm, RESNET_LAYOUTS["resnet18"]),
-        input_shape=_IMAGE,
-        family="ResNet-18 with LayerNorm over channels in place of BatchNorm; nothing folds",
-    )
-    for prefix, (factory, family) in _CIFAR_FAMILIES.items():
-        for depth in CIFAR_DEPTHS:
-            yield Architecture(
-                name=f"{prefix}{depth}",
-                factory=partial(factory, depth),
-                input_shape=_SMALL_IMAGE,
-                family=family,
-            )
-    yield Architecture(
-        name="resnet8_tiny",
-        factory=ResNet8Tiny,
-        input_shape=_SMALL_IMAGE,
-        family="ResNet-8 of MLPerf Tiny's image classification",
-    )
-    yield Architecture(
-        name="residual_mlp",
-        factory=ResidualMlp,
-        input_shape=(40,),
-        family="residual network of linear layers, for vectors such as MNIST-1D's",
-    )
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _list_architectures()}
+ARCHITECTURES: Mapping[str, Architecture] = {
+    name: Architecture(name=name, factory=factory, input_shape=shape)
+    for shape, factories in _FACTORIES.items()
+    for name, factory in factories.items()
+}

@@ -27,8 +27,7 @@ __all__ = [
     "CifarResNet",
     "ShortcutOption",
     "ZeroPadShortcut",
-    "cifar_plain",
-    "cifar_resnet",
+    "make_shortcut",
     "make_stages",
 ]
 
@@ -41,62 +40,11 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 ShortcutOption = Literal["A", "B", "C"]
 
 
-def cifar_resnet(
-    depth: int,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: int = 16,
-    shortcut: ShortcutOption = "A",
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-    zero_init_last_gamma: bool = False,
-) -> "CifarResNet":
-    """Return a residual network with `depth` weighted layers, newly initialised."""
-    network = CifarResNet(
-        depth,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        shortcut=shortcut,
-        norm=NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum),
-    )
-    if zero_init_last_gamma:
-        for module in network.modules():
-            if isinstance(module, BasicBlock):
-                zero_last_scale(module.conv2, module.bn2)
-    return network
-
-
-def cifar_plain(
-    depth: int,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: int = 16,
-    norm: NormKind = "batch",
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.1,
-) -> "CifarResNet":
-    """Return the network with the layers of `cifar_resnet` and no shortcut.
-
-    There is no `zero_init_last_gamma`: without a shortcut, a block that starts as zero stays zero.
-    """
-    return CifarResNet(
-        depth,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        shortcut=None,
-        norm=NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum),
-    )
-
-
 class CifarResNet(nn.Module):
     """A stem, three stages of basic blocks, global average pooling and a linear classifier.
 
-    The norms are called bn1 and bn2 whatever their kind. `shortcut=None` makes it plain.
+    The norms are called bn1 and bn2 whatever their kind. A `plain` network has no shortcuts, and
+    thus no use for `zero_init_last_gamma`: a block that starts as zero would stay zero.
     """
 
     def __init__(
@@ -104,18 +52,33 @@ class CifarResNet(nn.Module):
         depth: int,
         *,
         num_classes: int,
-        in_channels: int,
-        width: int,
-        shortcut: ShortcutOption | None,
-        norm: NormSpec,
+        in_channels: int = 3,
+        width: int = 16,
+        plain: bool,
+        shortcut: ShortcutOption = "A",
+        norm: NormKind = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        zero_init_last_gamma: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm.is_none)
-        self.bn1 = make_norm2d(norm, width)
-        make_block = partial(BasicBlock, shortcut=shortcut, norm=norm)
+        spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=spec.is_none)
+        self.bn1 = make_norm2d(spec, width)
+        make_block = partial(
+            BasicBlock,
+            # The norm that follows a convolution would subtract a bias again.
+            bias=spec.is_none,
+            norm=spec,
+            make_shortcut=None if plain else partial(make_shortcut, option=shortcut, norm=spec),
+        )
         self.layer1, self.layer2, self.layer3 = make_stages(make_block, depth, width)
         self.linear = nn.Linear(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        if zero_init_last_gamma:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    zero_last_scale(module.conv2, module.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of the images x (N, in_channels, H, W)."""
@@ -147,7 +110,7 @@ def make_stages(
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions: y = relu(x' + bn2(conv2(relu(bn1(conv1(x)))))).
 
-    x' is `shortcut` of x, and 0 in a plain network.
+    x' is the shortcut of x, and 0 without one.
     """
 
     def __init__(
@@ -156,19 +119,16 @@ class BasicBlock(nn.Module):
         out_channels: int,
         *,
         stride: int,
-        shortcut: ShortcutOption | None,
+        bias: bool,
         norm: NormSpec,
+        make_shortcut: Callable[..., nn.Module] | None,
     ) -> None:
         super().__init__()
-        # The norm that follows would subtract a bias again.
-        bias = norm.is_none
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)
         self.bn1 = make_norm2d(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.bn2 = make_norm2d(norm, out_channels)
-        self.shortcut = _make_shortcut(
-            in_channels, out_channels, stride=stride, option=shortcut, norm=norm
-        )
+        self.shortcut = make_shortcut and make_shortcut(in_channels, out_channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
@@ -199,16 +159,10 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.num_before, self.num_after))
 
 
-def _make_shortcut(
-    in_channels: int,
-    out_channels: int,
-    *,
-    stride: int,
-    option: ShortcutOption | None,
-    norm: NormSpec,
-) -> nn.Module | None:
-    if option is None:
-        return None
+def make_shortcut(
+    in_channels: int, out_channels: int, *, stride: int, option: ShortcutOption, norm: NormSpec
+) -> nn.Module:
+    """Return the shortcut of a block; a projection is followed by a norm."""
     changes_shape = stride != 1 or in_channels != out_channels
     if option == "C" or (option == "B" and changes_shape):
         return nn.Sequential(

@@ -34,12 +34,10 @@ NormKind = Literal["batch", "layer", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormSpec:
-    """Normalisation of a network.
+    """Normalisation of a network, of a kind in the module's docstring.
 
-    Attributes:
-        kind: see the module's docstring.
-        eps: added to the variance.
-        momentum: weight of the newest batch in BatchNorm's running statistics.
+    `eps` is added to the variance; `momentum` is the weight of the newest batch in BatchNorm's
+    running statistics.
     """
 
     kind: NormKind

@@ -41,18 +41,9 @@ class ResidualMlp(nn.Module):
     Block i is made of linear{i}, norm{i} and shortcut{i}; blocks count from 2, so that the linear
     layers have the notebook's names linear1, linear2, ...
 
-    Args:
-        num_classes: the number of logits.
-        in_features: the length of an input vector.
-        hidden_layers: the number of linear layers before the classifier.
-        width: the number of features of each.
-        widths: one width per hidden layer, as in "64,64,128,128"; if given, it decides instead of
-            `hidden_layers` and `width`.
-        widen: the shortcut where the width changes.
-        block: the form of a block, see the module's docstring.
-        norm: the kind of norm in each block.
-        norm_eps: see `NormSpec`.
-        norm_momentum: see `NormSpec`.
+    There are `hidden_layers` linear layers of `width` features before the classifier, or one for
+    each of `widths`, as in "64,64,128,128". `widen` is the shortcut where the width changes, and
+    `block` the form of a block, see the module's docstring.
 
     Raises:
         ResdeployError: `widths` is not a list of positive numbers, or gets narrower with

@@ -17,49 +17,24 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resdeploy.networks.cifar_resnet import make_shortcut
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
-__all__ = ["RESNET_LAYOUTS", "ResNet", "ResNetLayout", "resnet_layernorm"]
+__all__ = ["RESNET_LAYOUTS", "ResNet", "ResNetLayout"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResNetLayout:
-    """Layout of a ResNet.
+    """Layout of a ResNet: its kind of block, and their number in each of the four stages.
 
-    Attributes:
-        block: the kind of residual block.
-        num_blocks: the number of blocks in each of the four stages.
-        groups: of the 3x3 convolution in a bottleneck.
-        width_per_group: channels of one such group in the first stage; doubles with each stage.
+    `groups` are of the 3x3 convolution in a bottleneck; `width_per_group` are channels of one such
+    group in the first stage, and double with each stage.
     """
 
     block: type["BasicBlock"] | type["Bottleneck"]
     num_blocks: tuple[int, int, int, int]
     groups: int = 1
     width_per_group: int = 64
-
-
-def resnet_layernorm(
-    layout: ResNetLayout,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    norm_eps: float = 1e-5,
-    zero_init_last_gamma: bool = False,
-) -> "ResNet":
-    """Return a ResNet of that layout with LayerNorm over channels in place of each BatchNorm.
-
-    Nothing in it folds, for LayerNorm computes its statistics from every sample: the honest
-    control for a fold that claims to find only what can be folded.
-    """
-    return ResNet(
-        layout,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        norm="layer",
-        norm_eps=norm_eps,
-        zero_init_last_gamma=zero_init_last_gamma,
-    )
 
 
 class ResNet(nn.Module):
@@ -153,11 +128,16 @@ class BasicBlock(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, kernel=3, stride=stride, groups=groups, norm=norm)
+        bias = norm.is_none  # the norm that follows would subtract one again
+        self.conv1 = nn.Conv2d(
+            in_channels, width, 3, stride=stride, padding=1, groups=groups, bias=bias
+        )
         self.bn1 = make_norm2d(norm, width)
-        self.conv2 = _conv(width, out_channels, kernel=3, norm=norm)
+        self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1, bias=bias)
         self.bn2 = make_norm2d(norm, out_channels)
-        self.downsample = _make_shortcut(in_channels, out_channels, stride=stride, norm=norm)
+        self.downsample = make_shortcut(
+            in_channels, out_channels, stride=stride, option="B", norm=norm
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
@@ -185,13 +165,16 @@ class Bottleneck(nn.Module):
         norm: NormSpec,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, kernel=1, norm=norm)
+        bias = norm.is_none  # the norm that follows would subtract one again
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
         self.bn1 = make_norm2d(norm, width)
-        self.conv2 = _conv(width, width, kernel=3, stride=stride, groups=groups, norm=norm)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=bias)
         self.bn2 = make_norm2d(norm, width)
-        self.conv3 = _conv(width, out_channels, kernel=1, norm=norm)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=bias)
         self.bn3 = make_norm2d(norm, out_channels)
-        self.downsample = _make_shortcut(in_channels, out_channels, stride=stride, norm=norm)
+        self.downsample = make_shortcut(
+            in_channels, out_channels, stride=stride, option="B", norm=norm
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
@@ -199,38 +182,6 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return F.relu(y + self.downsample(x))
-
-
-def _make_shortcut(
-    in_channels: int, out_channels: int, *, stride: int, norm: NormSpec
-) -> nn.Module:
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return nn.Sequential(
-        _conv(in_channels, out_channels, kernel=1, stride=stride, norm=norm),
-        make_norm2d(norm, out_channels),
-    )
-
-
-def _conv(
-    in_channels: int,
-    out_channels: int,
-    *,
-    kernel: int,
-    stride: int = 1,
-    groups: int = 1,
-    norm: NormSpec,
-) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride=stride,
-        padding=kernel // 2,
-        groups=groups,
-        # The norm that follows would subtract a bias again.
-        bias=norm.is_none,
-    )
 
 
 RESNET_LAYOUTS: Mapping[str, ResNetLayout] = {

@@ -15,12 +15,15 @@ PyTorch's (Keras: 1e-3, and 0.01 in PyTorch's sense). Its weights thus do not ca
 In shape comments N is the batch, (H, W) the size of the input image and C is `width`.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resdeploy.networks.cifar_resnet import BasicBlock
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
-__all__ = ["ResNet8Tiny", "TinyBlock"]
+__all__ = ["ResNet8Tiny"]
 
 
 class ResNet8Tiny(nn.Module):
@@ -41,9 +44,10 @@ class ResNet8Tiny(nn.Module):
         spec = NormSpec(kind=norm, eps=norm_eps, momentum=norm_momentum)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
         self.bn1 = make_norm2d(spec, width)
-        self.stack1 = TinyBlock(width, width, stride=1, norm=spec)
-        self.stack2 = TinyBlock(width, 2 * width, stride=2, norm=spec)
-        self.stack3 = TinyBlock(2 * width, 4 * width, stride=2, norm=spec)
+        make_block = partial(BasicBlock, bias=True, norm=spec, make_shortcut=_make_shortcut)
+        self.stack1 = make_block(width, width, stride=1)
+        self.stack2 = make_block(width, 2 * width, stride=2)
+        self.stack3 = make_block(2 * width, 4 * width, stride=2)
         self.fc = nn.Linear(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
         if zero_init_last_gamma:
@@ -61,24 +65,7 @@ class ResNet8Tiny(nn.Module):
         return logits
 
 
-class TinyBlock(nn.Module):
-    """Two 3x3 convolutions: y = relu(x' + bn2(conv2(relu(bn1(conv1(x)))))).
-
-    x' is x, or its 1x1 convolution, without a norm, where the shape changes.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: NormSpec) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        self.bn1 = make_norm2d(norm, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.bn2 = make_norm2d(norm, out_channels)
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Conv2d(in_channels, out_channels, 1, stride=stride)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+def _make_shortcut(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride)

@@ -12,6 +12,7 @@ device, is shown by `verify --precision float16 --provider …` there.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -21,8 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.calibration import calibrate, float_tensors
-from resdeploy.quant.judge import judge, why_not
-from resdeploy.quant.keep_float import keep_sensitive
+from resdeploy.quant.judge import judge, keep_sensitive, why_not
 from resdeploy.quant.prepare import prepare
 from resdeploy.quant.runtime import Runner, input_of
 from resdeploy.quant.samples import Samples, SampleSplit
@@ -30,13 +30,9 @@ from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantReport, QuantS
 
 __all__ = ["convert", "quantize_float16", "simulate"]
 
-_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
-    "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
-_LARGEST = {
-    "float16": float(np.finfo(np.float16).max),
-    "bfloat16": float.fromhex("0x1.fep127"),
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 # Conv takes bfloat16 from here on.
 _OPSETS = {"float16": 13, "bfloat16": 22}
@@ -60,50 +56,36 @@ def quantize_float16(
     *,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
-    """Return the converted model, and the measurements.
-
-    Args:
-        model: folded, in float32, with one input; it is not changed.
-        samples: those to measure overflow and error with.
-        spec: the request; `precision` is "float16" or "bfloat16".
-        on_stage: told the name of each stage.
-
-    Raises:
-        ResdeployError: the model or a sample is not usable.
-    """
+    """Return the converted model, and the measurements; see `quantize_int8`."""
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")
     split = SampleSplit.of(samples)
     reference = Runner(prepared, optimize=True).run_rows(split.held_out)
     num = len(split.calibrate)
-    histograms = calibrate(
-        prepared,
-        split.read_calibration(),
-        on_sample=lambda done: on_stage(f"calibrate: {done} of {num} samples"),
-    )
+    histograms = calibrate(prepared, split.read_calibration(), num=num, on_stage=on_stage)
     largest = {name: max(-h.low, h.high) for name, h in histograms.items()}
     kept = [*_without_form(prepared), *_overflowing(prepared, largest, spec.precision)]
     always = tuple(layer.node for layer in kept)
 
-    def judged(names: tuple[str, ...], is_quick: bool) -> QuantQuality:
-        which = slice(0, _NUM_RANKED_WITH) if is_quick else slice(None)
+    def judged(names: tuple[str, ...], which: slice = slice(None)) -> QuantQuality:
         rounded = Runner(simulate(prepared, spec.precision, names), optimize=False)
         return judge(reference[which], rounded.run_rows(split.held_out[which]))
 
     on_stage("simulate the rounding")
-    trials = [_trial("every node", judged((), False), kept=not always)]
+    trials = [_trial("every node", judged(()), kept=not always)]
     if always:
-        trials.append(_trial("without overflow", judged(always, False), kept=True))
+        trials.append(_trial("without overflow", judged(always), kept=True))
     nodes = [node for node in prepared.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     sensitive = keep_sensitive(
         [node for node in nodes if node.name not in always],
         judged,
-        lambda quality: not why_not(quality, spec),
+        spec,
+        ranked_with=_NUM_RANKED_WITH,
         always=always,
         on_stage=on_stage,
     )
     names = (*always, *(layer.node for layer in sensitive))
-    quality = judged(names, False)
+    quality = judged(names)
     if sensitive:
         trials.append(_trial("sensitive layers in float32", quality, kept=True))
     lowered = convert(prepared, spec.precision, names, keep_io=spec.keep_io)
@@ -131,13 +113,9 @@ def simulate(
 def convert(
     model: onnx.ModelProto, precision: str, kept_float: Collection[str] = (), *, keep_io: bool
 ) -> onnx.ModelProto:
-    """Return a model that computes in the lower precision.
+    """Return a prepared model in "float16" or "bfloat16", but for the nodes of these names.
 
-    Args:
-        model: prepared, in float32.
-        precision: "float16" or "bfloat16".
-        kept_float: names of nodes that stay in float32.
-        keep_io: leave inputs and outputs in float32.
+    `keep_io` leaves inputs and outputs in float32 too.
     """
     return _Converter(model, precision, kept_float).converted(keep_io=keep_io)
 
@@ -146,33 +124,31 @@ class _Converter:
     """A copy of a model whose nodes are written anew, each with the casts it needs."""
 
     def __init__(self, model: onnx.ModelProto, precision: str, kept_float: Collection[str]) -> None:
-        self._element, self._dtype = _TYPES[precision]
-        self._suffix = precision
-        self._floats = {*float_tensors(model), input_of(model).name}
-        self._constants = {
-            t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
-        }
+        self._suffix, self._dtype = precision, _TYPES[precision]
+        self._element = helper.np_dtype_to_tensor_dtype(self._dtype)
+        self._floats, self._constants = _float_values(model), _float_constants(model)
         self._is_lowered = {
             node.name: node.op_type in _CONVERTED and node.name not in kept_float
             for node in model.graph.node
         }
         self._source = model
         self._model = copy_of(model)
+        self._nodes = self._model.graph.node
         del self._model.graph.value_info[:]
-        del self._model.graph.node[:]
+        del self._nodes[:]
         self._made: set[str] = set()
 
     def simulated(self) -> onnx.ModelProto:
         """Return the copy in float32, each value rounded where it is read and where it is made."""
         for node in self._source.graph.node:
             if not self._is_lowered[node.name]:
-                self._add(node)
+                self._nodes.append(node)
                 continue
-            fresh = self._with_inputs(node, self._rounded)
+            fresh = self._with_inputs(node, self._rounded, np.dtype(np.float32))
             made = [name for name in fresh.output if name in self._floats]
             for place, name in enumerate(fresh.output):
                 fresh.output[place] = f"{name}.exact" if name in made else name
-            self._add(fresh)
+            self._nodes.append(fresh)
             for name in made:
                 self._round(f"{name}.exact", name)
         return self._finished()
@@ -186,87 +162,83 @@ class _Converter:
             for name in node.output
             if name in self._floats
         }
-        graph = self._model.graph
-        renamed: dict[str, str] = {}
+        outputs = self._model.graph.output
         if not keep_io:
             low.add(input_of(self._source).name)
-            for value in (input_of(self._model), *graph.output):
+            for value in (input_of(self._model), *outputs):
                 value.type.tensor_type.elem_type = self._element
-        for value in graph.output:
-            if (value.name in low) == keep_io:  # it is made in the other type
-                renamed[value.name] = f"{value.name}.{'low' if keep_io else 'float'}"
+        renamed = {
+            value.name: f"{value.name}.{'low' if keep_io else 'float'}"
+            for value in outputs
+            if (value.name in low) == keep_io  # it is made in the other type
+        }
 
-        def as_low(name: str) -> str:
+        def in_type(name: str, *, lowered: bool) -> str:
             made = renamed.get(name, name)
-            return made if name in low else self._cast(made)
-
-        def as_float(name: str) -> str:
-            made = renamed.get(name, name)
-            return self._cast(made, TensorProto.FLOAT) if name in low else made
+            return made if (name in low) == lowered else self._cast(made, lowered=lowered)
 
         for node in self._source.graph.node:
-            fresh = self._with_inputs(node, as_low if self._is_lowered[node.name] else as_float)
+            of_tensor = partial(in_type, lowered=self._is_lowered[node.name])
+            fresh = self._with_inputs(node, of_tensor, self._dtype)
             for place, name in enumerate(fresh.output):
                 fresh.output[place] = renamed.get(name, name)
-            self._add(fresh)
+            self._nodes.append(fresh)
+        element = TensorProto.FLOAT if keep_io else self._element
         for name, made in renamed.items():
-            element = TensorProto.FLOAT if keep_io else self._element
-            graph.node.append(helper.make_node("Cast", [made], [name], to=element))
+            self._nodes.append(helper.make_node("Cast", [made], [name], to=element))
         return self._finished()
 
-    def _with_inputs(self, node: onnx.NodeProto, of_tensor: Callable[[str], str]) -> onnx.NodeProto:
+    def _with_inputs(
+        self, node: onnx.NodeProto, of_tensor: Callable[[str], str], of_constants: np.dtype[Any]
+    ) -> onnx.NodeProto:
         fresh = onnx.NodeProto()
         fresh.CopyFrom(node)
         for place, name in enumerate(node.input):
             if name in self._floats:
                 fresh.input[place] = of_tensor(name)
             elif name in self._constants and self._is_lowered[node.name]:
-                fresh.input[place] = self._constant(name, of_tensor == self._rounded)
+                fresh.input[place] = self._constant(name, of_constants)
         return fresh
 
-    def _constant(self, name: str, in_float32: bool) -> str:
+    def _constant(self, name: str, dtype: np.dtype[Any]) -> str:
         twin = f"{name}.{self._suffix}"
-        if twin not in self._made:
-            self._made.add(twin)
+        if self._is_new(twin):
             with np.errstate(over="ignore"):  # the error it makes is measured
                 low = numpy_helper.to_array(self._constants[name]).astype(self._dtype)
-            tensor = numpy_helper.from_array(low.astype(np.float32) if in_float32 else low, twin)
+            tensor = numpy_helper.from_array(low.astype(dtype), twin)
             self._model.graph.initializer.append(tensor)
         return twin
 
     def _rounded(self, name: str) -> str:
         twin = f"{name}.{self._suffix}"
-        if twin not in self._made:
-            self._made.add(twin)
+        if self._is_new(twin):
             self._round(name, twin)
         return twin
 
     def _round(self, name: str, rounded: str) -> None:
         cast = f"{rounded}.cast"
-        nodes = self._model.graph.node
-        nodes.append(helper.make_node("Cast", [name], [cast], to=self._element))
-        nodes.append(helper.make_node("Cast", [cast], [rounded], to=TensorProto.FLOAT))
+        self._nodes.append(helper.make_node("Cast", [name], [cast], to=self._element))
+        self._nodes.append(helper.make_node("Cast", [cast], [rounded], to=TensorProto.FLOAT))
 
-    def _cast(self, name: str, element: int | None = None) -> str:
-        twin = f"{name}.{self._suffix if element is None else 'float32'}"
-        if twin not in self._made:
-            self._made.add(twin)
-            to = self._element if element is None else element
-            self._model.graph.node.append(helper.make_node("Cast", [name], [twin], to=to))
+    def _cast(self, name: str, *, lowered: bool) -> str:
+        twin = f"{name}.{self._suffix if lowered else 'float32'}"
+        if self._is_new(twin):
+            to = self._element if lowered else TensorProto.FLOAT
+            self._nodes.append(helper.make_node("Cast", [name], [twin], to=to))
         return twin
 
-    def _add(self, node: onnx.NodeProto) -> None:
-        self._model.graph.node.append(node)
+    def _is_new(self, twin: str) -> bool:
+        is_new = twin not in self._made
+        self._made.add(twin)
+        return is_new
 
     def _finished(self) -> onnx.ModelProto:
         """Return the copy without the constants that nothing reads any more."""
-        graph = self._model.graph
-        read = {name for node in graph.node for name in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in read]
-        fresh = onnx.GraphProto()
-        fresh.initializer.extend(kept)
-        del graph.initializer[:]
-        graph.initializer.extend(fresh.initializer)
+        constants = self._model.graph.initializer
+        read = {name for node in self._nodes for name in node.input}
+        for place in reversed(range(len(constants))):
+            if constants[place].name not in read:
+                del constants[place]
         return self._model
 
 
@@ -278,8 +250,16 @@ def _raised(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return model
 
 
+def _float_values(model: onnx.ModelProto) -> set[str]:
+    return {*float_tensors(model), input_of(model).name}
+
+
+def _float_constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+
+
 def _without_form(model: onnx.ModelProto) -> list[KeptFloat]:
-    floats = {*float_tensors(model), input_of(model).name}
+    floats = _float_values(model)
     return [
         KeptFloat(node=node.name, op=node.op_type, reason="this operator is not converted")
         for node in model.graph.node
@@ -291,8 +271,8 @@ def _overflowing(
     model: onnx.ModelProto, largest: Mapping[str, float], precision: str
 ) -> list[KeptFloat]:
     """Return the nodes that make or read a tensor too large for the lower precision."""
-    limit = _LARGEST[precision]
-    weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    limit = float(ml_dtypes.finfo(_TYPES[precision]).max)  # type: ignore[no-untyped-call]
+    weights = _float_constants(model)
     kept = []
     for node in model.graph.node:
         sizes = {name: largest.get(name, 0.0) for name in (*node.input, *node.output)}

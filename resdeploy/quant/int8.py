@@ -2,13 +2,13 @@
 
 In this order, each measured beside the model without it:
 
-1. GPTQ rounds the weights so that errors cancel (`gptq`)
+1. GPTQ rounds the weights so that errors cancel (`weights`)
 2. the input's levels are its pixels (`pixel_grid`)
 3. SmoothQuant's migration gives channels like ranges (`smooth_channels`)
 4. ranges from all calibration samples, by each method (`ranges`)
 5. each tensor's range by its effect on the outputs (`refine_ranges`)
-6. the mean error of the weights goes into the biases (`bias_correction`)
-7. if the budget does not hold, the costliest layers stay in float32 (`keep_float`)
+6. the mean error of the weights goes into the biases (`weights`)
+7. if the budget does not hold, the costliest layers stay in float32 (`keep_sensitive`)
 
 Steps 2 and 3 change the float model, to one that computes the same. Its weights are rounded anew if
 step 1 was any good: channels of like ranges cost the weights precision, and rounding that cancels
@@ -24,25 +24,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resdeploy.quant.bias_correction import correct_biases
-from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.gptq import gptq_weights
-from resdeploy.quant.histogram import StreamHistogram
-from resdeploy.quant.integer_proof import prove_integer
-from resdeploy.quant.judge import judge, why_not
-from resdeploy.quant.keep_float import keep_sensitive
+from resdeploy.quant.calibration import StreamHistogram, calibrate
+from resdeploy.quant.judge import judge, keep_sensitive, why_not
 from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
-from resdeploy.quant.pixel_grid import GRID_RANGE, use_pixel_grid, why_no_grid
+from resdeploy.quant.pixel_grid import GRID_RANGE, takes_pixel_grid, use_pixel_grid
 from resdeploy.quant.prepare import prepare
-from resdeploy.quant.qdq import insert_qdq, scale_name, weight_limit
+from resdeploy.quant.qdq import insert_qdq, saturating_layers, scale_name, weight_limit
 from resdeploy.quant.ranges import METHODS, Range, find_range, widest_range
 from resdeploy.quant.refine_ranges import refine_ranges
-from resdeploy.quant.runtime import Runner, runtime_name
+from resdeploy.quant.runtime import Runner, prove_integer, runtime_name
 from resdeploy.quant.samples import Samples, SampleSplit, memory_limit, spread
-from resdeploy.quant.saturation import saturating_layers
 from resdeploy.quant.smooth_channels import smooth_channels
+from resdeploy.quant.weights import correct_biases, gptq_weights
 from resdeploy.schema.quants import (
     CalibrationMethod,
+    Choice,
     KeptFloat,
     QuantQuality,
     QuantReport,
@@ -118,7 +114,9 @@ def quantize_int8(
     reasons = why_not(quality, spec)
     if not proof.passed:
         reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
-    _copy_head(model, quantized)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)  # its preprocessing and its labels
+    quantized.producer_name, quantized.producer_version = "resdeploy", ""
     return quantized, QuantReport(
         spec=spec,
         output=None,
@@ -150,7 +148,6 @@ class _Int8Search:
         self._model = model
         self._spec = spec
         self._on_stage = on_stage
-        self._signed = spec.types != "u8s8"
         self._rounds = False
         self._reference = Runner(model, optimize=True).run_rows(split.held_out)
 
@@ -158,38 +155,39 @@ class _Int8Search:
         """Return the candidate with everything that helps."""
         spec = self._spec
         best = self._explore(self._model, None)
-        quality = self.judge(self.build(best))
-        self.trials.append(
-            QuantTrial(stage="float model", name="as it is", quality=quality, kept=True)
-        )
-        best, quality = self._improve(
-            "weights", "GPTQ", spec.rounding, self._rounded, best, quality
-        )
+        self._quality = self.judge(self.build(best))
+        self._record("float model", "as it is", self._quality, kept=True)
+        best = self._improve(best, "weights", "GPTQ", spec.rounding, self._rounded)
         self._rounds = bool(best.weights)
-        changes: list[tuple[str, str, Callable[[_Candidate], _Candidate]]] = []
-        if preprocess is not None and why_no_grid(self._model, preprocess) is None:
-            changes.append(("pixel grid", spec.pixel_grid, lambda c: self._on_grid(c, preprocess)))
-        changes.append(("SmoothQuant", spec.equalize, self._smoothed))
-        for name, choice, change in changes:
-            best, quality = self._improve("float model", name, choice, change, best, quality)
-        best, quality, histograms = self._calibrated(best)
-        for stage, name, choice, change in (
-            ("ranges", "tensor by tensor", spec.refine, lambda c: self._refined(c, histograms)),
-            ("weights", "bias correction", spec.bias_correction, _corrected),
-        ):
-            best, quality = self._improve(stage, name, choice, change, best, quality)
-        return best
+        if preprocess is not None and takes_pixel_grid(self._model, preprocess):
+            best = self._improve(
+                best,
+                "float model",
+                "pixel grid",
+                spec.pixel_grid,
+                lambda c: self._explore(*use_pixel_grid(c.model, preprocess)),
+            )
+        best = self._improve(best, "float model", "SmoothQuant", spec.equalize, self._smoothed)
+        best, histograms = self._calibrated(best)
+        best = self._improve(
+            best, "ranges", "tensor by tensor", spec.refine, lambda c: self._refined(c, histograms)
+        )
+        return self._improve(
+            best,
+            "weights",
+            "bias correction",
+            spec.bias_correction,
+            lambda c: dataclasses.replace(c, corrects_biases=True),
+        )
 
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
         """Return the layers to leave in float32 for the budget to hold."""
-        few = slice(0, _NUM_RANKED_WITH)
         constants = Constants(candidate.model)
         return keep_sensitive(
             [n for n in candidate.model.graph.node if is_layer_or_sum(n, constants)],
-            lambda names, is_quick: self.judge(
-                self.build(candidate, names), few if is_quick else slice(None)
-            ),
-            lambda quality: not why_not(quality, self._spec),
+            lambda names, which: self.judge(self.build(candidate, names), which),
+            self._spec,
+            ranked_with=_NUM_RANKED_WITH,
             on_stage=self._on_stage,
         )
 
@@ -213,28 +211,33 @@ class _Int8Search:
 
     def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
         """Return the quality of a quantised model on the held-out samples."""
-        runner = Runner(quantized, optimize=True, signed=self._signed)
+        runner = Runner(quantized, optimize=True, signed=self._spec.types != "u8s8")
         found = runner.run_rows(self.split.held_out[which])
         return judge(self._reference[which], found)
 
     def _improve(
         self,
+        best: _Candidate,
         stage: str,
         name: str,
-        choice: str,
+        choice: Choice,
         change: Callable[[_Candidate], _Candidate],
-        best: _Candidate,
-        quality: QuantQuality,
-    ) -> tuple[_Candidate, QuantQuality]:
+    ) -> _Candidate:
         """Return the candidate with a change or without: as asked, or of the smaller error."""
         if choice == "off":
-            return best, quality
+            return best
         self._on_stage(name)
         changed = change(best)
         found = self.judge(self.build(changed))
-        kept = choice == "on" or found.error < quality.error
-        self.trials.append(QuantTrial(stage=stage, name=name, quality=found, kept=kept))
-        return (changed, found) if kept else (best, quality)
+        kept = choice == "on" or found.error < self._quality.error
+        self._record(stage, name, found, kept=kept)
+        if not kept:
+            return best
+        self._quality = found
+        return changed
+
+    def _record(self, stage: str, name: str, quality: QuantQuality, *, kept: bool) -> None:
+        self.trials.append(QuantTrial(stage=stage, name=name, quality=quality, kept=kept))
 
     def _explore(self, model: onnx.ModelProto, grid: str | None) -> _Candidate:
         """Return a float model with ranges from the samples in memory."""
@@ -243,22 +246,19 @@ class _Int8Search:
         candidate = _Candidate(model, _ranges(histograms, method, grid), grid)
         return self._rounded(candidate) if self._rounds else candidate
 
-    def _on_grid(self, candidate: _Candidate, preprocess: Preprocess) -> _Candidate:
-        return self._explore(*use_pixel_grid(candidate.model, preprocess))
-
     def _smoothed(self, candidate: _Candidate) -> _Candidate:
-        model, _ = smooth_channels(candidate.model, self.split.explored)
+        model = smooth_channels(candidate.model, self.split.explored)
         return self._explore(model, candidate.grid)
 
     def _calibrated(
         self, candidate: _Candidate
-    ) -> tuple[_Candidate, QuantQuality, Mapping[str, StreamHistogram]]:
+    ) -> tuple[_Candidate, Mapping[str, StreamHistogram]]:
         """Return the candidate with ranges from all samples, by the method that errs least."""
-        num = len(self.split.calibrate)
         histograms = calibrate(
             candidate.model,
             self.split.read_calibration(),
-            on_sample=lambda done: self._on_stage(f"calibrate: {done} of {num} samples"),
+            num=len(self.split.calibrate),
+            on_stage=self._on_stage,
         )
         asked = self._spec.method
         tried = []
@@ -267,12 +267,10 @@ class _Int8Search:
             ranges = _ranges(histograms, method, candidate.grid)
             ranged = dataclasses.replace(candidate, ranges=ranges)
             tried.append((self.judge(self.build(ranged)), method, ranged))
-        quality, best, ranged = min(tried, key=lambda t: t[0].error)
-        self.trials += [
-            QuantTrial(stage="ranges", name=method, quality=found, kept=method == best)
-            for found, method, _ in tried
-        ]
-        return ranged, quality, histograms
+        self._quality, best, ranged = min(tried, key=lambda t: t[0].error)
+        for found, method, _ in tried:
+            self._record("ranges", method, found, kept=method == best)
+        return ranged, histograms
 
     def _refined(
         self, candidate: _Candidate, histograms: Mapping[str, StreamHistogram]
@@ -306,10 +304,6 @@ class _Int8Search:
         return dataclasses.replace(candidate, weights=weights)
 
 
-def _corrected(candidate: _Candidate) -> _Candidate:
-    return dataclasses.replace(candidate, corrects_biases=True)
-
-
 def _ranges(
     histograms: Mapping[str, StreamHistogram], method: CalibrationMethod, grid: str | None
 ) -> dict[str, Range]:
@@ -320,11 +314,3 @@ def _ranges(
         ranges = {name: ranges[name] for name in names[names.index(grid) :]}
         ranges[grid] = GRID_RANGE
     return ranges
-
-
-def _copy_head(model: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
-    """Copy the metadata of the model: its preprocessing and its labels."""
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(model.metadata_props)
-    quantized.producer_name = "resdeploy"
-    quantized.producer_version = ""

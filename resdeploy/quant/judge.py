@@ -1,16 +1,24 @@
-"""Quality of a quantised model: the relative error of its outputs, and predictions that changed.
+"""Quality of a quantised model, and the layers left in float32 where a budget needs it.
 
-The error is e = |y' - y| / |y| over all outputs; as SQNR, it is -20 log10(e) decibels. The
-prediction is the largest output; of a single one, its sign.
+The quality is the predictions that changed, and the relative error of all outputs together,
+e = |y' - y| / |y|; as SQNR, that is -20 log10(e) decibels. The prediction is the largest output; of
+a single one, its sign.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from resdeploy.schema.quants import QuantQuality, QuantSpec
+from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantSpec
 from resdeploy.verify.compare import predictions
 
-__all__ = ["judge", "why_not"]
+__all__ = ["judge", "keep_sensitive", "why_not"]
+
+# The quality with the layers of these names in float32, of all held-out samples or of the first.
+QualityOf = Callable[[tuple[str, ...], slice], QuantQuality]
+_ALL = slice(None)
 
 
 def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) -> QuantQuality:
@@ -26,7 +34,9 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
         float(np.linalg.norm(reference_NK)), np.finfo(np.float64).tiny
     )
     flipped_N = predictions(reference_NK) != predictions(candidate_NK)
-    lead_N = _lead(reference_NK)
+    lead_N = np.abs(reference_NK[:, 0])
+    if reference_NK.shape[1] > 1:
+        lead_N = np.diff(np.sort(reference_NK, axis=1)[:, -2:])[:, 0]
     return QuantQuality(
         error=float(error),
         num_inputs=len(reference_NK),
@@ -38,24 +48,52 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
 
 def why_not(quality: QuantQuality, budget: QuantSpec) -> tuple[str, ...]:
     """Return the reasons why a budget does not hold; empty if it holds."""
-    max_flips, max_error = budget.max_flips, budget.max_error
     reasons = []
-    if not quality.num_flips <= max_flips * quality.num_inputs:  # NaN is no budget
+    if not quality.num_flips <= budget.max_flips * quality.num_inputs:  # NaN is no budget
         reasons.append(
             f"{quality.num_flips} of {quality.num_inputs} predictions changed; "
-            f"at most {max_flips:.2%} may"
+            f"at most {budget.max_flips:.2%} may"
         )
-    limit = np.inf if max_error is None else max_error
-    if not (np.isfinite(quality.error) and quality.error <= limit):
+    limit = budget.max_error
+    if not (np.isfinite(quality.error) and (limit is None or quality.error <= limit)):
         reasons.append(
             f"the relative error is {quality.error:.3g}"
-            + ("" if max_error is None else f"; at most {max_error:g} is asked for")
+            + ("" if limit is None else f"; at most {limit:g} is asked for")
         )
     return tuple(reasons)
 
 
-def _lead(outputs_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    if outputs_NK.shape[1] < 2:  # its sign is the prediction
-        return np.abs(outputs_NK[:, 0])
-    two = np.sort(outputs_NK, axis=1)[:, -2:]
-    return np.asarray(two[:, 1] - two[:, 0])
+def keep_sensitive(
+    nodes: Sequence[onnx.NodeProto],
+    quality_of: QualityOf,
+    budget: QuantSpec,
+    *,
+    ranked_with: int,
+    always: tuple[str, ...] = (),
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> tuple[KeptFloat, ...]:
+    """Return the layers to leave in float32, those that help most by themselves first.
+
+    None if the budget holds as it is. A layer that does not lower the error is not kept; where the
+    budget holds with none, all that help are. The first `ranked_with` samples rank the layers, each
+    in float32 by itself; those named in `always` are so in any case.
+    """
+    quality = quality_of(always, _ALL)
+    if not why_not(quality, budget):
+        return ()
+    errors = {}
+    for node in nodes:
+        on_stage(f"what costs most: {node.name}")
+        errors[node.name] = quality_of((*always, node.name), slice(ranked_with)).error
+    kept: list[KeptFloat] = []
+    for node in sorted(nodes, key=lambda node: errors[node.name]):
+        on_stage(f"keep in float32: {node.name}")
+        better = quality_of((*always, *(layer.node for layer in kept), node.name), _ALL)
+        if better.error >= quality.error:
+            continue
+        reason = f"the error is {better.error:.3g} with it in float32, {quality.error:.3g} without"
+        kept.append(KeptFloat(node=node.name, op=node.op_type, reason=reason))
+        quality = better
+        if not why_not(quality, budget):
+            break
+    return tuple(kept)

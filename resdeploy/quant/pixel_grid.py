@@ -14,24 +14,22 @@ for every tap k that lies inside the image, not on the padding: the weights, ove
 channel that is 64 everywhere and padded with zeros like the others.
 
 Refuses when
-1. the model does not say how it was preprocessed, or from other images than 8-bit ones;
-2. the input is read by anything but one Conv without groups.
+1. the inputs are not made from 8-bit images;
+2. the input is read by anything but one Conv without groups;
+3. the weights of that Conv are computed, or another node reads them.
 """
-
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
-from resdeploy.graph.affine_layer import is_affine
+from resdeploy.graph.affine_layer import Array, is_affine
 from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.onnx_graph import Constants, new_name, read_layer
 from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["GRID_RANGE", "use_pixel_grid", "why_no_grid"]
+__all__ = ["GRID_RANGE", "takes_pixel_grid", "use_pixel_grid"]
 
 # Of a tensor with step 1: as uint8 it is 0...255 about 128.
 GRID_RANGE = (-128.0, 127.0)
@@ -41,26 +39,21 @@ _CENTRE = 128.0
 _ONE = 64.0
 
 
-def why_no_grid(model: onnx.ModelProto, preprocess: Preprocess | None) -> str | None:
-    """Return the reason against a pixel grid, or None."""
-    if preprocess is None:
-        return "the model does not say how its inputs were preprocessed"
-    if preprocess.color == "none" or preprocess.divisor != 255:
-        return "its inputs are not made from 8-bit images"
+def takes_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> bool:
+    """True if the input's integers can be the pixels themselves."""
+    if preprocess.color == "none" or preprocess.divisor != 255:  # 1
+        return False
     name = input_of(model).name
     readers = [node for node in model.graph.node if name in node.input]
-    if len(readers) != 1 or not is_affine(readers[0], "Conv"):
-        return "its input is not read by one Conv alone"
-    constants = Constants(model)
-    if readers[0].input[1] not in constants or constants.is_shared(readers[0].input[1]):
-        return "the weights of its first Conv are not its own"
-    if read_layer(readers[0], constants).groups != 1:
-        return "its first Conv has groups"
-    return None
+    if len(readers) != 1 or not is_affine(readers[0], "Conv"):  # 2
+        return False
+    constants, weight = Constants(model), readers[0].input[1]
+    own = weight in constants and not constants.is_shared(weight)
+    return own and read_layer(readers[0], constants).groups == 1  # 3, 2
 
 
 def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx.ModelProto, str]:
-    """Return a copy on the grid, where `why_no_grid` gives no reason, and its tensor there."""
+    """Return a copy on the grid, where `takes_pixel_grid`, and its tensor there."""
     changed = copy_of(model)
     del changed.graph.value_info[:]
     constants = Constants(changed)
@@ -68,34 +61,34 @@ def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx
     conv = next(node for node in changed.graph.node if source in node.input)
     weight_OIK = constants[conv.input[1]].astype(np.float64)
     num_channels = weight_OIK.shape[1]
-    mean = np.broadcast_to(np.asarray(preprocess.mean, np.float64), num_channels)
-    std = np.broadcast_to(np.asarray(preprocess.std, np.float64), num_channels)
-    gain, offset = preprocess.divisor * std, preprocess.divisor * mean - _CENTRE
-
     per_channel = (1, num_channels, *(1 for _ in weight_OIK.shape[2:]))
-    scaled_OIK = weight_OIK / gain.reshape(per_channel)
-    constant_O1K = -(scaled_OIK * offset.reshape(per_channel)).sum(axis=1, keepdims=True) / _ONE
+    mean, std = (
+        np.broadcast_to(np.asarray(given, np.float64), num_channels).reshape(per_channel)
+        for given in (preprocess.mean, preprocess.std)
+    )
+    gain, offset = preprocess.divisor * std, preprocess.divisor * mean - _CENTRE
+    scaled_OIK = weight_OIK / gain
+    constant_O1K = -(scaled_OIK * offset).sum(axis=1, keepdims=True) / _ONE
     constants[conv.input[1]] = np.concatenate([scaled_OIK, constant_O1K], axis=1).astype(np.float32)
 
     rank = weight_OIK.ndim
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + 1] = 1  # one channel, behind the others
-    values: dict[str, NDArray[Any]] = {
-        "gain": gain.reshape(per_channel).astype(np.float32),
-        "offset": offset.reshape(per_channel).astype(np.float32),
-        "pads": pads,
-        "one": np.array(_ONE, np.float32),
-    }
-    names = {key: new_name(changed, f"pixel_grid.{key}") for key in (*values, "a", "b", "grid")}
-    for key, value in values.items():
-        constants[names[key]] = value
-    conv.input[0] = names["grid"]
+
+    def constant(key: str, value: Array) -> str:
+        name = new_name(changed, f"pixel_grid.{key}")
+        constants[name] = value
+        return name
+
+    scaled, shifted, grid = (new_name(changed, f"pixel_grid.{key}") for key in ("a", "b", "grid"))
+    conv.input[0] = grid
+    one = np.array(_ONE, np.float32)
     added = [
-        ("Mul", [source, names["gain"]], names["a"]),
-        ("Add", [names["a"], names["offset"]], names["b"]),
-        ("Pad", [names["b"], names["pads"], names["one"]], names["grid"]),
+        ("Mul", [source, constant("gain", gain.astype(np.float32))], scaled),
+        ("Add", [scaled, constant("offset", offset.astype(np.float32))], shifted),
+        ("Pad", [shifted, constant("pads", pads), constant("one", one)], grid),
     ]
     for place, (operator, inputs, output) in enumerate(added):
         node = helper.make_node(operator, inputs, [output], name=f"pixel_grid/{operator}")
         changed.graph.node.insert(place, node)
-    return changed, names["grid"]
+    return changed, grid

@@ -10,8 +10,6 @@ Refuses when
 3. nothing in it can be quantised, or a layer is outside ONNX's specification (`affine_layer`).
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -83,28 +81,23 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 def _pool_globally(model: onnx.ModelProto) -> None:
     shapes = channels_first_shapes(model)
-    constants = _all_constants(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = attribute(node, "value")
         if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4:
             continue
         # Axes are an input since opset 18, and an attribute before.
         axes = attribute(node, "axes")
         if axes is None and len(node.input) > 1:
-            axes = constants.get(node.input[1])
+            found = constants.get(node.input[1])
+            axes = None if found is None else numpy_helper.to_array(found)
         if axes is None or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
             continue
         if attribute(node, "keepdims", 1) == 1:
             node.op_type = "GlobalAveragePool"
             del node.input[1:]
             del node.attribute[:]
-
-
-def _all_constants(model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
-    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
-            found[node.output[0]] = numpy_helper.to_array(value)
-    return found
 
 
 def _add_biases(model: onnx.ModelProto) -> None:

@@ -9,17 +9,19 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from resdeploy.graph.onnx_file import copy_of
-from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
+from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum, layers, read_layer
 from resdeploy.quant.ranges import Range
 from resdeploy.schema.quants import IntegerTypes
 
-__all__ = ["LayerNames", "insert_qdq", "scale_name", "weight_limit"]
+__all__ = ["LayerNames", "insert_qdq", "saturating_layers", "scale_name", "weight_limit"]
 
 # Operators with an integer kernel, or that pass integers on. Softmax and the like stay in float.
 _OPERATORS = (
     *("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
+# Of an image's value, and of the sum of two products in 16 bits.
+_LARGEST_INPUT, _LARGEST_SUM = 255, 2**15 - 1
 # Names that QDQQuantizer gives.
 _QUANTIZED, _SCALE = "_quantized", "_scale"
 
@@ -55,14 +57,8 @@ def insert_qdq(
     """Return a quantised copy of a prepared model.
 
     Weights have a scale for each output channel. The output of the last Gemm stays in float32: the
-    sums are there, and rounding them to 256 levels would tie classes that are not.
-
-    Args:
-        model: prepared, in float32.
-        ranges: of every tensor that is to be quantised.
-        types: of activations and weights.
-        reduce_range: weights of 7 bits.
-        exclude: names of nodes to leave in float32.
+    sums are there, and rounding them to 256 levels would tie classes that are not. So do the nodes
+    named in `exclude`, and those of a tensor without a range.
     """
     tensors = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
@@ -122,3 +118,27 @@ def _leave_last_sums(model: onnx.ModelProto) -> None:
         producers[sums].output[0] = output.name
         model.graph.node.remove(dequantize)
         model.graph.node.remove(quantize)
+
+
+def saturating_layers(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the layers whose results differ on an x86 CPU without VNNI.
+
+    Such a CPU multiplies 8-bit numbers with VPMADDUBSW, which adds each two neighbouring products
+    in 16 bits and cuts the sum off at 32767: 255 * (127 + 127) is 64770. With 7-bit weights the
+    largest sum is 255 * (64 + 64) = 32640, and nothing is cut off. Neighbours are those of adjacent
+    input channels at one place of the kernel, the order in which the runtime lays out images.
+    """
+    constants, integers = Constants(model), Constants(quantized)
+    found = []
+    for node in layers(model, constants):
+        name = LayerNames(node).weight
+        if name not in integers:
+            continue
+        weight_OIK = read_layer(node, constants).by_output(integers[name].astype(np.int64))
+        rows = np.moveaxis(weight_OIK, 1, -1).reshape(len(weight_OIK), -1)
+        even = rows[:, : rows.shape[1] // 2 * 2]
+        sums = np.abs(even[:, 0::2] + even[:, 1::2]).max(initial=0)
+        # Of opposite signs, either product may be alone: it is never too large by itself.
+        if sums * _LARGEST_INPUT > _LARGEST_SUM:
+            found.append(node.name)
+    return tuple(found)

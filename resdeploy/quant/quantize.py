@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -12,12 +13,10 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.machine.compatibility import read_target
-from resdeploy.machine.cpu_features import read_cpu_features
-from resdeploy.quant.calibration_data import load_calibration
+from resdeploy.machine.environment import read_cpu_features
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
-from resdeploy.quant.samples import Samples
-from resdeploy.quant.saturation import lacks_vnni
+from resdeploy.quant.samples import load_calibration
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.exports import PREPROCESS_KEY
@@ -25,9 +24,10 @@ from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.session.providers import PROVIDERS
 
-__all__ = ["quantize_file", "spec_for", "types_for"]
+__all__ = ["lacks_vnni", "quantize_file", "spec_for", "types_for"]
 
 _ARM = ("aarch64", "arm64")
+_WITHOUT_SATURATION = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def spec_for(
@@ -51,15 +51,18 @@ def spec_for(
         wanted = types_for([found.provider for found in probe.providers if found.starts])
     types = types or wanted or ("s8s8" if machine.lower() in _ARM else "u8s8")
     saturates = types == "u8s8" and lacks_vnni(features)
-    warnings = []
-    if saturates and reduce_range is not False:
-        warnings.append("the CPU has no VNNI and adds products in 16 bits: weights have 7 bits")
-    elif saturates:
-        warnings.append("the CPU has no VNNI and adds products in 16 bits: sums may be cut off")
+    effect = "sums may be cut off" if reduce_range is False else "weights have 7 bits"
+    warning = f"the CPU has no VNNI and adds products in 16 bits: {effect}"
     chosen = dataclasses.replace(
         spec, types=types, reduce_range=saturates if reduce_range is None else reduce_range
     )
-    return chosen, tuple(warnings)
+    return chosen, (warning,) if saturates else ()
+
+
+def lacks_vnni(cpu_features: Mapping[str, bool]) -> bool:
+    """True for an x86 CPU that adds products in 16 bits, by `read_cpu_features`."""
+    is_x86 = "avx2" in cpu_features
+    return is_x86 and not any(cpu_features.get(name, False) for name in _WITHOUT_SATURATION)
 
 
 def types_for(providers: Iterable[str]) -> IntegerTypes | None:
@@ -103,42 +106,22 @@ def quantize_file(
         preprocess = load_recipe(recipe).preprocess
     preprocess = preprocess or _preprocess_of(model)
     samples = load_calibration(data, preprocess)
-    try:
-        with atomic_write(out, force=force) as temporary:
-            quantized, report = _quantize(model, samples, spec, preprocess, warnings, on_stage)
-            _require_good(report)
-            temporary.write_bytes(quantized.SerializeToString(deterministic=True))
-    except _NotGoodEnoughError as rejected:
-        return rejected.report
-    return dataclasses.replace(report, output=out.name)
-
-
-def _require_good(report: QuantReport) -> None:
-    if not report.passed:
-        raise _NotGoodEnoughError(report)
+    with suppress(_NotGoodEnoughError), atomic_write(out, force=force) as temporary:
+        if spec.precision == "int8":
+            quantized, report = quantize_int8(
+                model, samples, spec, preprocess=preprocess, warnings=warnings, on_stage=on_stage
+            )
+        else:
+            quantized, report = quantize_float16(model, samples, spec, on_stage=on_stage)
+        if not report.passed:
+            raise _NotGoodEnoughError
+        temporary.write_bytes(quantized.SerializeToString(deterministic=True))
+        report = dataclasses.replace(report, output=out.name)
+    return report
 
 
 class _NotGoodEnoughError(Exception):
-    """Carries the report out of `atomic_write`, so that nothing is written."""
-
-    def __init__(self, report: QuantReport) -> None:
-        super().__init__("; ".join(report.reasons))
-        self.report = report
-
-
-def _quantize(
-    model: onnx.ModelProto,
-    samples: Samples,
-    spec: QuantSpec,
-    preprocess: Preprocess | None,
-    warnings: tuple[str, ...],
-    on_stage: Callable[[str], None],
-) -> tuple[onnx.ModelProto, QuantReport]:
-    if spec.precision == "int8":
-        return quantize_int8(
-            model, samples, spec, preprocess=preprocess, warnings=warnings, on_stage=on_stage
-        )
-    return quantize_float16(model, samples, spec, on_stage=on_stage)
+    """Ends `atomic_write` without a file."""
 
 
 def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from resdeploy.quant.histogram import StreamHistogram
+from resdeploy.quant.calibration import StreamHistogram
 from resdeploy.schema.quants import CalibrationMethod
 
 __all__ = ["METHODS", "Range", "find_range", "widest_range"]

@@ -13,7 +13,6 @@ square of their common effect (in a ResNet-20, 0.0208 and 0.0202 of the outputs)
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx
@@ -45,23 +44,16 @@ def refine_ranges(
     types: IntegerTypes,
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Range]:
-    """Return `ranges` with better ones for the tensors `names`.
+    """Return `ranges` of a prepared model with better ones for the tensors `names`.
 
-    Args:
-        model: prepared, in float32.
-        ranges: of its tensors, to begin with.
-        names: of those to be quantised.
-        widest: from each one's least value to its largest, 0 included.
-        inputs: (N, ...) samples to look at.
-        types: of the quantised activations.
-        on_tensor: told the name of each tensor at its turn.
+    None becomes larger than its `widest`. `inputs` are (N, ...) samples to look at.
     """
     reference = Runner(model, optimize=True).run_rows(inputs)
     refined = dict(ranges)
     for name in names:
         on_tensor(name)
-        alone = _Alone(model, name, types, inputs, reference)
-        refined[name] = _moved_while_better(ranges[name], widest[name], cache(alone.error_of))
+        error_of = _error_by_range(model, name, types, inputs, reference)
+        refined[name] = _moved_while_better(ranges[name], widest[name], error_of)
     return refined
 
 
@@ -69,61 +61,50 @@ def _moved_while_better(start: Range, widest: Range, error_of: Callable[[Range],
     best = start
     for _ in range(_MOST_MOVES):
         before = best
-        for moved in (_with_low, _with_high):
-            tried = [moved(best, factor, widest) for factor in _FACTORS]
-            best = min((best, *tried), key=error_of)
+        lows = [(max(factor * best[0], widest[0]), best[1]) for factor in _FACTORS]
+        best = min((best, *lows), key=error_of)
+        highs = [(best[0], min(factor * best[1], widest[1])) for factor in _FACTORS]
+        best = min((best, *highs), key=error_of)
         if best == before:
             break
     return best
 
 
-def _with_low(at: Range, factor: float, widest: Range) -> Range:
-    return max(factor * at[0], widest[0]), at[1]
+def _error_by_range(
+    model: onnx.ModelProto,
+    tensor: str,
+    types: IntegerTypes,
+    inputs: NDArray[np.float32],
+    reference: NDArray[np.float64],
+) -> Callable[[Range], float]:
+    """Return the distance of the outputs from the reference, given the range of one tensor."""
+    symmetric = types == "s8s8-symmetric"
+    element = TensorProto.UINT8 if types == "u8s8" else TensorProto.INT8
+    changed = copy_of(model)
+    scale, zero_point, integers, floats = (
+        new_name(changed, f"{tensor}.{part}") for part in ("scale", "zero_point", "q", "dq")
+    )
+    # The range comes in as the model runs, so that one session does for all that are tried.
+    for added, kind in ((scale, TensorProto.FLOAT), (zero_point, element)):
+        changed.graph.input.append(helper.make_tensor_value_info(added, kind, []))
+    nodes = changed.graph.node
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name == tensor:
+                node.input[place] = floats
+    # The model's input comes before all nodes.
+    after = next((1 + i for i, node in enumerate(nodes) if tensor in node.output), 0)
+    grid = [scale, zero_point]
+    nodes.insert(after, helper.make_node("QuantizeLinear", [tensor, *grid], [integers]))
+    nodes.insert(after + 1, helper.make_node("DequantizeLinear", [integers, *grid], [floats]))
+    runner = Runner(changed, optimize=True)
+    least, largest = get_qmin_qmax_for_qType(element, symmetric=symmetric)
 
-
-def _with_high(at: Range, factor: float, widest: Range) -> Range:
-    return at[0], min(factor * at[1], widest[1])
-
-
-class _Alone:
-    """A model in float32, but for one tensor."""
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        tensor: str,
-        types: IntegerTypes,
-        inputs: NDArray[np.float32],
-        reference: NDArray[np.float64],
-    ) -> None:
-        self._inputs, self._reference = inputs, reference
-        signed = types != "u8s8"
-        self._symmetric = types == "s8s8-symmetric"
-        self._type = TensorProto.INT8 if signed else TensorProto.UINT8
-        changed = copy_of(model)
-        # The range comes in as the model runs, so that one session does for all that are tried.
-        self._scale, self._zero_point = (
-            new_name(changed, f"{tensor}.{part}") for part in ("scale", "zero_point")
-        )
-        integers, floats = (new_name(changed, f"{tensor}.{part}") for part in ("q", "dq"))
-        for added, element in ((self._scale, TensorProto.FLOAT), (self._zero_point, self._type)):
-            changed.graph.input.append(helper.make_tensor_value_info(added, element, []))
-        nodes = changed.graph.node
-        for node in nodes:
-            for place, name in enumerate(node.input):
-                if name == tensor:
-                    node.input[place] = floats
-        # The model's input comes before all nodes.
-        after = next((1 + i for i, node in enumerate(nodes) if tensor in node.output), 0)
-        grid = [self._scale, self._zero_point]
-        nodes.insert(after, helper.make_node("QuantizeLinear", [tensor, *grid], [integers]))
-        nodes.insert(after + 1, helper.make_node("DequantizeLinear", [integers, *grid], [floats]))
-        self._runner = Runner(changed, optimize=True)
-
-    def error_of(self, tried: Range) -> float:
-        """Return the distance of the outputs with this range from those in float32."""
-        least, largest = get_qmin_qmax_for_qType(self._type, symmetric=self._symmetric)
+    @cache
+    def error_of(tried: Range) -> float:
         ends = (np.array(end, np.float32) for end in tried)
-        zero_point, scale = compute_scale_zp(*ends, least, largest, symmetric=self._symmetric)
-        also: dict[str, NDArray[Any]] = {self._scale: scale, self._zero_point: zero_point}
-        return float(np.linalg.norm(self._runner.run_rows(self._inputs, also) - self._reference))
+        point, step = compute_scale_zp(*ends, least, largest, symmetric=symmetric)
+        found = runner.run_rows(inputs, {scale: step, zero_point: point})
+        return float(np.linalg.norm(found - reference))
+
+    return error_of

@@ -7,7 +7,7 @@ where the user's configuration says not to.
 
 import asyncio
 import shlex
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -162,12 +162,10 @@ def _host_key_error(
 
 def ssh_arguments(device: DeviceSpec) -> str:
     """Return the arguments of `ssh` for the same device."""
-    parts: Sequence[str] = (
-        *(() if device.port is None else ("-p", str(device.port))),
-        *(() if device.identity is None else ("-i", device.identity)),
-        device.host if device.user is None else f"{device.user}@{device.host}",
-    )
-    return shlex.join(parts)
+    port = [] if device.port is None else ["-p", str(device.port)]
+    identity = [] if device.identity is None else ["-i", device.identity]
+    host = device.host if device.user is None else f"{device.user}@{device.host}"
+    return shlex.join([*port, *identity, host])
 
 
 def _unreachable(device: DeviceSpec, what: str) -> EnvironmentLacksError:

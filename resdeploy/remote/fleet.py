@@ -39,7 +39,6 @@ _ADDRESS = re.compile(
     r"(?::(?P<port>\d{1,5}))?"
 )
 _EXTRA = re.compile(r"[a-z0-9]+(?:[-_.,][a-z0-9]+)*")
-_OF_THIS_MACHINE = ("identity", "wheelhouse")
 
 
 def parse_address(text: str) -> DeviceSpec:
@@ -107,7 +106,7 @@ def _device(defaults: dict[str, Any], device: Any, path: Path, *, where: str) ->
     if "host" not in fields:
         raise ResdeployError("The device has no `host`.", where=where)
     fields.setdefault("name", str(fields["host"]))
-    for name in _OF_THIS_MACHINE:
+    for name in ("identity", "wheelhouse"):  # files of this machine
         if isinstance(fields.get(name), str):
             fields[name] = str(path.parent / Path(fields[name]).expanduser())
     spec = from_json(DeviceSpec, fields, where=where)
@@ -117,20 +116,17 @@ def _device(defaults: dict[str, Any], device: Any, path: Path, *, where: str) ->
 
 def _check(spec: DeviceSpec, *, where: str) -> None:
     """Refuse values of the right type that cannot be used."""
-    wrong = None
-    if not spec.host or spec.host.startswith("-") or re.search(r"[\s@/]", spec.host):
-        wrong = f"The host {spec.host!r} is not a name or an address."
-    elif spec.port is not None and not 0 < spec.port < 2**16:
-        wrong = f"The port {spec.port} is not between 1 and 65535."
-    elif not _EXTRA.fullmatch(spec.extra):
-        wrong = f"The extra {spec.extra!r} is not a name such as cpu."
-    elif not all(
-        0 < seconds < math.inf
-        for seconds in (spec.connect_timeout_s, spec.timeout_s)
-        if seconds is not None
-    ):
-        wrong = "A timeout is not a number above 0 seconds."
-    elif not spec.python or spec.python.startswith("-"):
-        wrong = f"The interpreter {spec.python!r} is not a command."
-    if wrong is not None:
-        raise ResdeployError(wrong, where=where)
+    timeouts = [t for t in (spec.connect_timeout_s, spec.timeout_s) if t is not None]
+    rules = {
+        f"The host {spec.host!r} is not a name or an address.": re.fullmatch(
+            r"[^-\s@/][^\s@/]*", spec.host
+        ),
+        f"The port {spec.port} is not between 1 and 65535.": spec.port is None
+        or 0 < spec.port < 2**16,
+        f"The extra {spec.extra!r} is not a name such as cpu.": _EXTRA.fullmatch(spec.extra),
+        "A timeout is not a number above 0 seconds.": all(0 < t < math.inf for t in timeouts),
+        f"The interpreter {spec.python!r} is not a command.": re.match("[^-]", spec.python),
+    }
+    for wrong, holds in rules.items():
+        if not holds:
+            raise ResdeployError(wrong, where=where)

@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,7 @@ from resdeploy.schema.remotes import (
 )
 from resdeploy.schema.tunings import TuneReport
 
-__all__ = ["DeviceCall", "DeviceJob", "FetchedFile", "OnStage", "run_on_fleet"]
-
-# Called with the number of the device and the stage that it has come to.
-OnStage = Callable[[int, str], None]
+__all__ = ["DeviceCall", "DeviceJob", "FetchedFile", "run_on_fleet"]
 
 _FIELDS: dict[type, str] = {
     CheckReport: "check",
@@ -39,8 +36,6 @@ _FIELDS: dict[type, str] = {
     ProbeReport: "probe",
     TuneReport: "tune",
 }
-# The environment variable that makes a command write lines of progress without a terminal.
-_WITH_PROGRESS = {"RESDEPLOY_PROGRESS": "lines"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +54,8 @@ class DeviceCall:
         """Return the command line; `provider` replaces the one in the options."""
         options = self.options
         if provider is not None and self.command != "probe":
-            options = tuple(option for option in options if option[0] != "--provider")
-            options = (*options, ("--provider", provider))
+            kept = (option for option in options if option[0] != "--provider")
+            options = (*kept, ("--provider", provider))
         words = [word for option in options for word in option]
         return [self.command, *self.arguments, *words, "--json"]
 
@@ -69,17 +64,13 @@ class DeviceCall:
 class DeviceJob:
     """Work for every device: files to copy, then commands to run in turn.
 
-    Attributes:
-        command: the user's command.
-        calls: the commands to run.
-        files: (path here, name there) of each file to copy.
-        extras: of resdeploy, installed there besides the device's own.
-        fetch: returns the file to copy back, from the device's number and its last record.
+    `calls` are the commands, the last one the user's; `files` are (path here, name there) of each
+    file to copy; `extras` of resdeploy are installed there besides the device's own; `fetch`
+    returns the file to copy back, from the device's number and its last record.
     """
 
-    command: RemoteCommand
     calls: tuple[DeviceCall, ...]
-    files: tuple[tuple[Path, str], ...] = field(default=())
+    files: tuple[tuple[Path, str], ...] = ()
     extras: tuple[str, ...] = ()
     fetch: Callable[[int, Any], "FetchedFile | None"] = lambda number, record: None
 
@@ -94,11 +85,12 @@ class FetchedFile:
 
 
 def run_on_fleet(
-    job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: OnStage
+    job: DeviceJob, devices: Sequence[DeviceSpec], *, on_stage: Callable[[int, str], None]
 ) -> RemoteReport:
     """Return the results of all devices; the failure of one is in its own result.
 
-    An interruption ends what runs on the devices before it is raised.
+    `on_stage` is called with the number of a device and the stage that it has come to. An
+    interruption ends what runs on the devices before it is raised.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -106,11 +98,12 @@ def run_on_fleet(
     return asyncio.run(_run(job, devices, on_stage))
 
 
-async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage) -> RemoteReport:
+async def _run(
+    job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: Callable[[int, str], None]
+) -> RemoteReport:
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        wheel = None
-        if any(device.environment is None for device in devices):
-            wheel = write_wheel(Path(folder))
+        needs_wheel = any(device.environment is None for device in devices)
+        wheel = write_wheel(Path(folder)) if needs_wheel else None
         # Not gather: interrupted, it ends with the first device, and cuts the others off while
         # they still stop their processes.
         async with asyncio.TaskGroup() as group:
@@ -118,7 +111,9 @@ async def _run(job: DeviceJob, devices: Sequence[DeviceSpec], on_stage: OnStage)
                 group.create_task(_Device(device, n, partial(on_stage, n)).run(job, wheel))
                 for n, device in enumerate(devices)
             ]
-    return RemoteReport(command=job.command, devices=tuple(task.result() for task in tasks))
+    return RemoteReport(
+        command=job.calls[-1].command, devices=tuple(task.result() for task in tasks)
+    )
 
 
 class _Device:
@@ -187,12 +182,10 @@ class _Device:
                     self._enter(call.command)
                     # -P: what was copied there is data, even if it is called numpy.py.
                     command = [installation.python, "-P", "-m", "resdeploy"]
-                    ended = await client.run(
-                        [*command, *call.words(device.provider)],
-                        # Never during a benchmark: passing progress on would disturb it.
-                        environment=_WITH_PROGRESS if call.command == "tune" else {},
-                        on_progress=self._progress,
-                    )
+                    words = [*command, *call.words(device.provider)]
+                    # Never during a benchmark: passing progress on would disturb it.
+                    on_progress = self._progress if call.command == "tune" else None
+                    ended = await client.run(words, on_progress)
                     if ended.code not in (0, EXIT_CHECK_FAILED) or not ended.stdout.strip():
                         raise failure_of(call.command, ended, device)
                     record: Any = read_record(call.record, ended.stdout, where=device.address)

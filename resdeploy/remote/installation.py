@@ -5,7 +5,9 @@ of, so that it is made once. It needs no root, and nothing of it is seen outside
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.files import sha256_file
@@ -22,11 +24,7 @@ async def install(
 ) -> Installation:
     """Return an environment on the device in which resdeploy runs, after making it if need be.
 
-    Args:
-        client: of the remote job there.
-        device: how to work on it.
-        about: facts about it.
-        wheel: the resdeploy to install; not needed where the device's environment is given.
+    `wheel` is the resdeploy to install; not needed where the device's environment is given.
 
     Raises:
         EnvironmentLacksError: its Python is too old, or nothing can be installed there.
@@ -40,10 +38,11 @@ async def install(
             where=f"{device.address}: {about.executable}",
             fix=f'install one there, and name it in a fleet file: python = "python{oldest}"',
         )
+    given = Installation(
+        python=about.executable, python_version=shown, machine=about.machine, origin="given"
+    )
     if device.environment is not None or wheel is None:
-        return Installation(
-            python=about.executable, python_version=shown, machine=about.machine, origin="given"
-        )
+        return given
     wheels = _wheelhouse(device)
     wheel_sha256 = sha256_file(wheel)
     parts = [wheel_sha256, device.extra, shown, about.executable]
@@ -53,13 +52,9 @@ async def install(
     if not environment.complete:
         await _make(client, device, (about.executable, environment.folder), wheel, wheels)
         await client.complete()
-    return Installation(
-        python=f"{environment.folder}/bin/python",
-        python_version=shown,
-        machine=about.machine,
-        origin="found" if environment.complete else "made",
-        wheel_sha256=wheel_sha256,
-    )
+    origin: Literal["found", "made"] = "found" if environment.complete else "made"
+    python = f"{environment.folder}/bin/python"
+    return replace(given, python=python, origin=origin, wheel_sha256=wheel_sha256)
 
 
 def _wheelhouse(device: DeviceSpec) -> list[Path]:

@@ -7,11 +7,10 @@ import asyncio
 import hashlib
 import json
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import asyncssh
@@ -83,9 +82,13 @@ class JobClient:
         try:
             async with asyncio.timeout(self._device.connect_timeout_s):
                 self._write(f"exec({source})\n".encode())
-                await self._await_greeting()
+                for _ in range(_MOST_WELCOME_LINES):
+                    if await self._line() == GREETING.encode() + b"\n":
+                        break
+                else:
+                    raise self._nonsense("a welcome without end")
                 self._greeted = True
-                return self._read_as(DeviceInfo, await self._ask("greet", cache=self._device.cache))
+                return await self._ask_for(DeviceInfo, "greet", cache=self._device.cache)
         except TimeoutError as error:
             raise EnvironmentLacksError(
                 f"{self._device.python} there has not answered in "
@@ -105,7 +108,7 @@ class JobClient:
 
     async def prepare(self, name: str) -> Environment:
         """Lock the environment of this name, after other jobs that hold it."""
-        return self._read_as(Environment, await self._ask("prepare", name=name))
+        return await self._ask_for(Environment, "prepare", name=name)
 
     async def complete(self) -> None:
         """Mark the environment as complete, so that it stays."""
@@ -119,7 +122,8 @@ class JobClient:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 self._write(chunk)
-                await self._drain()
+                with suppress(OSError, asyncssh.Error):
+                    await self._process.stdin.drain()
         answer, _ = await self._answer()
         if answer.get("sha256") != digest.hexdigest():
             raise self._nonsense("another digest of a file than was sent")
@@ -129,44 +133,36 @@ class JobClient:
         with path.open("xb") as file:
             while (start := file.tell()) < size_bytes:
                 most_bytes = min(_PIECE_BYTES, size_bytes - start)
-                self._request("get", name=name, start=start, most_bytes=most_bytes)
-                _, piece = await self._answer()
+                _, piece = await self._ask("get", name=name, start=start, most_bytes=most_bytes)
                 if not 0 < len(piece) <= most_bytes:
                     raise self._nonsense(f"{len(piece)} bytes of {name}")
                 file.write(piece)
 
     async def run(
-        self,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        on_progress: Callable[[str], None] = lambda text: None,
+        self, words: list[str], on_progress: Callable[[str], None] | None = None
     ) -> CompletedCommand:
-        """Run a command in the folder of the job, to its end.
-
-        Args:
-            command: its words.
-            environment: variables to set for it.
-            on_progress: called with its lines of progress.
-        """
-        words, variables = list(command), dict(environment)
-        self._request("run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables)
-        answer, stdout = await self._answer()
+        """Run a command in the folder of the job, to its end; pass its progress on, if asked."""
+        variables = {"RESDEPLOY_PROGRESS": "lines"} if on_progress else {}
+        answer, stdout = await self._ask(
+            "run", command=words, most_bytes=MOST_OUTPUT_BYTES, environment=variables
+        )
         while "progress" in answer:
             text = str(answer["progress"])[:_MOST_PROGRESS_LETTERS]
-            on_progress("".join(letter for letter in text if letter.isprintable()))
+            if on_progress:
+                on_progress("".join(letter for letter in text if letter.isprintable()))
             answer, stdout = await self._answer()
         code, stderr = answer.get("code"), answer.get("stderr")
         if not isinstance(code, int | None) or not isinstance(stderr, str):
             raise self._nonsense(f"{answer!r:.80}")
         return CompletedCommand(code, stdout, stderr)
 
-    async def _ask(self, do: str, **content: Any) -> dict[str, Any]:
+    async def _ask(self, do: str, **content: Any) -> tuple[dict[str, Any], bytes]:
         self._request(do, **content)
-        return (await self._answer())[0]
+        return await self._answer()
 
-    def _read_as(self, kind: type[T], answer: dict[str, Any]) -> T:
+    async def _ask_for(self, kind: type[T], do: str, **content: Any) -> T:
         """Return an answer as a record without control characters."""
+        answer, _ = await self._ask(do, **content)
         try:
             found = from_json(kind, answer, where="")
         except ResdeployError as error:
@@ -181,16 +177,6 @@ class JobClient:
     def _write(self, data: bytes) -> None:
         with suppress(OSError):  # the next answer explains a lost device
             self._process.stdin.write(data)
-
-    async def _drain(self) -> None:
-        with suppress(OSError, asyncssh.Error):
-            await self._process.stdin.drain()
-
-    async def _await_greeting(self) -> None:
-        for _ in range(_MOST_WELCOME_LINES):
-            if await self._line() == GREETING.encode() + b"\n":
-                return
-        raise self._nonsense("a welcome without end")
 
     async def _answer(self) -> tuple[dict[str, Any], bytes]:
         reading = asyncio.ensure_future(self._line())
@@ -233,7 +219,7 @@ class JobClient:
 
     async def _death(self) -> EnvironmentLacksError:
         """Return the reason for a missing answer."""
-        process, where = self._process, self._device.address
+        process = self._process
         said = ""
         with suppress(OSError, asyncssh.Error, TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
@@ -259,7 +245,7 @@ class JobClient:
                 "see whether it is still on and on the network, and run again: the job there ends "
                 f"by itself, {SILENCE_S:g} seconds later at the latest"
             )
-        return EnvironmentLacksError(what, where=where, fix=fix)
+        return EnvironmentLacksError(what, where=self._device.address, fix=fix)
 
     def _nonsense(self, found: str) -> EnvironmentLacksError:
         return EnvironmentLacksError(

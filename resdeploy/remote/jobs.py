@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ __all__ = ["Options", "bench_job", "check_job", "probe_job", "tune_job", "tune_o
 # Options of a command line, as (name, value), or (name,) for a flag.
 Options = tuple[tuple[str, ...], ...]
 
+# Files to copy, each with its name there, and the argument there for all of them.
+_Copied = tuple[tuple[tuple[Path, str], ...], str]
+
 _MODEL = "model.onnx"
 _TUNED = "tuned"
 # Options that the check before a benchmark takes too.
@@ -40,41 +42,36 @@ def check_job(bundle: Path, options: Options) -> DeviceJob:
     """
     files, argument = _bundle_files(bundle)
     call = DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=options)
-    return DeviceJob(command="check", calls=(call,), files=files)
+    return DeviceJob(calls=(call,), files=files)
 
 
 def bench_job(model: Path, options: Options, *, against: Path | None, compared: bool) -> DeviceJob:
     """Return the job of `resdeploy bench`; of a bundle, after its check in the same session.
 
-    Args:
-        model: an ONNX file or a bundle.
-        options: of the command, without those that name files here.
-        against: the file that `--against` names.
-        compared: whether the record is a comparison, with that or with another setting.
+    `model` is an ONNX file or a bundle; `options` are without those that name files here;
+    `against` is the file that `--against` names; `compared` is True if the record is a comparison,
+    with that or with another setting.
 
     Raises:
         ResdeployError: there is no such file, or the bundle is not intact.
     """
-    record = BenchComparison if compared else BenchReport
-    calls: tuple[DeviceCall, ...] = ()
-    if model.is_dir() or is_archive(model):
-        files, argument = _bundle_files(model)
-        session = tuple(option for option in options if option[0] in _ANSWERING)
-        check = DeviceCall(command="check", record=CheckReport, options=session)
-        calls = (replace(check, arguments=(argument,)),)
-    else:
-        files, argument = _model_files(model, "model")
+    is_bundle = model.is_dir() or is_archive(model)
+    files, argument = _bundle_files(model) if is_bundle else _model_files(model, "model")
+    # What was proved is the host's matter: here the outputs have to be right.
+    session = tuple(option for option in options if option[0] in _ANSWERING)
+    session += (("--accept", "outputs"),)
+    check = DeviceCall(command="check", record=CheckReport, arguments=(argument,), options=session)
     if against is not None:
         other, other_argument = _model_files(against, "against")
-        files += other
-        options = (*options, ("--against", other_argument))
+        files, options = files + other, (*options, ("--against", other_argument))
+    record = BenchComparison if compared else BenchReport
     bench = DeviceCall(command="bench", record=record, arguments=(argument,), options=options)
-    return DeviceJob(command="bench", calls=(*calls, bench), files=files)
+    return DeviceJob(calls=(check, bench) if is_bundle else (bench,), files=files)
 
 
 def probe_job() -> DeviceJob:
     """Return the job of `resdeploy probe`."""
-    return DeviceJob(command="probe", calls=(DeviceCall(command="probe", record=ProbeReport),))
+    return DeviceJob(calls=(DeviceCall(command="probe", record=ProbeReport),))
 
 
 def tune_job(
@@ -88,7 +85,7 @@ def tune_job(
 ) -> DeviceJob:
     """Return the job of `resdeploy tune`; the winner's file is fetched if it was made there.
 
-    Fetched files go to `folder`, named by `fetched_model`.
+    Fetched files go to `folder`, each into a folder with the number of its device.
     """
     files, argument = _bundle_files(bundle)
     for path in variants:
@@ -104,14 +101,20 @@ def tune_job(
         name = report.settings.model
         if name in here:
             return None
-        path = fetched_model(folder, number, name)
+        if Path(name).name != name or not name.endswith(".onnx"):
+            raise EnvironmentLacksError(
+                f"The device calls a model {name!r}.",
+                where="settings of the record it sent",
+                fix="see that the same version of resdeploy is in its environment",
+            )
+        path = folder / str(number) / name
         path.parent.mkdir()
         return FetchedFile(name=f"{_TUNED}/{name}", size_bytes=report.best.size_bytes, path=path)
 
     options = (*options, ("-o", _TUNED))
     call = DeviceCall(command="tune", record=TuneReport, arguments=(argument,), options=options)
     extras = () if calibration is None else ("quantize",)
-    return DeviceJob(command="tune", calls=(call,), files=files, extras=extras, fetch=fetch)
+    return DeviceJob(calls=(call,), files=files, extras=extras, fetch=fetch)
 
 
 def tune_on_devices(
@@ -140,7 +143,7 @@ def tune_on_devices(
             exists.
     """
     refuse_contradictions(max_drop, data, calibration, precisions, batch_sizes, objective)
-    samples, training_samples = optional_data(data), optional_data(calibration, "calibration")
+    samples, training = optional_data(data), optional_data(calibration, "calibration")
     if out is not None:
         refuse_existing_directory(out, force=force, marker=MANIFEST)
     with (
@@ -149,43 +152,22 @@ def tune_on_devices(
     ):
         here = {path.name: path for path in (*variants, opened.model)}
         folder = Path(temporary)
-        report = run(
-            tune_job(
-                bundle,
-                options,
-                variants=variants,
-                data=samples,
-                calibration=training_samples,
-                folder=folder,
-            )
+        job = tune_job(
+            bundle, options, variants=variants, data=samples, calibration=training, folder=folder
         )
+        report = run(job)
         found = []
         for number, result in enumerate(report.devices):
             if result.tune is not None and result.failure is None:
                 settings = result.tune.settings
-                model = here.get(settings.model) or fetched_model(folder, number, settings.model)
+                model = here.get(settings.model) or folder / str(number) / settings.model
                 found.append((settings, model))
         if out is not None and found:
             write_tuned(opened, out, found, force=force)
     return report
 
 
-def fetched_model(folder: Path, number: int, name: str) -> Path:
-    """Return the path here for a model that a device made.
-
-    Raises:
-        EnvironmentLacksError: the name that the device sent is not that of a model.
-    """
-    if Path(name).name != name or not name.endswith(".onnx"):
-        raise EnvironmentLacksError(
-            f"The device calls a model {name!r}.",
-            where="settings of the record it sent",
-            fix="see that the same version of resdeploy is in its environment",
-        )
-    return folder / str(number) / name
-
-
-def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _data_files(spec: DataSpec, folder: str) -> _Copied:
     """Return the files of a data set with their names there, and the argument for it."""
     if spec.path is None:
         return (), spec.name
@@ -199,7 +181,7 @@ def _data_files(spec: DataSpec, folder: str) -> tuple[tuple[tuple[Path, str], ..
     return files, f"{spec.name}:{folder}"
 
 
-def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _bundle_files(path: Path) -> _Copied:
     """Return the files of a bundle with their names there, and the argument for it."""
     with opened_bundle(path) as bundle:
         names = [MANIFEST, *(file.path for file in bundle.manifest.files)]
@@ -208,7 +190,7 @@ def _bundle_files(path: Path) -> tuple[tuple[tuple[Path, str], ...], str]:
     return tuple((path / name, f"bundle/{name}") for name in names), "bundle"
 
 
-def _model_files(path: Path, folder: str) -> tuple[tuple[tuple[Path, str], ...], str]:
+def _model_files(path: Path, folder: str) -> _Copied:
     """Return a model file and its external weights, if any, and the argument for it."""
     if not path.is_file():
         raise ResdeployError(

@@ -47,27 +47,23 @@ def read_record(cls: type[T], text: bytes, *, where: str) -> T:
 def failure_of(command: str, ended: CompletedCommand, device: DeviceSpec) -> ReportedError:
     """Return the error of a command without a record, in the device's own words."""
     stderr = ended.stderr.strip()
-    where = device.address
+    where, fix = device.address, "see that the same version of resdeploy is in its environment"
     if ended.code is None:
         what = f"`resdeploy {command}` printed more than {MOST_OUTPUT_BYTES >> 20} MiB there."
-        return EnvironmentLacksError(what, where=where, fix="ask for fewer --runs")
-    if ended.code < 0:
+        fix = "ask for fewer --runs"
+    elif ended.code < 0:
         what = f"`resdeploy {command}` was killed there by signal {-ended.code}."
         fix = "see there whether memory ran out: dmesg"
-        return EnvironmentLacksError(what, where=where, fix=fix)
-    if "No module named resdeploy" in stderr:
-        return EnvironmentLacksError(
-            "There is no resdeploy in the device's environment.",
-            where=f"{where}: {device.environment}",
-            fix='pip install "resdeploy[cpu]" in it, or leave out `environment`',
-        )
-    if (match := _REPORTED.search(stderr)) is not None:
+    elif "No module named resdeploy" in stderr:
+        what = "There is no resdeploy in the device's environment."
+        where = f"{where}: {device.environment}"
+        fix = 'pip install "resdeploy[cpu]" in it, or leave out `environment`'
+    elif (match := _REPORTED.search(stderr)) is not None:
         kind = ResdeployError if ended.code == ResdeployError.exit_code else EnvironmentLacksError
         there = where if match["where"] is None else f"{where}: {match['where']}"
         return kind(match["what"], where=there, fix=match["fix"])
-    last = "\n         ".join(stderr.splitlines()[-_MOST_LINES:])
-    return EnvironmentLacksError(
-        f"`resdeploy {command}` ended there with code {ended.code}.",
-        where=f"{where}: {last}" if last else where,
-        fix="see that the same version of resdeploy is in its environment",
-    )
+    else:
+        what = f"`resdeploy {command}` ended there with code {ended.code}."
+        last = "\n         ".join(stderr.splitlines()[-_MOST_LINES:])
+        where = f"{where}: {last}" if last else where
+    return EnvironmentLacksError(what, where=where, fix=fix)

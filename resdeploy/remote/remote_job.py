@@ -135,7 +135,8 @@ class RemoteJob:
             raise ClientLostError from error
 
     def _greet(self, cache: str | None) -> None:
-        self._cache = os.path.abspath(os.path.expanduser(cache or _default_cache()))
+        default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resdeploy")
+        self._cache = os.path.abspath(os.path.expanduser(cache or default))
         jobs = os.path.join(self._cache, "jobs")
         os.makedirs(jobs, mode=0o700, exist_ok=True)
         # One job at a time removes the folders that a power cut left behind.
@@ -144,7 +145,7 @@ class RemoteJob:
             for name in os.listdir(jobs):
                 _remove_if_abandoned(os.path.join(jobs, name))
             self._folder = tempfile.mkdtemp(dir=jobs)
-            self._lock(os.path.join(self._folder, ".lock"), wait=False)
+            self._lock(os.path.join(self._folder, ".lock"))
         self._say(
             folder=self._folder,
             executable=sys.executable,
@@ -172,7 +173,7 @@ class RemoteJob:
     def _prepare(self, name: str) -> None:
         folder = os.path.join(self._cache, "environments", name)
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._lock(f"{folder}.lock", wait=True)
+        self._lock(f"{folder}.lock")
         complete = os.path.exists(os.path.join(folder, _COMPLETE))
         if not complete:
             self._incomplete = folder
@@ -184,13 +185,11 @@ class RemoteJob:
         self._incomplete = None
         self._say()
 
-    def _lock(self, path: str, wait: bool) -> None:
+    def _lock(self, path: str) -> None:
         """Lock a file until this process ends, however it ends."""
         lock = open(path, "w")  # noqa: SIM115
         self._locks.append(lock)
         while not _locked(lock):
-            if not wait:
-                raise OSError(f"{path} is locked")
             # Not by a lock that waits: the end of the input must be noticed.
             if select.select([self._requests.descriptor], [], [], _TICK_S)[0]:
                 self._requests.read()
@@ -259,10 +258,6 @@ class RemoteJob:
         return output, tail
 
 
-def _default_cache() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resdeploy")
-
-
 def _remove_if_abandoned(folder: str) -> None:
     with contextlib.suppress(OSError), open(os.path.join(folder, ".lock"), "w") as lock:
         if _locked(lock):
@@ -270,11 +265,10 @@ def _remove_if_abandoned(folder: str) -> None:
 
 
 def _locked(file: IO[str]) -> bool:
-    try:
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _end_with_parent() -> None:
@@ -297,12 +291,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _signal_group(group: int, number: int) -> bool:
     """Send a signal, or 0 for none, to a process group; return True unless it is empty."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         with contextlib.suppress(PermissionError):
             os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
+        return True
+    return False
 
 
 def main() -> None:

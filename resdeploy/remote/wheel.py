@@ -7,7 +7,6 @@ same files give the same bytes, and a device recognises a wheel that it has alre
 import base64
 import hashlib
 import importlib.metadata
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +42,10 @@ def write_wheel(folder: Path) -> Path:
 
 def _package_files() -> Iterator[tuple[str, bytes]]:
     package = Path(resdeploy.__file__).parent
-    models = zoo_directory()
     for path in package.rglob("*"):
         if path.suffix == ".py" or path.name == "py.typed":
             yield f"resdeploy/{path.relative_to(package).as_posix()}", path.read_bytes()
+    models = zoo_directory()
     for path in models.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             yield f"resdeploy/models/{path.relative_to(models).as_posix()}", path.read_bytes()
@@ -54,37 +53,11 @@ def _package_files() -> Iterator[tuple[str, bytes]]:
 
 def _metadata() -> str:
     """Return the metadata for pip: name, version, and the requirements of each extra."""
-    requires_python, requirements, extras = _needs()
-    lines = [
-        "Metadata-Version: 2.1",
-        "Name: resdeploy",
-        f"Version: {resdeploy.__version__}",
-        f"Requires-Python: {requires_python}",
-        *(f"Requires-Dist: {requirement}" for requirement in requirements),
-        *(f"Provides-Extra: {extra}" for extra in extras),
-    ]
+    installed = importlib.metadata.metadata("resdeploy")
+    lines = ["Metadata-Version: 2.1", "Name: resdeploy", f"Version: {resdeploy.__version__}"]
+    for key in ("Requires-Python", "Requires-Dist", "Provides-Extra"):
+        lines += [f"{key}: {value}" for value in sorted(installed.get_all(key, []))]
     return "\n".join(lines) + "\n"
-
-
-def _needs() -> tuple[str, list[str], list[str]]:
-    """Return the Python, the packages and the extras: a checkout's own, or those installed."""
-    project = Path(resdeploy.__file__).parents[1] / "pyproject.toml"
-    if not project.is_file():
-        installed = importlib.metadata.metadata("resdeploy")
-        return (
-            installed["Requires-Python"],
-            sorted(installed.get_all("Requires-Dist", [])),
-            sorted(installed.get_all("Provides-Extra", [])),
-        )
-    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    extras: dict[str, list[str]] = table["optional-dependencies"]
-    optional = [_of_extra(need, extra) for extra, needs in extras.items() for need in needs]
-    return table["requires-python"], sorted([*table["dependencies"], *optional]), sorted(extras)
-
-
-def _of_extra(need: str, extra: str) -> str:
-    package, _, marker = map(str.strip, need.partition(";"))
-    return f"{package}; {f'({marker}) and ' if marker else ''}extra == '{extra}'"
 
 
 def _record(members: dict[str, bytes], itself: str) -> str:

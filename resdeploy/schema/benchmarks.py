@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.codec import Record, record
-from resdeploy.schema.files import FileInfo
+from resdeploy.schema.files import FileInfo, SourceSpec
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
-from resdeploy.schema.sources import SourceSpec
 
 Scenario = Literal["single-stream", "offline", "server"]
 
@@ -27,13 +26,11 @@ class LoadgenSpec(Record):
 
 @record
 class RunnerSpec(Record):
-    """A runner of `resdeploy.bench.runners`: the program that runs the model.
+    """A runner of `resdeploy.bench.runners`, by its name there: the program that runs the model.
 
-    Attributes:
-        name: its name in the table there.
-        source: of torch, the network of the checkpoint; its path is the model's.
-        options: of a session, provider options instead of resdeploy's own.
-        python: the interpreter that has the runtime; None for the running one. It is not recorded.
+    `source` is the network of the checkpoint, of torch; `options` are provider options of a session
+    instead of resdeploy's own; `python` is the interpreter that has the runtime, None for the
+    running one, and is not recorded.
     """
 
     name: str = "session"
@@ -47,20 +44,15 @@ class BenchSpec(Record):
     """A benchmark to run: `num_runs` timed runs of one session after its warm-up.
 
     Attributes:
-        session: the session; of another runner, its provider and threads.
-        batch_size: samples of one run.
+        session: of another runner, its provider and threads.
         num_warmup: fewest runs of warm-up; the first run is always one.
-        max_warmup: most runs of warm-up, which goes on until the times have settled; equal to
-            `num_warmup` for a fixed number.
-        num_runs: timed runs.
+        max_warmup: most runs of warm-up, which goes on until the times have settled.
         num_bound_runs: runs timed in turn with those through an I/O binding, in device memory.
-        num_profile_runs: runs of another session, to time each layer; 0 for none.
-        scenario: one run after the other ("single-stream"); all samples there at once
-            ("offline"); or runs asked for at random times ("server").
+        num_profile_runs: runs of another session, to time each layer.
+        scenario: one run after the other ("single-stream"); all samples there at once ("offline");
+            or runs asked for at random times ("server"), of that `seed`.
         qps: mean runs per second of "server".
-        seed: of the random times of "server".
-        loadgen: let MLCommons LoadGen drive the runs instead of `num_runs`; None without it.
-        runner: the program that runs the model.
+        loadgen: let MLCommons LoadGen drive the runs instead of `num_runs`.
     """
 
     session: SessionSpec
@@ -81,9 +73,9 @@ class BenchSpec(Record):
 class LatencySummary(Record):
     """Summary of a list of latencies; `throughput_per_s` counts samples.
 
-    With fewer than 100 runs `p99_ns` is the longest and `p99_interval_ns` is empty, with fewer than
-    1000 `p999_ns` (99.9 %) is the longest. The intervals are (low, high) at 95 %, for these runs in
-    this process.
+    With fewer than 100 runs `p99_ns` is the longest, with fewer than 1000 `p999_ns` (99.9 %). The
+    intervals are (low, high) at 95 %, for this process. Where the runs are too few, low is 0 or
+    high is infinite: p99 has an upper end from 368 independent runs on, p99.9 from 3,688 on.
     """
 
     num_runs: int
@@ -97,6 +89,8 @@ class LatencySummary(Record):
     throughput_per_s: float
     p50_interval_ns: tuple[float, ...]
     p99_interval_ns: tuple[float, ...]
+    p90_interval_ns: tuple[float, ...] = ()
+    p999_interval_ns: tuple[float, ...] = ()
 
 
 @record
@@ -163,24 +157,21 @@ class BenchResult(Record):
     """Raw latencies of one session in a process of its own, warm-up apart, and their summary.
 
     Attributes:
-        input_shape: of one run.
         load_ns: from the file to an open session.
-        warmup_ns: time of each run of the warm-up; the first is the first run.
         latencies_ns: of each run, from host memory to host memory: the copies are in it.
         bound_ns: of each run in turn with those through an I/O binding, in the provider's memory:
             without the copies.
         arrivals_ns: time of each request since the start; empty in "single-stream". The latency
             then counts from there, waiting in the queue included.
-        unstable_reasons: reasons not to rely on the summary; empty if stable.
+        unstable_reasons: reasons not to rely on the summary.
         before: the machine before the timed runs, as `after` is after.
         process_s: CPU time of this process in between.
-        ram_base_bytes: the process's peak memory before the model was loaded.
-        ram_peak_bytes: and at the end; None if unreadable.
+        ram_base_bytes: the process's peak memory before the model was loaded, None if unreadable.
+        ram_peak_bytes: and at the end.
         gpu_bytes: growth of the GPU's used memory, by any process.
         placement: of the kernels of one further run, if asked for.
-        num_subnormal_weights: subnormal weights, which are slow on some CPUs; None if unreadable.
-        warnings: the runtime's own warnings about speed.
-        loadgen: LoadGen's result, if it drove the runs.
+        num_subnormal_weights: weights that are slow on some CPUs; None if unreadable.
+        warnings: the runtime's own, about speed.
     """
 
     spec: BenchSpec
@@ -229,7 +220,7 @@ class BenchReport(Record):
         """The median latency of a run in milliseconds, where one configuration was timed.
 
         Raises:
-            ValueError: several were: each of `results` has its own.
+            ValueError: several were.
         """
         (result,) = self.results
         return result.p50_ms
@@ -295,15 +286,10 @@ class SpeedRatio(Record):
 class BenchComparison(Record):
     """Two sessions timed in turn, or one against a saved result, and the ratio of their times.
 
-    Attributes:
-        interleaved: True if both were timed in turn; False is weaker evidence.
-        blocks: the raw latencies.
-        confidence: of the intervals.
-        p50: ratio of the medians.
-        p99: ratio of the 99th percentiles; None if there were too few runs.
-        max_slowdown: the largest fraction by which the candidate may be slower, or None.
-        caveats: limits of the evidence.
-        before: the machine before the runs, as `after` is after.
+    `interleaved` is True if both were timed in turn: False is weaker evidence, and `caveats` are
+    its limits. `p50` and `p99` are ratios of percentiles, with intervals of that `confidence`;
+    `p99` is None if there were too few runs. `max_slowdown` is the largest fraction by which the
+    candidate may be slower; `before` and `after` are the machine around the runs.
     """
 
     candidate: BenchSide

@@ -1,21 +1,23 @@
-"""Bundles, their check, predictions."""
+"""Bundles, their check, predictions, and the demo that makes one."""
 
 from collections.abc import Mapping
 
+from resdeploy.schema.benchmarks import BenchResult
 from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.files import FileInfo, TensorSpec
-from resdeploy.schema.recipes import Preprocess
+from resdeploy.schema.recipes import Preprocess, TrainReport
 from resdeploy.schema.sessions import SessionInfo
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
-from resdeploy.schema.verdicts import GoldenInfo, VerifyReport
+from resdeploy.schema.verdicts import FileProof, GoldenInfo, VerifyReport
 
 
 @record
 class Manifest(Record):
     """The table of contents of a bundle, with the records that led to it.
 
-    `tuned` are the fastest settings, by kind of machine, that `tune` found.
+    `tuned` are the fastest settings, by kind of machine, that `tune` found; `proof` is that of the
+    model file.
     """
 
     name: str
@@ -28,17 +30,15 @@ class Manifest(Record):
     export: ExportReport | None
     versions: Mapping[str, str]
     tuned: tuple[TunedSettings, ...] = ()
+    proof: FileProof | None = None
 
 
 @record
 class TunedCheck(Judged):
-    """Settings that were tuned for this kind of machine, and their outputs now.
+    """Settings tuned for this kind of machine, and their outputs for the golden inputs now.
 
-    Attributes:
-        settings: the settings, with the outputs they had when tuned.
-        found: the outputs for the golden inputs now.
-        reasons: lossless settings must pass verification as float32; those within a budget may not
-            be clearly worse than when tuned.
+    Lossless settings must pass verification as float32; those within a budget may not be clearly
+    worse than when tuned.
     """
 
     settings: TunedSettings
@@ -50,11 +50,13 @@ class TunedCheck(Judged):
 class CheckReport(Record):
     """An intact bundle, with a verdict for each provider.
 
-    `tuned` are the checks of the settings that `tune` found on a machine like this one.
+    `digest` stands for every byte of it; `tuned` are the checks of the settings that `tune` found
+    on a machine like this one.
     """
 
     name: str
     num_files: int
+    digest: str
     verification: VerifyReport
     tuned: tuple[TunedCheck, ...] = ()
 
@@ -97,3 +99,35 @@ class PredictReport(Record):
     model: str
     session: SessionInfo
     predictions: tuple[Prediction, ...]
+
+
+@record
+class DemoStage(Record):
+    """One stage of the demo: its outcome in words, and its duration."""
+
+    stage: str
+    outcome: str
+    duration_s: float
+
+
+@record
+class DemoReport(Record):
+    """The whole chain on embedded data: the records of its stages and the files it wrote.
+
+    `paths` are by kind; `unavailable` has the reason of each provider that did not start.
+    """
+
+    train: TrainReport
+    export: ExportReport
+    verification: VerifyReport
+    bench: tuple[BenchResult, ...]
+    check: CheckReport
+    stages: tuple[DemoStage, ...]
+    unavailable: Mapping[str, str]
+    paths: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """True if every verdict along the way is a pass."""
+        verdicts = (self.export.verification, self.verification, self.check)
+        return all(one is not None and one.passed for one in verdicts)

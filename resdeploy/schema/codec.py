@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from resdeploy.errors import ResdeployError
 
@@ -36,6 +36,8 @@ class Record:
     """
 
     __slots__ = ()
+    # Properties that its JSON states too, for readers of it alone.
+    stated: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
         for field in _fields(self):
@@ -133,7 +135,8 @@ def to_json(value: Any) -> Any:
 def dump_json(value: Any, *, indent: int | None = 2) -> str:
     """Return one record as JSON text, with its kind and the schema version."""
     head = {"kind": type(value).__name__, "schema_version": SCHEMA_VERSION}
-    return json.dumps(head | to_json(value), indent=indent, allow_nan=False)
+    stated = {name: to_json(getattr(value, name)) for name in getattr(value, "stated", ())}
+    return json.dumps(head | stated | to_json(value), indent=indent, allow_nan=False)
 
 
 def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
@@ -147,20 +150,20 @@ def load_json(cls: type[T], text: str | bytes, *, where: str) -> T:
         data = json.loads(text)
     except ValueError as error:
         raise ResdeployError(f"This is not JSON: {error}.", where=where) from error
-    if not isinstance(data, dict) or data.get("kind") != cls.__name__:
-        found = data.get("kind") if isinstance(data, dict) else None
+    kind = data.pop("kind", None) if isinstance(data, dict) else None
+    if kind != cls.__name__:
         raise ResdeployError(
-            f"This is not a {cls.__name__} record (its kind is {found!r}).", where=where
+            f"This is not a {cls.__name__} record (its kind is {kind!r}).", where=where
         )
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if (version := data.pop("schema_version", None)) != SCHEMA_VERSION:
         raise ResdeployError(
             f"The record has schema version {version!r}; this resdeploy reads {SCHEMA_VERSION}.",
             where=where,
             fix="write the record again with this version, or install the one that wrote it",
         )
-    fields = {key: value for key, value in data.items() if key not in ("kind", "schema_version")}
-    return from_json(cls, fields, where=where)
+    for name in getattr(cls, "stated", ()):
+        data.pop(name, None)
+    return from_json(cls, data, where=where)
 
 
 def from_json(cls: type[T], data: Any, *, where: str) -> T:
@@ -201,34 +204,29 @@ def _parse_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
     # An exact scalar type first, so that 1 stays an int in `int | float | bool`.
     if type(data) in kinds:
         return data
-    error: ResdeployError | None = None
+    errors = []
     for kind in kinds:
         try:
             return _parse(kind, data, where)
-        except ResdeployError as raised:
-            error = error or raised
-    raise error or _mismatch("a value", data, where)
+        except ResdeployError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _parse_record(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _mismatch("an object", data, where)
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
+    if unknown := sorted(set(data) - set(hints)):
         raise ResdeployError(
             f"Unknown field {unknown[0]!r}.",
             where=where,
             fix=f"the fields of {cls.__name__} are {', '.join(hints)}",
         )
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
-    if missing:
-        raise ResdeployError(f"The field {missing[0]!r} is missing.", where=where)
+    for field in dataclasses.fields(cls):
+        is_required = field.default is field.default_factory is dataclasses.MISSING
+        if is_required and field.name not in data:
+            raise ResdeployError(f"The field {field.name!r} is missing.", where=where)
     return cls(**{key: _parse(hints[key], x, f"{where}: {key}") for key, x in data.items()})
 
 

@@ -49,9 +49,9 @@ class Flip(Record):
 class PairedResult(Record):
     """Two models on the same samples: "only" counts those that one gets right and the other wrong.
 
-    `p_value` is of McNemar's exact test for equal accuracies; `drop_interval` is Tango's score
-    interval of the drop in accuracy, as a fraction, negative for a gain; `flips` has every sample
-    whose class changed, also from one wrong class to another.
+    `p_value` is of McNemar's exact test for equal accuracies; `drop_interval` is the
+    interval of the drop in accuracy from the exact ones of both counts, as a fraction, negative for
+    a gain; `flips` has every sample whose class changed, also from one wrong class to another.
     """
 
     num_model_only: int

@@ -1,8 +1,11 @@
-"""Files and tensors, as every stage names them."""
+"""Files, tensors and trained models, as every stage names them."""
+
+import dataclasses
+from collections.abc import Mapping
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "TensorSpec", "numpy_name"]
+__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "numpy_name"]
 
 
 def numpy_name(dtype: str) -> str:
@@ -27,3 +30,21 @@ class FileInfo(Record):
     path: str
     sha256: str
     size_bytes: int
+
+
+@record
+class SourceSpec(Record):
+    """The trained model that a command is given.
+
+    `path` is a run directory, a resdeploy checkpoint, or weights from elsewhere, of the
+    architecture `arch` with its `options` as text; None with a `factory`,
+    "package.module:function", that returns a trained torch module, whose samples are of
+    `input_shape`. The preprocessing and labels of `recipe` apply.
+    """
+
+    path: str | None = None
+    arch: str | None = None
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    factory: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    recipe: str | None = None

@@ -11,15 +11,14 @@ class FoldedSite(Record):
     """A BatchNorm that is now part of a layer before or after it.
 
     Attributes:
-        site: the BatchNorm's name in the model.
         producer: the name of the layer it went into; of several, joined by ", ".
         op: that layer's operator.
         max_ulp: largest distance of a folded weight or bias from its exact value, in units in the
             last place of the stored type.
-        num_flushed: folded values that were subnormal and became zero.
+        num_flushed: folded weights that were subnormal, change no output, and became zero.
         num_consumers: readers of the BatchNorm's input, itself among them.
-        norm: "batch", or "layer" where only the affine part of a LayerNorm was folded: it stays,
-            with a scale of one and a shift of zero.
+        norm: "layer" where only the affine part of a LayerNorm was folded: it stays, with a scale
+            of one and a shift of zero.
     """
 
     site: str

@@ -48,14 +48,13 @@ class MachineState(Record):
 
     Attributes:
         time_s: on a clock with an arbitrary start.
-        load_average_1min: running and waiting processes, mean of the last minute.
+        load_average_1min: running and waiting processes.
         cpu_frequency_mhz: mean over the CPUs.
         temperature_c: of the hottest sensor.
         num_throttles: slow-downs of a core for heat or power, since boot.
         limited_s: time for which this container was stopped at its CPU limit.
         busy_s: CPU time of all processes on the machine since boot.
         stolen_s: CPU time that the host of this virtual machine gave to others, since boot.
-        gpus: the GPUs.
     """
 
     time_s: float
@@ -89,14 +88,10 @@ class ProviderProbe(Record):
 class ProbeReport(Record):
     """A machine's abilities: its runtime, its providers, and the instructions that decide speed.
 
-    Attributes:
-        runtime: the package that holds ONNX Runtime.
-        available_providers: those the runtime was built with, in its order; not all may start.
-        providers: the outcome of opening a tiny model on each.
-        plugins: the packages of plugin providers that are installed, with their versions.
-        cpu_features: instructions that decide the speed of a network, True for those of this CPU;
-            empty if unreadable.
-        lacks: functions that this version of the runtime does not have.
+    `available_providers` are those the runtime was built with, in its order, and may not all start;
+    `providers` the outcome of opening a tiny model on each; `plugins` the versions of the packages
+    of plugin providers; `cpu_features` True for the instructions of this CPU, empty if unreadable;
+    `lacks` are functions that this version of the runtime does not have.
     """
 
     environment: Environment

@@ -43,22 +43,16 @@ def _table(rows: Any) -> Iterator[str]:
 def _value(value: Any) -> Iterator[str]:
     if dataclasses.is_dataclass(value):
         yield from _record(value)
-    elif isinstance(value, Mapping) and value:
-        yield from _table(list(value.items())[:_MOST_ITEMS])
-        yield from _rest(value)
-    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
-        for item in value[:_MOST_ITEMS]:
-            yield from _value(item)
-        yield from _rest(value)
-    elif isinstance(value, tuple):
-        yield html.escape(", ".join(map(str, value[:_MOST_ITEMS])))
-        yield from _rest(value)
-    elif isinstance(value, float):
-        yield f"{value:.6g}"
+    elif isinstance(value, tuple) or (isinstance(value, Mapping) and value):
+        shown = list(value.items() if isinstance(value, Mapping) else value)[:_MOST_ITEMS]
+        if isinstance(value, Mapping):
+            yield from _table(shown)
+        elif any(map(dataclasses.is_dataclass, shown)):
+            for item in shown:
+                yield from _value(item)
+        else:
+            yield html.escape(", ".join(map(str, shown)))
+        if len(value) > _MOST_ITEMS:
+            yield f" and {len(value) - _MOST_ITEMS} more"
     else:
-        yield html.escape(str(value))
-
-
-def _rest(value: Any) -> Iterator[str]:
-    if len(value) > _MOST_ITEMS:
-        yield f" and {len(value) - _MOST_ITEMS} more"
+        yield html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -16,7 +16,6 @@ class QuantSpec(Record):
     """A request to lower a model's precision.
 
     Attributes:
-        precision: the lower precision.
         method: calibration of ranges; "auto" measures all methods.
         types: of activations and weights, in int8; "u8s8" on x86, "s8s8" on ARM, and
             "s8s8-symmetric" (zero points of 0) for TensorRT.
@@ -49,13 +48,9 @@ class QuantSpec(Record):
 class QuantQuality(Record):
     """The outputs of a lowered model beside those of the model, on held-out inputs.
 
-    Attributes:
-        error: ||candidate - reference|| / ||reference|| over all outputs of all inputs.
-        num_inputs: number of held-out inputs.
-        num_flips: predictions (largest output) that changed.
-        largest_flip_margin: of those, the largest lead of the reference's first output over its
-            second; 0 without flips.
-        median_margin: the same lead, median of all inputs.
+    `error` is ||candidate - reference|| / ||reference|| over all outputs of all inputs. A flip is a
+    prediction (largest output) that changed, and a margin the lead of the reference's first output
+    over its second: the largest of the flips, 0 without any, and the median of all inputs.
     """
 
     error: float
@@ -110,15 +105,10 @@ class IntegerProof(Record):
 class QuantReport(Judged):
     """The outcome of a quantisation.
 
-    Attributes:
-        spec: the request, with the choices that this machine decides filled in.
-        output: the file that was written, or None.
-        num_calibration: samples that the ranges come from.
-        quality: of the result, on held-out samples.
-        judged_on: the runtime that computed the result's outputs.
-        proof: for int8, the operators that the runtime runs.
-        saturating: layers whose 8-bit weights overflow 16-bit sums on a CPU without VNNI.
-        warnings: about the calibration data and the machine.
+    `spec` is the request, with the choices that this machine decides filled in; `output` the file
+    that was written; `num_calibration` counts the samples that the ranges come from; `quality` is
+    of the result, by the runtime `judged_on`; `proof` has the operators that the runtime runs in
+    int8; `saturating` are layers whose 8-bit weights overflow 16-bit sums on a CPU without VNNI.
     """
 
     spec: QuantSpec

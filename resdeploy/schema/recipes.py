@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.codec import Record, record
+from resdeploy.schema.files import SourceSpec as SourceSpec
 from resdeploy.schema.folds import FoldedSite
-from resdeploy.schema.sources import SourceSpec as SourceSpec
 
 Scalar = str | int | float | bool
 TrainPrecision = Literal["float32", "bfloat16"]
@@ -19,11 +19,10 @@ class Preprocess(Record):
     Attributes:
         input_shape: (C, H, W) of one image or (F,) of one vector, without the batch.
         divisor: the raw value that stands for 1.0 (255 for 8-bit images).
-        mean: one value per channel, or a single one for all; in units of raw / divisor.
-        std: the same.
+        mean: one value per channel, or a single one for all, as `std`; in units of raw / divisor.
         color: the colour space of image files; "none" if samples are vectors.
-        resize: length in pixels of an image file's shorter side before the centre crop to
-            (H, W); None to scale straight to (H, W).
+        resize: length in pixels of an image file's shorter side before the centre crop to (H, W);
+            None to scale straight to (H, W).
         interpolation: the filter of that resize, always antialiased.
         embedded: True if divisor, mean and std are part of the model, which then takes pixels:
             uint8 (N, H, W, C), resized and cut already.
@@ -52,12 +51,9 @@ class ModelSpec(Record):
 class AugmentSpec(Record):
     """Random changes to training images, on whole batches in tensors; zero or False is off.
 
-    Attributes:
-        shift_px: each image is moved by up to this many pixels in each direction.
-        horizontal_flip: half of the images are mirrored.
-        rotate_degrees: each image is turned by up to this angle either way.
-        scale: each image is zoomed by a factor in [1 - scale, 1 + scale].
-        noise_std: normal noise of this standard deviation, in units of the normalised input.
+    An image is moved by up to `shift_px` pixels in each direction, mirrored in half of the cases,
+    turned by up to `rotate_degrees` either way, zoomed by a factor in [1 - scale, 1 + scale], and
+    gets normal noise of `noise_std`, in units of the normalised input.
     """
 
     shift_px: int = 0

@@ -19,13 +19,9 @@ class DeviceSpec(Record):
     Attributes:
         name: its name in tables; by default the address.
         host: its name or address, or an alias of `~/.ssh/config`.
-        user: of the log-in.
-        port: of its SSH server.
         identity: file of the private key to log in with.
         environment: folder there of a virtual environment that holds resdeploy; None makes a
-            private one.
-        python: the interpreter that makes it.
-        extra: the extra of resdeploy that is installed in it.
+            private one, with the interpreter `python` and that `extra` of resdeploy.
         wheelhouse: folder here of wheels to install from, for a device without a package index.
         cache: folder there for private environments and running jobs; None is `resdeploy` in the
             user's cache.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from resdeploy.schema.codec import Judged, Record, record
@@ -13,17 +12,14 @@ PrecisionName = Literal["float32", "tf32", "float16", "bfloat16", "int8", "unkno
 
 
 class SessionOption(NamedTuple):
-    """A field of `SessionSpec` on the command line and in tables.
+    """A field of `SessionSpec` on the command line and in tables, with its type and default.
 
     Attributes:
-        flag: the option, such as "--tf32".
         help: the option's help; of `provider`, the names follow.
         shown: the text in tables of a value other than the default, "{}" for the value.
         changes_answers: True if it chooses an arithmetic, so that every command that opens sessions
             has it; the others, which change the speed alone, are options of `bench`.
         must_apply: True if it is refused on a provider whose own options it does not change.
-        kind: the field's type.
-        default: the field's default.
     """
 
     flag: str
@@ -81,16 +77,12 @@ class SessionSpec(Record):
     cuda_graph: Annotated[bool, _CUDA_GRAPH] = False
 
 
-def _session_options() -> dict[str, SessionOption]:
-    options = {}
-    for field in dataclasses.fields(SessionSpec):
-        kind, option = get_args(field.type)
-        options[field.name] = option._replace(kind=kind, default=field.default)
-    return options
-
-
 # By the name of the field, in its order.
-SESSION_OPTIONS: Mapping[str, SessionOption] = MappingProxyType(_session_options())
+SESSION_OPTIONS: Mapping[str, SessionOption] = {
+    field.name: option._replace(kind=kind, default=field.default)
+    for field in dataclasses.fields(SessionSpec)
+    for kind, option in [get_args(field.type)]
+}
 
 
 @record
@@ -114,14 +106,11 @@ class SessionInfo(Record):
 class Placement(Judged):
     """Placement of a model: the plan, and the kernels in a profile of one run.
 
-    Attributes:
-        planned: nodes of the graph by the provider they were assigned to; None where the runtime
-            cannot tell (ONNX Runtime before 1.24).
-        executed: kernels of the run by provider; fewer than nodes where nodes were fused, and one
-            for a compiled subgraph.
-        num_copies: kernels that only moved a tensor between devices.
-        strays: nodes and kernels of other providers, "name (operator) on provider"; those that only
-            describe or arrange values are no failure.
+    `planned` counts nodes by the provider they were assigned to, None where the runtime cannot tell
+    (ONNX Runtime before 1.24); `executed` kernels of the run, fewer where nodes were fused, and one
+    for a compiled subgraph; `num_copies` those that only moved a tensor between devices. `strays`
+    are of other providers, "name (operator) on provider"; those that only describe or arrange
+    values are no failure.
     """
 
     planned: Mapping[str, int] | None

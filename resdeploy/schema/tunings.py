@@ -21,8 +21,8 @@ class TuneSpec(Record):
             the process's peak memory, or the size of the model file.
         max_drop: the largest drop in accuracy below the bundle's own model, as a fraction; None is
             "lossless": a candidate must pass `verify` as float32.
-        batch_sizes: samples of a run; more than one for the throughput only.
-        threads: numbers of threads of the CPU; None is ONNX Runtime's own choice.
+        batch_sizes: more than one for the throughput only.
+        threads: None is ONNX Runtime's own choice.
         num_runs: of each process at most; slow models run less often, fast ones in the first block.
         max_blocks: rounds of the race, at most.
     """
@@ -40,13 +40,10 @@ class TuneSpec(Record):
 class TuneTrial(Record):
     """One candidate, a model in a session with a batch size, and its outcome.
 
-    Attributes:
-        size_bytes: of the file; 0 if it could not be made.
-        times_ns: the objective's percentile of a run, one for each block.
-        ram_peak_bytes: of its process; None if unreadable.
-        drop: its drop in accuracy, if judged.
-        evidence: for its admission: the verdict, or the interval of the drop.
-        out: the reason for its exclusion; None for the winner and its ties.
+    `size_bytes` of the file is 0 if it could not be made; `times_ns` is the objective's percentile
+    of a run, one for each block; `ram_peak_bytes` is of its process; `drop` is its drop in
+    accuracy, if judged; `evidence` for its admission is the verdict, or the interval of the drop;
+    `out` is the reason for its exclusion, None for the winner and its ties.
     """
 
     model: str
@@ -95,14 +92,11 @@ class GoldenAnswers(Record):
 class TunedSettings(Record):
     """The settings that `tune` found for a bundle on one kind of machine.
 
-    Attributes:
-        model: the file of the bundle to open in `session`.
-        ratio: its time over that of the bundle's model with the provider's defaults, with its
-            interval; None if it is just that.
-        max_drop: the budget of the search; None is lossless.
-        evidence: for its admission to the race.
-        answers: its outputs for the golden inputs then, the measure of `check`.
-        quant: the record of its quantisation, if `tune` made the file.
+    `model` is the file of the bundle to open in `session`; `ratio` its time over that of the
+    bundle's model with the provider's defaults, None if it is just that; `max_drop` the budget of
+    the search, None for lossless; `evidence` that of its admission to the race; `answers` are its
+    outputs for the golden inputs then, the measure of `check`; `quant` is the record of a file that
+    `tune` made.
     """
 
     target: TunedTarget
@@ -122,7 +116,6 @@ class TuneReport(Record):
     """All candidates, the best of them, and how it compares with ONNX Runtime's defaults.
 
     Attributes:
-        name: of the bundle.
         trials: every candidate, those excluded before the race too.
         winner: the place of the best among `trials`.
         ties: places of those not significantly slower.
@@ -132,7 +125,6 @@ class TuneReport(Record):
             processes that had no part in the race; None if the winner is just that.
         profile: the winner's layer times beside the machine's peaks; of ONNX Runtime's CPU provider
             if the winner's has no layer times but computes on the CPU; else None.
-        settings: the settings for the bundle.
         quants: the lower precisions made for the search, failed ones too.
     """
 

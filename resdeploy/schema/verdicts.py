@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from resdeploy.schema.codec import Judged, Record, record
 from resdeploy.schema.files import FileInfo
@@ -52,17 +52,16 @@ class OutputInfo(Record):
 
 @record
 class GoldenInfo(Record):
-    """Origin of reference outputs: `num_inputs` inputs through the model in float64.
+    """Origin of reference outputs: `num_inputs` inputs through the model `source` in float64.
 
     Attributes:
-        source: the model.
-        inputs: its inputs, in words.
-        num_inputs: number of inputs.
+        inputs: in words.
         precision: the arithmetic whose rounding noise is the yardstick.
         precision_noise: errors in other arithmetics; None if not simulated.
         weight_noise_l2: norm of the outputs' mean shift over all inputs when parameters are rounded
-            to float32; None if not measured.
+            to float32, and sums of equal terms are; None if not measured.
         sigma_missing: the reason why the golden file has no sigma; None if it has one.
+        drawn_noise: relative L2 of errors drawn for sums in whatever order; None without sigma.
         outputs: each output of the model, in its order; () in files of before.
     """
 
@@ -73,6 +72,7 @@ class GoldenInfo(Record):
     precision_noise: PrecisionNoise | None = None
     weight_noise_l2: float | None = None
     sigma_missing: str | None = None
+    drawn_noise: float | None = None
     outputs: tuple[OutputInfo, ...] = ()
 
     def place(self, column: int, *, exact: bool = False) -> str:
@@ -128,9 +128,8 @@ class Comparison(Judged):
     """One candidate judged against the reference; a figure that is None is named in `missing`.
 
     Attributes:
-        diff: the candidate's distance from the float64 reference.
-        noise_rel_l2: the yardstick's own distance from it (PyTorch in float32 on the CPU), over
-            the norm of the reference.
+        noise_rel_l2: the yardstick's distance from the float64 reference (PyTorch in float32 on the
+            CPU), over the norm of the reference.
         noise_ratio: the ratio R of the two distances (infinite if the candidate is not finite).
         worst_input_ratio: the largest R of a single input.
         noise_ratio_limit: the largest R that passes.
@@ -140,8 +139,8 @@ class Comparison(Judged):
         systematic: the statistic T, the error common to all inputs beyond chance and rounded
             weights; 1 or less for noise, N for an offset.
         systematic_limit: the largest T that passes.
-        num_changed_top1: inputs whose largest output is another one; the reference's margin
-            must excuse each.
+        num_changed_top1: inputs whose largest output is another one; the reference's margin must
+            excuse each.
         precision: the arithmetic with an error of this size.
         missing: evidence that could not be had, with reasons; it is not assumed to have passed.
     """
@@ -264,7 +263,6 @@ class Conformance(Judged):
         levels: by graph-optimisation level, the distance from the requested session.
         stress: by kind of input (constant, subnormal, extreme), the distance from the CPU without
             any optimisation.
-        limit: the largest distance that passes.
         deterministic: True if the same run again gave the same bits; reported, not judged.
         max_run_to_run: the largest difference of an output element between two such runs.
         missing: untried calls, with reasons.
@@ -344,8 +342,11 @@ class VerifyReport(Record):
     network that differs for other inputs is not excluded. FAIL: something was shown to differ.
 
     `accepts` is the least that passes; `missing` has the reason for each missing layer of evidence
-    on the file.
+    on the file; `proved_as` is the SHA-256 of the file that was proved elsewhere, where that is
+    known.
     """
+
+    stated: ClassVar[tuple[str, ...]] = ("verdict", "passed", "unproved")
 
     model: FileInfo
     golden: GoldenInfo
@@ -356,6 +357,7 @@ class VerifyReport(Record):
     metadata: MetadataResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     accepts: Accepts = "proof"
+    proved_as: str | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -368,6 +370,8 @@ class VerifyReport(Record):
     @property
     def unproved(self) -> tuple[str, ...]:
         """What was not shown, each with the reason."""
+        if self.proved_as is not None and self.proved_as == self.model.sha256:
+            return ()
         found = [f"{what}: {why}" for what, why in self.missing.items()]
         found += [
             f"{what}: not judged"
@@ -398,6 +402,21 @@ class VerifyReport(Record):
 
 
 @record
+class FileProof(Record):
+    """The proof of a model file on the machine that made it, for those that cannot repeat it.
+
+    `sha256` is of the file; the results are those of `VerifyReport`; `unproved` is what was not
+    shown, () for a file that is PROVED.
+    """
+
+    sha256: str
+    structure: StructureResult | None
+    static: StaticResult | None
+    metadata: MetadataResult | None
+    unproved: tuple[str, ...] = ()
+
+
+@record
 class PlantedFault(Record):
     """The outcome of one fault planted into a correct model, or of a control.
 
@@ -419,11 +438,25 @@ class PlantedFault(Record):
 
 
 @record
+class PlantedAttack(Record):
+    """A back door planted into a correct model, and its verdict in one word.
+
+    `found` is what was not understood, or differs; `ran` is False for a file that no session took.
+    """
+
+    name: str
+    verdict: Literal["PROVED", "AGREES", "FAIL"]
+    found: str
+    ran: bool
+
+
+@record
 class SelftestReport(Record):
     """Faults planted into a model, and their outcomes.
 
     `controls` are correct models, which must pass; `not_applicable` are faults without a place in
-    this network; `tolerances` are the fixed ones to compare with.
+    this network; `tolerances` are the fixed ones to compare with; `attacks` are back doors, if
+    asked for.
     """
 
     model: str
@@ -432,8 +465,11 @@ class SelftestReport(Record):
     controls: tuple[PlantedFault, ...]
     not_applicable: tuple[str, ...]
     tolerances: tuple[str, ...]
+    attacks: tuple[PlantedAttack, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True if every fault was caught and no correct model was."""
-        return all(f.caught for f in self.faults) and not any(c.caught_by for c in self.controls)
+        """True if every fault was caught, no back door was proved and no correct model caught."""
+        is_fooled = any(attack.verdict == "PROVED" for attack in self.attacks)
+        caught = all(f.caught for f in self.faults)
+        return caught and not is_fooled and not any(c.caught_by for c in self.controls)

@@ -26,7 +26,8 @@ __all__ = [
     "stray_nodes_error",
 ]
 
-# The first NVIDIA driver branch that runs each CUDA major version.
+_NVIDIA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+# Its first branch that runs each CUDA major version.
 _DRIVER_BRANCHES = {"12": "R525", "13": "R580"}
 
 
@@ -48,28 +49,24 @@ def run_errors(info: SessionInfo) -> Iterator[None]:
     except ORT_ERRORS as error:
         provider = find_provider(info.spec.provider)
         text = str(error)
+        missing = _missing_library(text)
+        if "cudnn" in text.lower() and isinstance(error, ort_state.NotImplemented):
+            missing = missing or "cuDNN"
+        why = plain_text(error) if missing is None else f"{missing} is missing."
+        what = f"{provider.ort_name} failed while it ran: {why}"
+        fix = None if missing is None else provider.install
         if "no kernel image" in text.lower() or "NoKernelImageForDevice" in text:
             what = "This onnxruntime holds no code for this model of GPU."
             fix = "use a build of onnxruntime for this GPU, or another provider"
-        elif missing := _missing_library(text):
-            what = f"{provider.ort_name} failed while it ran: {missing} is missing."
-            fix = provider.install
-        elif "cudnn" in text.lower() and isinstance(error, ort_state.NotImplemented):
-            what = f"{provider.ort_name} failed while it ran: cuDNN is missing."
-            fix = provider.install
-        else:
-            what = f"{provider.ort_name} failed while it ran: {plain_text(error)}"
-            fix = None
         raise ProviderError(
             what, where=f"{info.runtime} {info.runtime_version}", fix=fix
         ) from error
 
 
-def not_onnx_error() -> ResdeployError:
+def not_onnx_error(where: str | None = None) -> ResdeployError:
     """Return the error for bytes that are no model."""
-    return ResdeployError(
-        "This is not an ONNX model.", fix="give a .onnx file, whole and unchanged"
-    )
+    fix = "give a .onnx file, whole and unchanged"
+    return ResdeployError("This is not an ONNX model.", where=where, fix=fix)
 
 
 def model_error(error: Exception, runtime: str) -> ResdeployError | None:
@@ -82,11 +79,11 @@ def model_error(error: Exception, runtime: str) -> ResdeployError | None:
             f"The model has ONNX IR version {match[1]}; this runtime reads up to {match[2]}.",
             fix=f"pip install -U {runtime}, or export for an older runtime",
         )
-    if match := re.search(r"Opset (\d+) is under development.*? domain (\S+) is till", text, re.S):
-        newest = re.search(r"is till opset (\d+)", text)
+    beyond = r"Opset (\d+) is under development.*? domain (\S+) is till(?: opset (\d+))?"
+    if match := re.search(beyond, text, re.S):
         return ResdeployError(
             f"The model has opset {match[1]} of {match[2]}; this runtime knows up to "
-            f"{newest[1] if newest else 'an older one'}.",
+            f"{match[3] or 'an older one'}.",
             fix=f"pip install -U {runtime}, or export with a lower --opset",
         )
     if "xternal data" in text or "external_data" in text:
@@ -137,26 +134,22 @@ def not_started_error(
 ) -> ProviderError:
     """Return the error for a provider that did not start, with the missing libraries.
 
-    Args:
-        error: the runtime's exception.
-        provider: the requested one.
-        runtime: the name of the runtime's package.
-        output: the runtime's prints.
+    They follow from the exception and the prints of the runtime, or from the loader.
     """
     library = _missing_library(f"{output}\n{error}") or _missing_library(_load_failure(provider))
-    driver = provider.drivers.get(sys.platform)
+    driver = _NVIDIA_DRIVERS.get(sys.platform) if provider.on_nvidia else None
     causes, fixes = [], []
     if library is not None and library != driver:
         causes.append(f"{library} is missing")
         fixes.append(provider.install)
-    if driver is not None and not _can_load(driver):
-        causes.append(f"the {provider.driver_name} ({driver}) is missing")
-        fixes.insert(0, f"install {_driver_wanted(provider)}")
+    if driver is not None and _loader_error(driver):
+        causes.append(f"the NVIDIA driver ({driver}) is missing")
+        fixes.insert(0, f"install {_driver_wanted()}")
     if not causes:
         causes.append(plain_text(error))
         fixes.append(
-            f"check the device, and that it has {_driver_wanted(provider)}"
-            if provider.driver_name
+            f"check the device, and that it has {_driver_wanted()}"
+            if provider.on_nvidia
             else f"install it anew: {provider.install}"
         )
     return ProviderError(
@@ -178,27 +171,21 @@ def _load_failure(provider: Provider) -> str:
     if provider.library is None:
         return ""
     name = f"{provider.library}.dll" if sys.platform == "win32" else f"lib{provider.library}.so"
+    return _loader_error(str(Path(ort_state.__file__).with_name(name)))
+
+
+def _loader_error(library: str) -> str:
     try:
-        ctypes.CDLL(str(Path(ort_state.__file__).with_name(name)))
+        ctypes.CDLL(library)
     except OSError as error:
         return str(error)
     return ""
 
 
-def _can_load(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-def _driver_wanted(provider: Provider) -> str:
+def _driver_wanted() -> str:
     cuda_major = cuda_version().partition(".")[0]
     branch = _DRIVER_BRANCHES.get(cuda_major)
-    return f"the {provider.driver_name}" + (
-        f", {branch} or newer for CUDA {cuda_major}" if branch else ""
-    )
+    return "the NVIDIA driver" + (f", {branch} or newer for CUDA {cuda_major}" if branch else "")
 
 
 def plain_text(error: Exception) -> str:

@@ -40,25 +40,18 @@ _WAYS_TO_TENSORS = {
     "model": {_MODEL_GRAPH: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
-    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor", 15: "sparse tensor"},
+    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
-    "attribute": {
-        5: "tensor",
-        10: "tensor",
-        6: "graph",
-        11: "graph",
-        22: "sparse tensor",
-        23: "sparse tensor",
-    },
-    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "attribute": {5: "tensor", 10: "tensor", 6: "graph", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
 }
-_FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
+_FLOAT = 1
 _PRECISIONS: dict[int, PrecisionName] = {2: "int8", 3: "int8", 10: "float16", 16: "bfloat16"}
 _Fields = defaultdict[int, list[int | memoryview]]
 _DTYPES: dict[int, np.dtype[Any]] = {
     _FLOAT: np.dtype(np.float32),
-    _FLOAT16: np.dtype(np.float16),
-    _DOUBLE: np.dtype(np.float64),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
 }
 
 

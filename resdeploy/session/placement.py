@@ -24,12 +24,7 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
     """Return the placement of `model` in a session like `session`, by a profile of one run.
 
     Another session, because profiling takes time and cannot be switched off again without ending
-    the profile.
-
-    Args:
-        model: the model of `session`.
-        session: the session to be judged.
-        inputs: (N, ...), of which the first is run.
+    the profile. Of `inputs` (N, ...) the first is run.
 
     Raises:
         ProviderError: the profile cannot be read.
@@ -39,7 +34,9 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
         model, spec, lambda profiled: session_outputs(profiled, inputs[:1], batch_size=1), _kernels
     )
     return judge_placement(
-        find_provider(spec.provider).ort_name, planned=planned_kernels(session), executed=executed
+        find_provider(spec.provider).ort_name,
+        planned=planned_kernels(session.ort),
+        executed=executed,
     )
 
 

@@ -23,10 +23,8 @@ _FIRST_RUNTIME = "1.24"
 
 def comes_as_plugin(provider: Provider) -> bool:
     """Test for a provider that must be a plugin here: it is none of the runtime's own."""
-    return (
-        provider.plugin is not None
-        and provider.ort_name not in onnxruntime.get_available_providers()
-    )
+    available = onnxruntime.get_available_providers()
+    return bool(provider.plugin) and provider.ort_name not in available
 
 
 def require_plugin(provider: Provider, runtime: str) -> None:
@@ -35,7 +33,6 @@ def require_plugin(provider: Provider, runtime: str) -> None:
     Raises:
         ProviderError: one of them is missing.
     """
-    assert provider.plugin is not None
     if importlib.util.find_spec(provider.plugin) is None:
         raise ProviderError(
             f"{provider.ort_name} is a plugin, and its package "
@@ -89,7 +86,6 @@ def _other_way(provider: Provider, runtime: str) -> str:
 
 
 def _library_path(provider: Provider, runtime: str) -> str:
-    assert provider.plugin is not None
     try:
         return str(importlib.import_module(provider.plugin).get_library_path())
     except (ImportError, OSError) as error:

@@ -6,7 +6,6 @@ Nothing here imports the runtime, so the names are known to a machine that has n
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.errors import ResdeployError
@@ -46,12 +45,8 @@ class Provider:
         install: the command that installs a runtime with this provider.
         library: the stem of the shared library with the provider, in the runtime's folder; None
             where it is part of the runtime itself.
-        drivers: the driver's library by operating system, as `sys.platform` names it.
-        driver_name: the name of that driver.
-        preload: True where its libraries come as Python packages, which the runtime must load
-            before the first session.
         plugin: the Python package with the provider as a plugin library, for any runtime that does
-            not hold the provider itself; None where there is no such package.
+            not hold the provider itself; "" where there is no such package.
         built_in: the distribution of the runtime that holds such a provider; None where there is
             none.
         built_in_options: further options of that one, which a plugin's device settles.
@@ -75,10 +70,7 @@ class Provider:
     options: Callable[[SessionSpec], dict[str, str]]
     install: str
     library: str | None = None
-    drivers: Mapping[str, str] = field(default_factory=dict)
-    driver_name: str = ""
-    preload: bool = False
-    plugin: str | None = None
+    plugin: str = ""
     built_in: str | None = None
     built_in_options: Mapping[str, str] = field(default_factory=dict)
     devices: str = ""
@@ -94,7 +86,7 @@ class Provider:
 
     @property
     def on_nvidia(self) -> bool:
-        """True on a GPU whose clocks and throttling `nvidia-smi` reports."""
+        """True on a GPU of NVIDIA, with its driver and its libraries as Python packages."""
         return self.memory == "cuda"
 
 
@@ -154,118 +146,108 @@ def _openvino_options(spec: SessionSpec) -> dict[str, str]:
     return {"load_config": json.dumps({"CPU": config})} if config else {}
 
 
-_NVIDIA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-
-PROVIDERS: Mapping[str, Provider] = MappingProxyType(
-    {
-        provider.name: provider
-        for provider in (
-            Provider(
-                name="cpu",
-                ort_name="CPUExecutionProvider",
-                # The choices on the CPU (threads, memory) belong to the session.
-                options=lambda spec: {},
-                install='pip install "resdeploy[cpu]"',
-                on_cpu=True,
-                is_fallback=True,
-                has_layer_times=True,
-                computes_float16=False,
-                choices={
-                    "spinning": (True, False),
-                    # "extended" leaves out the layouts of the CPU, whose conversions can cost more
-                    # than they gain where layers are small.
-                    "graph_level": ("all", "extended"),
-                },
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider(
+            name="cpu",
+            ort_name="CPUExecutionProvider",
+            # The choices on the CPU (threads, memory) belong to the session.
+            options=lambda spec: {},
+            install='pip install "resdeploy[cpu]"',
+            on_cpu=True,
+            is_fallback=True,
+            has_layer_times=True,
+            computes_float16=False,
+            choices={
+                "spinning": (True, False),
+                # "extended" leaves out the layouts of the CPU, whose conversions can cost more
+                # than they gain where layers are small.
+                "graph_level": ("all", "extended"),
+            },
+        ),
+        Provider(
+            name="cuda",
+            ort_name="CUDAExecutionProvider",
+            options=_cuda_options,
+            # Not resdeploy[gpu]: that extra brings no CUDA libraries, as many machines have
+            # them already.
+            install='pip install "onnxruntime-gpu[cuda,cudnn]"',
+            library="onnxruntime_providers_cuda",
+            arithmetics=ArithmeticSwitch(
+                precision="tf32",
+                exact={"use_tf32": False},
+                fast={"use_tf32": True},
+                advice="TF32 is on: set use_tf32=0",
             ),
-            Provider(
-                name="cuda",
-                ort_name="CUDAExecutionProvider",
-                options=_cuda_options,
-                # Not resdeploy[gpu]: that extra brings no CUDA libraries, as many machines have
-                # them already.
-                install='pip install "onnxruntime-gpu[cuda,cudnn]"',
-                library="onnxruntime_providers_cuda",
-                drivers=_NVIDIA_DRIVERS,
-                driver_name="NVIDIA driver",
-                preload=True,
-                arithmetics=ArithmeticSwitch(
-                    precision="tf32",
-                    exact={"use_tf32": False},
-                    fast={"use_tf32": True},
-                    advice="TF32 is on: set use_tf32=0",
-                ),
-                memory="cuda",
-                computes_float16=True,
-                choices={"prefer_nhwc": (False, True), "cuda_graph": (False, True)},
+            memory="cuda",
+            computes_float16=True,
+            choices={"prefer_nhwc": (False, True), "cuda_graph": (False, True)},
+        ),
+        Provider(
+            name="openvino",
+            ort_name="OpenVINOExecutionProvider",
+            options=_openvino_options,
+            install='pip install "resdeploy[openvino]"',
+            plugin="onnxruntime_ep_openvino",
+            # An older OpenVINO, which takes every x86-64 CPU; the plugin asks who made it.
+            built_in="onnxruntime-openvino",
+            built_in_options={"device_type": "CPU"},
+            devices="Intel CPUs",
+            arithmetics=ArithmeticSwitch(
+                precision="bfloat16",
+                exact={"precision_hint": "f32"},
+                fast={"precision_hint": "default"},
+                advice="bfloat16 is OpenVINO's default on CPUs that have it: set "
+                "INFERENCE_PRECISION_HINT=f32",
             ),
-            Provider(
-                name="openvino",
-                ort_name="OpenVINOExecutionProvider",
-                options=_openvino_options,
-                install='pip install "resdeploy[openvino]"',
-                plugin="onnxruntime_ep_openvino",
-                # An older OpenVINO, which takes every x86-64 CPU; the plugin asks who made it.
-                built_in="onnxruntime-openvino",
-                built_in_options={"device_type": "CPU"},
-                devices="Intel CPUs",
-                arithmetics=ArithmeticSwitch(
-                    precision="bfloat16",
-                    exact={"precision_hint": "f32"},
-                    fast={"precision_hint": "default"},
-                    advice="bfloat16 is OpenVINO's default on CPUs that have it: set "
-                    "INFERENCE_PRECISION_HINT=f32",
-                ),
-                on_cpu=True,
-            ),
-            Provider(
-                name="tensorrt",
-                ort_name="TensorrtExecutionProvider",
-                options=_tensorrt_options,
-                # 11 is the newest, and ONNX Runtime's provider is linked to 10.
-                install='pip install "onnxruntime-gpu[cuda,cudnn]" "tensorrt-cu13>=10,<11"',
-                library="onnxruntime_providers_tensorrt",
-                drivers=_NVIDIA_DRIVERS,
-                driver_name="NVIDIA driver",
-                preload=True,
-                memory="cuda",
-                computes_float16=True,
-                integer_types="s8s8-symmetric",
-                choices={"cuda_graph": (False, True)},
-            ),
-            Provider(
-                name="coreml",
-                ort_name="CoreMLExecutionProvider",
-                options=lambda spec: {
-                    # The older format, its default, knows fewer operators.
-                    "ModelFormat": "MLProgram",
-                    # The Neural Engine computes in float16 only, which takes a float16 model.
-                    "MLComputeUnits": "CPUAndGPU",
-                    # Sums in float16 are too coarse for a float32 model.
-                    "AllowLowPrecisionAccumulationOnGPU": "0",
-                },
-                install='pip install "resdeploy[cpu]" on a Mac',
-                computes_float16=True,
-            ),
-            Provider(
-                name="qnn",
-                ort_name="QNNExecutionProvider",
-                # The tensor processor: "cpu" is a slow reference for testing.
-                options=lambda spec: {"backend_type": "htp", "htp_performance_mode": "burst"},
-                install="pip install onnxruntime-qnn",
-                plugin="onnxruntime_qnn",
-                devices="the tensor processors of Snapdragon",
-                device_kind="NPU",
-            ),
-            Provider(
-                name="xnnpack",
-                ort_name="XnnpackExecutionProvider",
-                options=_xnnpack_options,
-                install="build ONNX Runtime with --use_xnnpack",
-                on_cpu=True,
-            ),
-        )
-    }
-)
+            on_cpu=True,
+        ),
+        Provider(
+            name="tensorrt",
+            ort_name="TensorrtExecutionProvider",
+            options=_tensorrt_options,
+            # 11 is the newest, and ONNX Runtime's provider is linked to 10.
+            install='pip install "onnxruntime-gpu[cuda,cudnn]" "tensorrt-cu13>=10,<11"',
+            library="onnxruntime_providers_tensorrt",
+            memory="cuda",
+            computes_float16=True,
+            integer_types="s8s8-symmetric",
+            choices={"cuda_graph": (False, True)},
+        ),
+        Provider(
+            name="coreml",
+            ort_name="CoreMLExecutionProvider",
+            options=lambda spec: {
+                # The older format, its default, knows fewer operators.
+                "ModelFormat": "MLProgram",
+                # The Neural Engine computes in float16 only, which takes a float16 model.
+                "MLComputeUnits": "CPUAndGPU",
+                # Sums in float16 are too coarse for a float32 model.
+                "AllowLowPrecisionAccumulationOnGPU": "0",
+            },
+            install='pip install "resdeploy[cpu]" on a Mac',
+            computes_float16=True,
+        ),
+        Provider(
+            name="qnn",
+            ort_name="QNNExecutionProvider",
+            # The tensor processor: "cpu" is a slow reference for testing.
+            options=lambda spec: {"backend_type": "htp", "htp_performance_mode": "burst"},
+            install="pip install onnxruntime-qnn",
+            plugin="onnxruntime_qnn",
+            devices="the tensor processors of Snapdragon",
+            device_kind="NPU",
+        ),
+        Provider(
+            name="xnnpack",
+            ort_name="XnnpackExecutionProvider",
+            options=_xnnpack_options,
+            install="build ONNX Runtime with --use_xnnpack",
+            on_cpu=True,
+        ),
+    )
+}
 
 
 def find_provider(name: str) -> Provider:
@@ -274,9 +256,8 @@ def find_provider(name: str) -> Provider:
     Raises:
         ResdeployError: there is none; the message lists those there are.
     """
-    try:
-        return PROVIDERS[name]
-    except KeyError:
+    if name not in PROVIDERS:
         raise ResdeployError(
             f"There is no provider {name!r}.", fix=f"use one of: {', '.join(PROVIDERS)}"
-        ) from None
+        )
+    return PROVIDERS[name]

@@ -29,10 +29,7 @@ def session_outputs(
 ) -> dict[str, NDArray[Any]]:
     """Return the session's outputs for (N, ...) inputs, for a fixed or open batch size, by name.
 
-    Args:
-        session: an open session of a model with one input.
-        inputs: the samples.
-        batch_size: the batch size where the model leaves it open.
+    `batch_size` counts where the model leaves it open.
 
     Raises:
         ResdeployError: the model has several inputs, or one of another shape; or outputs without a
@@ -43,7 +40,15 @@ def session_outputs(
 
 def _feed(session: Session, inputs: np.ndarray) -> tuple[Run, np.ndarray]:
     spec = _only_input(input_specs(session))
-    _check_shape(spec, inputs)
+    wanted, found = spec.shape[1:], inputs.shape[1:]
+    fits = len(wanted) == len(found) and all(
+        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
+    )
+    if not fits:
+        raise ResdeployError(
+            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
+            fix="verify against the checkpoint and the input shape the model was exported from",
+        )
     require_kind(inputs, spec.dtype, name=spec.name)
     if spec.dtype == "float16":  # a model of lower precision through and through
         inputs = inputs.astype(np.float16)
@@ -63,15 +68,3 @@ def _only_input(specs: tuple[TensorSpec, ...]) -> TensorSpec:
             where=", ".join(spec.name for spec in specs),
         )
     return specs[0]
-
-
-def _check_shape(spec: TensorSpec, inputs: np.ndarray) -> None:
-    wanted, found = spec.shape[1:], inputs.shape[1:]
-    fits = len(wanted) == len(found) and all(
-        not isinstance(w, int) or w == f for w, f in zip(wanted, found, strict=True)
-    )
-    if not fits:
-        raise ResdeployError(
-            f"The model's input {spec.name!r} takes samples of shape {wanted}, not {found}.",
-            fix="verify against the checkpoint and the input shape the model was exported from",
-        )

@@ -16,11 +16,6 @@ import numpy as np
 
 from resdeploy.errors import MissingExtraError, ProviderError
 
-_REINSTALL = (
-    "uninstall every package whose name begins with onnxruntime, then install one: "
-    "onnxruntime or onnxruntime-gpu"
-)
-
 
 def _built_for_numpy_1() -> ProviderError | None:
     """Return the error for a runtime older than the installed NumPy; None if it is not."""
@@ -48,7 +43,9 @@ except ImportError as _error:
         raise _for_numpy_1 from _error
     # The folder is there and its content is not: one of two wheels that shared it was removed.
     raise ProviderError(
-        f"The installed onnxruntime is damaged: {_error}.", fix=_REINSTALL
+        f"The installed onnxruntime is damaged: {_error}.",
+        fix="uninstall every package whose name begins with onnxruntime, then install one: "
+        "onnxruntime or onnxruntime-gpu",
     ) from _error
 
 __all__ = [
@@ -77,14 +74,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 # Distributions that put their files into the one folder `onnxruntime/`. Plugins such as
 # onnxruntime-ep-openvino have a folder of their own, and are no trouble.
 _RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
-    "onnxruntime-directml",
-    "onnxruntime-windowsml",
-    "onnxruntime-training",
-    "onnxruntime-rocm",
-    "onnxruntime-migraphx",
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    *("onnxruntime-windowsml", "onnxruntime-training", "onnxruntime-rocm", "onnxruntime-migraphx"),
 )
 
 

@@ -138,7 +138,7 @@ def open_session(
     failure: Exception | None = None
     with captured_output() as captured:
         try:
-            if provider.preload:
+            if provider.on_nvidia:
                 preload_libraries()
             session = _create(request, profile_prefix=profile_prefix, configure=configure)
         except ORT_ERRORS as error:
@@ -163,12 +163,18 @@ def output_specs(session: Session) -> tuple[TensorSpec, ...]:
     return tuple(map(_tensor_spec, session.ort.get_outputs()))
 
 
-def planned_kernels(session: Session) -> tuple[Kernel, ...] | None:
+def planned_kernels(ort_session: Any) -> tuple[Kernel, ...] | None:
     """Return the graph's nodes with their providers; None if not recorded.
 
     The nodes are those of the graph after its basic optimisations, where providers are assigned.
     """
-    return _planned(session.ort)
+    if not _records_placement():
+        return None
+    return tuple(
+        Kernel(name=node.name, op=node.op_type, provider=subgraph.ep_name)
+        for subgraph in ort_session.get_provider_graph_assignment_info()
+        for node in subgraph.get_nodes()
+    )
 
 
 # --- making the session --------------------------------------------------------------------------
@@ -215,9 +221,7 @@ def _check_weights(model: Path | bytes, content: bytes | mmap.mmap, *, where: st
         for name, location in external_weights(content):
             refuse_outside_weight(name, location, model=path)
     except ValueError as error:
-        explained = not_onnx_error()
-        explained.where = where
-        raise explained from error
+        raise not_onnx_error(where) from error
 
 
 def _check_spec(spec: SessionSpec, provider: Provider) -> None:
@@ -303,7 +307,7 @@ def _proven_info(session: Any, request: _Request) -> SessionInfo:
         )
     if comes_as_plugin(provider):
         _check_options(session, provider, spec)
-    planned = _planned(session)
+    planned = planned_kernels(session)
     if stray := _elsewhere(planned or (), provider):
         raise stray_nodes_error(stray, provider)
     return SessionInfo(
@@ -328,22 +332,12 @@ def _check_options(session: Any, provider: Provider, spec: SessionSpec) -> None:
         raise ProviderError(
             f"{provider.ort_name} did not take the option {', '.join(lost)}.",
             where=f"{asked} was asked for",
-            fix=f"pip install -U {(provider.plugin or '').replace('_', '-')}",
+            fix=f"pip install -U {provider.plugin.replace('_', '-')}",
         )
 
 
 def _records_placement() -> bool:
     return hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
-
-
-def _planned(ort_session: Any) -> tuple[Kernel, ...] | None:
-    if not _records_placement():
-        return None
-    return tuple(
-        Kernel(name=node.name, op=node.op_type, provider=subgraph.ep_name)
-        for subgraph in ort_session.get_provider_graph_assignment_info()
-        for node in subgraph.get_nodes()
-    )
 
 
 def _elsewhere(kernels: Iterable[Kernel], provider: Provider) -> list[str]:
@@ -367,7 +361,7 @@ def _explain(error: Exception, request: _Request, output: str) -> ReportedError:
         with captured_output():
             session = _create(request, allow_cpu_nodes=True)
         if session.get_providers()[0] == provider.ort_name:
-            return stray_nodes_error(_elsewhere(_planned(session) or (), provider), provider)
+            return stray_nodes_error(_elsewhere(planned_kernels(session) or (), provider), provider)
     return not_started_error(error, provider, runtime, output)
 
 

@@ -1,26 +1,22 @@
-"""Statistics of raw latencies: percentiles, bootstrap intervals, stability.
+"""Statistics of raw latencies: summaries, stability, queues.
 
 Latencies are integers in nanoseconds, in the order they were measured.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from resdeploy.schema.benchmarks import LatencySummary
+from resdeploy.statistics.quantiles import percentile, percentile_interval
 
 __all__ = [
     "STABLE_SHIFT_LIMIT",
     "STABLE_TAIL_LIMIT",
-    "bootstrap_interval",
     "is_settled",
     "is_stable",
     "is_sustained",
-    "percentile",
-    "percentile_interval",
     "poisson_arrivals",
     "service_times",
     "summarise",
@@ -39,41 +35,6 @@ _MIN_RUNS_TO_JUDGE = 20
 # Runs in each of the two windows whose medians say whether a warm-up has ended.
 _SETTLED_WINDOW = 10
 _SETTLED_LIMIT = STABLE_SHIFT_LIMIT / 5
-
-# Fewer have no 99th percentile but their longest.
-_MIN_RUNS_FOR_P99 = 100
-
-# The ends of a 95 % interval are then the 13th values from the outside: known to about 1/4 of the
-# width that they have beyond one standard deviation, for some 10 ms.
-_NUM_RESAMPLES = 500
-
-
-def percentile(values: ArrayLike, q: float) -> float:
-    """Return the q-th percentile by nearest rank: the least value v with q % of values <= v.
-
-    Nearest rank rather than interpolation: the result is a latency that was measured, and "p99 is
-    below 5 ms" means what a deadline means, that at least 99 % of the runs met it.
-
-    Args:
-        values: (n,) numbers, n >= 1.
-        q: in percent, 0 <= q <= 100; 0 gives the least value.
-
-    Raises:
-        ValueError: there are no values, or q is out of range.
-    """
-    values_n = np.asarray(values).ravel()
-    if values_n.size == 0:
-        raise ValueError("a percentile needs at least one value")
-    if not 0 <= q <= 100:
-        raise ValueError(f"q must be in [0, 100] percent, not {q}")
-    rank = _rank(q, values_n.size)
-    return float(np.partition(values_n, rank - 1)[rank - 1])
-
-
-def _rank(q: float, size: int) -> int:
-    # Exact arithmetic on the decimal that was written: 55 / 100 * 100 is above 55 in float64, and
-    # its ceiling would be the wrong rank.
-    return max(1, math.ceil(Fraction(str(q)) * size / 100))
 
 
 def summarise(
@@ -105,73 +66,10 @@ def summarise(
         max_ns=max(latencies_ns),
         throughput_per_s=batch_size * len(latencies_ns) * 1e9 / span_ns,
         p50_interval_ns=percentile_interval(latencies_ns, 50),
-        p99_interval_ns=(
-            percentile_interval(latencies_ns, 99) if len(latencies_ns) >= _MIN_RUNS_FOR_P99 else ()
-        ),
+        p90_interval_ns=percentile_interval(latencies_ns, 90),
+        p99_interval_ns=percentile_interval(latencies_ns, 99),
+        p999_interval_ns=percentile_interval(latencies_ns, 99.9),
     )
-
-
-def percentile_interval(latencies_ns: Sequence[int], q: float) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the q-th percentile of runs in their order.
-
-    Neighbours are alike: they are drawn in blocks of n^(1/3), the order that Hall, Horowitz and
-    Jing (Biometrika 82, 1995) derive for the variance of a smooth statistic.
-    """
-    index = _rank(q, len(latencies_ns)) - 1
-    return bootstrap_interval(
-        latencies_ns,
-        lambda x: float(np.partition(x, index)[index]),
-        num_resamples=_NUM_RESAMPLES,
-        block_length=max(1, round(len(latencies_ns) ** (1 / 3))),
-    )
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable[[NDArray[np.float64]], float],
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    block_length: int = 1,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return Efron's percentile bootstrap interval (low, high) of a statistic.
-
-    `values` are drawn with replacement, n at a time; the interval lies between the
-    (1 - confidence) / 2 and (1 + confidence) / 2 quantiles of the statistic over the draws.
-
-    That takes the values for independent, and runs that follow one another are not: with a
-    `block_length` above 1 they are drawn in blocks of neighbours, which wrap around at the end
-    (the circular block bootstrap of Politis and Romano, 1992). For p99 and the like it needs many
-    more than 100 values.
-
-    Args:
-        values: (n,) numbers, n >= 1.
-        statistic: from (n,) values to one number, for example `numpy.median`.
-        confidence: the coverage aimed at, 0 < confidence < 1.
-        num_resamples: the number of draws.
-        block_length: the number of neighbours drawn together.
-        seed: of the random generator; the same seed gives the same interval.
-
-    Raises:
-        ValueError: there are no values, or `confidence` is out of range.
-    """
-    values_n = np.asarray(values, dtype=np.float64).ravel()
-    if values_n.size == 0:
-        raise ValueError("an interval needs at least one value")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    num_values = values_n.size
-    num_blocks = math.ceil(num_values / block_length)
-    rng = np.random.default_rng(seed)
-    # One draw at a time: all at once would take num_resamples * n numbers of memory.
-    draws = []
-    for _ in range(num_resamples):
-        starts = rng.integers(num_values, size=num_blocks)
-        indices = (starts[:, None] + np.arange(block_length)).ravel()[:num_values] % num_values
-        draws.append(float(statistic(values_n[indices])))
-    tail_percent = 50 * (1 - confidence)
-    return percentile(draws, tail_percent), percentile(draws, 100 - tail_percent)
 
 
 def is_stable(latencies_ns: Sequence[int]) -> tuple[bool, str]:

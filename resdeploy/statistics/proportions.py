@@ -1,15 +1,15 @@
 """Intervals of a counted proportion, and of the difference of two counted on the same samples.
 
-All are two-sided. Nothing is approximated but what says so: binomial tails are summed.
+All are two-sided, and binomial tails are summed: nothing is approximated but what says so.
 """
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["clopper_pearson", "mcnemar_exact", "paired_difference_interval"]
+__all__ = ["binomial_chances", "clopper_pearson", "mcnemar_exact", "paired_difference_interval"]
 
 
 def clopper_pearson(
@@ -32,12 +32,12 @@ def clopper_pearson(
     tail = _tail_of(confidence)
     low = 0.0
     if num_hits > 0:
-        at_least = _tail_probability(num_trials, num_hits, num_trials)
-        low = _bisect(lambda p: at_least(p) < tail, 0.0, 1.0)
+        at_least = binomial_chances(num_trials, num_hits, num_trials)
+        low = _bisect(lambda p: at_least(p).sum() < tail, 0.0, 1.0)
     high = 1.0
     if num_hits < num_trials:
-        at_most = _tail_probability(num_trials, 0, num_hits)
-        high = _bisect(lambda p: at_most(p) > tail, 0.0, 1.0)
+        at_most = binomial_chances(num_trials, 0, num_hits)
+        high = _bisect(lambda p: at_most(p).sum() > tail, 0.0, 1.0)
     return low, high
 
 
@@ -66,19 +66,19 @@ def paired_difference_interval(
 ) -> tuple[float, float]:
     """Return the interval of p1 - p2, two proportions counted on the same samples.
 
-    Of n samples, b are hits of the first alone and c of the second alone. Tango's score interval
-    (Statistics in Medicine 17, 1998): every difference d that the score test does not reject,
+    Of n samples, b are hits of the first alone and c of the second alone, with the exact intervals
+    (l1, u1) of b / n and (l2, u2) of c / n, of which p1 - p2 is the difference. Their distances add
+    up as standard errors do (Zou and Donner, Statistics in Medicine 27, 2008): with x = b / n - l1
+    and y = u2 - c / n,
 
-        (b - c - n d)^2 <= z^2 n (2 q + d (1 - d))
+        low = (b - c) / n - sqrt(x^2 + y^2 - 2 r x y)
 
-    where q is the likeliest chance of c given d: with B = (2 n - b + c) d - b - c,
+    and high likewise from u1 and l2, where r <= 0 is the correlation of two counts that share n
+    samples, -sqrt(b c / ((n - b) (n - c))).
 
-        q = (sqrt(B^2 + 8 n c d (1 - d)) - B) / (4 n)
-
-    An approximation, but one that holds its confidence closely from some 25 samples on, and one of
-    those that Fagerland, Lydersen and Laake (Statistics in Medicine 33, 2014) recommend. Unlike an
-    interval from the discordant samples alone, it has a width where there are none: no difference
-    in n samples leaves z^2 / (n + z^2) either way.
+    An approximation, of exact parts: summed over all outcomes it covers in 95 % or more, from 25
+    samples on and however few disagree (`benchmarks/statistics`), where Tango's score interval goes
+    down to 92.8 %. Where none disagree it has a width: no difference in n samples leaves 3.7 / n.
 
     Raises:
         ValueError: there are no samples, fewer than counted, or no such confidence.
@@ -86,28 +86,23 @@ def paired_difference_interval(
     b, c, n = num_first_only, num_second_only, num_samples
     if min(b, c) < 0 or n < max(1, b + c):
         raise ValueError(f"{b} and {c} of {n} samples are no paired proportions")
-    z_squared = NormalDist().inv_cdf(1 - _tail_of(confidence)) ** 2
+    low_1, high_1 = clopper_pearson(b, n, confidence=confidence)
+    low_2, high_2 = clopper_pearson(c, n, confidence=confidence)
+    r = -math.sqrt(b * c / ((n - b) * (n - c))) if max(b, c) < n else 0.0
 
-    def is_rejected(d: float) -> bool:
-        linear = (2 * n - b + c) * d - b - c
-        root = math.sqrt(max(0.0, linear * linear + 8 * n * c * d * (1 - d)))
-        q = (root - linear) / (4 * n)
-        return (b - c - n * d) ** 2 > z_squared * n * (2 * q + d * (1 - d))
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(x * x + y * y - 2 * r * x * y)
 
     found = (b - c) / n
-    low = -1.0 if c == n else _bisect(is_rejected, -1.0, found)
-    high = 1.0 if b == n else _bisect(lambda d: not is_rejected(d), found, 1.0)
-    return low, high
+    low = found - reach(b / n - low_1, high_2 - c / n)
+    high = found + reach(high_1 - b / n, c / n - low_2)
+    return max(-1.0, low), min(1.0, high)
 
 
-def _tail_of(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    return (1 - confidence) / 2
-
-
-def _tail_probability(num_trials: int, first: int, last: int) -> Callable[[float], float]:
-    """Return P(first <= X <= last) for X ~ Bin(num_trials, p), as a function of 0 < p < 1."""
+def binomial_chances(
+    num_trials: int, first: int, last: int
+) -> Callable[[float], NDArray[np.float64]]:
+    """Return P(X = first) to P(X = last) for X ~ Bin(num_trials, p), as a function of 0 < p < 1."""
     counts = np.arange(first, last + 1)
     lgamma = math.lgamma
     whole = lgamma(num_trials + 1)
@@ -116,12 +111,18 @@ def _tail_probability(num_trials: int, first: int, last: int) -> Callable[[float
         [whole - lgamma(k + 1) - lgamma(num_trials - k + 1) for k in range(first, last + 1)]
     )
 
-    def probability(p: float) -> float:
-        terms = log_ways + counts * math.log(p) + (num_trials - counts) * math.log1p(-p)
+    def chances(p: float) -> NDArray[np.float64]:
         with np.errstate(under="ignore"):
-            return float(np.exp(terms).sum())
+            logs = log_ways + counts * math.log(p) + (num_trials - counts) * math.log1p(-p)
+            return np.asarray(np.exp(logs))
 
-    return probability
+    return chances
+
+
+def _tail_of(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    return (1 - confidence) / 2
 
 
 def _bisect(is_below: Callable[[float], bool], low: float, high: float) -> float:

@@ -55,27 +55,34 @@ class Race:
         return self.in_race[0]
 
 
-def standing(logs_BC: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Return (C,) the distance of each candidate to the leader, and its limit for chance.
+def standing(
+    logs_BC: NDArray[np.float64], *, num_looks: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (C,) the distance of each candidate to the leader, and (C,) its limit for chance.
 
-    A candidate beyond the limit is beaten. A difference of two means has the standard error
+    A candidate beyond its limit is beaten. A difference of two means has the standard error
     s sqrt(2/B), s^2 the mean square of what the sums of candidate and block leave, with
-    (B-1)(C-1) degrees of freedom. The confidence is that of all C-1 comparisons together
-    (Bonferroni), so that the fastest leaves in at most one race of twenty.
+    (B-1)(C-1) degrees of freedom; or, where that is more, the one of its own B differences: a
+    candidate that varies more than the others is not beaten by its bad luck. The confidence is that
+    of all C-1 comparisons in all looks together (Bonferroni), so that the fastest leaves in at most
+    one race of twenty (`benchmarks/statistics`; of 16, one that varies three times as much as all
+    others leaves in one of ten).
 
     Args:
         logs_BC: logarithms of times; every candidate in every block, at least two of each.
+        num_looks: how often the race is looked at.
     """
     num_blocks, num_candidates = logs_BC.shape
     means_C = logs_BC.mean(axis=0)
     left_BC = logs_BC - means_C - logs_BC.mean(axis=1, keepdims=True) + logs_BC.mean()
     degrees = (num_blocks - 1) * (num_candidates - 1)
     variance = float((left_BC**2).sum()) / degrees
+    own_C = (logs_BC - logs_BC[:, [means_C.argmin()]]).var(axis=0, ddof=1)
     # Bonferroni's share of a one-sided test, for a two-sided quantile.
-    alpha = 2 * (1 - CONFIDENCE) / (num_candidates - 1)
+    alpha = 2 * (1 - CONFIDENCE) / (num_candidates - 1) / num_looks
     quantile = student_quantile(1 - min(alpha, 0.5), degrees=degrees)
-    limit = quantile * math.sqrt(2 * variance / num_blocks)
-    return means_C - means_C.min(), limit
+    limit_C = quantile * np.sqrt(np.maximum(2 * variance, own_C) / num_blocks)
+    return means_C - means_C.min(), limit_C
 
 
 def race(
@@ -102,6 +109,7 @@ def race(
         raise ValueError("a race needs a candidate")
     logs: list[list[float]] = [[] for _ in range(num_candidates)]
     alive = list(range(num_candidates))
+    looks = {*(rung for rung in _RUNGS if rung < max_blocks), max_blocks}
     number = 0
     while number < max_blocks and (len(alive) > 1 or number == 0):
         for candidate, time in zip(alive, measure(tuple(alive), number), strict=True):
@@ -112,13 +120,13 @@ def race(
         if number == 1:
             first = min(logs[candidate][0] for candidate in alive)
             alive = [c for c in alive if logs[c][0] - first < math.log(_HOPELESS)]
-        elif (number in _RUNGS or number == max_blocks) and len(alive) > 1:
+        elif number in looks and len(alive) > 1:
             logs_BC = np.array([logs[candidate] for candidate in alive]).T
-            behind_C, limit = standing(logs_BC)
-            alive = [c for c, behind in zip(alive, behind_C, strict=True) if behind <= limit]
+            behind_C, limit_C = standing(logs_BC, num_looks=len(looks))
+            ahead_C = limit_C - behind_C  # by as much each could be faster than the leader
+            alive = [c for c, ahead in zip(alive, ahead_C, strict=True) if ahead >= 0]
             # The leader is not its own rival.
-            rivals_C = np.sort(behind_C)[1:]
-            if limit - rivals_C.min() <= math.log1p(indifference):
+            if np.delete(ahead_C, behind_C.argmin()).max() <= math.log1p(indifference):
                 break
     fastest_first = sorted(alive, key=lambda candidate: float(np.mean(logs[candidate])))
     return Race(log_times=tuple(map(tuple, logs)), num_blocks=number, in_race=tuple(fastest_first))

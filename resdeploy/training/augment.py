@@ -53,34 +53,28 @@ def augment_batch(
 ) -> Tensor:
     """Return a changed copy of a batch, or `x` itself for an empty spec.
 
-    Args:
-        x: (N, C, H, W) or (N, F), on any device.
-        spec: the changes.
-        generator: a generator of the CPU; the only source of randomness, so that a run does not
-            depend on the device it draws on.
-        fill: the value beyond the border of an image, per channel or one for all, in units of the
-            input: for example that of a black pixel after normalisation.
+    `x` is (N, C, H, W) or (N, F), on any device. `generator` is of the CPU and the only source of
+    randomness, so that a run does not depend on the device it draws on. `fill` is the value beyond
+    the border of an image, per channel or one for all, in units of the input: for example that of
+    a black pixel after normalisation.
 
     Raises:
         ResdeployError: `spec` does not suit the samples.
     """
     check_augment(spec, sample_ndim=x.ndim - 1)
+    border = torch.tensor(fill, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
     if x.ndim == 2:
         x = _shift_vectors(x, spec.shift_px, generator) if spec.shift_px else x
     elif spec.rotate_degrees or spec.scale:
-        x = _warp(x, spec, generator, _fill_tensor(x, fill))
+        x = _warp(x, spec, generator, border)
     elif spec.shift_px:
-        x = _shift_images(x, spec.shift_px, generator, _fill_tensor(x, fill))
+        x = _shift_images(x, spec.shift_px, generator, border)
     if spec.horizontal_flip:
         flipped = torch.rand(len(x), generator=generator) < 0.5
         x = torch.where(flipped.to(x.device)[:, None, None, None], x.flip(3), x)
     if spec.noise_std:
         x = x + spec.noise_std * torch.randn(x.shape, generator=generator).to(x)
     return x
-
-
-def _fill_tensor(x: Tensor, fill: Sequence[float]) -> Tensor:
-    return torch.tensor(fill, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
 
 
 def _draw_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -115,13 +109,9 @@ def _warp(x: Tensor, spec: AugmentSpec, generator: torch.Generator, fill: Tensor
     shift_y = _draw_shift(x, spec.shift_px, generator)[:, 0]
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     # affine_grid counts from -1 to 1 along either side, so a turn mixes two units of length.
-    theta_N23 = torch.stack(
-        (
-            torch.stack((cos, -sin * height / width, -2 * shift_x / width), dim=1),
-            torch.stack((sin * width / height, cos, -2 * shift_y / height), dim=1),
-        ),
-        dim=1,
-    )
+    first = (cos, -sin * height / width, -2 * shift_x / width)
+    second = (sin * width / height, cos, -2 * shift_y / height)
+    theta_N23 = torch.stack((*first, *second), dim=1).reshape(-1, 2, 3)
     grid = F.affine_grid(theta_N23.to(x), list(x.shape), align_corners=False)
     # Beyond the border grid_sample knows only zeros.
     warped = F.grid_sample(x - fill, grid, padding_mode="zeros", align_corners=False)

@@ -132,11 +132,7 @@ def load_foreign_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     _check_is_file(path)
-    content: Any
-    if path.suffix == ".safetensors":
-        content, _ = read_tensors(path)
-    else:
-        content = _load_pickled(path)
+    content = read_tensors(path)[0] if path.suffix == ".safetensors" else _load_pickled(path)
     state_dict = _unwrap(content, str(path))
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -154,11 +150,9 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
     A classifier called `fc` in one and `linear` in the other is matched. BatchNorm's counter
     `num_batches_tracked`, which old files lack and inference never reads, may be missing.
 
-    Args:
-        module: the network; unchanged if this raises. It may be on the meta device, which spares
-            the initialisation that the weights replace; it is then on the CPU.
-        state_dict: the weights, by name.
-        source: the name of the weights in an error.
+    The network is unchanged if this raises. It may be on the meta device, which spares the
+    initialisation that the weights replace; it is then on the CPU. `source` names the weights in
+    an error.
 
     Raises:
         ResdeployError: a weight is missing, is not in the network, or has another shape.
@@ -168,22 +162,20 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    reshaped = [
-        f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if missing or unexpected or reshaped:
+    wrong = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in given and given[name].shape != tensor.shape
+        ],
+    }
+    if any(wrong.values()):
         lines = [
             f"{len(names)} {what}: {', '.join(names[:_NUM_LISTED])}"
             + (", …" if len(names) > _NUM_LISTED else "")
-            for what, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", reshaped),
-            )
+            for what, names in wrong.items()
             if names
         ]
         raise ResdeployError(
@@ -208,9 +200,8 @@ def suggest_architectures(state_dict: Mapping[str, Tensor]) -> list[str]:
         return []
     found = []
     for arch in ARCHITECTURES:
-        spec = ModelSpec(arch=arch, num_classes=classifiers[-1])
         with torch.device("meta"):
-            wanted = build_network(spec).state_dict()
+            wanted = build_network(ModelSpec(arch=arch, num_classes=classifiers[-1])).state_dict()
         given = _rename_classifier(state_dict, wanted)
         if _essential_shapes(given) == _essential_shapes(wanted):
             found.append(arch)
@@ -218,11 +209,7 @@ def suggest_architectures(state_dict: Mapping[str, Tensor]) -> list[str]:
 
 
 def _essential_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {
-        name: tensor.shape
-        for name, tensor in state_dict.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    return {n: t.shape for n, t in state_dict.items() if not n.endswith("num_batches_tracked")}
 
 
 def _rename_classifier(
@@ -253,22 +240,17 @@ def _load_pickled(path: Path) -> Any:
         # torch.load raises the errors of its reader: RuntimeError, EOFError, KeyError, …
         # A GLOBAL is the pickle's word for a class or function by name.
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise ResdeployError(
-                "The file holds objects that only its own program can rebuild, not weights alone.",
-                where=str(path),
-                fix="where its source is trusted, load it and save model.state_dict() instead",
-            ) from error
-        if "TorchScript" in str(error):
-            raise ResdeployError(
-                "This is a TorchScript program, not weights.",
-                where=str(path),
-                fix="load it with torch.jit.load and save its state_dict()",
-            ) from error
-        raise ResdeployError(
-            f"The file is damaged or is no torch checkpoint: {_cause(error)}.",
-            where=str(path),
-            fix="copy or download it again",
-        ) from error
+            what = (
+                "The file holds objects that only its own program can rebuild, not weights alone."
+            )
+            fix = "where its source is trusted, load it and save model.state_dict() instead"
+        elif "TorchScript" in str(error):
+            what = "This is a TorchScript program, not weights."
+            fix = "load it with torch.jit.load and save its state_dict()"
+        else:
+            what = f"The file is damaged or is no torch checkpoint: {_cause(error)}."
+            fix = "copy or download it again"
+        raise ResdeployError(what, where=str(path), fix=fix) from error
 
 
 def _cause(error: Exception) -> str:
@@ -282,9 +264,8 @@ def _cause(error: Exception) -> str:
 def _unwrap(content: Any, where: str) -> Mapping[str, Any]:
     """Return the one mapping of weights in a checkpoint, from its entry if it lies in one."""
     if isinstance(content, Mapping):
-        weights = [k for k in _WEIGHT_ENTRIES if isinstance(content.get(k), Mapping)]
-        averaged = [k for k in _EMA_ENTRIES if isinstance(content.get(k), Mapping)]
-        entries = weights + averaged
+        known = (*_WEIGHT_ENTRIES, *_EMA_ENTRIES)
+        entries = [name for name in known if isinstance(content.get(name), Mapping)]
         if len(entries) > 1:
             raise ResdeployError(
                 f"The file holds {len(entries)} sets of weights: {', '.join(entries)}.",

@@ -42,7 +42,6 @@ __all__ = ["evaluate_network", "learning_rate_at", "train"]
 _EVALUATION_BATCH = 256
 _SMALL_SAMPLE = 1024
 
-OnEpoch = Callable[[EpochMetrics], None]
 OnBatch = Callable[[int, int, float, float], None]
 
 
@@ -68,27 +67,20 @@ def train(
     force: bool = False,
     device: str = "cpu",
     num_threads: int | None = None,
-    on_epoch: OnEpoch | None = None,
-    on_batch: OnBatch | None = None,
+    on_epoch: Callable[[EpochMetrics], None] = lambda metrics: None,
+    on_batch: OnBatch = lambda step, num_steps, loss, rate: None,
 ) -> TrainReport:
     """Train a recipe into a run directory and return the last epoch's metrics.
 
     Interrupted at any moment, the directory holds the state after the last whole epoch. A run that
     it held before is there until the new one is whole.
 
-    Args:
-        recipe: network, data and settings.
-        run_directory: a folder that does not exist yet or is empty; with `resume`, one that an
-            earlier run of the same recipe left; with `force`, one that holds any run.
-        resume: go on after the last whole epoch, of the run that was to replace another if there
-            is one.
-        force: replace an earlier run, once the last epoch is trained.
-        device: a torch device.
-        num_threads: threads of torch's CPU operators during this call; None is one where samples
-            have fewer than 1024 values, and torch's own choice otherwise.
-        on_epoch: called with the metrics of each epoch once its state is on disk.
-        on_batch: called after each step with (step, num_steps, loss, learning_rate), where steps
-            count from 1 over the whole run.
+    `run_directory` does not exist yet or is empty; with `resume`, an earlier run of the same recipe
+    left it, or is there to be replaced; with `force`, it holds any run, which is replaced once the
+    last epoch is trained. `num_threads` is for torch's CPU operators during this call; None is one
+    where samples have fewer than 1024 values, and torch's own choice otherwise. `on_epoch` is
+    called with the metrics of each epoch once its state is on disk; `on_batch` after each step with
+    (step, num_steps, loss, learning_rate), where steps count from 1 over the whole run.
 
     Raises:
         ResdeployError: the directory is in use; `resume` and the directory is of another recipe;
@@ -102,8 +94,11 @@ def train(
     place = working_directory(directory, recipe, resume=resume, force=force)
     dataset = load_dataset(recipe.data, recipe.preprocess)
     _check_dataset(dataset, recipe)
+    # For tiny samples more threads gain little, lose much as soon as anything else runs on the
+    # machine (each operator waits for the slowest), and make the bits depend on the core count.
+    small = math.prod(recipe.preprocess.input_shape) < _SMALL_SAMPLE
     with (
-        _threads(num_threads or _default_threads(recipe)),
+        _threads(num_threads or (1 if small else torch.get_num_threads())),
         torch.random.fork_rng([target.index or 0] if target.type == "cuda" else []),
     ):
         run = _start(recipe, place, dataset, target)
@@ -113,8 +108,7 @@ def train(
         for epoch in range(len(metrics) + 1, recipe.train.epochs + 1):
             metrics.append(_train_epoch(run, epoch, on_batch))
             save_state(place, run.network, run.optimizer, recipe=recipe, metrics=metrics)
-            if on_epoch is not None:
-                on_epoch(metrics[-1])
+            on_epoch(metrics[-1])
     if place != directory:
         replace_run(directory)
     return TrainReport(
@@ -219,7 +213,7 @@ def _build_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
     )
 
 
-def _train_epoch(run: _Run, epoch: int, on_batch: OnBatch | None) -> EpochMetrics:
+def _train_epoch(run: _Run, epoch: int, on_batch: OnBatch) -> EpochMetrics:
     spec, data = run.recipe.train, run.dataset
     started = time.perf_counter()
     # Dropout and its like draw from torch's own generator, augmentation from this one.
@@ -227,21 +221,18 @@ def _train_epoch(run: _Run, epoch: int, on_batch: OnBatch | None) -> EpochMetric
     generator = torch.Generator().manual_seed(_derived_seed(spec.seed, epoch, 1))
     order = epoch_order(len(data.train_y), seed=spec.seed, epoch=epoch)
     batches = _batches(order, spec.batch_size)
-    num_steps = spec.epochs * len(batches)
+    num_steps, num_warmup = spec.epochs * len(batches), spec.warmup_epochs * len(batches)
     loss_sum, num_correct, num_seen, rate = 0.0, 0, 0, 0.0
     run.network.train()
     for index, chosen in enumerate(batches):
         step = (epoch - 1) * len(batches) + index
-        rate = learning_rate_at(
-            step, num_steps, spec.warmup_epochs * len(batches), spec.learning_rate
-        )
+        rate = learning_rate_at(step, num_steps, num_warmup, spec.learning_rate)
         loss, correct = _train_step(run, chosen, rate, generator)
         _check_finite(loss, run, epoch, f"step {index + 1} of {len(batches)}")
         loss_sum += loss * len(chosen)
         num_correct += correct
         num_seen += len(chosen)
-        if on_batch is not None:
-            on_batch(step + 1, num_steps, loss, rate)
+        on_batch(step + 1, num_steps, loss, rate)
     test_loss, test_accuracy = evaluate_network(run.network, data.test_x, data.test_y, run.recipe)
     _check_finite(test_loss, run, epoch, "the test samples")
     return EpochMetrics(
@@ -367,13 +358,6 @@ def _open_device(name: str) -> torch.device:
             fix="train on the device cpu",
         ) from error
     return device
-
-
-def _default_threads(recipe: Recipe) -> int:
-    # For tiny samples more threads gain little, lose much as soon as anything else runs on the
-    # machine (each operator waits for the slowest), and make the bits depend on the core count.
-    small = math.prod(recipe.preprocess.input_shape) < _SMALL_SAMPLE
-    return 1 if small else torch.get_num_threads()
 
 
 @contextlib.contextmanager

@@ -29,13 +29,7 @@ from resdeploy.training.checkpoint import (
     write_tensors,
 )
 
-__all__ = [
-    "begin_run",
-    "replace_run",
-    "restore_state",
-    "save_state",
-    "working_directory",
-]
+__all__ = ["begin_run", "replace_run", "restore_state", "save_state", "working_directory"]
 
 RECIPE_NAME = "recipe.json"
 METRICS_NAME = "metrics.jsonl"
@@ -143,8 +137,7 @@ def save_state(
     save_checkpoint(directory / CHECKPOINT_NAME, network, info)
     tensors = {f"{_WEIGHT}{name}": t for name, t in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
+        if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
             tensors[f"{_MOMENTUM}{name}"] = momentum
     write_tensors(directory / RESUME_NAME, tensors, {"epoch": str(last.epoch)})
 
@@ -196,9 +189,8 @@ def restore_state(
     weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)}
     load_into(network, weights, source=str(path))
     for name, parameter in network.named_parameters():
-        if f"{_MOMENTUM}{name}" in tensors:
-            momentum = tensors[f"{_MOMENTUM}{name}"].to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+        if (momentum := tensors.get(f"{_MOMENTUM}{name}")) is not None:
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
     return metrics
 
 
@@ -207,20 +199,13 @@ def _check_resumable(directory: Path, recipe: Recipe) -> None:
     path = directory / RECIPE_NAME
     if not path.is_file():
         raise ResdeployError(f"There is no run to resume: no {RECIPE_NAME}.", where=str(directory))
-    started = _without_path(load_json(Recipe, path.read_bytes(), where=str(path)))
-    asked = _without_path(recipe)
-    if changed := [
-        field.name
-        for field in fields(Recipe)
-        if getattr(started, field.name) != getattr(asked, field.name)
-    ]:
+    started = load_json(Recipe, path.read_bytes(), where=str(path))
+    # Data that was moved is still the same data.
+    one, other = (replace(r, data=replace(r.data, path=None)) for r in (started, recipe))
+    names = [field.name for field in fields(Recipe)]
+    if changed := [name for name in names if getattr(one, name) != getattr(other, name)]:
         raise ResdeployError(
             f"The run was started with another recipe: {', '.join(changed)} differ.",
             where=str(path),
             fix="resume with the same recipe, or train into another directory",
         )
-
-
-def _without_path(recipe: Recipe) -> Recipe:
-    # Data that was moved is still the same data.
-    return replace(recipe, data=replace(recipe.data, path=None))

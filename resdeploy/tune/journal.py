@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resdeploy.bundle.folder import MANIFEST, BundleFolder
 from resdeploy.bundle.tuned_settings import target_of
@@ -19,9 +19,6 @@ __all__ = ["JOURNAL", "Journal", "identity_of"]
 
 JOURNAL = "search.jsonl"
 
-# JSON data.
-T = TypeVar("T")
-
 
 def identity_of(
     bundle: BundleFolder,
@@ -34,17 +31,12 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return the identity of a search as JSON data: its findings hold for no other.
 
-    Args:
-        bundle: the model; its manifest has the hashes of all of its files.
-        spec: the space and the objective.
-        environment: the machine.
-        variants: files of other forms of the model.
-        precisions: those that are made for the search.
-        data: the samples for judgement and calibration.
+    `variants` are files of other forms of the model, `precisions` those made for the search, and
+    `data` the samples for judgement and calibration.
     """
     identity: dict[str, Any] = to_json(
         {
-            "bundle": sha256_file(bundle.path / MANIFEST),
+            "bundle": sha256_file(bundle.path / MANIFEST),  # which has the hashes of all files
             "options": spec,
             "machine": target_of(environment),
             "variants": {path.name: sha256_file(path) for path in variants},
@@ -68,9 +60,9 @@ class Journal:
     the search, and each other line the finding of a step.
     """
 
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-        self._path: Path | None = None
+    def __init__(self, path: Path | None = None, found: Mapping[str, Any] | None = None) -> None:
+        self._path = path
+        self._found = dict(found or {})
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any]) -> "Journal":
@@ -79,31 +71,29 @@ class Journal:
         Raises:
             ResdeployError: the folder holds another search or something else, or cannot be used.
         """
-        journal = cls()
-        journal._path = folder / JOURNAL
+        path = folder / JOURNAL
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            is_there = journal._path.exists()
-            if not is_there and any(folder.iterdir()):
+            if not path.exists() and any(folder.iterdir()):
                 raise _refused(folder, "holds something else than a search")
-            content = journal._path.read_bytes() if is_there else b""
+            content = path.read_bytes() if path.exists() else b""
             # The last line was being written when the search was stopped.
             whole = content[: content.rfind(b"\n") + 1]
             if not whole and _line(identity).startswith(content):
-                journal._path.write_bytes(_line(identity))
-                return journal
+                path.write_bytes(_line(identity))
+                return cls(path)
             started, *steps = map(json.loads, whole.splitlines())
             if changed := [key for key in identity if started.get(key) != identity[key]]:
                 raise _refused(folder, f"holds another search, with other {', '.join(changed)}")
-            journal._found = {step["step"]: step["found"] for step in steps}
-            os.truncate(journal._path, len(whole))
+            found = {step["step"]: step["found"] for step in steps}
+            os.truncate(path, len(whole))
         except OSError as error:
             raise _refused(folder, f"cannot be used: {error.strerror or error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _refused(folder, f"holds something else than a search: {error!r}") from error
-        return journal
+        return cls(path, found)
 
-    def once(self, step: str, find: Callable[[], T]) -> T:
+    def once(self, step: str, find: Callable[[], Any]) -> Any:
         """Return the finding of a step, kept or from `find` now: JSON data."""
         if step not in self._found:
             self._found[step] = find()
@@ -112,8 +102,7 @@ class Journal:
                     file.write(_line({"step": step, "found": self._found[step]}))
                     file.flush()
                     os.fsync(file.fileno())
-        found: T = self._found[step]
-        return found
+        return self._found[step]
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

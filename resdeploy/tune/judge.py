@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 from resdeploy.bundle.evaluate import Answers, LoadSamples, answer, compare_answers
 from resdeploy.bundle.folder import BundleFolder
@@ -38,16 +37,13 @@ class Judge:
         self._spec = spec
         # Every candidate is judged on the same samples: they are read once.
         self._load = None if load is None else functools.cache(load)
-        self._known: dict[tuple[Path, SessionSpec], Judgement] = {}
+        self._judgement_of = functools.cache(self._judged)
         self._reference: Answers | None = None
 
     def __call__(self, candidate: Candidate) -> Judgement:
         """Return the judgement of its answers."""
         session = dataclasses.replace(candidate.session, num_threads=None, spinning=True)
-        key = (candidate.variant.path, session)
-        if key not in self._known:
-            self._known[key] = self._judged(candidate.variant, session)
-        return self._known[key]
+        return self._judgement_of(candidate.variant, session)
 
     def _judged(self, variant: Variant, session: SessionSpec) -> Judgement:
         if variant.refused is not None:
@@ -71,8 +67,7 @@ class Judge:
         return Judgement(evidence=f"PASS as float32, R = {ratio:.3g}")
 
     def _within(self, variant: Variant, session: SessionSpec, max_drop: float) -> Judgement:
-        if self._load is None:
-            raise ValueError("an accuracy budget needs samples")
+        assert self._load is not None
         if variant.path == self._bundle.model and session == SessionSpec():
             return Judgement(evidence="the model it is measured by", drop=0.0)
         # The drop is one from float32: another session's arithmetic may lose something too.
@@ -80,8 +75,7 @@ class Judge:
             self._reference = answer(self._bundle.model, self._load, SessionSpec())
         answers = answer(variant.path, self._load, session)
         report = compare_answers(answers, self._reference, max_drop)
-        if report.paired is None:
-            raise ValueError("two models were given")
+        assert report.paired is not None
         low, high = (100 * end for end in report.paired.drop_interval)
         shown = f"drop {100 * (report.drop or 0):.2f} points ({low:.2f} to {high:.2f})"
         if not report.passed:

@@ -9,16 +9,16 @@ in the report. If it does not hold there, the defaults stay.
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from resdeploy.bench.in_turn import bench_in_turn, time_in_turn
 from resdeploy.bench.layer_times import read_profile
 from resdeploy.bench.measure import set_up
-from resdeploy.bundle.check_tuned import golden_answers
-from resdeploy.bundle.evaluate import LoadSamples
+from resdeploy.bundle.check import golden_answers
+from resdeploy.bundle.evaluate import LoadSamples, Progress
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.bundle.tuned_settings import target_of
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
@@ -32,7 +32,7 @@ from resdeploy.session.session import open_session
 from resdeploy.statistics.paired import pooled_percentile
 from resdeploy.statistics.racing import race
 from resdeploy.tune.journal import Journal
-from resdeploy.tune.judge import Judge, Judgement
+from resdeploy.tune.judge import Judge
 from resdeploy.tune.space import Candidate, Variant, candidates_for
 
 __all__ = ["tune"]
@@ -51,8 +51,6 @@ _PROFILE_RUNS = 30
 _FEWEST_RUNS = 20
 _TIMED_NS = 3e9
 
-Progress = Callable[[int, int | None, str], None]
-
 
 def tune(
     bundle: BundleFolder,
@@ -65,13 +63,9 @@ def tune(
 ) -> TuneReport:
     """Return the best way to run `bundle` on this machine, and all trials.
 
-    Args:
-        bundle: the model, and the golden inputs that a lossless candidate must pass on.
-        spec: the space and the objective.
-        variants: other forms of the model, such as its int8.
-        load: returns labelled samples, on which the drop is judged.
-        journal: the findings of this very search so far, and the place of new ones.
-        on_progress: called with the number of steps done in a stage, their total, and a remark.
+    `variants` are other forms of the model, such as its int8; `load` returns labelled samples, on
+    which the drop is judged; `journal` has the findings of this very search so far, and takes new
+    ones; `on_progress` is called with the number of steps done in a stage, their total, a remark.
 
     Raises:
         ResdeployError: an accuracy budget without samples, nothing to search, or two models of one
@@ -96,30 +90,27 @@ def tune(
     candidates = candidates_for(default, (base, *variants), spec)
     judge = Judge(bundle, spec, load)
     journal = journal or Journal()
-    judgements = []
+    trials = []
     for number, candidate in enumerate(candidates):
         on_progress(number, len(candidates), "judge answers")
         found = journal.once(f"judge {number}", partial(_judged, judge, candidate))
-        judgements.append(Judgement(**found))
-    trials = [
-        TuneTrial(
-            model=candidate.variant.path.name,
-            session=candidate.session,
-            batch_size=candidate.batch_size,
-            size_bytes=(0 if candidate.variant.refused else candidate.variant.path.stat().st_size),
-            drop=judgement.drop,
-            evidence=judgement.evidence,
-            out=judgement.out,
+        path, refused = candidate.variant.path, candidate.variant.refused
+        trials.append(
+            TuneTrial(
+                model=path.name,
+                session=candidate.session,
+                batch_size=candidate.batch_size,
+                size_bytes=0 if refused else path.stat().st_size,
+                **found,
+            )
         )
-        for candidate, judgement in zip(candidates, judgements, strict=True)
-    ]
     admitted = [place for place, trial in enumerate(trials) if trial.out is None]
     if not admitted:
         raise ResdeployError(
             f"Not one of {len(trials)} candidates is within the budget: {trials[0].out}.",
             fix="allow a larger --max-drop, or give more --data",
         )
-    trials, in_race, num_blocks = _race(trials, candidates, admitted, spec, journal, on_progress)
+    in_race, num_blocks = _race(trials, candidates, admitted, spec, journal, on_progress)
     winner = _best(trials, in_race, spec)
     comparison = None
     if candidates[winner] != default:
@@ -132,6 +123,7 @@ def tune(
                 trials[winner], out="fell behind the defaults in the last comparison"
             )
             winner, comparison = 0, None
+    best, chosen = trials[winner], candidates[winner]
     return TuneReport(
         name=bundle.manifest.name,
         spec=spec,
@@ -142,20 +134,18 @@ def tune(
         front=_front(trials),
         num_blocks=num_blocks,
         comparison=comparison,
-        profile=_profile(candidates[winner], environment),
+        profile=_profile(chosen, environment),
         settings=TunedSettings(
             target=target_of(environment),
-            model=trials[winner].model,
-            session=trials[winner].session,
-            batch_size=trials[winner].batch_size,
+            model=best.model,
+            session=best.session,
+            batch_size=best.batch_size,
             objective=spec.objective,
             ratio=None if comparison is None else comparison.p50,
             max_drop=spec.max_drop,
-            evidence=trials[winner].evidence,
-            answers=golden_answers(
-                candidates[winner].variant.path, candidates[winner].session, bundle.golden
-            ),
-            quant=candidates[winner].variant.quant,
+            evidence=best.evidence,
+            answers=golden_answers(chosen.variant.path, chosen.session, bundle.golden),
+            quant=chosen.variant.quant,
         ),
         quants=tuple(one.quant for one in variants if one.quant is not None),
     )
@@ -167,9 +157,9 @@ def _judged(judge: Judge, candidate: Candidate) -> dict[str, Any]:
 
 def _refuse_same_names(variants: Sequence[Variant]) -> None:
     """Raise ResdeployError for two files of one name, the key in the bundle and the report."""
-    names = Counter(one.path.name for one in variants)
+    names = [one.path.name for one in variants]
     for one in variants:
-        if names[one.path.name] > 1:
+        if names.count(one.path.name) > 1:
             raise ResdeployError(
                 f"Two of the models are called {one.path.name}.",
                 where=str(one.path),
@@ -187,20 +177,15 @@ def _race(
     spec: TuneSpec,
     journal: Journal,
     on_progress: Progress,
-) -> tuple[list[TuneTrial], list[int], int]:
-    """Return the trials with their times, those never beaten, and the number of blocks."""
+) -> tuple[list[int], int]:
+    """Put the times into the trials; return the places of those never beaten, and the blocks."""
     times: dict[int, list[float]] = {place: [] for place in admitted}
     peaks: dict[int, int] = {}
     q = 99 if spec.objective == "p99" else 50
 
     def time(group: Sequence[int], number: int) -> list[tuple[float, int | None]]:
-        sides = [
-            (
-                candidates[place].variant.path,
-                candidates[place].bench_spec(_runs_that_fit(spec, times[place])),
-            )
-            for place in group
-        ]
+        chosen = [(candidates[place], _runs_that_fit(spec, times[place])) for place in group]
+        sides = [(one.variant.path, one.bench_spec(num_runs)) for one, num_runs in chosen]
         timed = time_in_turn(sides, prove_placement=number == 0)
         return [(pooled_percentile(one.bursts_ns, q), one.ram_peak_bytes) for one in timed]
 
@@ -231,7 +216,7 @@ def _race(
             ram_peak_bytes=peaks.get(place),
             out=f"beaten after {len(times[place])} blocks" if is_out else None,
         )
-    return trials, in_race if max_blocks > 1 else list(admitted), result.num_blocks
+    return in_race if max_blocks > 1 else list(admitted), result.num_blocks
 
 
 def _runs_that_fit(spec: TuneSpec, times_ns: Sequence[float]) -> int:
@@ -270,15 +255,11 @@ def _front(trials: Sequence[TuneTrial]) -> tuple[int, ...]:
         for place, trial in enumerate(trials)
         if trial.times_ns
     }
-
-    def is_beaten(place: int) -> bool:
-        mine = costs[place]
-        return any(
-            other != mine and all(theirs <= ours for theirs, ours in zip(other, mine, strict=True))
-            for other in costs.values()
-        )
-
-    return tuple(place for place in costs if not is_beaten(place))
+    return tuple(
+        place
+        for place, mine in costs.items()
+        if not any(o != mine and all(map(operator.le, o, mine)) for o in costs.values())
+    )
 
 
 # --- the winner ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
@@ -21,11 +20,8 @@ __all__ = ["Candidate", "Variant", "candidates_for", "read_variants", "sessions_
 class Variant:
     """A form of the bundle's model: a file, and the arithmetic that it asks for.
 
-    Attributes:
-        path: the file.
-        precision: of most of its weights.
-        quant: the report of its quantization, if known.
-        refused: the reason where it could not be made; there is no file then.
+    `precision` is of most of its weights; `quant` the report of its quantization, if known;
+    `refused` the reason where it could not be made: there is no file then.
     """
 
     path: Path
@@ -53,9 +49,6 @@ def read_variants(paths: Sequence[Path]) -> list[Variant]:
     Raises:
         ResdeployError: a file is no model, or is not there.
     """
-    for path in paths:
-        if not path.is_file():
-            raise ResdeployError("There is no such model file.", where=str(path))
     return [Variant(path=path, precision=stored_precision(path)) for path in paths]
 
 
@@ -78,16 +71,14 @@ def sessions_for(provider: str, spec: TuneSpec) -> Iterator[SessionSpec]:
     A provider with a faster arithmetic than float32 is tried in both, and without an accuracy
     budget in float32 alone.
     """
-    switch = find_provider(provider).arithmetics
-    if switch is None:
-        bases = [SessionSpec(provider=provider)]
-    else:
+    found = find_provider(provider)
+    bases = [SessionSpec(provider=provider)]
+    if (switch := found.arithmetics) is not None:
         arithmetics = (switch.exact,) if spec.max_drop is None else (switch.fast, switch.exact)
-        bases = [SessionSpec(provider=provider, **options) for options in arithmetics]
-    choices = find_provider(provider).choices
-    threads = spec.threads if find_provider(provider).on_cpu else (None,)
-    for base, number, *values in itertools.product(bases, threads, *choices.values()):
-        changes = dict(zip(choices, values, strict=True))
+        bases = [dataclasses.replace(bases[0], **options) for options in arithmetics]
+    threads = spec.threads if found.on_cpu else (None,)
+    for base, number, *values in itertools.product(bases, threads, *found.choices.values()):
+        changes = dict(zip(found.choices, values, strict=True))
         session = dataclasses.replace(base, num_threads=number, **changes)
         # One thread waits for no other, so that spinning changes nothing.
         if session.spinning or number != 1:

@@ -9,8 +9,8 @@ from pathlib import Path
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
-from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.quant.quantize import quantize_file, spec_for, types_for
+from resdeploy.quant.samples import load_calibration
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec
@@ -41,13 +41,8 @@ def make_variants(
 ) -> list[Variant]:
     """Return lower precisions of a bundle's model, each a file in `folder` or refused.
 
-    Args:
-        bundle: the model.
-        folder: a folder for them alone; files of an earlier call are not made again.
-        spec: the search.
-        data: samples to calibrate with.
-        precisions: those to make.
-        on_stage: called with the name of each stage.
+    `folder` is for them alone; files of an earlier call for the same search are not made again.
+    `on_stage` is called with the name of each stage.
 
     Raises:
         ResdeployError: the data is missing or unfit.
@@ -75,28 +70,24 @@ def _made(
         reduce_range=None,
         target=None,
     )
+    report = None
     if record.is_file():
-        before = load_json(QuantReport, record.read_bytes(), where=str(record))
-        if before.spec == asked:
-            return _variant(path, precision, before)
-    try:
-        report = quantize_file(
-            bundle.model,
-            path,
-            asked,
-            data,
-            preprocess=bundle.manifest.preprocess,
-            warnings=warnings,
-            force=True,  # a file without its record is of a call that was stopped
-            on_stage=lambda stage: on_stage(f"make {name}: {stage}"),
-        )
-    except ResdeployError as error:
-        return Variant(path=path, precision=precision, refused=f"not made: {error.what}")
-    with atomic_write(record, force=True) as temporary:
-        temporary.write_text(dump_json(report), encoding="utf-8")
-    return _variant(path, precision, report)
-
-
-def _variant(path: Path, precision: QuantizedPrecision, report: QuantReport) -> Variant:
+        report = load_json(QuantReport, record.read_bytes(), where=str(record))
+    if report is None or report.spec != asked:
+        try:
+            report = quantize_file(
+                bundle.model,
+                path,
+                asked,
+                data,
+                preprocess=bundle.manifest.preprocess,
+                warnings=warnings,
+                force=True,  # a file without its record is of a call that was stopped
+                on_stage=lambda stage: on_stage(f"make {name}: {stage}"),
+            )
+        except ResdeployError as error:
+            return Variant(path=path, precision=precision, refused=f"not made: {error.what}")
+        with atomic_write(record, force=True) as temporary:
+            temporary.write_text(dump_json(report), encoding="utf-8")
     refused = None if report.passed else f"not made: {report.reasons[0]}"
     return Variant(path=path, precision=precision, quant=report, refused=refused)

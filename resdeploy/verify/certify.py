@@ -161,7 +161,16 @@ def _aligned(model: onnx.ModelProto, reference: Reference, precision: PrecisionN
     except UnsupportedModelError as error:
         error.what = f"In the reference: {error.what}"
         raise
-    return align(expected, candidate)
+    alignment = align(expected, candidate)
+    odd = [
+        f"output {k} is {dtype}, of a network in {precision}"
+        for k, dtype in enumerate(candidate.dtypes)
+        if "float" in dtype and dtype not in ("float32", narrowest)
+    ]
+    if not odd:
+        return alignment
+    differences = (*alignment.result.differences, *odd)
+    return replace(alignment, result=replace(alignment.result, differences=differences))
 
 
 def _judge_metadata(model: onnx.ModelProto, reference: Reference) -> MetadataResult:

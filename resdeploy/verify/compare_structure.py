@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from resdeploy.schema.verdicts import StructureResult
 
-__all__ = ["Affine", "Alignment", "Numbers", "Skeleton", "SkeletonNode", "align"]
+__all__ = ["Affine", "Alignment", "Numbers", "Skeleton", "SkeletonNode", "align", "kind_of"]
 
 Float64Array = NDArray[np.float64]
 
@@ -133,6 +133,8 @@ class SkeletonNode:
         sources: its operands: a node by its place in the skeleton, or an input as -1, -2, ...
         affine: its weights, if it is an affine layer.
         numbers: its other constants.
+        value: the shape and the kind of its value. What an operator does may depend on the rank of
+            what it reads, so operators of one text that read others are told apart.
     """
 
     name: str
@@ -141,6 +143,7 @@ class SkeletonNode:
     sources: tuple[int, ...]
     affine: Affine | None = None
     numbers: tuple[Numbers, ...] = ()
+    value: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -223,12 +226,16 @@ def align(reference: Skeleton, candidate: Skeleton) -> Alignment:
             )
         if not is_alike or mine is None or other is None:
             continue
-        if _own(mine) != _own(other):
+        sources = list(_paired_sources(mine, other, digests, marks))
+        values = [(_value(reference, a), _value(candidate, b)) for a, b in sources]
+        # Of values of another shape, another shape follows: it is told where it begins.
+        follows = _own(mine)[:-1] == _own(other)[:-1] and any(a != b for a, b in values)
+        if _own(mine) != _own(other) and not follows:
             same_form = same_form and mine.op not in _MOVEMENTS
             differences.append(_attribute_difference(mine, other))
         if mine.affine is not None or mine.numbers:
             pairs.append((ours, theirs))
-        for pair in _paired_sources(mine, other, digests, marks):
+        for pair in sources:
             if pair not in seen:
                 seen.add(pair)
                 waiting.append(pair)
@@ -257,7 +264,7 @@ def _differences_at_the_ends(reference: Skeleton, candidate: Skeleton) -> list[s
         if ours != theirs:
             found.append(f"output {k} has shape {theirs}, in the reference {ours}")
     for k, (mine, other) in enumerate(zip(reference.dtypes, candidate.dtypes, strict=False)):
-        if _kind(mine) != _kind(other):
+        if kind_of(mine) != kind_of(other):
             found.append(f"output {k} is {other}, in the reference {mine}")
     if len(reference.inputs) != len(candidate.inputs):
         found.append(
@@ -265,12 +272,12 @@ def _differences_at_the_ends(reference: Skeleton, candidate: Skeleton) -> list[s
             f"the candidate {len(candidate.inputs)}"
         )
     for k, (one, two) in enumerate(zip(reference.inputs, candidate.inputs, strict=False)):
-        if one[0] != two[0] or _kind(one[1]) != _kind(two[1]):
+        if one[0] != two[0] or kind_of(one[1]) != kind_of(two[1]):
             found.append(f"input {k} is {two[1]} {two[0]}, in the reference {one[1]} {one[0]}")
     return found
 
 
-def _kind(dtype: str) -> str:
+def kind_of(dtype: str) -> str:
     """Return a type of value; the reference's floats are all in float64."""
     return "float" if "float" in dtype else dtype
 
@@ -278,6 +285,11 @@ def _kind(dtype: str) -> str:
 def _node(skeleton: Skeleton, place: int) -> SkeletonNode | None:
     """Return the node at a place, None for an input."""
     return skeleton.nodes[place] if place >= 0 else None
+
+
+def _value(skeleton: Skeleton, place: int) -> tuple[str, str]:
+    """Return the shape and kind at a place; none of an input, which is compared at the ends."""
+    return skeleton.nodes[place].value if place >= 0 else ("", "")
 
 
 def _digests(skeleton: Skeleton) -> list[bytes]:
@@ -294,7 +306,8 @@ def _digests(skeleton: Skeleton) -> list[bytes]:
 def _own(node: SkeletonNode) -> tuple[Any, ...]:
     """Return a node's content without its wiring and its numbers."""
     shape = None if node.affine is None else node.affine.weight.shape
-    return (node.op, node.attributes, shape, tuple(n.values.shape for n in node.numbers))
+    numbers = tuple(n.values.shape for n in node.numbers)
+    return (node.op, node.attributes, shape, numbers, node.value)
 
 
 def _fingerprints(skeleton: Skeleton) -> list[float]:
@@ -351,13 +364,16 @@ def _digest(source: int, digests: Sequence[bytes]) -> bytes:
 
 
 def _attribute_difference(mine: SkeletonNode, other: SkeletonNode) -> str:
-    ours, theirs = dict(mine.attributes), dict(other.attributes)
-    for key in sorted({*ours, *theirs}):
-        if ours.get(key) != theirs.get(key):
+    stated, found = dict(mine.attributes), dict(other.attributes)
+    for key in sorted({*stated, *found}):
+        if stated.get(key) != found.get(key):
             return (
-                f"`{other.name}` ({other.op}) has {key} {theirs.get(key)}, "
-                f"the reference {ours.get(key)}"
+                f"`{other.name}` ({other.op}) has {key} {found.get(key)}, "
+                f"the reference {stated.get(key)}"
             )
+    if mine.value != other.value:
+        ours, theirs = (" ".join(node.value) for node in (mine, other))
+        return f"`{other.name}` ({other.op}) makes {theirs}, in the reference {ours}"
     first, second = (
         node.affine.weight.shape if node.affine else [n.values.shape for n in node.numbers]
         for node in (other, mine)

@@ -4,8 +4,8 @@ An implementation is not one function: another batch size, another level of grap
 another range of values each take other kernels, and a verdict on one says nothing about the next.
 
 The bound is no guess. Let e be the rounding error of float32 in one row of outputs, the noise unit
-(`noise_units`). The end-to-end verdict passes an implementation within 4 e of the exact outputs, so
-that two of them, by the triangle inequality, are within
+(`noise_units`), which is R's denominator. The end-to-end verdict passes an implementation within
+4 e of the exact outputs, so that two of them, by the triangle inequality, are within
 
     ||y - y'|| <= ||y - y64|| + ||y' - y64|| <= 4 e + 4 e = 8 e
 
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from resdeploy.schema.verdicts import Conformance
 from resdeploy.verify.compare import level_infinities
-from resdeploy.verify.end_to_end import NOISE_RATIO_LIMIT
+from resdeploy.verify.end_to_end import NOISE_RATIO_LIMIT, float32_noise
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
@@ -67,7 +67,7 @@ class Repetition:
 def noise_units(golden: Golden) -> NDArray[np.float64]:
     """Return the noise unit of each golden input: (N,)."""
     norms_N = np.linalg.norm(golden.finite, axis=1)
-    return np.asarray(np.maximum(golden.noise_l2, _relative_noise(golden) * norms_N))
+    return np.asarray(np.maximum(float32_noise(golden), _relative_noise(golden) * norms_N))
 
 
 def stress_units(
@@ -155,7 +155,8 @@ def _finite_rows(values_NK: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _relative_noise(golden: Golden) -> float:
     norm = float(np.linalg.norm(golden.finite))
-    return max(float(np.linalg.norm(golden.noise_l2)) / norm if norm else 0.0, FLOAT32_ROUNDOFF)
+    noise = float(np.linalg.norm(float32_noise(golden)))
+    return max(noise / norm if norm else 0.0, FLOAT32_ROUNDOFF)
 
 
 def _distance(one: Repetition) -> float:

@@ -215,19 +215,33 @@ def _type_reasons(
 def _parts(outputs_NK: Array, golden: Golden, facts: RunFacts | None) -> Iterator[str]:
     """Yield the reasons against each output of floats by itself."""
     assert golden.output_noise is not None
-    info = replace(golden.info, outputs=(), precision_noise=None)
     for o, (kind, columns) in enumerate(_floats(golden.info.outputs)):
         part = replace(
             golden,
             reference=golden.reference[:, columns],
             noise_l2=golden.output_noise[:, o],
-            info=replace(info, outputs=(kind,)),
+            info=replace(
+                golden.info,
+                outputs=(kind,),
+                precision_noise=None,
+                drawn_noise=_drawn_noise(golden, columns),
+            ),
             sigma=None if golden.sigma is None else golden.sigma[:, columns],
         )
         if kind.width:
             for reason in judge_end_to_end(outputs_NK[:, columns], part, facts=facts).reasons:
                 named = repr(kind.name) in reason
                 yield reason if named else f"output {kind.name!r}: {reason}"
+
+
+def _drawn_noise(golden: Golden, columns: slice) -> float | None:
+    """Return the drawn noise of some columns alone: that of all, shared out as sigma is."""
+    if golden.sigma is None or golden.info.drawn_noise is None:
+        return None
+    sigma, finite = golden.sigma, golden.finite[: len(golden.sigma)]
+    shared = float(np.linalg.norm(sigma) * np.linalg.norm(finite[:, columns]))
+    own = float(np.linalg.norm(sigma[:, columns]) * np.linalg.norm(finite))
+    return golden.info.drawn_noise * own / shared if shared else None
 
 
 def _floats(kinds: Sequence[OutputInfo]) -> Iterator[tuple[OutputInfo, slice]]:

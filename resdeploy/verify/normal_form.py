@@ -12,6 +12,7 @@ computes is then not compared, and nothing is proved.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,29 @@ def skeleton_of(
     model = _inlined(model)
     _refuse_ambiguous(model)
     dtypes = {t.name: _TYPES.get(t.data_type, "") for t in model.graph.initializer}
+    # As stated: after a fold every float is in float64.
+    stated = tuple(map(_dtype, model.graph.output))
     if fold and may_fold(model):
+        _refuse_narrowing(model, narrowest)
         model = _folded(model)
-    return _Reader(model, dtypes, bias_magnitudes or {}, narrowest, shapes).skeleton()
+    reader = _Reader(model, dtypes, bias_magnitudes or {}, narrowest, shapes)
+    return replace(reader.skeleton(), dtypes=stated)
 
 
 def may_fold(model: onnx.ModelProto) -> bool:
     """True if `model` has operators that a fold could take away."""
     return any(node.op_type in _MAY_FOLD for node in model.graph.node)
+
+
+def _refuse_narrowing(model: onnx.ModelProto, narrowest: str) -> None:
+    """Refuse a rounding on the way, which the fold in float64 would not see."""
+    narrow = {code for code, name in _TYPES.items() if _WIDTHS[name] < _WIDTHS[narrowest]}
+    stored = {tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "CastLike" and narrow & stored:
+            raise UnsupportedModelError("CastLike may round.", where=node.name)
+        if node.op_type == "Cast" and any(a.i in narrow for a in node.attribute if a.name == "to"):
+            raise UnsupportedModelError("Cast rounds its values.", where=node.name)
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -167,7 +183,6 @@ class _Reader:
             nodes=tuple(self.build.nodes),
             outputs=tuple(tensor.place for tensor in outputs),
             shapes=tuple(tensor.shape for tensor in outputs),
-            dtypes=tuple(tensor.dtype for tensor in outputs),
             inputs=tuple((tensor.shape, tensor.dtype) for tensor in self.build.inputs),
         )
         return skeleton.without_unread()
@@ -443,6 +458,8 @@ def _stated_shape(value: onnx.ValueInfoProto, which: int) -> tuple[Size, ...]:
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str:
+    if not value.type.tensor_type.elem_type:
+        raise UnsupportedModelError("An input or output states no type.", where=value.name)
     return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
 
 

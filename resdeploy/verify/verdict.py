@@ -4,21 +4,22 @@
 self-test and the benchmarks all come here. Needs no torch.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from resdeploy.files import sha256_file
 from resdeploy.graph.onnx_file import load_onnx
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
-from resdeploy.schema.verdicts import Accepts, VerifyReport
+from resdeploy.schema.verdicts import Accepts, FileProof, VerifyReport
 from resdeploy.session.session import Session, open_session
-from resdeploy.verify.certify import Reference, add_certificate, certify_file
+from resdeploy.verify.certify import Reference, add_certificate, certify_file, certify_run
 from resdeploy.verify.fault_file import write_fault
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.outputs import judge_session_outputs
 from resdeploy.verify.run_layers import Run
 
-__all__ = ["judge_model"]
+__all__ = ["judge_model", "prove_file"]
 
 
 def judge_model(
@@ -64,7 +65,32 @@ def judge_model(
     if artifacts is not None:
         for provider, fault in faults.items():
             on_fault(provider, write_fault(artifacts / provider, fault, proto))
-    return dataclasses.replace(report, accepts=accepts)
+    return replace(report, accepts=accepts)
+
+
+def prove_file(model: Path, original: Reference | str, golden: Golden) -> FileProof:
+    """Return the proof of a model file, its layers run on the CPU.
+
+    Raises:
+        ResdeployError: the model cannot be read or run.
+    """
+    spec = SessionSpec()
+    candidate = certify_file(load_onnx(model), original)
+    outcome = certify_run(candidate, golden.inputs, _run_on(replace(spec, graph_level="extended")))
+    unproved = [f"{what}: {why}" for what, why in candidate.missing.items()]
+    if isinstance(outcome, str):
+        unproved.append(f"node_local: {outcome}")
+    else:
+        unproved += outcome[0].reasons
+    for one in (candidate.static, candidate.metadata):
+        unproved += one.reasons if one is not None else ()
+    return FileProof(
+        sha256=sha256_file(model),
+        structure=candidate.structure,
+        static=candidate.static,
+        metadata=candidate.metadata,
+        unproved=tuple(unproved),
+    )
 
 
 def _run_on(spec: SessionSpec) -> Run:

@@ -155,7 +155,7 @@ def _of_numbers(
 def _max_ulp(
     stored: Float64Array, exact: Float64Array, magnitude: Float64Array, dtype: str
 ) -> float:
-    if not np.isfinite(stored).all():
+    if not (np.isfinite(stored).all() and np.isfinite(exact).all()):
         return float("inf")
     # A subnormal number may have been set to zero.
     flushed = (stored == 0) & (np.abs(exact) < smallest_normal(dtype))

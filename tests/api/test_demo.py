@@ -7,8 +7,8 @@ from resdeploy.api.demo import run_demo
 from resdeploy.bundle.folder import read_bundle
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.recipe import adjust_recipe, load_recipe
+from resdeploy.schema.bundles import DemoReport
 from resdeploy.schema.codec import load_json
-from resdeploy.schema.demos import DemoReport
 
 
 @pytest.fixture

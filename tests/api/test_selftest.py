@@ -75,7 +75,7 @@ def test_fixed_tolerances_miss_what_we_catch(report):
         ("structure", "a convolution's padding off by one"),
         ("structure", "a ReLU missing"),
         ("static", "bias of one channel off by 64 ulp"),
-        ("node_local", "eps 1e-3 for 1e-5, one layer"),
+        ("static", "eps 1e-3 for 1e-5, one layer"),
         ("end_to_end", "input: mean 0.480 for 0.485"),
     ],
 )

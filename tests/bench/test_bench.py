@@ -11,9 +11,8 @@ import pytest
 from onnx import parser
 
 from resdeploy.bench import in_turn as in_turn_module
-from resdeploy.bench.bench import bench
 from resdeploy.bench.in_turn import NUM_BURSTS, bench_in_turn
-from resdeploy.bench.process import BenchProcess, slow_warnings
+from resdeploy.bench.process import BenchProcess, bench, slow_warnings
 from resdeploy.bench.saved import compare_with_saved, load_result
 from resdeploy.errors import EnvironmentLacksError, ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import (
@@ -107,7 +106,7 @@ def test_kernels_elsewhere_are_an_error_and_no_number(model, monkeypatch):
 def test_a_worker_that_is_killed_is_an_error_that_says_so(model, number, words):
     with BenchProcess(BenchJob(model=str(model), spec=SPEC, in_bursts=True)) as process:
         assert process.receive()["kind"] == "ready"
-        os.kill(process.pid, number)
+        os.kill(process._process.pid, number)
         process.send("1")
         with pytest.raises(EnvironmentLacksError, match=words) as caught:
             process.receive()
@@ -127,7 +126,7 @@ def test_no_process_is_left_when_the_block_is_left_by_an_error(model):
     with pytest.raises(ZeroDivisionError), BenchProcess(job) as process:
         raise ZeroDivisionError
     with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+        os.kill(process._process.pid, 0)
 
 
 def test_a_numpy_in_the_current_folder_is_not_imported(model, tmp_path, monkeypatch):
@@ -194,6 +193,14 @@ def test_bursts_take_turns_as_a_b_b_a(model, monkeypatch):
 
 def test_too_few_runs_have_no_p99(comparison):
     assert comparison.p99 is None
+    assert "too few runs for p99: a process takes some 368" in comparison.caveats
+
+
+def test_as_many_runs_as_it_takes_have_a_p99(model, monkeypatch):
+    monkeypatch.setattr(in_turn_module, "runs_per_process", lambda blocks, q: SPEC.num_runs)
+    comparison = bench_in_turn((model, SPEC), (model, SPEC), num_blocks=3)
+    assert comparison.p99 is not None
+    assert comparison.caveats == ()
 
 
 @pytest.mark.parametrize(
@@ -248,7 +255,7 @@ def test_against_a_saved_result_five_percent_do_not_count(result, factor, verdic
 
 
 def test_a_result_that_is_not_stable_or_of_another_machine_proves_nothing(result):
-    fast, slow = timed(result, [10] * 200), timed(result, [20] * 200)
+    fast, slow = timed(result, [10] * 400), timed(result, [20] * 400)
     other = dataclasses.replace(result.environment, cpu_model="another")
     for new in (
         dataclasses.replace(slow, unstable_reasons=("it drifts",)),
@@ -259,6 +266,16 @@ def test_a_result_that_is_not_stable_or_of_another_machine_proves_nothing(result
         assert comparison.passed
         assert len(comparison.caveats) == 2
     assert compare_with_saved(slow, fast).p50.verdict == "slower"
+
+
+def test_a_saved_result_of_too_few_runs_has_no_ratio_of_p99(result):
+    many, few = timed(result, [10] * 400), timed(result, [10] * 200)
+    comparison = compare_with_saved(many, few)
+    assert comparison.p99 is None
+    assert comparison.caveats[1:] == (
+        "too few runs for p99: 200 of the saved result, it takes some 368",
+    )
+    assert compare_with_saved(many, many).p99 is not None
 
 
 def test_another_version_is_a_caveat(result):

@@ -16,7 +16,7 @@ from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.benchmarks import BenchReport, BenchSpec, LoadgenSpec
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.statistics.latency import percentile
+from resdeploy.statistics.quantiles import percentile
 
 needs_loadgen = pytest.mark.skipif(
     importlib.util.find_spec("mlperf_loadgen") is None, reason="mlcommons-loadgen is not installed"
@@ -61,24 +61,24 @@ def drive_pauses(wanted, settings=SHORT):
 @needs_loadgen
 def test_single_stream_keeps_each_latency_and_agrees_with_loadgens_own():
     times, count = drive_pauses(spec())
-    assert times.result.valid, times.result.summary
+    assert times.loadgen.valid, times.loadgen.summary
     assert len(times.latencies_ns) == count >= 64
     assert times.arrivals_ns == ()
-    assert "90" in times.result.metric
+    assert "90" in times.loadgen.metric
     # Its clock runs around ours, and around Python's way there and back.
     ours = percentile(times.latencies_ns, 90)
-    assert 0.99 * ours < times.result.value < 1.5 * ours + 1e6
+    assert 0.99 * ours < times.loadgen.value < 1.5 * ours + 1e6
 
 
 @needs_loadgen
 def test_offline_gives_all_samples_at_once_and_takes_them_in_batches():
     times, count = drive_pauses(spec("offline", batch_size=8))
-    assert times.result.valid, times.result.summary
+    assert times.loadgen.valid, times.loadgen.summary
     assert set(times.arrivals_ns) == {0}
     assert len(times.latencies_ns) == count
     assert np.all(np.diff(times.latencies_ns) > 0), "each waits for the one before"
     # Samples, not runs: 8 in each.
-    assert times.result.value == pytest.approx(8 * count / (times.latencies_ns[-1] / 1e9), rel=0.2)
+    assert times.loadgen.value == pytest.approx(8 * count / (times.latencies_ns[-1] / 1e9), rel=0.2)
 
 
 @needs_loadgen
@@ -96,8 +96,8 @@ def test_rules_that_are_not_met_make_the_result_invalid(monkeypatch):
     monkeypatch.setitem(loadgen._FEWEST_QUERIES, "server", 60)
     settings = LoadgenSpec(min_duration_s=0.3, target_latency_ms=0.5)
     times, _ = drive_pauses(spec("server"), settings)
-    assert not times.result.valid
-    assert "not satisfied: performance constraints" in times.result.reasons
+    assert not times.loadgen.valid
+    assert "not satisfied: performance constraints" in times.loadgen.reasons
 
 
 @needs_loadgen

@@ -7,9 +7,12 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from onnx import parser
 
-from resdeploy.bundle.onnx_test_data import write_onnx_test_data
-from resdeploy.bundle.ort_format import write_ort_format
-from resdeploy.bundle.triton import config_text, write_triton
+from resdeploy.bundle.layouts import (
+    config_text,
+    write_onnx_test_data,
+    write_ort_format,
+    write_triton,
+)
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.verdicts import GoldenInfo

@@ -9,7 +9,7 @@ from PIL import Image
 from resdeploy.api.predict import predict
 from resdeploy.bundle.archive import write_archive
 from resdeploy.bundle.predict import softmax
-from resdeploy.data.datasets import load_evaluation
+from resdeploy.data.datasets import load_labelled
 from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.data.samples import read_samples
 from resdeploy.errors import BundleError, ProviderError, ResdeployError
@@ -59,8 +59,8 @@ def gray(tmp_path, write_flat_bundle):
 @pytest.mark.parametrize("preprocess", [RGB, GRAY], ids=["rgb", "gray"])
 def test_the_inputs_are_those_of_the_host_pipeline_to_the_bit(photos, preprocess):
     (photos / "notes.txt").unlink()
-    raw, _ = load_evaluation(DataSpec(name="image-folder", path=str(photos)), preprocess)
-    expected = preprocess_batch(raw, preprocess)
+    samples = load_labelled(DataSpec(name="image-folder", path=str(photos)), preprocess)
+    expected = preprocess_batch(samples.x, preprocess)
     names, inputs = zip(*read_samples([photos], preprocess), strict=True)
     assert [name.rpartition("/")[2] for name in names] == sorted(
         file.name for file in photos.iterdir()

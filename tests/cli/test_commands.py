@@ -114,7 +114,7 @@ def test_export_refuses_a_batch_that_is_none(run, checkpoint, tmp_path, batch):
 def test_verify_passes_on_real_data_and_states_what_it_used(run, checkpoint, exported):
     result = run("verify", exported, "--reference", checkpoint, "--data", "digits")
     assert result.exit_code == 0, result.output
-    assert "PASS" in result.stdout
+    assert result.stdout.endswith("PROVED\n")
     assert "inputs: all 359 held-out samples of digits" in result.stdout
     assert "CPUExecutionProvider" in result.stdout
 
@@ -174,7 +174,10 @@ def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp
     save_golden(tmp_path / "golden.npz", golden)
     result = run("verify", exported, "--golden", tmp_path / "golden.npz", "--json")
     report = load_json(VerifyReport, result.stdout, where="stdout")
-    assert report.passed
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verdict"] == report.verdict == "AGREES"
+    golden = ("--golden", tmp_path / "golden.npz", "--accept", "outputs")
+    assert run("verify", exported, *golden).exit_code == 0
     assert report.golden.num_inputs == 3
 
 
@@ -213,6 +216,8 @@ def test_bench_prints_percentiles(run, exported):
     assert result.exit_code == 0, result.output
     for figure in ("p50", "p90", "p99", "throughput", "first run", "stable"):
         assert figure in result.stdout
+    flat = " ".join(result.stdout.split())
+    assert "too few runs for p99: it takes some 368; at least" in flat
 
 
 def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
@@ -220,6 +225,7 @@ def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
     assert result.exit_code == 0, result.output
     assert "samples/s" in result.stdout
     assert result.stdout.count("MB") == 2
+    assert result.stdout.count("too few runs") >= 2
 
 
 def test_bench_against_its_own_other_setting_and_a_limit(run, exported):

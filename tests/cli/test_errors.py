@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from resdeploy.bench import bench as bench_module
+from resdeploy.bench import process
 from resdeploy.cli import cli
 from resdeploy.cli.options import Number, Percent
 from resdeploy.export import export as export_module
@@ -161,7 +161,7 @@ def test_an_interrupted_command_leaves_nothing_and_exits_130(run, checkpoint, fo
 
 
 def test_a_bug_is_exit_70_and_says_so(run, exported, monkeypatch):
-    monkeypatch.setattr(bench_module, "bench", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(process, "bench", lambda *_, **__: 1 / 0)
     result = run("bench", exported)
     assert result.exit_code == 70
     assert "ZeroDivisionError" in result.stderr

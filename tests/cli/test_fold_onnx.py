@@ -250,13 +250,14 @@ def test_what_is_too_large_is_not_serialised(source, all_outside, monkeypatch):
     monkeypatch.setattr(all_outside, "_serialised", None)
     seen = []
 
-    def run_and_note(model, inputs):
+    def open_and_note(model, spec):
         seen.append(model)
         assert not isinstance(model, ModelProto | bytes)
-        session = ort.InferenceSession(str(model))
-        return {"z": session.run(None, dict(inputs))[0]}
+        return open_session(model, spec)
 
-    report = all_outside.fold_file(source, None, run=run_and_note)
+    open_session = all_outside.open_session
+    monkeypatch.setattr(all_outside, "open_session", open_and_note)
+    report = all_outside.fold_file(source, None)
     assert report.comparison.passed
     assert len(seen) == 2
 

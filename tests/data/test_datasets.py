@@ -14,7 +14,6 @@ from resdeploy.data.datasets import (
     DATA_NAMES,
     epoch_order,
     load_dataset,
-    load_evaluation,
     load_labelled,
     parse_data,
     stratified_split,
@@ -196,10 +195,10 @@ def test_official_cifar_is_read_from_wherever_it_lies(tmp_path, name, version, p
     np.testing.assert_array_equal(data.test_x, test[0].reshape(-1, 3, 32, 32))
     assert data.test_y.tolist() == test[1]
     assert data.labels == tuple(NAMES10 if name == "cifar10" else NAMES100)
-    x, y = load_evaluation(DataSpec(name=name, path=str(path)), ANY)
-    assert x.tobytes() == data.test_x.tobytes()
-    assert y is not None
-    assert y.tolist() == data.test_y.tolist()
+    samples = load_labelled(DataSpec(name=name, path=str(path)), ANY)
+    assert samples.x.tobytes() == data.test_x.tobytes()
+    assert samples.y is not None
+    assert samples.y.tolist() == data.test_y.tolist()
 
 
 def test_keys_that_are_bytes_are_read_too(tmp_path):
@@ -398,10 +397,10 @@ def test_an_image_folder_with_parts_is_read_in_the_order_of_names(tmp_path, held
     assert data.train_x.shape == (6, 3, 4, 4)
     assert data.train_x[:, 0, 0, 0].tolist() == [50, 50, 50, 0, 0, 0]
     assert data.train_x[:, 1, 0, 0].tolist() == [0, 1, 2, 0, 1, 2]
-    x, y = load_evaluation(spec, SMALL)
-    assert x[:, 0, 0, 0].tolist() == [60, 60, 10, 10]
-    assert y is not None
-    assert y.tolist() == [0, 0, 1, 1]
+    samples = load_labelled(spec, SMALL)
+    assert samples.x[:, 0, 0, 0].tolist() == [60, 60, 10, 10]
+    assert samples.y is not None
+    assert samples.y.tolist() == [0, 0, 1, 1]
 
 
 def test_an_image_folder_without_parts_is_split_by_class(tmp_path):
@@ -413,14 +412,14 @@ def test_an_image_folder_without_parts_is_split_by_class(tmp_path):
     assert np.bincount(data.train_y).tolist() == [8, 8]
     identities = [tuple(x[:2, 0, 0]) for x in (*data.train_x, *data.test_x)]
     assert len(set(identities)) == 20
-    assert load_evaluation(spec, SMALL)[0].tobytes() == data.test_x.tobytes()
+    assert load_labelled(spec, SMALL).x.tobytes() == data.test_x.tobytes()
 
 
 def test_loose_images_are_evaluated_without_labels(tmp_path):
     write_images(tmp_path / "photos", 3)
-    x, y = load_evaluation(parse_data(str(tmp_path / "photos")), SMALL)
-    assert x.shape == (3, 3, 4, 4)
-    assert y is None
+    samples = load_labelled(parse_data(str(tmp_path / "photos")), SMALL)
+    assert samples.x.shape == (3, 3, 4, 4)
+    assert samples.y is None
 
 
 def test_labelled_images_are_named_by_their_files_and_say_how_many_were_left_out(tmp_path):
@@ -485,18 +484,18 @@ def test_an_npz_with_parts_is_a_dataset_and_its_test_part_the_evaluation(tmp_pat
     data = load_dataset(spec, SMALL)
     np.testing.assert_array_equal(data.train_x, train_x)
     assert data.train_y.tolist() == [0, 1, 2]
-    x, y = load_evaluation(spec, SMALL)
-    np.testing.assert_array_equal(x, test_x)
-    assert y is not None
-    assert y.dtype == np.int64
+    samples = load_labelled(spec, SMALL)
+    np.testing.assert_array_equal(samples.x, test_x)
+    assert samples.y is not None
+    assert samples.y.dtype == np.int64
 
 
 @pytest.mark.parametrize("y", [None, np.array([3, 4], dtype=np.uint8)])
 def test_an_npz_for_evaluation_has_x_and_perhaps_y(tmp_path, y):
     arrays = {"x": np.zeros((2, 4))} | ({} if y is None else {"y": y})
-    x, labels = load_evaluation(npz(tmp_path, **arrays), SMALL)
-    assert x.shape == (2, 4)
-    assert labels is None if y is None else labels.tolist() == [3, 4]
+    samples = load_labelled(npz(tmp_path, **arrays), SMALL)
+    assert samples.x.shape == (2, 4)
+    assert samples.y is None if y is None else samples.y.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -512,7 +511,7 @@ def test_an_npz_for_evaluation_has_x_and_perhaps_y(tmp_path, y):
 )
 def test_refuses_an_npz_that_does_not_fit_together(tmp_path, arrays, message):
     with pytest.raises(ResdeployError, match=message):
-        load_evaluation(npz(tmp_path, **arrays), SMALL)
+        load_labelled(npz(tmp_path, **arrays), SMALL)
 
 
 def test_refuses_to_train_on_an_npz_without_parts(tmp_path):
@@ -525,7 +524,7 @@ def test_an_npz_with_pickled_objects_is_refused_and_runs_nothing(tmp_path):
     objects = np.empty(1, dtype=object)
     objects[0] = Malicious(str(trap))
     with pytest.raises(ResdeployError, match="cannot be read"):
-        load_evaluation(npz(tmp_path, x=objects), SMALL)
+        load_labelled(npz(tmp_path, x=objects), SMALL)
     assert not trap.exists()
 
 
@@ -536,7 +535,7 @@ def test_refuses_an_npz_that_is_cut_short(tmp_path, keep):
     content = (tmp_path / "data.npz").read_bytes()[:keep]
     (tmp_path / "data.npz").write_bytes(content)
     with pytest.raises(ResdeployError, match="cannot be read") as caught:
-        load_evaluation(spec, SMALL)
+        load_labelled(spec, SMALL)
     assert caught.value.where == spec.path
 
 
@@ -544,7 +543,7 @@ def test_refuses_a_single_array_in_place_of_an_npz(tmp_path):
     with (tmp_path / "data.npz").open("wb") as file:
         np.save(file, np.zeros((2, 4)))
     with pytest.raises(ResdeployError, match="single array"):
-        load_evaluation(DataSpec(name="npz", path=str(tmp_path / "data.npz")), SMALL)
+        load_labelled(DataSpec(name="npz", path=str(tmp_path / "data.npz")), SMALL)
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -573,7 +572,7 @@ def test_refuses_a_name_that_is_none(text):
 
 
 def test_refuses_an_unknown_name_in_a_recipe():
-    for load in (load_dataset, load_evaluation):
+    for load in (load_dataset, load_labelled):
         with pytest.raises(ResdeployError, match=r"no data set 'svhn'(.|\n)*mnist1d"):
             load(DataSpec(name="svhn"), SMALL)
 
@@ -581,7 +580,7 @@ def test_refuses_an_unknown_name_in_a_recipe():
 @pytest.mark.parametrize("name", ["image-folder", "npz"])
 @pytest.mark.parametrize("path", [None, "/no/such/place"])
 def test_says_what_to_give_where_the_data_is_missing(name, path):
-    for load in (load_dataset, load_evaluation):
+    for load in (load_dataset, load_labelled):
         with pytest.raises(ResdeployError) as caught:
             load(DataSpec(name=name, path=path), SMALL)
         assert caught.value.fix

@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from resdeploy.api.make_bundle import make_bundle
+from resdeploy.api.bundle import bundle as make_bundle
 from resdeploy.bundle.check import check_bundle
 from resdeploy.bundle.folder import read_bundle
 from resdeploy.data.preprocess import preprocess_batch
@@ -23,7 +23,7 @@ from resdeploy.networks import build_network
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 from resdeploy.schema.sessions import SessionSpec
-from resdeploy.session.run import run_session, session_outputs
+from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
 from resdeploy.verify.certify import add_certificate, certify_file
 from resdeploy.verify.outputs import judge_outputs
@@ -164,7 +164,7 @@ def test_as_a_reference_it_is_given_pixels_and_certifies_its_unfolded_self(
     pixels, reference = load_reference(
         unfolded,
         num_inputs=8,
-        run=lambda model, inputs: session_outputs(open_session(model, plain), inputs),
+        open_model=lambda model: open_session(model, plain).run,
     )
     assert pixels.inputs.dtype == np.uint8
     assert judge_outputs(exported[0], pixels, [SessionSpec()]).passed
@@ -237,9 +237,9 @@ def test_the_naive_fold_fails_and_is_no_longer_the_same_wiring(source, golden, e
 # --- in a bundle ---------------------------------------------------------------------------------
 
 
-def test_a_bundle_says_what_is_embedded_and_passes_its_check(source, golden, tmp_path):
+def test_a_bundle_says_what_is_embedded_and_passes_its_check(source, tmp_path):
     bundle = tmp_path / "bundle"
-    manifest = make_bundle(source, ExportSpec(), bundle, golden=golden, name="embedded")
+    manifest = make_bundle(source, bundle, num_inputs=4)
     assert manifest.preprocess == dataclasses.replace(PREPROCESS, embedded=True)
     assert read_bundle(bundle).golden.inputs.dtype == np.uint8
     assert "takes pixels: uint8" in (bundle / "README.md").read_text()

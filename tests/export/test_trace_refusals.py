@@ -140,24 +140,6 @@ def test_a_buffer_that_is_only_written_has_no_part_in_it():
     trace(block(run, seen=torch.zeros(())), (X,))
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda net, x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, (x,)),
-        lambda net, x: _under_autocast(net.conv, x),
-    ],
-    ids=["cond", "autocast"],
-)
-def test_refuses_control_flow_and_regions(run):  # 5
-    error = refusal(block(run, conv=nn.Conv2d(3, 3, 1)))
-    assert "control flow or autocast" in error.what
-
-
-def _under_autocast(conv, x):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return conv(x)
-
-
 def test_an_instance_norm_with_running_statistics_is_a_batchnorm():
     norm = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
     program = trace(block(lambda net, x: net.norm(x), norm=norm), (X,))

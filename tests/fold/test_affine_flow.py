@@ -409,12 +409,12 @@ def test_crosses_resizing_to_a_size():
 @pytest.mark.parametrize(
     ("attributes", "scales"),
     [
-        ('mode = "linear"', [1, 1, 2, 2]),
+        ('mode = "sharpened"', [1, 1, 2, 2]),
         ('coordinate_transformation_mode = "tf_crop_and_resize"', [1, 1, 2, 2]),
         ('mode = "nearest"', [1, 2, 1, 1]),  # along the channels
     ],
 )
-def test_refuses_resizing_to_new_values(attributes, scales):  # rules 5
+def test_refuses_resizing_by_other_means(attributes, scales):  # rules 5
     model = model_of(
         f"{CONV} y = Resize <{attributes}> (u, roi, scales) {BN}",
         channels=12 if scales[1] == 2 else 6,
@@ -1116,7 +1116,7 @@ def test_a_matmul_that_an_add_follows_once_the_batchnorm_is_gone():
 
 
 def test_flushed_values_count_once_for_a_layer():
-    stats = {k: np.full(2, v) for k, v in {"gamma": 1, "beta": 0, "mean": 0, "var": 1}.items()}
+    stats = {k: np.full(2, v) for k, v in {"gamma": 1, "beta": 1, "mean": 0, "var": 1}.items()}
     more = dict(zip(("g2", "b2", "m2", "v2"), stats.values(), strict=True))
     model = network(
         f"u = Conv (x, w) y = BatchNormalization (u, g2, b2, m2, v2) {BN}",

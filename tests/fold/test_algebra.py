@@ -117,18 +117,65 @@ def test_the_channel_axis_is_honoured():
     assert a.tobytes() == np.ascontiguousarray(b.T).tobytes()
 
 
-def test_subnormal_results_become_zero_and_are_counted():
-    """A dead channel with beta 1e-40 would make ONNX Runtime 50 times slower."""
-    bn = BatchNormParams(
-        gamma=np.array([1.0, 1.0]),
-        beta=np.array([1e-40, 1.0]),
-        mean=np.zeros(2),
-        var=np.ones(2),
-        eps=0.0,
-    )
-    folded = fold_batchnorm(np.ones((2, 1)), None, bn, dtype="float32")
-    assert folded.bias.tolist() == [0.0, 1.0]
-    assert folded.num_flushed == 1
+def scaling(*scale: float, shift: float = 0) -> BatchNormParams:
+    """A BatchNorm that multiplies its channels by these, and adds one number."""
+    gamma = np.array(scale)
+    nothing = np.zeros_like(gamma)
+    return BatchNormParams(gamma=gamma, beta=nothing + shift, mean=nothing, var=nothing + 1, eps=0)
+
+
+def test_subnormal_weights_that_change_no_output_become_zero_and_are_counted():
+    """A dead channel makes ONNX Runtime 50 times slower; its bias takes the products in."""
+    folded = fold_batchnorm(np.ones((2, 3)), None, scaling(1e-40, 1, shift=0.5), dtype="float32")
+    assert folded.weight.tolist() == [[0] * 3, [1] * 3]
+    assert folded.num_flushed == 3
+    bias, largest = np.float32(0.5), np.float32(2.0**60)
+    assert bias + np.float32(1e-40) * largest * 3 == bias
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_bias_must_be_large_enough(dtype):
+    """At half the size, the fold has to keep the weight, as it was subnormal before."""
+    smallest, precision = {"float32": (126, 24), "bfloat16": (126, 8), "float64": (1022, 53)}[dtype]
+    weight = np.array([[2.0 ** -(smallest + 1)]])
+    enough = 2.0 ** (60 + precision + 1 - smallest - 1)
+    for bias, num_flushed in ((enough, 1), (enough / 2, 0), (-enough, 1)):
+        folded = fold_batchnorm(weight, np.array([bias]), scaling(1), dtype=dtype)
+        assert folded.num_flushed == num_flushed
+        assert folded.weight == weight * (1 - num_flushed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_refuses_a_channel_that_the_fold_takes_below_the_normal_numbers(dtype):
+    """A later layer may multiply by 1e38: there is no telling that its digits do not matter."""
+    small = {"float64": 1e-310}.get(dtype, 1e-40)
+    with pytest.raises(NonFiniteFoldError, match=f"channel 1 underflows {dtype}"):
+        fold_batchnorm(np.ones((2, 3)), None, scaling(1, small), dtype=dtype)
+
+
+def test_a_small_weight_beside_large_ones_is_kept():
+    weight = np.array([[1.0, 1e-40]])
+    folded = fold_batchnorm(weight, None, scaling(1), dtype="float32")
+    assert folded.weight.tolist() == weight.astype(np.float32).tolist()
+
+
+def test_a_dead_channel_whose_bias_alone_is_left_keeps_it_or_is_refused():
+    dead = np.zeros((1, 3))
+    exact = float(np.float32(1e-42))
+    folded = fold_batchnorm(dead, None, scaling(1, shift=exact), dtype="float32")
+    assert folded.bias.tolist() == [exact]
+    with pytest.raises(NonFiniteFoldError, match="channel 0 underflows float32"):
+        fold_batchnorm(dead, np.array([1.0]), scaling(1.0001e-42), dtype="float32")
+
+
+@pytest.mark.parametrize("small", ["weight", "bias"])
+def test_where_large_constants_are_about_no_number_may_lose_its_digits(small):
+    weight = np.array([[1.0, 1.0001e-42 if small == "weight" else 1.0]])
+    bias = np.array([1.0001e-42 if small == "bias" else 100.0])
+    edit = no_edit(1, bias)
+    assert apply_edit(weight, edit, dtype="float32").weight.size == 2
+    with pytest.raises(NonFiniteFoldError, match="channel 0 underflows float32"):
+        apply_edit(weight, edit, dtype="float32", is_calm=False)
 
 
 def test_float16_keeps_its_subnormals():
@@ -271,7 +318,7 @@ def test_a_weight_of_several_blocks_is_folded_as_one():
     bn, weight = random_bn(rng, 3), rng.normal(size=(3, 40_000)).astype(np.float32)
     weight[0, 0] = 1e-39  # becomes zero, in the first block
     # Only the first channel is inexact: the largest distance is not that of the last block.
-    bn.gamma[1:], bn.mean[:], bn.beta[:], bn.var[1:] = 2, 0, 0, 1
+    bn.gamma[1:], bn.mean[:], bn.beta[:], bn.var[1:] = 2, 0, 1, 1
     bn = BatchNormParams(gamma=bn.gamma, beta=bn.beta, mean=bn.mean, var=bn.var, eps=0.0)
     folded = fold_batchnorm(weight, None, bn, dtype="float32")
     alone = [

@@ -12,7 +12,7 @@ from resdeploy.fold.take_pixels import take_pixels
 from resdeploy.graph.float64 import to_float64
 from resdeploy.verify.compare_structure import align
 from resdeploy.verify.normal_form import skeleton_of
-from resdeploy.verify.weights import ROUNDED_ONCE_ULP, judge_static
+from resdeploy.verify.weights import judge_static
 
 CENTRE = np.array([0.485, 0.456], np.longdouble) * 255
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 2), dtype=np.uint8)
@@ -72,11 +72,11 @@ def pairs(candidate):
 def test_the_centre_is_a_layer_whose_numbers_are_judged():
     candidate = taken(graph())
     assert len(pairs(candidate)) == 2
-    assert judge_static(pairs(candidate), limit_ulp=ROUNDED_ONCE_ULP).passed
+    assert judge_static(pairs(candidate)).passed
     tensor = next(t for t in candidate.graph.initializer if t.name == "pixels.centre")
     wrong = numpy_helper.to_array(tensor).copy()
     wrong[0, 1] = np.nextafter(wrong[0, 1], np.float32(200))
     tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
-    judged = judge_static(pairs(candidate), limit_ulp=ROUNDED_ONCE_ULP)
+    judged = judge_static(pairs(candidate))
     assert not judged.passed
     assert "pixels/Sub" in judged.reasons[0]

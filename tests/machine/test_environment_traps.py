@@ -41,7 +41,8 @@ def write(folder, body="y = Relu(x)", *, dtype="float", domain=""):
         info=GoldenInfo(source="numpy", inputs="random", num_inputs=4),
     )
     save_golden(folder / "golden.npz", golden)
-    return ["verify", str(folder / "model.onnx"), "--golden", str(folder / "golden.npz")]
+    files = (str(folder / "model.onnx"), "--golden", str(folder / "golden.npz"))
+    return ["verify", *files, "--accept", "outputs"]
 
 
 def fails(arguments, *parts):

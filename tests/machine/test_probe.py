@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import checker, load_from_string, printer
 
-from resdeploy.machine import cpu_features, probe
+from resdeploy.machine import environment, probe
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.machines import ProbeReport
 from resdeploy.session.providers import PROVIDERS
@@ -73,20 +73,20 @@ X86 = "processor: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\nmodel name : x\n"
     ],
 )
 def test_the_cpus_features_are_read_from_the_kernel(monkeypatch, machine, text, has, lacks):
-    monkeypatch.setattr(cpu_features.platform, "machine", lambda: machine)
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
-    found = cpu_features.read_cpu_features()
+    found = environment.read_cpu_features()
     assert {name for name in has if found[name]} == has
     assert {name for name in lacks if not found[name]} == lacks
 
 
 def test_where_the_system_does_not_say_nothing_is_claimed(monkeypatch):
-    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "riscv64")
-    assert cpu_features.read_cpu_features() == {}
-    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "riscv64")
+    assert environment.read_cpu_features() == {}
+    monkeypatch.setattr(environment.platform, "machine", lambda: "arm64")
 
     def absent(*_, **__):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert cpu_features.read_cpu_features() == {}
+    assert environment.read_cpu_features() == {}

@@ -8,9 +8,8 @@ from small_networks import PREPROCESS, images, inputs, small_resnet
 from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.quant.int8 import quantize_int8
-from resdeploy.quant.integer_proof import prove_integer
 from resdeploy.quant.onnx_graph import Constants
-from resdeploy.quant.runtime import Runner
+from resdeploy.quant.runtime import Runner, prove_integer
 from resdeploy.quant.samples import Samples
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.quants import QuantReport, QuantSpec

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resdeploy.quant.histogram import StreamHistogram
+from resdeploy.quant.calibration import StreamHistogram
 from resdeploy.quant.ranges import METHODS, find_range, widest_range
 
 

@@ -5,14 +5,13 @@ import pytest
 from small_networks import inputs, prepared_resnet
 
 from resdeploy.graph.onnx_file import copy_of
-from resdeploy.quant.bias_correction import correct_biases
 from resdeploy.quant.calibration import calibrate
-from resdeploy.quant.gptq import gptq, gptq_weights
 from resdeploy.quant.onnx_graph import Constants
-from resdeploy.quant.qdq import insert_qdq
+from resdeploy.quant.qdq import insert_qdq, saturating_layers
+from resdeploy.quant.quantize import lacks_vnni
 from resdeploy.quant.ranges import find_range
 from resdeploy.quant.runtime import Runner
-from resdeploy.quant.saturation import lacks_vnni, saturating_layers
+from resdeploy.quant.weights import correct_biases, gptq, gptq_weights
 
 
 def quantised(model, x, **options):
@@ -52,7 +51,7 @@ def test_errors_are_taken_over_beyond_the_block_they_are_made_in(monkeypatch):
     x_PK += 0.1 * random.normal(size=x_PK.shape)
     weight_OK, scale_O = random.normal(size=(3, 150)), np.full(3, 0.2)
     in_blocks = gptq(weight_OK, scale_O, x_PK.T @ x_PK, limit=127)
-    monkeypatch.setattr("resdeploy.quant.gptq._BLOCK", 1000)
+    monkeypatch.setattr("resdeploy.quant.weights._BLOCK", 1000)
     assert np.array_equal(in_blocks, gptq(weight_OK, scale_O, x_PK.T @ x_PK, limit=127))
 
 

@@ -555,7 +555,7 @@ def test_a_machine_without_a_device_is_told_in_words_and_without_its_name(
         )
 
     fake(__init__=fail)
-    monkeypatch.setattr(diagnosis_module, "_can_load", lambda _: True)
+    monkeypatch.setattr(diagnosis_module, "_loader_error", lambda _: "")
     with pytest.raises(ProviderError, match="no CUDA-capable device is detected") as caught:
         open_session(model, CUDA)
     assert "my-laptop" not in str(caught.value)
@@ -570,7 +570,7 @@ def test_the_message_says_whether_the_driver_is_the_trouble(model, fake, monkeyp
         raise RuntimeError("libcudnn.so.9: cannot open shared object file: No such file")
 
     fake(__init__=fail)
-    monkeypatch.setattr(diagnosis_module, "_can_load", lambda _: has_driver)
+    monkeypatch.setattr(diagnosis_module, "_loader_error", lambda _: "" if has_driver else "none")
     with pytest.raises(ProviderError, match=r"libcudnn\.so\.9 is missing") as caught:
         open_session(model, CUDA)
     assert ("the NVIDIA driver (libcuda.so.1) is missing" in caught.value.what) != has_driver
@@ -584,7 +584,7 @@ def test_a_missing_driver_alone_does_not_ask_for_other_libraries(model, fake, mo
         raise RuntimeError("libcuda.so.1: cannot open shared object file: No such file")
 
     fake(__init__=fail)
-    monkeypatch.setattr(diagnosis_module, "_can_load", lambda _: False)
+    monkeypatch.setattr(diagnosis_module, "_loader_error", lambda _: "none")
     with pytest.raises(ProviderError) as caught:
         open_session(model, CUDA)
     assert caught.value.what.count("libcuda.so.1") == 1

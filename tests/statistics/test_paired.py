@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.statistics.coverage import PAIRS, blocks_cell
 from resdeploy.schema.benchmarks import BenchBlock, SpeedRatio
 from resdeploy.statistics.paired import (
     block_log_ratios,
     mean_ratio,
-    min_runs_for,
+    ratio_of_single_runs,
+    runs_per_process,
     speed_ratio,
     student_interval,
 )
@@ -130,9 +132,62 @@ def test_one_block_has_no_interval():
         student_interval([1.0])
 
 
-@pytest.mark.parametrize(("q", "runs"), [(50, 2), (90, 10), (99, 100), (99.9, 1000)])
-def test_a_percentile_needs_its_runs(q, runs):
-    assert min_runs_for(q) == runs
+def test_p99_takes_the_runs_of_its_interval_in_each_process():
+    blocks = simulate(np.random.default_rng(5), num_runs=400)
+    assert 368 <= runs_per_process(blocks, 99) <= 400
+    # Each run twice says no more than once.
+    twice = [
+        BenchBlock(
+            candidate_ns=tuple(tuple(np.repeat(burst, 2)) for burst in b.candidate_ns),
+            baseline_ns=tuple(tuple(np.repeat(burst, 2)) for burst in b.baseline_ns),
+            candidate_first=True,
+        )
+        for b in blocks
+    ]
+    assert runs_per_process(twice, 99) > 600
+
+
+@pytest.mark.parametrize("times", PAIRS)
+def test_the_ratio_of_p99_covers_where_tails_are_not_alike(times):
+    """By nearest rank of 100 runs it covered in 70 % where one tail is heavy."""
+    found = blocks_cell(
+        np.random.default_rng(6),
+        times=times,
+        runs_are="independent",
+        processes="skewed",
+        num_blocks=8,
+        num_runs=400,
+        q=99,
+        trials=200,
+    )
+    assert found["given"] > 0.9
+    assert found["coverage"] >= 0.93 - 2 * math.sqrt(0.93 * 0.07 / 200)
+
+
+# --- two runs that were not paired ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_runs", "q"), [(100, 50), (1000, 99)])
+def test_the_ratio_of_single_runs_covers_without_the_allowance_for_their_minutes(num_runs, q):
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(300):
+        new, old = np.exp(0.5 * rng.standard_normal((2, num_runs)))
+        found = ratio_of_single_runs(1.5 * new, old, q, unknown=0.0)
+        covered += found.low <= 1.5 <= found.high
+    assert covered >= 0.93 * 300
+
+
+def test_the_allowance_widens_both_sides_and_an_unknown_end_is_no_end():
+    times = np.random.default_rng(8).random(100) + 1
+    plain = ratio_of_single_runs(times, times, 50, unknown=0.0)
+    wider = ratio_of_single_runs(times, times, 50, unknown=0.05)
+    assert (wider.low, wider.high) == pytest.approx((plain.low / 1.05, plain.high * 1.05))
+    assert ratio_of_single_runs(times, times, 99, unknown=0.0).verdict == "cannot tell"
+    tail = ratio_of_single_runs(times, times, 99, unknown=0.0)
+    assert (tail.low, tail.high) == (0.0, math.inf)
+    unknown = ratio_of_single_runs(times, times, 50, unknown=math.inf)
+    assert (unknown.low, unknown.high) == (0.0, math.inf)
 
 
 @pytest.mark.parametrize(

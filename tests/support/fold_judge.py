@@ -65,7 +65,7 @@ def assert_same_function(model: ir.Model, module: nn.Module, inputs: tuple[Tenso
     found = evaluate_float64(ir.to_proto(model), feeds)
     assert len(found) == len(exact)
     for value, theirs, reference in zip(model.graph.outputs, own, exact, strict=True):
-        mine = torch.from_numpy(found[str(value.name)])
+        mine = torch.from_numpy(found[str(value.name)].copy())
         assert str(theirs.dtype).removeprefix("torch.") == _TYPES[value.dtype]
         assert mine.shape == reference.shape
         assert torch.equal(mine.isfinite(), reference.isfinite())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from resdeploy.data.datasets import load_evaluation
+from resdeploy.data.datasets import load_labelled
 from resdeploy.errors import EnvironmentLacksError, ResdeployError
 from resdeploy.networks import build_network
 from resdeploy.recipe import load_recipe
@@ -135,7 +135,8 @@ def test_a_run_leaves_its_files_and_reports_the_last_epoch(recipe, tmp_path):
 
 
 def load_evaluation_of(recipe):
-    return load_evaluation(recipe.data, recipe.preprocess)
+    samples = load_labelled(recipe.data, recipe.preprocess)
+    return samples.x, samples.y
 
 
 def test_training_learns(recipe, tmp_path):
@@ -526,8 +527,8 @@ def test_published_weights_get_the_accuracy_they_are_known_for(shared_data):
     weights = load_foreign_state_dict(shared_data / "resnet20-12fca82f.th")
     load_into(network, weights, source="published")
     data = DataSpec(name="npz", path=str(shared_data / "cifar10-sample.npz"))
-    raw, y = load_evaluation(data, recipe.preprocess)
-    accuracy = evaluate_network(network, raw, y, recipe)[1]
+    samples = load_labelled(data, recipe.preprocess)
+    accuracy = evaluate_network(network, samples.x, samples.y, recipe)[1]
     assert 0.89 < accuracy < 0.94
     assert network.training
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 
 from resdeploy.bench.in_turn import TimedSide
 from resdeploy.bundle import folder as bundle_folder
-from resdeploy.bundle.check_tuned import golden_answers
+from resdeploy.bundle.check import golden_answers
 from resdeploy.bundle.folder import read_bundle, write_tuned
 from resdeploy.bundle.tuned_settings import settings_for
 from resdeploy.cli import cli

@@ -1,5 +1,7 @@
 """L0 to L2 on real graphs: what is certified, what is caught, what is missing and why."""
 
+import functools
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -90,15 +92,15 @@ def with_one_weight_changed(name: str, by: float):
 
 
 @pytest.mark.parametrize(("name", "node"), [("w1", "Conv_0"), ("b2", "Conv_2"), ("fc", "Gemm_6")])
-def test_the_layer_with_a_wrong_number_is_named_by_its_weights_and_by_its_outputs(name, node):
+def test_the_layer_with_a_wrong_number_is_named_by_its_weights_and_computed_right(name, node):
     model = network(**with_one_weight_changed(name, 1e-2))
     candidate = certify_file(model, reference_of(network()))
     assert candidate.structure.isomorphic
     (reason,) = candidate.static.reasons
     assert f"`{node}`" in reason
     result, fault = certify_run(candidate, INPUTS, run)
-    assert result.reasons[0].startswith(f"`{node}`")
-    assert fault.node.name == node
+    assert result.passed
+    assert fault is None
 
 
 def test_a_weight_that_no_output_shows_is_still_seen():
@@ -128,33 +130,36 @@ def test_a_kernel_that_computes_less_is_found_where_it_runs():
 
 def test_another_attribute_fails_the_structure():
     other = network(
-        FOLDED.replace("s = Add(k, r)", "q = MaxPool<kernel_shape=[2,2]>(k) s = Add(q, q)")
+        FOLDED.replace(
+            "s = Add(k, r)", "q = MaxPool<kernel_shape=[2,2], strides=[2,2]>(k) s = Add(q, q)"
+        )
     )
     ceil = network(
         FOLDED.replace(
-            "s = Add(k, r)", "q = MaxPool<kernel_shape=[2,2], ceil_mode=1>(k) s = Add(q, q)"
+            "s = Add(k, r)",
+            "q = MaxPool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(k) s = Add(q, q)",
         )
     )
     candidate = certify_file(ceil, reference_of(other))
     assert not candidate.structure.passed
     assert candidate.structure.differences == (
-        "`MaxPool_3` (MaxPool) has ceil_mode 1, the reference 0",
+        "`MaxPool_3` (MaxPool) has pads [0, 0, 1, 1], the reference [0, 0, 0, 0]",
     )
-    assert "structure" not in candidate.missing
 
 
 def test_another_form_is_said_to_prove_nothing():
     candidate = certify_file(network(FOLDED.replace("Relu(h)", "Abs(h)")), reference_of(network()))
-    assert "written in other operators" in candidate.missing["structure"]
+    assert candidate.missing["structure"] == (
+        "not shown to be the reference: "
+        "`Relu_1` (Relu) of the reference is `Abs_1` (Abs) of the candidate"
+    )
     assert "1 of 3 layers have no counterpart" in candidate.missing["static"]
 
 
 def test_without_a_reference_nodes_are_judged_by_their_own_weights():
     candidate = certify_file(network(), None)
-    assert candidate.missing == {
-        "structure": "the original network is not here",
-        "static": "the original network is not here",
-    }
+    why = "the original network is not here"
+    assert candidate.missing == {"structure": why, "static": why, "metadata": why}
     result, _ = certify_run(candidate, INPUTS, run)
     assert result.passed
     assert certify_file(network(), "it cannot be traced").missing["static"] == "it cannot be traced"
@@ -162,19 +167,21 @@ def test_without_a_reference_nodes_are_judged_by_their_own_weights():
 
 def test_half_precision_has_no_node_bound_of_float32():
     model = network(dtype=np.float16)
-    candidate = certify_file(model, reference_of(network()))
+    candidate = certify_file(model, reference_of(network()), precision="float16")
     assert candidate.structure.isomorphic
     assert candidate.static.passed
     assert "float16" in certify_run(candidate, INPUTS.astype(np.float16), run)
 
 
-def test_files_of_resdeploy_are_held_to_half_an_ulp():
-    reference, model = reference_of(network(), is_exact=True), network(UNFOLDED)
-    assert certify_file(network(), reference).static.limit_ulp == 4
-    model = network()
-    model.producer_name = "resdeploy"
-    assert certify_file(model, reference).static.limit_ulp == ROUNDED_ONCE_ULP
-    assert certify_file(model, reference_of(network())).static.limit_ulp == 4
+@pytest.mark.parametrize("producer", ["", "resdeploy", "pytorch"])
+def test_the_name_of_the_producer_decides_nothing(producer):
+    right, wrong = network(), network(**with_one_weight_changed("w1", 2e-7))
+    for model in (right, wrong):
+        model.producer_name = producer
+    exact = reference_of(network(), is_exact=True)
+    assert certify_file(right, exact).static.limit_ulp == ROUNDED_ONCE_ULP
+    assert certify_file(right, reference_of(network())).static.limit_ulp > ROUNDED_ONCE_ULP
+    assert not certify_file(wrong, exact).static.passed
 
 
 def test_weights_are_judged_in_the_precision_that_is_claimed():
@@ -184,8 +191,7 @@ def test_weights_are_judged_in_the_precision_that_is_claimed():
     assert certify_file(model, reference, precision="float16").static.passed
     assert not certify_file(model, reference, precision="tf32").static.passed
     candidate = certify_file(model, reference, precision="float16")
-    assert not certify_run(candidate, INPUTS, run)[0].passed
-    assert certify_run(candidate, INPUTS, run, precision="float16")[0].passed
+    assert certify_run(candidate, INPUTS, run)[0].passed
 
 
 @pytest.mark.parametrize(
@@ -194,7 +200,7 @@ def test_weights_are_judged_in_the_precision_that_is_claimed():
 def test_a_fault_is_a_model_of_its_own_that_shows_it(tmp_path, body, name):
     model = network(body)
     candidate = certify_file(model, reference_of(model))
-    written = next(node.writes for node, _ in candidate.layers if node.name == name)
+    written = next(layer.writes for layer in candidate.layers if layer.name == name)
 
     def broken(serialised, inputs):
         values = run(serialised, inputs)
@@ -213,19 +219,14 @@ def test_a_fault_is_a_model_of_its_own_that_shows_it(tmp_path, body, name):
 # --- another ONNX file as the reference ---
 
 
-def run_in_batches(model: bytes, inputs):
-    """Run a model of one output, in batches of 4."""
-    padded = np.resize(inputs, (-(-len(inputs) // 4) * 4, *inputs.shape[1:]))
-    batches = [padded[k : k + 4] for k in range(0, len(padded), 4)]
-    return {
-        "y": np.concatenate([run(model, {"x": batch})["y"] for batch in batches])[: len(inputs)]
-    }
+def open_model(model: bytes):
+    return functools.partial(run, model)
 
 
 def test_an_onnx_file_is_evaluated_in_float64(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(network(UNFOLDED).SerializeToString())
-    golden, reference = load_reference(path, num_inputs=10, run=run_in_batches)
+    golden, reference = load_reference(path, num_inputs=10, open_model=open_model)
     assert golden.reference.shape == (10, 5)
     (y,) = run(path.read_bytes(), {"x": golden.inputs}).values()
     np.testing.assert_allclose(golden.reference, y, rtol=1e-4)
@@ -240,7 +241,7 @@ def test_a_reference_of_fixed_batch_is_fed_in_batches_of_that_size(tmp_path):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
-    golden, _ = load_reference(path, num_inputs=6, run=run_in_batches)
+    golden, _ = load_reference(path, num_inputs=6, open_model=open_model)
     assert golden.reference.shape == (6, 5)
 
 
@@ -250,12 +251,12 @@ def test_a_reference_of_unknown_shape_is_refused(tmp_path):
     path = tmp_path / "reference.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedModelError, match="known shape"):
-        load_reference(path, num_inputs=2, run=run_in_batches)
+        load_reference(path, num_inputs=2, open_model=open_model)
 
 
 def test_a_missing_reference_is_an_error(tmp_path):
     with pytest.raises(ResdeployError, match="no such model file"):
-        load_reference(tmp_path / "absent.onnx", num_inputs=2, run=run_in_batches)
+        load_reference(tmp_path / "absent.onnx", num_inputs=2, open_model=open_model)
 
 
 # --- CastLike ---

@@ -148,13 +148,50 @@ def test_one_output_too_far_off_fails_and_is_named(full):
     assert "output 3 of input 17 is 4.1 propagated deviations off" in verdict.reasons[0]
 
 
+def test_errors_of_few_degrees_of_freedom_may_be_larger(full):
+    """Of one output for two inputs 1.5 sigma may be luck; of the same for 200 x 10, it is not."""
+    few = full_golden(num_outputs=1, num_inputs=2)
+    signs = np.float64([[1.5], [-1.5]])
+    assert judge_end_to_end(few.reference + SIGMA * signs, few).passed
+    assert not judge_end_to_end(few.reference + 2 * SIGMA * signs, few).passed
+    assert not judge_end_to_end(with_noise(full, 1.5 * SIGMA), full).passed
+
+
+def test_an_error_that_all_inputs_share_counts_once():
+    """Ten outputs that are constant err by ten roundings, however many inputs there are."""
+    golden = full_golden(num_outputs=10, num_inputs=32)
+    shared = 1.2 * SIGMA * np.where(np.arange(10) % 3, 1, -1)
+    assert judge_end_to_end(golden.reference + shared, golden).passed
+    assert not judge_end_to_end(golden.reference + 3 * shared, golden).passed
+    assert not judge_end_to_end(with_noise(golden, 1.2 * SIGMA), golden).passed
+
+
+def test_r_is_never_stricter_than_errors_drawn_for_any_order(full):
+    info = dataclasses.replace(full.info, drawn_noise=40 * full.info.precision_noise.float32)
+    drawn = dataclasses.replace(full, info=info, sigma=None)
+    outputs = with_noise(full, 13 * SIGMA)
+    assert judge_end_to_end(outputs, full).noise_ratio == pytest.approx(13, rel=0.05)
+    assert judge_end_to_end(outputs, drawn).noise_ratio == pytest.approx(1.3, rel=0.05)
+
+
+def test_below_the_normal_numbers_a_rounding_is_absolute(full):
+    tiny = dataclasses.replace(
+        full,
+        reference=full.reference * 1e-43,
+        noise_l2=np.zeros(200),
+        sigma=np.zeros_like(full.sigma),
+    )
+    assert judge_end_to_end(tiny.reference.astype(np.float32), tiny).passed
+    assert not judge_end_to_end(tiny.reference + 8e-45, tiny).passed
+
+
 def test_where_sigma_is_zero_nothing_but_the_last_bit_may_differ(full):
     silent = dataclasses.replace(full, sigma=np.zeros_like(full.sigma))
     assert judge_end_to_end(full.reference.astype(np.float32), silent).passed
     silent.reference[0, 0] = 0
     outputs = silent.reference.copy()
     outputs[0, 0] = 1e-30
-    assert judge_end_to_end(outputs, silent).z_max == np.inf
+    assert judge_end_to_end(outputs, silent).z_max > 1e14
 
 
 def test_what_is_missing_is_said_and_not_judged(golden):

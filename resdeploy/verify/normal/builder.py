@@ -10,9 +10,12 @@ real arithmetic, for every input and every size:
   is taken out of them, and a product takes the factors of its operands out;
 - `reshape`: only the last of several counts, and one to the same shape is none;
 - `transpose`: p2 after p1 is one permutation; where only axes of size one move it is a reshape;
+  of a reshape, within blocks of axes that it keeps together, it is put before the reshape: in
+  row-major order, a reshape whose first axes have as many elements before as after is two;
 - movements (`reshape`, `transpose`) come after what works on each element by itself.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +24,8 @@ import numpy as np
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_layer import Array
-from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode
-from resdeploy.verify.normal.dims import Size, Sizes, quotient_of, text_of
+from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode, kind_of
+from resdeploy.verify.normal.dims import Size, Sizes, product, quotient_of, text_of
 
 __all__ = ["Builder", "Known", "Tensor", "Value", "text"]
 
@@ -100,6 +103,7 @@ class Builder:
         affine: Affine | None = None,
     ) -> Tensor:
         """Append a node, and return its value."""
+        kind = dtype or sources[0].dtype
         node = SkeletonNode(
             name=self.title,
             op=op,
@@ -107,9 +111,9 @@ class Builder:
             sources=tuple(tensor.place for tensor in sources),
             affine=affine,
             numbers=tuple(numbers),
+            value=(text_of(shape), kind_of(kind)),
         )
         self.nodes.append(node)
-        kind = dtype or sources[0].dtype
         self.tensors.append(Tensor(place=len(self.nodes) - 1, shape=tuple(shape), dtype=kind))
         return self.tensors[-1]
 
@@ -141,7 +145,7 @@ class Builder:
             return x
         if quotient_of(x.shape, shape) != 1:
             raise UnsupportedModelError(f"{text_of(x.shape)} is no {text_of(shape)} reshaped.")
-        return self.add("Reshape", [x], shape, attributes={"shape": text_of(shape)})
+        return self.add("Reshape", [x], shape)
 
     def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
         """Return `x` with axis `order[k]` as its axis k."""
@@ -152,6 +156,10 @@ class Builder:
         wide = [axis for axis in order if x.shape[axis] != 1]
         if wide == sorted(wide):
             return self.reshape(x, shape)
+        if self.made_by(x, "Reshape"):
+            inner_order = _within_blocks(self.source(x).shape, x.shape, order)
+            if inner_order is not None:
+                return self.reshape(self.transpose(self.source(x), inner_order), shape)
         return self.add("Transpose", [x], shape, attributes={"order": list(order)})
 
     def each(self, x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
@@ -187,7 +195,7 @@ class Builder:
             scale, shift = scale.times(first), scale.times(offset).plus(shift)
             return self.scale_shift(self.source(x), scale, shift, shape)
         numbers = (scale, shift)
-        return self.add("ScaleShift", [x], shape, numbers=numbers, attributes=_grown(x, shape))
+        return self.add("ScaleShift", [x], shape, numbers=numbers)
 
     def _with_bias(self, x: Tensor, shift: Numbers) -> Tensor | None:
         """Return a layer with a constant per output added to its bias; None for other values."""
@@ -354,7 +362,8 @@ class Builder:
         nodes = [self.made_by(x, "Reshape", "Transpose") for x in operands]
         first = nodes[0]
         if first is None or any(
-            n is None or (n.op, n.attributes) != (first.op, first.attributes) for n in nodes
+            n is None or (n.op, n.attributes, n.value) != (first.op, first.attributes, first.value)
+            for n in nodes
         ):
             return None
         inner = [self.source(x) for x in operands]
@@ -384,6 +393,34 @@ def broadcast(shapes: Sequence[Sizes]) -> Sizes:
     return tuple(found)
 
 
+def _within_blocks(before: Sizes, after: Sizes, order: Sequence[int]) -> list[int] | None:
+    """Return the order in which a reshape's source may be transposed in place of its result."""
+    blocks = {}  # by their first axis after the reshape: the axes after it, and those before it
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ends = itertools.product(range(i, len(before) + 1), range(j, len(after) + 1))
+        fitting = [
+            (a, b)
+            for a, b in ends
+            if (a, b) != (i, j) and product(before[i:a]) == product(after[j:b])
+        ]
+        if not fitting:
+            return None
+        # One axis that stays comes before axes of size one.
+        a, b = min(fitting, key=lambda ends: (ends != (i + 1, j + 1), sum(ends)))
+        blocks[j if b > j else -1 - i] = (range(j, b), range(i, a))
+        i, j = a, b
+    found = [axis for first, (_, axes) in blocks.items() if first < 0 for axis in axes]
+    rest = list(order)
+    while rest:
+        own, sources = blocks.get(rest[0], ((), ()))
+        if not own or rest[: len(own)] != list(own):
+            return None
+        found += sources
+        del rest[: len(own)]
+    return found
+
+
 def order_of(node: SkeletonNode) -> list[int]:
     """Return the order of a Transpose."""
     return [int(axis) for axis in dict(node.attributes)["order"].strip("[]").split(", ")]
@@ -406,10 +443,6 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text, value))}]"
     return f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
-def _grown(x: Tensor, shape: Sizes) -> dict[str, str]:
-    return {} if x.shape == shape else {"shape": text_of(shape)}
 
 
 def _ordered(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -6,12 +6,24 @@ from typing import Any
 import numpy as np
 import onnx
 
+from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
 from resdeploy.graph.affine_layer import AffineLayer, Array, read_node
 from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import Known, Tensor, Value, broadcast
-from resdeploy.verify.normal.dims import Sizes, floor_div
-from resdeploy.verify.normal.rules import Operator, Reading, explicit_pads, gelu, padded, sliced
+from resdeploy.verify.normal.dims import Sizes, floor_div, product, text_of
+from resdeploy.verify.normal.rules import (
+    Operator,
+    Reading,
+    epsilon,
+    explicit_pads,
+    gelu,
+    padded,
+    scale_and_bias,
+    sliced,
+    standardized,
+    with_padding,
+)
 
 __all__ = ["LAYER_RULES", "batchnorm_numbers", "linear_affine", "window_affine"]
 
@@ -42,7 +54,7 @@ def _conv(r: Reading, op: Operator) -> Sequence[Value]:
         attributes: dict[str, Any] = {"output_padding": extra}
     else:
         pads = explicit_pads(op, sizes, spans, layer.strides)
-        x, pads = _with_padding(r, x, pads)
+        x, pads = with_padding(r, x, pads)
         sizes = x.shape[2:]
         found = [
             floor_div(size + pads[k] + pads[k + len(sizes)] - span, step) + 1
@@ -70,26 +82,6 @@ def window_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine:
     zeros = np.zeros(layer.num_outputs)
     own = zeros if bias is None else np.broadcast_to(bias.values.reshape(-1), zeros.shape)
     return r.affine(op.node, weight, own, layer.num_products)
-
-
-def _with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
-    """Return (x, pads) with a Pad of zeros around the image taken in."""
-    node = r.build.made_by(x, "Pad")
-    if node is None or node.numbers:
-        return x, pads
-    added: dict[int, list[int]] = {}
-    for name, value in node.attributes:
-        kind, _, axis = name.partition(" ")
-        if kind != "axis" or int(axis) < 2:
-            return x, pads
-        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
-    if any(n < 0 for both in added.values() for n in both):
-        return x, pads
-    dims = len(pads) // 2
-    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
-        added.get(k, [0, 0])[1] for k in range(dims)
-    ]
-    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
 
 
 def _padded_shortcut(
@@ -124,14 +116,14 @@ def _gemm(r: Reading, op: Operator) -> Sequence[Value]:
                 return [_linear(r, a, affine)]
     alpha, beta = (Numbers.of(op.attributes.get(n, 1.0)) for n in ("alpha", "beta"))
     left, right = (_turned(r, v, op.flag(n)) for v, n in ((a, "transA"), (b, "transB")))
-    product = r.build.scaled(_product(r, op, left, right), alpha)
+    found = r.build.scaled(_product(r, op, left, right), alpha)
     if c is None:
-        return [product]
+        return [found]
     if isinstance(c, Tensor):
-        shape = broadcast([product.shape, c.shape])
-        return [r.build.total([product, r.build.scaled(c, beta)], shape)]
+        shape = broadcast([found.shape, c.shape])
+        return [r.build.total([found, r.build.scaled(c, beta)], shape)]
     shift = r.numbers(c).times(beta)
-    return [r.build.scale_shift(product, Numbers.one(), shift, product.shape)]
+    return [r.build.scale_shift(found, Numbers.one(), shift, found.shape)]
 
 
 def linear_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine | None:
@@ -153,15 +145,14 @@ def linear_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine | None
 
 
 def _linear(r: Reading, x: Tensor, affine: Affine) -> Tensor:
-    """Return a product over the last axis; reshapes that keep this axis are put after it."""
-    build = r.build
-    if build.made_by(x, "Reshape"):
-        inner = build.source(x)
-        if inner.rank and inner.shape[-1] == x.shape[-1] and x.rank >= 1 and inner.rank >= 2:
-            found = _linear(r, inner, affine)
-            return build.reshape(found, (*x.shape[:-1], found.shape[-1]))
-    shape = (*x.shape[:-1], len(affine.bias))
-    return build.add("Linear", [x], shape, affine=affine)
+    """Return a product over the last axis, written as one of a matrix of all the rows."""
+    num_outputs, num_inputs = affine.weight.shape
+    if x.shape[-1] != num_inputs:
+        raise UnsupportedModelError(f"A product of {num_inputs} inputs reads {text_of(x.shape)}.")
+    rows = product(x.shape[:-1])
+    flat = r.build.reshape(x, (rows, num_inputs))
+    found = r.build.add("Linear", [flat], (rows, num_outputs), affine=affine)
+    return r.build.reshape(found, (*x.shape[:-1], num_outputs))
 
 
 def _matmul(r: Reading, op: Operator) -> Sequence[Value]:
@@ -169,8 +160,6 @@ def _matmul(r: Reading, op: Operator) -> Sequence[Value]:
     if isinstance(a, Tensor) and isinstance(b, Known) and b.values.ndim == 2:
         affine = linear_affine(r, op, read_node(op.node, b.values.shape))
         assert affine is not None
-        if a.shape[-1] != affine.weight.shape[1]:
-            raise op.refuse(f"reads a value of shape {a.shape}")
         return [_linear(r, a, affine)]
     return [_product(r, op, a, b)]
 
@@ -356,7 +345,22 @@ def _quick_gelu(r: Reading, op: Operator) -> Sequence[Value]:
     return [r.build.times([x, r.build.unary("Sigmoid", r.build.scaled(x, alpha))], x.shape)]
 
 
+def _skip_layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
+    """LayerNormalization over the last axis of input + skip + bias."""
+    x, skip, bias = op.tensor(), op.tensor(1), op.known(4)
+    if len(op.node.output) > 1 and any(op.node.output[1:3]):
+        raise op.refuse("tells its mean")
+    if x.shape != skip.shape:
+        raise op.refuse("broadcasts its skip")
+    total = r.build.total([x, skip], x.shape, merge=[r.is_read_once(n) for n in op.node.input[:2]])
+    if bias is not None:
+        total = r.build.scale_shift(total, Numbers.one(), r.numbers(bias), x.shape)
+    flat = standardized(r, total, [x.rank - 1], epsilon(op, 1e-12))
+    return [scale_and_bias(r, op, flat, x.rank - 1, 2), total, total, total]
+
+
 CONTRIB_RULES = {
+    "SkipLayerNormalization": _skip_layer_norm,
     "FusedConv": _fused_conv,
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,

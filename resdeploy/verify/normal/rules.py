@@ -268,7 +268,7 @@ def _expand(r: Reading, op: Operator) -> Sequence[Value]:
 def _expanded(build: Builder, x: Tensor, shape: Sizes) -> Tensor:
     if shape == x.shape:
         return x
-    return build.add("Expand", [x], shape, attributes={"shape": text_of(shape)})
+    return build.add("Expand", [x], shape)
 
 
 def _tile(r: Reading, op: Operator) -> Sequence[Value]:
@@ -330,6 +330,34 @@ def _split(r: Reading, op: Operator) -> Sequence[Value]:
     ]
 
 
+def _split_to_sequence(r: Reading, op: Operator) -> Sequence[Value]:
+    """Noted as an operator, from which `SequenceAt` takes a slice."""
+    x, parts = op.tensor(), op.known(1)
+    axis = op.flag("axis") % x.rank
+    size = x.shape[axis]
+    if parts is None or not isinstance(size, int):
+        raise op.refuse("splits an open size, or into single values")
+    if parts.values.ndim:
+        sizes = [int(n) for n in parts.values]
+    else:
+        each = int(parts.values)
+        sizes = [min(each, size - start) for start in range(0, size, each)]
+    attributes = {"axis": axis, "ends": np.cumsum([0, *sizes]).tolist()}
+    return [r.build.add("SplitToSequence", [x], x.shape, attributes=attributes)]
+
+
+def _sequence_at(r: Reading, op: Operator) -> Sequence[Value]:
+    whole, at = op.tensor(), op.closed_ints(1)
+    node = r.build.made_by(whole, "SplitToSequence")
+    if node is None or at is None:
+        raise op.refuse("picks from a sequence that is no split")
+    attributes = dict(node.attributes)
+    ends = [int(n) for n in attributes["ends"].strip("[]").split(", ")]
+    which = range(len(ends) - 1)[at[0]]
+    x = r.build.source(whole)
+    return [sliced(r.build, x, int(attributes["axis"]), ends[which], ends[which + 1], 1)]
+
+
 def _slice(r: Reading, op: Operator) -> Sequence[Value]:
     x = op.tensor()
     starts, ends = op.closed_ints(1, "starts"), op.ints(2, "ends")
@@ -363,6 +391,9 @@ def sliced(build: Builder, x: Tensor, axis: int, start: int, end: Size, step: in
     size = -floor_div(start - end, step) if step > 0 else len(range(start, int(end), step))  # type: ignore[arg-type]
     if (start, step) == (0, 1) and end == x.shape[axis]:
         return x
+    if (moved := build.made_by(x, "Transpose")) is not None:
+        order = order_of(moved)
+        return build.transpose(sliced(build, build.source(x), order[axis], start, end, step), order)
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
     cut = f"{start}:{'end' if end == x.shape[axis] else end}:{step}"
     node = build.made_by(x, "Slice")
@@ -383,6 +414,7 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     indices = op.at(1)
     if isinstance(x, Known):
         assert isinstance(indices, Tensor)
+        axis %= x.values.ndim
         if x.is_open:
             raise op.refuse("picks sizes by the values of the input")
         table = r.numbers(x) if x.is_float else None
@@ -409,6 +441,8 @@ def _gather(r: Reading, op: Operator) -> Sequence[Value]:
     at = [int(k) for k in indices.values.ravel()]
     size = x.shape[axis]
     if isinstance(size, int):
+        if not all(-size <= k < size for k in at):
+            raise op.refuse("reads beyond the end")
         at = [k % size for k in at]
     elif any(k < 0 for k in at):
         raise op.refuse("counts from the end of an open size")
@@ -564,6 +598,22 @@ def gelu(build: Builder, x: Tensor, *, approximate: str) -> Tensor:
         bend = build.unary("Erf", build.scaled(x, Numbers.of(0.5**0.5)))
     half = Numbers.of(0.5)
     return build.times([x, build.scale_shift(bend, half, half, x.shape)], x.shape)
+
+
+def _elu(r: Reading, op: Operator) -> Sequence[Value]:
+    """max(x, 0) + alpha (exp(min(x, 0)) - 1); Selu is gamma times it, Celu bends by x / alpha."""
+    x, build = op.tensor(), r.build
+    alpha = Numbers.of(op.attributes["alpha"], roundings=1)
+    zero, infinite = Numbers.zero(), Numbers.of(np.inf)
+    low = build.clip(x, Numbers.of(-np.inf), zero)
+    if op.node.op_type == "Celu":
+        low = build.scaled(low, alpha.inverse())
+    bent = build.unary("Exp", low)
+    scaled = build.scale_shift(bent, alpha, alpha.times(Numbers.of(-1.0)), x.shape)
+    found = build.total([build.clip(x, zero, infinite), scaled], x.shape)
+    if op.node.op_type == "Selu":
+        found = build.scaled(found, Numbers.of(op.attributes["gamma"], roundings=1))
+    return [found]
 
 
 def _mish(r: Reading, op: Operator) -> Sequence[Value]:
@@ -734,6 +784,24 @@ def _plain(r: Reading, op: Operator, dtype: str | None = None) -> Sequence[Value
     ]  # fmt: skip
 
 
+def _where(r: Reading, op: Operator) -> Sequence[Value]:
+    """Softplus that is x itself beyond a threshold of at least 20 is Softplus.
+
+    log(1 + exp(x)) - x = log(1 + exp(-x)) < exp(-20) < 2.1e-9 there: less than a thousandth of the
+    ulp that x has in float32, which is 1.9e-6.
+    """
+    build, (condition, then, other) = r.build, _operands(op)
+    if isinstance(condition, Tensor) and isinstance(then, Tensor) and isinstance(other, Tensor):
+        test = build.made_by(condition, "Greater")
+        is_soft = test is not None and build.made_by(other, "Softplus") is not None
+        if test is not None and is_soft and condition.shape == then.shape == other.shape:
+            compared = dict(test.attributes) == {"operand 0": "value"} and test.numbers
+            same = {build.source(condition).place, build.source(other).place, then.place}
+            if compared and len(same) == 1 and (test.numbers[0].values >= 20).all():
+                return [other]
+    return _plain(r, op)
+
+
 def _compare(r: Reading, op: Operator) -> Sequence[Value]:
     return _plain(r, op, "bool")
 
@@ -742,7 +810,13 @@ def _compare(r: Reading, op: Operator) -> Sequence[Value]:
 
 
 def _pool(r: Reading, op: Operator) -> Sequence[Value]:
-    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none."""
+    """A window that is the whole map is a reduction; a ceil_mode that changes no size is none.
+
+    A maximum's padding, below all values, may be what ceil_mode reads or what no window does.
+
+    Zeros padded before an average without padding are its counted padding: each window is divided
+    by all its taps.
+    """
     x, kind = op.tensor(), op.node.op_type
     if len([name for name in op.node.output if name]) > 1:
         raise op.refuse("tells where its maxima are")
@@ -753,6 +827,10 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     spans = [gap * (taps - 1) + 1 for gap, taps in zip(dilations, kernel, strict=True)]
     sizes = x.shape[2:]
     pads = explicit_pads(op, sizes, spans, strides)
+    counts = bool(op.flag("count_include_pad"))
+    if kind == "AveragePool" and not op.flag("ceil_mode") and (counts or not any(pads)):
+        x, pads = with_padding(r, x, pads)
+        sizes, counts = x.shape[2:], True
     padded = [size + pads[k] + pads[k + dims] for k, size in enumerate(sizes)]
     floors = [
         floor_div(size - span, step) + 1
@@ -764,6 +842,11 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
             _ceiled(op, size, pads[k], padded[k], spans[k], strides[k])
             for k, size in enumerate(sizes)
         ]
+    if kind == "MaxPool" and all(isinstance(size, int) for size in sizes):
+        # What no window reads is no padding, and a last window beyond the end reads padding.
+        for k, (size, count) in enumerate(zip(sizes, found, strict=True)):
+            pads[k + dims] = max(0, (count - 1) * strides[k] + spans[k] - pads[k] - size)
+        floors = found
     attributes: dict[str, Any] = {"kernel": kernel, "strides": strides, "pads": pads}
     if any(gap != 1 for gap in dilations):
         attributes["dilations"] = dilations
@@ -772,7 +855,7 @@ def _pool(r: Reading, op: Operator) -> Sequence[Value]:
     if kind == "LpPool":
         attributes["p"] = op.flag("p", 2)
     if kind == "AveragePool" and (any(pads) or found != floors):
-        attributes["counts padding"] = op.flag("count_include_pad")
+        attributes["counts padding"] = counts
     whole = not any(pads) and found == [1] * dims and list(sizes) == kernel
     if whole and kind in ("AveragePool", "MaxPool"):
         name = "ReduceMean" if kind == "AveragePool" else "ReduceMax"
@@ -786,6 +869,26 @@ def _ceiled(op: Operator, size: Size, before: int, padded: Size, span: int, step
         raise op.refuse("rounds an open size up")
     count = -((span - padded) // step) + 1
     return count - 1 if (count - 1) * step >= size + before else count
+
+
+def with_padding(r: Reading, x: Tensor, pads: list[int]) -> tuple[Tensor, list[int]]:
+    """Return (x, pads) with a Pad of zeros around the image taken in."""
+    node = r.build.made_by(x, "Pad")
+    if node is None or node.numbers:
+        return x, pads
+    added: dict[int, list[int]] = {}
+    for name, value in node.attributes:
+        kind, _, axis = name.partition(" ")
+        if kind != "axis" or int(axis) < 2:
+            return x, pads
+        added[int(axis) - 2] = [int(n) for n in value.strip("[]").split(", ")]
+    if any(n < 0 for both in added.values() for n in both):
+        return x, pads
+    dims = len(pads) // 2
+    more = [added.get(k, [0, 0])[0] for k in range(dims)] + [
+        added.get(k, [0, 0])[1] for k in range(dims)
+    ]
+    return r.build.source(x), [a + b for a, b in zip(pads, more, strict=True)]
 
 
 def explicit_pads(
@@ -848,7 +951,8 @@ def reduced(build: Builder, op: str, x: Tensor, axes: Sequence[int]) -> Tensor:
         order = order_of(node)
         inner = reduced(build, op, build.source(x), [order[axis] for axis in axes])
         return build.transpose(inner, order)
-    if op in _NESTING and (node := build.made_by(x, op)) is not None:
+    is_real = _is_float(x.dtype)  # a mean of integers is rounded
+    if is_real and op in _NESTING and (node := build.made_by(x, op)) is not None:
         before = [int(axis) for axis in dict(node.attributes)["axes"].strip("[]").split(", ")]
         return reduced(build, op, build.source(x), {*before, *axes})  # type: ignore[arg-type]
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
@@ -902,7 +1006,7 @@ def standardized(r: Reading, x: Tensor, axes: Sequence[int], eps: Numbers) -> Te
     return build.times([centred, build.reciprocal(root)], x.shape)
 
 
-def _scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int = 1) -> Tensor:
+def scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int = 1) -> Tensor:
     """Return scale * x + bias, both constants that begin at `axis`."""
     found = []
     for which in (first, first + 1):
@@ -916,8 +1020,8 @@ def _scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int =
     return r.build.scale_shift(x, scale, bias, x.shape)
 
 
-def _epsilon(op: Operator) -> Numbers:
-    return Numbers.of(op.attributes.get("epsilon", 1e-5), roundings=1)
+def epsilon(op: Operator, default: float = 1e-5) -> Numbers:
+    return Numbers.of(op.attributes.get("epsilon", default), roundings=1)
 
 
 def _layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
@@ -925,14 +1029,14 @@ def _layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
     if len([name for name in op.node.output if name]) > 1:
         raise op.refuse("tells its mean")
     axis = op.flag("axis", -1) % x.rank
-    flat = standardized(r, x, range(axis, x.rank), _epsilon(op))
-    return [_scale_and_bias(r, op, flat, axis)]
+    flat = standardized(r, x, range(axis, x.rank), epsilon(op))
+    return [scale_and_bias(r, op, flat, axis)]
 
 
 def _instance_norm(r: Reading, op: Operator) -> Sequence[Value]:
     x = op.tensor()
-    flat = standardized(r, x, range(2, x.rank), _epsilon(op))
-    return [_scale_and_bias(r, op, flat, 1)]
+    flat = standardized(r, x, range(2, x.rank), epsilon(op))
+    return [scale_and_bias(r, op, flat, 1)]
 
 
 def _group_norm(r: Reading, op: Operator) -> Sequence[Value]:
@@ -942,8 +1046,8 @@ def _group_norm(r: Reading, op: Operator) -> Sequence[Value]:
         raise op.refuse("of opset 18 is deprecated")
     rest = floor_div(product(x.shape[1:]), groups)
     grouped = r.build.reshape(x, (x.shape[0], groups, rest))
-    flat = standardized(r, grouped, [2], _epsilon(op))
-    return [_scale_and_bias(r, op, r.build.reshape(flat, x.shape), 1)]
+    flat = standardized(r, grouped, [2], epsilon(op))
+    return [scale_and_bias(r, op, r.build.reshape(flat, x.shape), 1)]
 
 
 def _lrn(r: Reading, op: Operator) -> Sequence[Value]:
@@ -971,7 +1075,7 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
         "coordinate_transformation_mode", "half_pixel" if r.opset > 10 else "asymmetric"
     )
     rounding = op.string("nearest_mode", "round_prefer_floor" if r.opset > 10 else "floor")
-    attributes: dict[str, Any] = {"mode": mode, "shape": text_of(shape)}
+    attributes: dict[str, Any] = {"mode": mode}
     if op.node.op_type == "Upsample":
         place, rounding = "asymmetric", "floor"
     whole = all(f is not None and f == int(f) and f >= 1 for f in factors)
@@ -1049,12 +1153,12 @@ def _resized(r: Reading, op: Operator, x: Tensor) -> tuple[list[float | None], S
 def _einsum(r: Reading, op: Operator) -> Sequence[Value]:
     equation = op.string("equation").replace(" ", "")
     left, arrow, right = equation.partition("->")
-    tensors = [op.tensor(k) for k in range(len(op.operands))]
+    values = _operands(op)
     if not arrow or "." in equation:
         raise op.refuse("does not name its axes")
     names: dict[str, Size] = {}
-    for letters, tensor in zip(left.split(","), tensors, strict=True):
-        for letter, size in zip(letters, tensor.shape, strict=True):
+    for letters, sizes in zip(left.split(","), _shapes(values), strict=True):
+        for letter, size in zip(letters, sizes, strict=True):
             if names.setdefault(letter, size) != size:
                 raise op.refuse("has an axis of two sizes")
     order = {
@@ -1062,7 +1166,11 @@ def _einsum(r: Reading, op: Operator) -> Sequence[Value]:
     }
     plain = "".join(order.get(c, c) for c in equation)
     shape = tuple(names[letter] for letter in right)
-    return [r.build.add("Einsum", tensors, shape, attributes={"equation": plain})]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = [r.numbers(value) for value in values if isinstance(value, Known)]
+    attributes: dict[str, Any] = {"equation": plain}
+    attributes["constants"] = [k for k, v in enumerate(values) if isinstance(v, Known)]
+    return [r.build.add("Einsum", tensors, shape, attributes=attributes, numbers=numbers)]
 
 
 def _top_k(r: Reading, op: Operator) -> Sequence[Value]:
@@ -1095,6 +1203,8 @@ RULES: dict[str, Rule] = {
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": _sequence_at,
     "Gather": _gather,
     "Pad": _pad,
     "DepthToSpace": _depth_to_space,
@@ -1130,11 +1240,7 @@ RULES: dict[str, Rule] = {
         ),
         _unary(),
     ),
-    "Elu": _unary(names=[("alpha", 1.0)]),
-    "Celu": _unary(names=[("alpha", 1.0)]),
-    "Selu": _unary(
-        names=[("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)]
-    ),
+    **dict.fromkeys(("Elu", "Celu", "Selu"), _elu),
     "ThresholdedRelu": _unary(names=[("alpha", 1.0)]),
     **dict.fromkeys(("Add", "Sum"), _add),
     "Sub": _sub,
@@ -1143,7 +1249,8 @@ RULES: dict[str, Rule] = {
     "Div": _div,
     **dict.fromkeys(("Max", "Min"), _maximum),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _compare),
-    **dict.fromkeys(("And", "Or", "Where"), _plain),
+    **dict.fromkeys(("And", "Or"), _plain),
+    "Where": _where,
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
     "GlobalAveragePool": _global("ReduceMean"),
     "GlobalMaxPool": _global("ReduceMax"),

@@ -1,0 +1,1 @@
+"""Coverage of the intervals that the product prints."""
