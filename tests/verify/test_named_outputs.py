@@ -62,6 +62,16 @@ def test_a_small_output_does_not_hide_behind_the_noise_of_a_large_one(golden):
     assert {reason.partition(":")[0] for reason in verdict.reasons} == {"output 'box'"}
 
 
+def test_drawn_noise_of_a_large_output_is_not_that_of_a_small_one(golden):
+    sigma = np.concatenate([np.full((N, 6), 1.0), np.full((N, 4), 1e-9)], axis=1)
+    info = dataclasses.replace(golden.info, drawn_noise=1e-3)
+    noisy = dataclasses.replace(golden, sigma=sigma, info=info)
+    assert judge_named_outputs(candidate(), noisy).passed
+    box = candidate()["box"] * np.float32(1.0001)
+    reasons = judge_named_outputs(candidate(box=box), noisy).reasons
+    assert any(" times the noise of " in reason for reason in reasons)
+
+
 @pytest.mark.parametrize(
     ("name", "place", "words"),
     [
