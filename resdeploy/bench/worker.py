@@ -117,11 +117,12 @@ def _serve(job: BenchJob, say: Any) -> None:
 def _rel_l2(stand: TimedRunner, golden: "Golden") -> float | None:
     """Return the relative L2 distance of the outputs to the reference; None if not finite."""
     from resdeploy.verify.compare import tensor_diff  # noqa: PLC0415 - as above
+    from resdeploy.verify.named_outputs import float_columns  # noqa: PLC0415
 
     num = min(len(stand.values), len(golden.inputs))
     with stand.runner.errors():
-        outputs = [np.asarray(y).reshape(len(stand.values), -1) for y in stand.once()]
-    found = tensor_diff(np.concatenate(outputs, axis=1)[:num], golden.reference[:num]).rel_l2
+        outputs = [np.asarray(y)[:num] for y in stand.once()]
+    found = tensor_diff(float_columns(outputs, golden.info.outputs), golden.finite[:num]).rel_l2
     return found if math.isfinite(found) else None
 
 

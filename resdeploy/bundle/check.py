@@ -15,9 +15,11 @@ from resdeploy.schema.bundles import CheckReport, TunedCheck
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import GoldenAnswers, TunedSettings
 from resdeploy.schema.verdicts import Accepts, VerifyReport
-from resdeploy.session.run import run_session
+from resdeploy.session.run import session_outputs
 from resdeploy.session.session import open_session
+from resdeploy.verify.compare import level_infinities, predictions
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import exact_columns, float_columns
 from resdeploy.verify.outputs import judge_outputs
 
 __all__ = ["check_bundle", "golden_answers"]
@@ -87,14 +89,18 @@ def golden_answers(model: Path, session: SessionSpec, golden: Golden) -> GoldenA
         ResdeployError: the model is not the network of the reference, or cannot be read.
         EnvironmentLacksError: the provider did not start.
     """
-    outputs_NK = run_session(open_session(model, session), golden.inputs).astype(np.float64)
-    reference_NK = golden.reference
+    outputs = [*session_outputs(open_session(model, session), golden.inputs).values()]
+    given_NK = float_columns(outputs, golden.info.outputs).astype(np.float64)
+    is_same_N = predictions(given_NK) == predictions(golden.reference)
+    if golden.exact is not None:
+        is_same_N &= (exact_columns(outputs, golden.info.outputs) == golden.exact).all(axis=1)
+    outputs_NK, reference_NK = level_infinities(given_NK, golden.reference)
     is_finite = bool(np.isfinite(outputs_NK).all())
-    error = float(np.abs(outputs_NK - reference_NK).max()) if is_finite else float("inf")
+    error = float(np.abs(outputs_NK - reference_NK).max(initial=0.0)) if is_finite else float("inf")
     return GoldenAnswers(
         num_inputs=len(reference_NK),
-        num_same_class=int((outputs_NK.argmax(axis=1) == reference_NK.argmax(axis=1)).sum()),
-        error=error / (float(np.abs(reference_NK).max()) or 1.0),
+        num_same_class=int(is_same_N.sum()),
+        error=error / (float(np.abs(reference_NK).max(initial=0.0)) or 1.0),
     )
 
 

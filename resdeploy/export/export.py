@@ -20,7 +20,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
 from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
-from resdeploy.export.trace import BATCH_DIMENSION, trace
+from resdeploy.export.trace import BATCH_DIMENSION, output_names, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
@@ -137,6 +137,7 @@ def _write(
     inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
     network, preprocess = split_preprocess(source.module)
     program = trace(network, inputs, dynamic_batch=is_dynamic)
+    names = output_names(program)
     on_stage("translate")
     optimized = optimize(
         translate(program, opset=spec.opset),
@@ -144,6 +145,7 @@ def _write(
         batch_dimension=BATCH_DIMENSION if is_dynamic else None,
         fold=spec.fold,
         embed=preprocess,
+        output_names=names,
         on_stage=on_stage,
     )
     model = optimized.model

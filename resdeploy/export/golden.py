@@ -17,14 +17,17 @@ from resdeploy.data.datasets import load_labelled
 from resdeploy.data.preprocess import kind_for, preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
+from resdeploy.export.near_ties import find_near_ties
 from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
-from resdeploy.export.run_module import run_module
+from resdeploy.export.run_module import module_outputs, run_module
 from resdeploy.export.source import SourceModel
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC, chi_square_quantile
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import float_columns, golden_from_outputs
 
 __all__ = ["golden_for", "make_golden", "run_module"]
 
@@ -62,22 +65,16 @@ def make_golden(
             would do; it takes as long again.
 
     Raises:
-        ResdeployError: the module's outputs are NaN or infinite, in float32 or even in float64.
+        ResdeployError: the module's outputs are NaN, or infinite not by design, in float32 or even
+            in float64; or no tensors with one row for each sample (`module_outputs`).
     """
     # Before the copy: a pruned module can be copied only once it was run without gradients.
-    own = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
-    reference = run_module(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
-    for outputs, precision in ((reference, "float64"), (own, "float32")):
-        if not np.isfinite(outputs).all():
-            raise ResdeployError(
-                f"The model's own outputs are not finite in {precision}, so they prove nothing.",
-                where=f"{source}, {inputs_description}",
-                fix="check the weights and BatchNorm statistics for NaN, and that training ended",
-            )
-    golden = Golden(
-        inputs=inputs,
-        reference=reference,
-        noise_l2=np.linalg.norm(own - reference, axis=1),
+    own = module_outputs(module, inputs, dtype=torch.float32)
+    exact = module_outputs(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
+    golden = golden_from_outputs(
+        inputs,
+        exact,
+        own,
         labels=labels,
         info=GoldenInfo(
             source=source,
@@ -86,18 +83,27 @@ def make_golden(
             sigma_missing="left to the full verification",
         ),
     )
-    return _with_detail(golden, module, own) if in_detail else golden
+    if golden.exact is not None and golden.near_ties is not None:
+        ties = find_near_ties(module, inputs, golden.exact, golden.info.outputs)
+        ties = np.unique(np.concatenate([golden.near_ties, ties]), axis=0)
+        golden = dataclasses.replace(golden, near_ties=ties)
+    if not in_detail:
+        return golden
+    own_NK = float_columns([*own.values()], golden.info.outputs)
+    return _with_detail(golden, module, own_NK.astype(np.float64))
 
 
 def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
     """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
     inputs, reference = golden.inputs, golden.reference
-    variance = None
+    if not reference.shape[1]:
+        info = dataclasses.replace(golden.info, sigma_missing="there are no floating-point outputs")
+        return dataclasses.replace(golden, info=info)
+    variance, sigma, drawn_noise, precision_noise, missing = None, None, None, None, None
     module, preprocess = split_preprocess(module)
     if preprocess is not None:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
         inputs, variance = input_roundings(inputs, preprocess)
-    sigma, drawn_noise, precision_noise, missing = None, None, None, None
     has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
     constant_noise = weight_noise(module, inputs) if has_enough else None
     try:
@@ -109,6 +115,7 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
             inputs[:num_spread],
             variance=None if variance is None else variance[:num_spread],
         )
+        sigma = np.where(np.isinf(reference[:num_spread]), 0.0, sigma)
         if sigma.shape != reference[:num_spread].shape or not np.isfinite(sigma).all():
             sigma, missing = None, "the propagated variance overflows"
         else:
@@ -155,7 +162,8 @@ def _checked_by_draws(
             for seed in range(num_draws)
         ]
     )
-    errors_DMK = drawn_DMK - reference_NK[:count]
+    drawn_DMK, reference_MK = level_infinities(drawn_DMK, reference_NK[:count])
+    errors_DMK = drawn_DMK - reference_MK
     if not np.isfinite(errors_DMK).all():
         return sigma_MK, None
     drawn_MK, expected_MK = np.mean(errors_DMK**2, axis=0), sigma_MK[:count] ** 2
@@ -163,7 +171,7 @@ def _checked_by_draws(
     ratios = drawn_MK[is_chance & (expected_MK > 0)] / expected_MK[is_chance & (expected_MK > 0)]
     sigma_MK = sigma_MK * math.sqrt(max(1.0, float(np.mean(ratios)) if len(ratios) else 1.0))
     sigma_MK[:count] = np.where(is_chance, sigma_MK[:count], np.sqrt(drawn_MK))
-    norm = float(np.linalg.norm(reference_NK[:count]))
+    norm = float(np.linalg.norm(reference_MK))
     return sigma_MK, math.sqrt(float(drawn_MK.sum())) / norm if norm else None
 
 

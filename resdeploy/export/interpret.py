@@ -11,9 +11,20 @@ from torch.export.graph_signature import InputKind, OutputKind
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.aten_layers import describe
 
-__all__ = ["Call", "GraphWalker"]
+__all__ = ["Call", "GraphWalker", "output_nodes"]
 
 Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def output_nodes(program: torch.export.ExportedProgram) -> list[fx.Node]:
+    """Return the nodes that compute the model's outputs, in their order."""
+    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    outputs: Any = program.graph.output_node().args[0]
+    return [
+        node
+        for node, kind in zip(outputs, kinds, strict=True)
+        if kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
+    ]
 
 
 class GraphWalker:
@@ -21,9 +32,16 @@ class GraphWalker:
 
     Constants (parameters, and all computed from them alone) are computed once, as the graph says;
     every other call is the caller's. A value is dropped after its last use.
+
+    Args:
+        program: the model.
+        outputs: nodes to compute the values of, and no more than they need; by default the model's
+            outputs of floating-point numbers.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(
+        self, program: torch.export.ExportedProgram, outputs: Sequence[fx.Node] | None = None
+    ) -> None:
         self._nodes = list(program.graph_module.graph.nodes)
         tensors: dict[str, Any] = {**program.state_dict, **program.constants}
         signature = program.graph_signature
@@ -44,17 +62,19 @@ class GraphWalker:
                 raise UnsupportedModelError(
                     "The graph calls another graph, which is not looked into.", where=describe(node)
                 )
-        kinds = [spec.kind for spec in signature.output_specs]
-        outputs: Any = self._nodes[-1].args[0]
-        self._outputs: list[fx.Node] = [
-            node
-            for node, kind in zip(outputs, kinds, strict=True)
-            if kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
-        ]
+        if outputs is None:
+            outputs = [n for n in output_nodes(program) if n.meta["val"].is_floating_point()]
+        self._outputs = outputs
+        needed = {*outputs}
+        for node in reversed(self._nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        self._nodes = [node for node in self._nodes if node in needed]
         self._last_reader: dict[fx.Node, list[fx.Node]] = {}
         last = {source: node for node in self._nodes for source in node.all_input_nodes}
         for source, reader in last.items():
-            self._last_reader.setdefault(reader, []).append(source)
+            if source not in self._outputs:
+                self._last_reader.setdefault(reader, []).append(source)
 
     def run(self, inputs: Sequence[Any], call: Call) -> list[Any]:
         """Return the values of the model's outputs for values of its inputs."""

@@ -27,6 +27,7 @@ from resdeploy.export.rounding import MOST_HALVINGS
 from resdeploy.export.run_module import run_module
 from resdeploy.export.variance_rules import with_drift
 from resdeploy.schema.verdicts import PrecisionNoise
+from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
 
 __all__ = ["drift_noise", "simulated_noise", "weight_noise"]
@@ -67,9 +68,11 @@ def simulated_noise(
     walker = GraphWalker(program)
     affordable = _SIMULATED_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     count = max(_FEWEST_SIMULATED, min(_MOST_SIMULATED, affordable))
-    x, reference = inputs[:count], reference_NK[:count]
+    x, infinite = inputs[:count], np.isinf(reference_NK[:count])
+    reference = np.where(infinite, 0.0, reference_NK[:count])
 
     def level(outputs: NDArray[Any]) -> float | None:
+        outputs = np.where(infinite, 0.0, outputs)
         error = float(np.linalg.norm(outputs - reference))
         norm = float(np.linalg.norm(reference))
         return error / norm if math.isfinite(error) and norm else None
@@ -136,13 +139,15 @@ def drift_noise(
         call = functools.partial(with_drift, halvings=halvings)
         with torch.no_grad():
             outputs = torch.cat([y.flatten(1) for y in walker.run([batch], call)], dim=1).numpy()
-        shift_K = (outputs - reference_NK[: len(batch)]).mean(axis=0)
+        outputs, reference = level_infinities(outputs, reference_NK[: len(batch)])
+        shift_K = (outputs - reference).mean(axis=0)
         largest = max(largest, float(np.linalg.norm(shift_K)))
     return largest
 
 
 def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    return run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    rows_NK = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+    return np.where(np.isinf(rows_NK), 0.0, rows_NK)
 
 
 def _simulated(

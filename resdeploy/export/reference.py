@@ -18,6 +18,7 @@ from torch import nn
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.exact_numbers import python_numbers, recover_numbers
+from resdeploy.export.run_module import AllFloat64
 from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
@@ -26,7 +27,9 @@ from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.verify.certify import Reference
+from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import exact_columns, exact_reasons, float_columns
 
 __all__ = ["reference_graph", "reference_or_reason"]
 
@@ -71,12 +74,13 @@ def _folded(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], preprocess: Preprocess | None
 ) -> tuple[onnx.ModelProto, FoldReport]:
     """Return a module's graph, folded, and the folds."""
-    try:
-        program = trace(module, inputs)
-        batch: str | None = BATCH_DIMENSION
-    except UnsupportedModelError:
-        program = trace(module, inputs, dynamic_batch=False)
-        batch = None
+    with AllFloat64():
+        try:
+            program = trace(module, inputs)
+            batch: str | None = BATCH_DIMENSION
+        except UnsupportedModelError:
+            program = trace(module, inputs, dynamic_batch=False)
+            batch = None
     opset = 18
     numbers = python_numbers(program)
     model = translate(program, opset=opset)
@@ -91,8 +95,15 @@ def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
     count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
     expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
-    found = evaluate_float64(model, {model.graph.input[0].name: samples})
-    outputs_NK = np.concatenate([y.reshape(count, -1) for y in found.values()], axis=1)
+    found = [*evaluate_float64(model, {model.graph.input[0].name: samples}).values()]
+    outputs_NK, expected_NK = level_infinities(
+        float_columns(found, golden.info.outputs), expected_NK
+    )
+    wrong = exact_reasons(exact_columns(found, golden.info.outputs)[:1], golden)
+    if wrong:
+        raise UnsupportedModelError(
+            f"The graph traced from the model is no reference: {wrong[0]}.", where=where
+        )
     noise = np.linalg.norm(np.resize(golden.yardstick, count))
     error = np.linalg.norm(outputs_NK - expected_NK)
     if not error <= _MOST_OF_THE_NOISE * noise:

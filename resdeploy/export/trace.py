@@ -12,16 +12,19 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.inner_graphs import each_graph, inline_regions
+from resdeploy.export.run_module import name_outputs
 from resdeploy.export.trace_refusals import (
     call_arguments,
     module_path,
     refuse_what_onnx_would_drop,
 )
 
-__all__ = ["BATCH_DIMENSION", "trace"]
+__all__ = ["BATCH_DIMENSION", "output_names", "trace"]
 
 BATCH_DIMENSION = "batch"
 
@@ -75,6 +78,16 @@ def trace(
                 + (", or fix the batch size with --batch N" if dynamic_batch else "")
             ),
         ) from error
+
+
+def output_names(program: torch.export.ExportedProgram) -> list[str]:
+    """Return the names of a program's outputs, as `run_module` gives them to the module's."""
+    specs = [
+        s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT
+    ]
+    nest = _pytree.tree_unflatten(specs, program.call_spec.out_spec)
+    paths, _ = _pytree.tree_flatten_with_path(nest)
+    return name_outputs(p for p, arg in paths if not isinstance(arg, ConstantArgument))
 
 
 def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ Refuses, by the name of the module,
 3. any other operator that draws random numbers;
 4. an output that depends on a buffer or parameter which each call changes. (One that is only
    written, such as a counter, has no part in what is computed);
-5. complex numbers, which ONNX has no operators for.
+5. complex numbers, which ONNX has no operators for;
+6. an output that is no tensor. (None is no output.)
 """
 
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ def refuse_what_onnx_would_drop(program: torch.export.ExportedProgram) -> None:
                 )
             if node.op == "call_function":
                 _check_call(node)
+    _check_outputs(program)  # 6
     _check_buffers(program)  # 4; the statistics of a norm in training mode are such, too
 
 
@@ -74,6 +76,18 @@ def _check_call(node: fx.Node) -> None:
         where=_where(node),
         fix="pass the numbers in as an input, or leave them out in evaluation mode",
     )
+
+
+def _check_outputs(program: torch.export.ExportedProgram) -> None:
+    outputs: Any = program.graph.output_node().args[0]
+    for node in outputs:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else node
+        if not isinstance(value, torch.Tensor) and value is not None:
+            raise UnsupportedModelError(
+                f"The model returns a value of type {type(value).__name__}, not a tensor.",
+                where=_where(node) if isinstance(node, fx.Node) else repr(value),
+                fix="return tensors only, in dicts, lists, tuples or named tuples",
+            )
 
 
 def _check_buffers(program: torch.export.ExportedProgram) -> None:

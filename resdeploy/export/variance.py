@@ -100,6 +100,7 @@ def draw_outputs(
             return value
         draw = torch.randn(value.value.shape, generator=generator, dtype=torch.float64)
         drawn = value.value + FLOAT32_ROUNDOFF * value.variance.sqrt() * draw
+        drawn = torch.where(value.value.isinf(), value.value, drawn)  # a mask
         return ValueWithVariance(drawn, torch.zeros_like(drawn))
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ are the same: the reference comes through these passes, a file of another export
 layers would have no counterpart, hence no certificate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -53,6 +53,7 @@ def optimize(
     batch_dimension: str | None,
     fold: bool = True,
     embed: Preprocess | None = None,
+    output_names: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Optimized:
     """Return `model` simplified and folded, in the opset asked for.
@@ -64,13 +65,14 @@ def optimize(
         fold: fold its BatchNorms.
         embed: the preprocessing of a model that is to take pixels: its centre is taken off them
             (`take_pixels`), its scale goes into the weights (`fold_batchnorm`).
+        output_names: of the outputs; () for those of `name_io`.
         on_stage: told the name of each stage as it begins.
 
     Raises:
         UnsupportedModelError: a pass cannot handle the graph.
     """
     on_stage("simplify")
-    model, reports = simplified(model, batch_dimension=batch_dimension)
+    model, reports = simplified(model, batch_dimension=batch_dimension, output_names=output_names)
     on_stage("fold")
     centre_C, scale_C = (None, None) if embed is None else centre_and_scale(embed)
     report = fold_batchnorm(model, batchnorm=fold, input_scale=scale_C)
@@ -85,7 +87,7 @@ def optimize(
 
 
 def simplified(
-    model: ir.Model, *, batch_dimension: str | None
+    model: ir.Model, *, batch_dimension: str | None, output_names: Sequence[str] = ()
 ) -> tuple[ir.Model, list[PassReport]]:
     """Return `model` simplified, with its notes (`editor.NOTES`) and computed constants unrounded.
 
@@ -93,7 +95,7 @@ def simplified(
         UnsupportedModelError: a pass cannot handle the graph.
     """
     reports = [
-        name_io(model, batch_dimension=batch_dimension),
+        name_io(model, batch_dimension=batch_dimension, outputs=output_names),
         # Before simplify, which drops the module names nodes are called by.
         strip_metadata(model, keep_notes=True),
         resolve_castlike(model),  # before the next ones, which then see that these are constants

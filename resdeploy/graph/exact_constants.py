@@ -129,8 +129,8 @@ def _is_same_function(node: ir.Node) -> bool:
         if source is not None and _is_python_number(source):
             return True
         dtype = None if source is None else source.dtype
-        if dtype is None and source is not None and source.const_value is not None:
-            dtype = source.const_value.dtype
+        if dtype is None and source is not None and why_it_varies(source) is None:
+            dtype = constant_tensor(source).dtype
         return dtype == target or (target in _FLOATS and dtype is not None and not _is_float(dtype))
     return is_op(node, *_ARITHMETIC, *_MOVES)
 

@@ -3,8 +3,11 @@
 Before:  x[s77, 3, 224, 224] -> linear[s77, 1000]
 After:   input[batch, 3, 224, 224] -> logits[batch, 1000]
 
-Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`, ….
+Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`, …, unless the
+outputs have names of their own. A value that is two outputs becomes two values.
 """
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -13,14 +16,24 @@ from resdeploy.schema.exports import PassReport
 __all__ = ["name_io"]
 
 
-def name_io(model: ir.Model, *, batch_dimension: str | None) -> PassReport:
-    """Rename inputs, outputs and symbolic leading dimensions, in place."""
+def name_io(
+    model: ir.Model, *, batch_dimension: str | None, outputs: Sequence[str] = ()
+) -> PassReport:
+    """Rename inputs, outputs and symbolic leading dimensions, in place.
+
+    Args:
+        model: the graph.
+        batch_dimension: the name of an open batch dimension; None if it is fixed.
+        outputs: names of the outputs, or none; those of inputs become `NAME_output`.
+    """
     graph = model.graph
-    num_changed = 0
-    wanted = {
-        **dict(zip(graph.inputs, _names("input", "input", len(graph.inputs)), strict=True)),
-        **dict(zip(graph.outputs, _names("logits", "output", len(graph.outputs)), strict=True)),
-    }
+    num_changed = _part_repeated_outputs(graph)
+    inputs = _names("input", "input", len(graph.inputs))
+    outputs = outputs or _names("logits", "output", len(graph.outputs))
+    outputs = [f"{name}_output" if name in inputs else name for name in outputs]
+    wanted = dict(
+        zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True),
+    )
     for value in [v for node in graph.all_nodes() for v in node.outputs]:
         if value.name in wanted.values() and value not in wanted:
             value.name = f"{value.name}_inner"
@@ -30,6 +43,22 @@ def name_io(model: ir.Model, *, batch_dimension: str | None) -> PassReport:
     if batch_dimension is not None:
         num_changed += _name_batch(graph, batch_dimension)
     return PassReport(name="name_io", num_changed=num_changed)
+
+
+def _part_repeated_outputs(graph: ir.Graph) -> int:
+    """Let an Identity compute each further output of the same value; return how many there are."""
+    seen: set[ir.Value] = set()
+    num_changed = 0
+    for k, value in enumerate(graph.outputs):
+        if value in seen:
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            copied = node.outputs[0]
+            copied.name, copied.type, copied.shape = f"{value.name}_{k}", value.type, value.shape
+            graph.outputs[k] = copied
+            num_changed += 1
+        seen.add(value)
+    return num_changed
 
 
 def _names(single: str, several: str, count: int) -> list[str]:

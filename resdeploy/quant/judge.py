@@ -1,7 +1,8 @@
 """Quality of a quantised model, and the layers left in float32 where a budget needs it.
 
 The quality is the predictions that changed, and the relative error of all outputs together,
-e = |y' - y| / |y|; as SQNR, that is -20 log10(e) decibels.
+e = |y' - y| / |y|; as SQNR, that is -20 log10(e) decibels. The prediction is the largest output; of
+a single one, its sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantSpec
+from resdeploy.verify.compare import predictions
 
 __all__ = ["judge", "keep_sensitive", "why_not"]
 
@@ -31,8 +33,8 @@ def judge(reference_NK: NDArray[np.float64], candidate_NK: NDArray[np.float64]) 
     error = np.linalg.norm(candidate_NK - reference_NK) / max(
         float(np.linalg.norm(reference_NK)), np.finfo(np.float64).tiny
     )
-    flipped_N = reference_NK.argmax(axis=1) != candidate_NK.argmax(axis=1)
-    lead_N = np.full(len(flipped_N), np.inf)
+    flipped_N = predictions(reference_NK) != predictions(candidate_NK)
+    lead_N = np.abs(reference_NK[:, 0])
     if reference_NK.shape[1] > 1:
         lead_N = np.diff(np.sort(reference_NK, axis=1)[:, -2:])[:, 0]
     return QuantQuality(

@@ -72,9 +72,9 @@ class Runner:
     def run_rows(
         self, inputs: Array, also: Mapping[str, Array] | None = None
     ) -> NDArray[np.float64]:
-        """Return all outputs side by side, (N, K); `also` are inputs that all batches share."""
+        """Return the floating-point outputs side by side, (N, K); all batches share `also`."""
         rows_NK = run_rows(
-            lambda batch: self._session.run({self._input: batch, **(also or {})}).values(),
+            lambda batch: self._session.run({self._input: batch, **(also or {})}),
             inputs,
             fixed=self._fixed,
         )

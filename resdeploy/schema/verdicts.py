@@ -1,6 +1,7 @@
 """References, the layers of a verdict, and the self-test."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -28,6 +29,28 @@ class PrecisionNoise(Record):
 
 
 @record
+class OutputInfo(Record):
+    """An output of the reference: its name, its type, and the shape of one sample.
+
+    `is_exact` of integers and bools: they are compared one by one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_exact(self) -> bool:
+        """True if its values are decisions, without noise."""
+        return not self.dtype.startswith("float")
+
+    @property
+    def width(self) -> int:
+        """The number of its values for one sample."""
+        return math.prod(self.shape)
+
+
+@record
 class GoldenInfo(Record):
     """Origin of reference outputs: `num_inputs` inputs through the model `source` in float64.
 
@@ -39,6 +62,7 @@ class GoldenInfo(Record):
             to float32, and sums of equal terms are; None if not measured.
         sigma_missing: the reason why the golden file has no sigma; None if it has one.
         drawn_noise: relative L2 of errors drawn for sums in whatever order; None without sigma.
+        outputs: each output of the model, in its order; () in files of before.
     """
 
     source: str
@@ -49,6 +73,27 @@ class GoldenInfo(Record):
     weight_noise_l2: float | None = None
     sigma_missing: str | None = None
     drawn_noise: float | None = None
+    outputs: tuple[OutputInfo, ...] = ()
+
+    def place(self, column: int, *, exact: bool = False) -> str:
+        """Return the words for a column of the floats, or of the integers."""
+        start = 0
+        for output in self.outputs:
+            if output.is_exact is exact:
+                if column < start + output.width:
+                    index = _unravelled(column - start, output.shape)
+                    return f"output {output.name!r}{index or ''}"
+                start += output.width
+        return f"output {column}"
+
+
+def _unravelled(index: int, shape: tuple[int, ...]) -> list[int]:
+    """Return the place of a value in an array, row by row."""
+    places = []
+    for size in reversed(shape):
+        index, place = divmod(index, size)
+        places.append(place)
+    return places[::-1]
 
 
 @record

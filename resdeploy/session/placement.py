@@ -12,7 +12,7 @@ from resdeploy.errors import ProviderError
 from resdeploy.schema.sessions import Placement, SessionSpec
 from resdeploy.session.placement_proof import Kernel, judge_placement
 from resdeploy.session.providers import find_provider
-from resdeploy.session.run import run_session
+from resdeploy.session.run import session_outputs
 from resdeploy.session.session import Session, open_session, planned_kernels
 
 __all__ = ["kernel_events", "read_events", "read_placement"]
@@ -31,7 +31,7 @@ def read_placement(model: Path | bytes, session: Session, inputs: np.ndarray) ->
     """
     spec = session.info.spec
     executed = read_events(
-        model, spec, lambda profiled: run_session(profiled, inputs[:1], batch_size=1), _kernels
+        model, spec, lambda profiled: session_outputs(profiled, inputs[:1], batch_size=1), _kernels
     )
     return judge_placement(
         find_provider(spec.provider).ort_name,

@@ -15,10 +15,10 @@ from resdeploy.errors import ReportedError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import ArithmeticResult, Attribution
 from resdeploy.session.providers import Provider, find_provider
-from resdeploy.session.run import run_session
+from resdeploy.session.run import session_outputs
 from resdeploy.session.session import Session, open_session
-from resdeploy.verify.end_to_end import judge_end_to_end
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import judge_named_outputs
 from resdeploy.verify.precision import RunFacts
 
 __all__ = ["attribute_error", "facts"]
@@ -38,7 +38,7 @@ def attribute_error(
     model: Path,
     golden: Golden,
     session: Session,
-    outputs_NK: np.ndarray,
+    outputs: Mapping[str, np.ndarray],
     *,
     open_on: Callable[[Path, SessionSpec], Session] = open_session,
 ) -> Attribution | str | None:
@@ -50,7 +50,7 @@ def attribute_error(
         model: the file of the session.
         golden: the inputs and their reference.
         session: the one that was asked for.
-        outputs_NK: (N, K), its outputs for them.
+        outputs: its outputs for them, (N, ...) each.
         open_on: opens the model another way.
     """
     spec = session.info.spec
@@ -61,12 +61,14 @@ def attribute_error(
     for changes in (provider.arithmetics.exact, provider.arithmetics.fast):
         wanted = dataclasses.replace(spec, **changes)
         try:
-            rows_NK = (
-                outputs_NK if wanted == spec else run_session(open_on(model, wanted), golden.inputs)
+            found = (
+                outputs
+                if wanted == spec
+                else session_outputs(open_on(model, wanted), golden.inputs)
             )
         except ReportedError as error:
             return f"{_differing(provider, wanted, changes)}: {error.what}"
-        comparison = judge_end_to_end(rows_NK, golden, facts=facts(wanted))
+        comparison = judge_named_outputs(found, golden, facts=facts(wanted))
         results.append(
             ArithmeticResult(
                 options=_differing(provider, wanted, changes),

@@ -9,7 +9,34 @@ import numpy.typing as npt
 from resdeploy.graph.affine_layer import Array
 from resdeploy.schema.verdicts import TensorDiff
 
-__all__ = ["accuracy", "error_norms", "tensor_diff", "top1_agreement"]
+__all__ = [
+    "accuracy",
+    "error_norms",
+    "level_infinities",
+    "predictions",
+    "tensor_diff",
+    "top1_agreement",
+]
+
+
+def level_infinities(candidate_NK: Array, reference_NK: Array) -> tuple[Array, Array]:
+    """Return both with 0 where both are the same infinity, such as a mask's.
+
+    Where the reference alone is infinite, it is 0 and the candidate infinite: any other value is
+    infinitely far off.
+    """
+    infinite = np.isinf(reference_NK)
+    if not infinite.any():
+        return candidate_NK, reference_NK
+    distance = np.where(candidate_NK == reference_NK, 0.0, np.inf)
+    return np.where(infinite, distance, candidate_NK), np.where(infinite, 0.0, reference_NK)
+
+
+def predictions(outputs_NK: Array) -> npt.NDArray[np.intp]:
+    """Return the class of each input, (N,): the largest output; of a single one, its sign."""
+    if outputs_NK.shape[1] > 1:
+        return np.asarray(outputs_NK.argmax(axis=1))
+    return np.asarray((outputs_NK > 0).any(axis=1).astype(np.intp))
 
 
 def tensor_diff(candidate_NK: Array, reference_NK: Array) -> TensorDiff:
@@ -35,14 +62,14 @@ def error_norms(candidate_NK: Array, reference_NK: Array) -> npt.NDArray[np.floa
 
 
 def top1_agreement(candidate_NK: Array, reference_NK: Array) -> float:
-    """Return the fraction of inputs whose largest output is the same one."""
-    return accuracy(candidate_NK, reference_NK.argmax(axis=1))
+    """Return the fraction of inputs of which the prediction is the same one."""
+    return accuracy(candidate_NK, predictions(reference_NK))
 
 
 def accuracy(candidate_NK: Array, labels_N: Array) -> float:
-    """Return the fraction of inputs whose largest output is the labelled one; NaN never is."""
-    finite_N = _finite_rows(candidate_NK)
-    return float(np.mean((candidate_NK.argmax(axis=1) == labels_N) & finite_N))
+    """Return the fraction of inputs of which the prediction is the label; of NaN it never is."""
+    known_N = ~np.isnan(candidate_NK).any(axis=1)
+    return float(np.mean((predictions(candidate_NK) == labels_N) & known_N))
 
 
 def _finite_rows(values_NK: Array) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 from resdeploy.errors import ReportedError
 from resdeploy.schema.sessions import GraphLevel, SessionSpec
 from resdeploy.schema.verdicts import Conformance
-from resdeploy.session.run import fixed_batch, run_session
+from resdeploy.session.run import fixed_batch, session_outputs
 from resdeploy.session.session import Session, open_session
 from resdeploy.verify.conformance_evidence import (
     Repetition,
@@ -19,6 +19,7 @@ from resdeploy.verify.conformance_evidence import (
     stress_units,
 )
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import exact_columns, exact_reasons, float_columns
 
 __all__ = ["check_conformance"]
 
@@ -58,32 +59,49 @@ def check_conformance(model: Path | bytes, golden: Golden, session: Session) -> 
     """
     missing: list[str] = []
     inputs = golden.inputs[:_LARGEST_BATCH]
-    single_NK = run_session(session, inputs, batch_size=1)
+    single_NK = _floats(session, golden, inputs, batch_size=1)
     units_N = noise_units(golden)
     few = slice(_NUM_LEVEL_INPUTS)
     return judge_conformance(
         batches={
-            str(size): Repetition(
-                outputs=run_session(session, inputs[:size], batch_size=size),
-                expected=single_NK[:size],
-                units=units_N[:size],
-            )
+            str(size): _repetition(session, golden, inputs[:size], size, single_NK, units_N)
             for size in _batches(session, len(inputs), missing)
         },
         levels={
-            level: Repetition(
-                outputs=run_session(other, inputs[few], batch_size=1),
-                expected=single_NK[few],
-                units=units_N[few],
-            )
+            level: _repetition(other, golden, inputs[few], 1, single_NK, units_N)
             for level, other in _other_levels(model, session, missing).items()
         },
         stress=_stress(model, golden, session, missing),
         runs=[
-            run_session(session, inputs[: max(_BATCHES)], batch_size=max(_BATCHES))
+            _floats(session, golden, inputs[: max(_BATCHES)], batch_size=max(_BATCHES))
             for _ in range(_NUM_RUNS)
         ],
         missing=tuple(missing),
+    )
+
+
+def _floats(session: Session, golden: Golden, inputs: np.ndarray, *, batch_size: int) -> np.ndarray:
+    """Return the session's floating-point outputs, those of the reference: (N, K)."""
+    found = session_outputs(session, inputs, batch_size=batch_size)
+    return float_columns([*found.values()], golden.info.outputs)
+
+
+def _repetition(
+    session: Session,
+    golden: Golden,
+    inputs: np.ndarray,
+    batch_size: int,
+    expected_NK: np.ndarray,
+    units_N: np.ndarray,
+) -> Repetition:
+    """Return the outputs for the first golden inputs, called another way."""
+    num = len(inputs)
+    found = [*session_outputs(session, inputs, batch_size=batch_size).values()]
+    return Repetition(
+        outputs=float_columns(found, golden.info.outputs),
+        expected=expected_NK[:num],
+        units=units_N[:num],
+        wrong_integers=exact_reasons(exact_columns(found, golden.info.outputs), golden),
     )
 
 
@@ -124,6 +142,10 @@ def _stress(
     if golden.inputs.dtype.kind != "f":
         missing.append("stress inputs: pixels have no steps small enough to measure rounding by")
         return {}
+    if golden.exact is not None:
+        missing.append("stress inputs: integer outputs have no reference there")
+    if not golden.reference.shape[1]:
+        return {}
     plain = SessionSpec(num_threads=session.info.spec.num_threads, graph_level="disabled")
     if session.info.spec == plain:
         plain = dataclasses.replace(plain, graph_level="all")
@@ -133,18 +155,20 @@ def _stress(
         missing.append(f"stress inputs: there is nothing to compare with. {error.what}")
         return {}
     odd = _odd_inputs(golden.inputs)
-    if (extreme := _extreme_inputs(golden.inputs, other)) is None:
+    if (extreme := _extreme_inputs(golden, other)) is None:
         missing.append("stress input extreme: none is both large and finite")
     else:
         odd["extreme"] = extreme
-    together = run_session(session, np.concatenate(list(odd.values())), batch_size=_LARGEST_BATCH)
+    together = _floats(
+        session, golden, np.concatenate(list(odd.values())), batch_size=_LARGEST_BATCH
+    )
     found, start = {}, 0
     for name, inputs in odd.items():
-        expected_NK = run_session(other, inputs, batch_size=1)
-        alone_NK = run_session(session, inputs, batch_size=1)
+        expected_NK = _floats(other, golden, inputs, batch_size=1)
+        alone_NK = _floats(session, golden, inputs, batch_size=1)
         rows_NK = together[start : start + len(inputs)]
         start += len(inputs)
-        units_N = stress_units(golden, expected_NK, _steps(other, inputs, golden.inputs))
+        units_N = stress_units(golden, expected_NK, _steps(other, inputs, golden))
         found[name] = Repetition(
             outputs=np.concatenate([alone_NK, rows_NK]),
             expected=np.tile(expected_NK, (2, 1)),
@@ -154,7 +178,7 @@ def _stress(
 
 
 def _steps(
-    session: Session, inputs: np.ndarray, ordinary: np.ndarray
+    session: Session, inputs: np.ndarray, golden: Golden
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the outputs a step ahead of each input and a step back, for each length of step.
 
@@ -162,11 +186,11 @@ def _steps(
     """
     per_sample = tuple(range(1, inputs.ndim))
     sizes = np.abs(inputs.astype(np.float64)).max(axis=per_sample, keepdims=True)
-    sizes = np.maximum(sizes, np.abs(ordinary).max())
+    sizes = np.maximum(sizes, np.abs(golden.inputs).max())
     return [
         (
-            run_session(session, (inputs + step * sizes).astype(inputs.dtype), batch_size=1),
-            run_session(session, (inputs - step * sizes).astype(inputs.dtype), batch_size=1),
+            _floats(session, golden, (inputs + step * sizes).astype(inputs.dtype), batch_size=1),
+            _floats(session, golden, (inputs - step * sizes).astype(inputs.dtype), batch_size=1),
         )
         for step in _STEPS
     ]
@@ -183,10 +207,12 @@ def _odd_inputs(inputs: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _extreme_inputs(inputs: np.ndarray, session: Session) -> np.ndarray | None:
+def _extreme_inputs(golden: Golden, session: Session) -> np.ndarray | None:
     """Return one input, enlarged as far as the outputs stay finite by a margin; None if nowhere."""
+    inputs = golden.inputs
     for log2 in _EXTREMES_LOG2:
-        if np.isfinite(run_session(session, _scaled(inputs[:1], 2.0**log2), batch_size=1)).all():
+        large = _scaled(inputs[:1], 2.0**log2)
+        if np.isfinite(_floats(session, golden, large, batch_size=1)).all():
             extreme = _scaled(inputs[:1], 2.0 ** (log2 - _MARGIN_LOG2))
             return extreme if np.abs(extreme).max() > np.abs(inputs).max() else None
     return None

@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.schema.verdicts import Conformance
+from resdeploy.verify.compare import level_infinities
 from resdeploy.verify.end_to_end import NOISE_RATIO_LIMIT, float32_noise
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.precision import FLOAT32_ROUNDOFF
@@ -54,16 +55,18 @@ class Repetition:
         outputs: (N, K), the way to be judged.
         expected: (N, K), the way to be compared with.
         units: (N,), the noise unit of each row.
+        wrong_integers: the reasons against its integer outputs.
     """
 
     outputs: NDArray[np.floating]
     expected: NDArray[np.floating]
     units: NDArray[np.float64]
+    wrong_integers: tuple[str, ...] = ()
 
 
 def noise_units(golden: Golden) -> NDArray[np.float64]:
     """Return the noise unit of each golden input: (N,)."""
-    norms_N = np.linalg.norm(golden.reference, axis=1)
+    norms_N = np.linalg.norm(golden.finite, axis=1)
     return np.asarray(np.maximum(float32_noise(golden), _relative_noise(golden) * norms_N))
 
 
@@ -125,6 +128,12 @@ def judge_conformance(
         for name, distance in distances.items()
         if not distance <= CONFORMANCE_LIMIT
     )
+    reasons += tuple(
+        f"{what} {name}: {reason}"
+        for what, repetitions in (("batch", batches), ("graph level", levels))
+        for name, one in repetitions.items()
+        for reason in one.wrong_integers
+    )
     first, *others = runs
     return Conformance(
         batches=found["batch"],
@@ -145,7 +154,7 @@ def _finite_rows(values_NK: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _relative_noise(golden: Golden) -> float:
-    norm = float(np.linalg.norm(golden.reference))
+    norm = float(np.linalg.norm(golden.finite))
     noise = float(np.linalg.norm(float32_noise(golden)))
     return max(noise / norm if norm else 0.0, FLOAT32_ROUNDOFF)
 
@@ -155,6 +164,7 @@ def _distance(one: Repetition) -> float:
     outputs_NK, expected_NK = (v.astype(np.float64) for v in (one.outputs, one.expected))
     if outputs_NK.shape != expected_NK.shape:
         return float("inf")
+    outputs_NK, expected_NK = level_infinities(outputs_NK, expected_NK)
     if not (np.isfinite(outputs_NK).all() and np.isfinite(expected_NK).all()):
         return float("inf")
     distances_N = np.linalg.norm(outputs_NK - expected_NK, axis=1)

@@ -28,7 +28,8 @@ T     N max(0, ||mean e|| - a)^2 / mean ||e||^2, for N >= 128: noise gives about
       The limit is 5, and more for errors of few degrees of freedom; see `_systematic_limit`.
 
 For another precision than float32 the yardstick is that precision's noise, with the same factor of
-4; z and T are those of float32 and are left out. NaN and infinity always fail.
+4; z and T are those of float32 and are left out. NaN always fails, and so does an infinity that is
+not the reference's.
 """
 
 import math
@@ -40,7 +41,13 @@ from numpy.typing import NDArray
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.sessions import PrecisionName
 from resdeploy.schema.verdicts import Comparison, Precision
-from resdeploy.verify.compare import error_norms, tensor_diff, top1_agreement
+from resdeploy.verify.compare import (
+    error_norms,
+    level_infinities,
+    predictions,
+    tensor_diff,
+    top1_agreement,
+)
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.precision import (
     FLOAT32_ROUNDOFF,
@@ -84,9 +91,9 @@ _MOST_LISTED = 3
 
 def float32_noise(golden: Golden) -> NDArray[np.float64]:
     """Return the noise of float32 for each golden input, R's denominator: (N,)."""
-    norms_N = np.linalg.norm(golden.reference, axis=1)
+    norms_N = np.linalg.norm(golden.finite, axis=1)
     drawn = (golden.info.drawn_noise or 0.0) * _few(len(norms_N)) / NOISE_RATIO_LIMIT
-    roundings_N = np.linalg.norm(_rounding(golden.reference), axis=1)
+    roundings_N = np.linalg.norm(_rounding(golden.finite), axis=1)
     return np.asarray(np.maximum.reduce([golden.noise_l2, drawn * norms_N, roundings_N]))
 
 
@@ -106,8 +113,8 @@ def judge_end_to_end(
         facts: about its session.
 
     Raises:
-        ResdeployError: the candidate's outputs have another shape, or the reference itself is not
-            finite and so proves nothing.
+        ResdeployError: the candidate's outputs have another shape, or the reference itself is NaN
+            and so proves nothing.
     """
     reference_NK = golden.reference
     if outputs_NK.shape != reference_NK.shape:
@@ -116,12 +123,14 @@ def judge_end_to_end(
             f"the reference's {reference_NK.shape}.",
             fix="check that model and reference are the same network",
         )
-    if not np.isfinite(reference_NK).all():
+    if np.isnan(reference_NK).any():
         raise ResdeployError(
-            "The reference outputs are not finite, so nothing can be compared with them.",
+            "The reference outputs are NaN, so nothing can be compared with them.",
             fix="check the checkpoint for NaN weights and the inputs for NaN values",
         )
     facts = facts or RunFacts()
+    given_NK = outputs_NK
+    outputs_NK, reference_NK = level_infinities(outputs_NK, reference_NK)
     errors_N = error_norms(outputs_NK, reference_NK)
     noise_N = float32_noise(golden)
     ratio = _ratio(float(np.linalg.norm(errors_N)), float(np.linalg.norm(noise_N)))
@@ -140,18 +149,19 @@ def judge_end_to_end(
         noise_ratio=ratio,
         worst_input_ratio=max(map(_ratio, errors_N.tolist(), noise_N.tolist())),
         noise_ratio_limit=NOISE_RATIO_LIMIT,
-        top1_agreement=top1_agreement(outputs_NK, reference_NK),
+        top1_agreement=top1_agreement(given_NK, golden.reference),
         reasons=_size_reasons(ratio, arithmetic, facts),
         precision=arithmetic,
     )
     if diff.num_nonfinite:
+        unlike = ", or finite, unlike the reference" if np.isinf(golden.reference).any() else ""
         comparison = replace(
             by_size,
-            reasons=(f"{diff.num_nonfinite} outputs are NaN or infinite",),
+            reasons=(f"{diff.num_nonfinite} outputs are NaN or infinite{unlike}",),
             missing=("z, T, top-1: the outputs are not finite",),
         )
     else:
-        comparison = _with_figures(by_size, outputs_NK, golden, arithmetic)
+        comparison = _with_figures(by_size, given_NK, golden, arithmetic)
     if golden.info.precision_noise is not None:
         return comparison
     typical = "the noise of lower precisions: not in the golden file, taken as a ResNet-18's"
@@ -178,8 +188,8 @@ def _with_figures(
     by_size: Comparison, outputs_NK: np.ndarray, golden: Golden, arithmetic: Precision
 ) -> Comparison:
     """Return a comparison with everything beside the size of the error: z, T and top-1."""
-    reference_NK, precision = golden.reference, arithmetic.claimed
-    errors_NK = outputs_NK.astype(np.float64) - reference_NK
+    reference_NK, precision = golden.finite, arithmetic.claimed
+    errors_NK = level_infinities(outputs_NK, golden.reference)[0].astype(np.float64) - reference_NK
     reasons, missing = list(by_size.reasons), list(by_size.missing)
     z_rms = z_max = systematic = limit = None
     is_float32 = precision == "float32"
@@ -196,7 +206,7 @@ def _with_figures(
         sigma_MK = np.maximum(golden.sigma, rounding_NK[:num_known])
         z_MK = errors_NK[:num_known] / sigma_MK
         z_rms, z_max = float(np.sqrt(np.mean(z_MK**2))), float(np.abs(z_MK).max())
-        reasons += _z_reasons(z_MK, z_rms, z_max)
+        reasons += _z_reasons(z_MK, z_rms, z_max, golden)
         # For the other inputs, the most that it was for these.
         others = np.broadcast_to(sigma_MK.max(axis=0), reference_NK[num_known:].shape)
         sigma_NK = np.concatenate([sigma_MK, np.maximum(others, rounding_NK[num_known:])])
@@ -211,11 +221,11 @@ def _with_figures(
                 f"part of the error is the same for every input: T = {systematic:.3g} (at most "
                 f"{limit:.3g}), which neither noise nor rounded weights explain"
             )
-    changed = np.flatnonzero(outputs_NK.argmax(axis=1) != reference_NK.argmax(axis=1))
+    changed = np.flatnonzero(predictions(outputs_NK) != predictions(golden.reference))
     if len(changed) and sigma_NK is None:
         missing.append("whether the changed predictions are excused: that takes sigma")
     elif sigma_NK is not None:
-        reasons += _top1_reasons(changed, outputs_NK, reference_NK, sigma_NK)
+        reasons += _top1_reasons(changed, outputs_NK, golden.reference, sigma_NK)
     return replace(
         by_size,
         z_rms=z_rms,
@@ -233,7 +243,7 @@ def _rounding(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(FLOAT32_ROUNDOFF * np.maximum(np.abs(values), _SMALLEST_NORMAL))
 
 
-def _z_reasons(z_NK: NDArray[np.float64], z_rms: float, z_max: float) -> list[str]:
+def _z_reasons(z_NK: NDArray[np.float64], z_rms: float, z_max: float, golden: Golden) -> list[str]:
     reasons = []
     if not z_rms <= (limit := _z_rms_limit(z_NK)):
         reasons.append(
@@ -243,7 +253,7 @@ def _z_reasons(z_NK: NDArray[np.float64], z_rms: float, z_max: float) -> list[st
     if not z_max <= Z_MAX_LIMIT:
         n, k = np.unravel_index(int(np.abs(z_NK).argmax()), z_NK.shape)
         reasons.append(
-            f"output {k} of input {n} is {z_max:.3g} propagated deviations off "
+            f"{golden.info.place(int(k))} of input {n} is {z_max:.3g} propagated deviations off "
             f"(at most {Z_MAX_LIMIT:g})"
         )
     return reasons
@@ -292,9 +302,12 @@ def _top1_reasons(
     sigma_NK: NDArray[np.float64],
 ) -> list[str]:
     """Return a reason for each changed prediction that the reference's margin does not excuse."""
-    right_M, wrong_M = reference_NK[changed_M].argmax(axis=1), outputs_NK[changed_M].argmax(axis=1)
-    margin_M = reference_NK[changed_M, right_M] - reference_NK[changed_M, wrong_M]
-    spread_M = np.hypot(sigma_NK[changed_M, right_M], sigma_NK[changed_M, wrong_M])
+    right_M, wrong_M = predictions(reference_NK[changed_M]), predictions(outputs_NK[changed_M])
+    if reference_NK.shape[1] == 1:  # the other class is 0
+        margin_M, spread_M = np.abs(reference_NK[changed_M, 0]), sigma_NK[changed_M, 0]
+    else:
+        margin_M = reference_NK[changed_M, right_M] - reference_NK[changed_M, wrong_M]
+        spread_M = np.hypot(sigma_NK[changed_M, right_M], sigma_NK[changed_M, wrong_M])
     unexcused = np.flatnonzero(~(margin_M <= _MARGIN_SIGMAS * spread_M))
     reasons = [
         f"the prediction for input {changed_M[m]} is {wrong_M[m]}, not {right_M[m]}, whose margin "
@@ -317,8 +330,8 @@ def _sigma_of_precision(
     if not 0 < arithmetic.ratio < math.inf:
         return None
     num_outputs = golden.reference.shape[1]
-    relative = float(np.linalg.norm(errors_NK) / np.linalg.norm(golden.reference))
-    rows_N = np.linalg.norm(golden.reference, axis=1) * relative / arithmetic.ratio
+    relative = float(np.linalg.norm(errors_NK) / np.linalg.norm(golden.finite))
+    rows_N = np.linalg.norm(golden.finite, axis=1) * relative / arithmetic.ratio
     sigma_N: NDArray[np.float64] = rows_N / math.sqrt(num_outputs)
     return np.repeat(sigma_N[:, None], num_outputs, axis=1)
 
@@ -335,7 +348,7 @@ def _systematic(
         return None, None, "the golden file does not say what rounded weights do to the mean"
     mean_K = errors_NK.mean(axis=0)
     # The last bit of the outputs may be the same for all inputs, where they are nearly the same.
-    floor = FLOAT32_ROUNDOFF * float(np.linalg.norm(golden.reference.mean(axis=0)))
+    floor = FLOAT32_ROUNDOFF * float(np.linalg.norm(golden.finite.mean(axis=0)))
     allowed = _ALLOWED_WEIGHT_NOISE * max(weight_noise, floor)
     excess = max(0.0, float(np.linalg.norm(mean_K)) - allowed)
     mean_square = float(np.mean(np.sum(errors_NK**2, axis=1)))

@@ -1,6 +1,6 @@
 """Golden inputs with their reference outputs, as one `.npz` file.
 
-Shapes: N inputs, K outputs.
+Shapes: N inputs, K outputs of floating-point numbers, J of integers, O named outputs of floats.
 """
 
 import io
@@ -27,6 +27,7 @@ _DAMAGED = (
     *(EOFError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError),
     *(zipfile.BadZipFile, zlib.error),
 )
+_OPTIONAL = ("labels", "sigma", "exact", "near_ties", "output_noise")
 _FIX = "use a file that resdeploy wrote, or build the bundle again"
 
 
@@ -45,6 +46,11 @@ class Golden:
         sigma: (M, K) float64, for the first M of the inputs the standard deviation of each output's
             rounding error in float32, propagated through the network; None where it is not known,
             which `info` explains.
+        exact: (N, J) int64, the integer and bool outputs; None where there are none.
+        near_ties: (E, 3) int64: an input, a column of `exact`, and another value there that the
+            noise of float32 explains as well.
+        output_noise: (N, O) float64, as `noise_l2`, for each named output of floats by itself;
+            None for a single one.
     """
 
     inputs: NDArray[Any]
@@ -53,11 +59,19 @@ class Golden:
     labels: NDArray[np.int64] | None
     info: GoldenInfo
     sigma: NDArray[np.float64] | None = None
+    exact: NDArray[np.int64] | None = None
+    near_ties: NDArray[np.int64] | None = None
+    output_noise: NDArray[np.float64] | None = None
+
+    @property
+    def finite(self) -> NDArray[np.float64]:
+        """The reference with 0 for infinities, which are to be met exactly."""
+        return np.where(np.isinf(self.reference), 0.0, self.reference)
 
     @property
     def yardstick(self) -> NDArray[np.float64]:
         """The noise of each input (N,), not below the rounding of the outputs themselves."""
-        rounding = FLOAT32_ROUNDOFF * np.linalg.norm(self.reference, axis=1)
+        rounding = FLOAT32_ROUNDOFF * np.linalg.norm(self.finite, axis=1)
         return np.asarray(np.maximum(self.noise_l2, rounding))
 
 
@@ -74,10 +88,9 @@ def save_golden(path: Path, golden: Golden) -> None:
         "reference": golden.reference,
         "noise_l2": golden.noise_l2,
     }
-    if golden.labels is not None:
-        arrays["labels"] = golden.labels
-    if golden.sigma is not None:
-        arrays["sigma"] = golden.sigma
+    for name in _OPTIONAL:
+        if (array := getattr(golden, name)) is not None:
+            arrays[name] = array
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             archive.writestr(_member(f"{name}.npy"), _npy_from_array(array))
@@ -103,10 +116,9 @@ def load_golden(path: Path) -> Golden:
             inputs=arrays.pop("inputs"),
             reference=arrays.pop("reference"),
             noise_l2=arrays.pop("noise_l2"),
-            labels=arrays.pop("labels", None),
             info=info,
-            # Files of before sigma have none, and are as good as they were.
-            sigma=arrays.pop("sigma", None),
+            # Files of before sigma and integers have none, and are as good as they were.
+            **{name: arrays.pop(name, None) for name in _OPTIONAL},
         )
     except FileNotFoundError as error:
         raise BundleError("The golden file is missing.", where=where) from error
@@ -141,6 +153,8 @@ def _problems(golden: Golden) -> Iterator[str]:
         ("reference", reference, "float64", 2),
         ("noise_l2", golden.noise_l2, "float64", 1),
         ("labels", golden.labels, "int64", 1),
+        ("exact", golden.exact, "int64", 2),
+        ("output_noise", golden.output_noise, "float64", 2),
     ]
     for name, array, dtype, rank in wanted:
         if array is not None and array.dtype != dtype:
@@ -150,6 +164,7 @@ def _problems(golden: Golden) -> Iterator[str]:
     # A NaN fails these comparisons too.
     if not np.all(golden.noise_l2 >= 0):
         yield "'noise_l2' holds a number that is no norm"
+    yield from _problems_of_kinds(golden)
     if sigma is None:
         return
     if sigma.dtype != "float64":
@@ -159,6 +174,26 @@ def _problems(golden: Golden) -> Iterator[str]:
         yield f"'sigma' has shape {sigma.shape}, which does not fit {outputs}"
     if not np.all(sigma >= 0):
         yield "'sigma' holds a number that is no deviation"
+
+
+def _problems_of_kinds(golden: Golden) -> Iterator[str]:
+    """Yield what is wrong with the arrays of the outputs that have names."""
+    outputs, exact, ties = golden.info.outputs, golden.exact, golden.near_ties
+    num_exact = 0 if exact is None else exact.shape[-1]
+    for name, width, is_exact in (
+        ("reference", golden.reference.shape[-1], False),
+        ("exact", num_exact, True),
+    ):
+        wanted = sum(o.width for o in outputs if o.is_exact is is_exact)
+        if outputs and width != wanted:
+            yield f"{name!r} has {width} columns for outputs of {wanted}"
+    num_floats = sum(not o.is_exact for o in outputs)
+    if golden.output_noise is not None and golden.output_noise.shape[-1] != num_floats:
+        yield f"'output_noise' has {golden.output_noise.shape[-1]} columns for {num_floats} outputs"
+    if golden.output_noise is not None and not np.all(golden.output_noise >= 0):
+        yield "'output_noise' holds a number that is no norm"
+    if ties is not None and (ties.dtype != "int64" or ties.ndim != 2 or ties.shape[1] != 3):
+        yield f"'near_ties' is {ties.dtype} of shape {ties.shape}, not int64 of shape (E, 3)"
 
 
 def _member(name: str) -> zipfile.ZipInfo:

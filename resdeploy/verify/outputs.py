@@ -14,13 +14,13 @@ from resdeploy.files import file_info
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.verdicts import Attribution, ProviderVerdict, VerifyReport
 from resdeploy.session.placement import read_placement
-from resdeploy.session.run import run_session
+from resdeploy.session.run import session_outputs
 from resdeploy.session.session import Session, open_session
 from resdeploy.verify.attribution import attribute_error, facts
 from resdeploy.verify.compare import accuracy
 from resdeploy.verify.conformance import check_conformance
-from resdeploy.verify.end_to_end import judge_end_to_end
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import float_columns, judge_named_outputs
 
 __all__ = ["judge_outputs", "judge_session_outputs", "open_sessions"]
 
@@ -86,16 +86,16 @@ def judge_session_outputs(
         missing["conformance"] = "its unit is the noise of float32"
     verdicts = []
     for session in sessions:
-        outputs_NK = run_session(session, golden.inputs)
-        attribution = attribute_error(model, golden, session, outputs_NK)
+        outputs = session_outputs(session, golden.inputs)
+        attribution = attribute_error(model, golden, session, outputs)
         unattributed = {"attribution": attribution} if isinstance(attribution, str) else {}
         verdicts.append(
             ProviderVerdict(
                 session=session.info,
-                comparison=judge_end_to_end(
-                    outputs_NK, golden, precision=precision, facts=facts(session.info.spec)
+                comparison=judge_named_outputs(
+                    outputs, golden, precision=precision, facts=facts(session.info.spec)
                 ),
-                accuracy=_accuracy(outputs_NK, golden),
+                accuracy=_accuracy(float_columns([*outputs.values()], golden.info.outputs), golden),
                 missing=missing | unattributed,
                 placement=read_placement(model, session, golden.inputs),
                 conformance=check_conformance(model, golden, session) if conformance else None,
@@ -113,4 +113,6 @@ def judge_session_outputs(
 
 
 def _accuracy(outputs_NK: np.ndarray, golden: Golden) -> float | None:
-    return None if golden.labels is None else accuracy(outputs_NK, golden.labels)
+    if golden.labels is None or not outputs_NK.shape[1]:
+        return None
+    return accuracy(outputs_NK, golden.labels)

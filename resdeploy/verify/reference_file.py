@@ -20,9 +20,10 @@ from resdeploy.graph.float64 import Evaluate, float64_evaluator, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
-from resdeploy.session import batches
+from resdeploy.session.batches import run_outputs
 from resdeploy.verify.certify import JUDGED_METADATA, Reference
 from resdeploy.verify.golden_file import Golden
+from resdeploy.verify.named_outputs import golden_from_outputs
 from resdeploy.verify.reference_agreement import refuse_disagreement
 
 __all__ = ["load_reference"]
@@ -60,37 +61,36 @@ def load_reference(
     evaluate = float64_evaluator(doubled)
     runtime = open_model(model.SerializeToString())
 
-    def rows(run: Evaluate) -> Array:
-        return batches.run_rows(
-            lambda batch: (y.astype(np.float64) for y in run({name: batch}).values()),
-            inputs,
-            fixed=fixed_batch,
-        )
+    def outputs(run: Evaluate) -> dict[str, Array]:
+        return run_outputs(lambda batch: run({name: batch}), inputs, fixed=fixed_batch)
 
-    reference_NK = rows(evaluate)
-    noise_l2 = np.linalg.norm(rows(runtime) - reference_NK, axis=1)
-    # Where they are furthest apart, a disagreement of the two evaluators would be no noise.
-    with np.errstate(all="ignore"):
-        distances = np.nan_to_num(noise_l2 / np.linalg.norm(reference_NK, axis=1), posinf=np.inf)
-    worst = np.repeat(inputs[[np.argmax(distances)]], fixed_batch or 1, axis=0)
-    refuse_disagreement(model, doubled, {name: worst}, open_model)
-    golden = Golden(
-        inputs=inputs,
-        reference=reference_NK,
-        noise_l2=noise_l2,
-        labels=None,
+    golden = golden_from_outputs(
+        inputs,
+        outputs(evaluate),
+        outputs(runtime),
         info=GoldenInfo(
             source=f"{path.name}, in float64",
             inputs=description,
             num_inputs=len(inputs),
         ),
     )
+    worst = np.repeat(inputs[[_furthest(golden)]], fixed_batch or 1, axis=0)
+    refuse_disagreement(model, doubled, {name: worst}, open_model)
     folded = ir.from_proto(doubled)
     fold_batchnorm(folded)
     stated = {e.key: e.value for e in model.metadata_props if e.key in JUDGED_METADATA}
     return golden, Reference(
         model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False, metadata=stated
     )
+
+
+def _furthest(golden: Golden) -> int:
+    """Return the input for which the two evaluators are furthest apart, of integers first."""
+    if golden.near_ties is not None and len(golden.near_ties):
+        return int(golden.near_ties[0, 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances_N = golden.noise_l2 / np.linalg.norm(golden.finite, axis=1)
+    return int(np.argmax(np.nan_to_num(distances_N, posinf=np.inf)))
 
 
 def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], InputKind]:

@@ -138,7 +138,7 @@ def test_an_unknown_recipe(run):
 def test_cuda_where_there_is_none_is_exit_3_and_nothing_runs_on_the_cpu(
     run, checkpoint, exported, monkeypatch, no_cuda
 ):
-    monkeypatch.setattr(outputs_module, "run_session", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(outputs_module, "session_outputs", lambda *_: pytest.fail("it ran"))
     result = run("verify", exported, "--reference", checkpoint, "--provider", "cuda")
     assert result.exit_code == 3
     assert result.stdout == ""

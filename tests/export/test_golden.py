@@ -55,7 +55,9 @@ def test_the_noise_is_the_error_of_float32():
     assert 0 < golden.noise_l2.max() < 1e-5
 
 
-@pytest.mark.parametrize(("scale", "precision"), [(1e39, "float32"), (1e308, "float64")])
+@pytest.mark.parametrize(
+    ("scale", "precision"), [(1e39, "float32"), (1e308, "float32"), (np.inf, "float64")]
+)
 def test_refuses_a_model_that_overflows(scale, precision):
     class Large(nn.Module):
         def forward(self, x):

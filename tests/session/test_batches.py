@@ -14,7 +14,7 @@ def test_every_sample_is_answered_once_and_in_its_place(num, fixed, size):
 
     def run(batch):
         seen.append(len(batch))
-        return batch, batch.sum(axis=(1, 2))
+        return {"same": batch, "sum": batch.sum(axis=(1, 2))}
 
     rows_NK = run_rows(run, x, fixed=fixed, size=size)
     np.testing.assert_array_equal(rows_NK[:, :6], x.reshape(num, 6))

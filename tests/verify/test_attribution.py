@@ -16,7 +16,7 @@ from resdeploy.cli.render import render
 from resdeploy.errors import ProviderError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import GoldenInfo, PrecisionNoise, ProviderVerdict, VerifyReport
-from resdeploy.session.run import run_session
+from resdeploy.session.run import session_outputs
 from resdeploy.session.session import Session, open_session
 from resdeploy.verify import outputs as outputs_module
 from resdeploy.verify.attribution import attribute_error, facts
@@ -86,7 +86,7 @@ def attribute(save, golden, spec, *, fast_bits, exact_bits=24):
 
     session = open_on(None, spec)
     opened.clear()
-    outputs = run_session(session, golden.inputs)
+    outputs = session_outputs(session, golden.inputs)
     return attribute_error(save(), golden, session, outputs, open_on=open_on), opened
 
 
@@ -131,7 +131,7 @@ def test_the_reason_is_kept_where_the_other_position_does_not_start(save, golden
 
     spec = SessionSpec(provider="cuda")
     session = pretend(open_session(save(), SessionSpec(num_threads=1)), spec)
-    outputs = run_session(session, golden.inputs)
+    outputs = session_outputs(session, golden.inputs)
     found = attribute_error(save(), golden, session, outputs, open_on=refuse)
     assert found == "use_tf32=1: It did not start."
 
@@ -161,7 +161,7 @@ def test_a_verdict_holds_and_shows_it(save, golden, outcome, monkeypatch, capsys
 @pytest.mark.cuda
 def test_cuda_has_tf32_attributed(save, golden):
     session = open_session(save(), SessionSpec(provider="cuda"))
-    found = attribute_error(save(), golden, session, run_session(session, golden.inputs))
+    found = attribute_error(save(), golden, session, session_outputs(session, golden.inputs))
     assert found.exact.found == "float32"
     assert found.fast.options == "use_tf32=1"
 

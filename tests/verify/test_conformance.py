@@ -293,6 +293,11 @@ def test_odd_inputs_are_what_their_names_say():
     assert {value.dtype for value in odd.values()} == {np.dtype(np.float32)}
 
 
+def of_inputs(inputs):
+    info = types.SimpleNamespace(outputs=())
+    return types.SimpleNamespace(inputs=np.array(inputs, np.float32), info=info)
+
+
 def test_the_extreme_input_keeps_a_margin_from_overflow():
     squares = helper.make_model(
         parser.parse_graph("g (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }"),
@@ -300,14 +305,18 @@ def test_the_extreme_input_keeps_a_margin_from_overflow():
         opset_imports=[helper.make_opsetid("", 18)],
     )
     session = open_session(squares.SerializeToString(), SPEC)
-    extreme = conformance_module._extreme_inputs(np.array([[1, -3]], np.float32), session)
+    extreme = conformance_module._extreme_inputs(of_inputs([[1, -3]]), session)
     assert np.abs(extreme).max() == np.float32(2.0**40)
 
 
 def test_no_input_is_extreme_where_all_overflow_or_are_zero():
     session = types.SimpleNamespace()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conformance_module, "run_session", lambda *_, **__: np.array([np.inf]))
-        assert conformance_module._extreme_inputs(np.ones((1, 2), np.float32), session) is None
-        patch.setattr(conformance_module, "run_session", lambda *_, **__: np.array([1.0]))
-        assert conformance_module._extreme_inputs(np.zeros((1, 2), np.float32), session) is None
+        patch.setattr(
+            conformance_module, "session_outputs", lambda *_, **__: {"y": np.array([np.inf])}
+        )
+        assert conformance_module._extreme_inputs(of_inputs([[1, 1]]), session) is None
+        patch.setattr(
+            conformance_module, "session_outputs", lambda *_, **__: {"y": np.array([1.0])}
+        )
+        assert conformance_module._extreme_inputs(of_inputs([[0, 0]]), session) is None

@@ -73,7 +73,7 @@ def test_refuses_another_shape(golden):
 
 def test_refuses_a_reference_that_is_not_finite(golden):
     golden.reference[0, 0] = np.nan
-    with pytest.raises(ResdeployError, match="reference outputs are not finite"):
+    with pytest.raises(ResdeployError, match="reference outputs are NaN"):
         judge_end_to_end(np.zeros((6, 10)), golden)
 
 

@@ -206,7 +206,7 @@ def test_refuses_a_model_of_two_inputs(model, golden, save):
 
 def test_nothing_runs_if_one_provider_does_not_start(model, golden, save, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(outputs_module, "run_session", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(outputs_module, "session_outputs", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ProviderError):
         judge_outputs(save(model), golden, [CPU, SessionSpec(provider="cuda")])
 
