@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.errors import UnsupportedModelError
-from resdeploy.verify.normal.dims import Dim, floor_div, product, quotient_of, symbol, text_of
+from resdeploy.verify.normal.dims import (
+    Dim,
+    floor_div,
+    is_above_one,
+    product,
+    quotient_of,
+    symbol,
+    text_of,
+)
 
 N, H = symbol("n"), symbol("h")
 SIZES = st.integers(1, 60)
@@ -122,3 +130,19 @@ def test_a_quotient_that_is_not_known_to_be_whole_is_refused(wholes, parts):
 def test_the_text_of_equal_shapes_is_equal():
     assert text_of([N + H * 2, 3]) == text_of([2 * H + N, 3])
     assert text_of([N * H]) == text_of([H * N])
+
+
+@pytest.mark.parametrize(
+    ("size", "above"),
+    [
+        (1, False),
+        (2, True),
+        (symbol("h"), False),
+        (2 * symbol("h"), True),
+        (symbol("h") + 1, True),
+        (3 * symbol("h") - 2, False),
+        (4 * floor_div(symbol("h"), 2), False),
+    ],
+)
+def test_a_size_is_above_one_only_where_it_is_for_every_open_dimension(size, above):
+    assert is_above_one(size) == above

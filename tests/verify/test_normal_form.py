@@ -143,6 +143,10 @@ REFUSED = {
     "rounding on the way": ("h = Cast<to=10>(x) y = Cast<to=1>(h)", "rounds to float16"),
     "an index beyond the end": ("y = Gather<axis=1>(x, nine)", "beyond the end"),
     "a size that is not whole": ("y = Reshape(x, seven)", "not known to be whole"),
+    "an axis that a batch of one has": (
+        "p = GlobalAveragePool(x) y = Squeeze(p)",
+        "drops whatever axis has size one",
+    ),
     "an open size cut short": (
         "y = Slice(x, none, one, none)",
         "cuts an open size",
@@ -208,3 +212,19 @@ def test_inputs_of_other_sizes_are_other_networks():
     small, large = (model("y = Relu(x)", inputs=f"float[N, 4, 8, {k}] x") for k in (8, 9))
     result = align(skeleton_of(small), skeleton_of(large)).result
     assert not result.isomorphic
+
+
+@pytest.mark.parametrize(("scale", "same"), [(1.0, False), (2.0, True)])
+def test_two_conventions_of_resizing_are_one_where_no_open_side_becomes_one(scale, same):
+    """pytorch_half_pixel reads the first value for an output of size one, half_pixel the middle."""
+    found = [
+        skeleton_of(
+            model(
+                f'y = Resize<mode="linear", coordinate_transformation_mode="{place}">(x, , s)',
+                inputs="float[N, 4, H, 8] x",
+                weights={"s": np.array([1, 1, scale, 2])},
+            )
+        )
+        for place in ("half_pixel", "pytorch_half_pixel")
+    ]
+    assert align(*found).result.isomorphic == same

@@ -10,7 +10,10 @@ from math import gcd, prod
 
 from resdeploy.errors import UnsupportedModelError
 
-__all__ = ["Dim", "Size", "Sizes", "floor_div", "product", "symbol", "text_of"]
+__all__ = [
+    *("Dim", "Size", "Sizes", "floor_div", "is_above_one", "product", "quotient_of", "symbol"),
+    "text_of",
+]
 
 _Monomial = tuple[str, ...]
 
@@ -148,6 +151,16 @@ def _terms(size: Size) -> Mapping[_Monomial, int]:
 def _reduced(terms: Mapping[_Monomial, int]) -> Size:
     kept = {monomial: factor for monomial, factor in terms.items() if factor}
     return kept.get((), 0) if set(kept) <= {()} else Dim(kept)
+
+
+def is_above_one(size: Size) -> bool:
+    """True if a size is more than one, whatever the open dimensions are, each at least one."""
+    if isinstance(size, int):
+        return size > 1
+    terms = _terms(size)
+    # Of a floor no lower bound is known.
+    known = not any("floor" in atom for monomial in terms for atom in monomial)
+    return known and min(terms.values()) >= 0 and sum(terms.values()) > 1
 
 
 def quotient_of(wholes: Sequence[Size], parts: Sequence[Size]) -> Size:

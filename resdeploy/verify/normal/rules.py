@@ -16,7 +16,15 @@ from resdeploy.errors import UnsupportedModelError
 from resdeploy.graph.affine_layer import Array
 from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import Builder, Known, Tensor, Value, broadcast, order_of
-from resdeploy.verify.normal.dims import Size, Sizes, floor_div, product, quotient_of, text_of
+from resdeploy.verify.normal.dims import (
+    Size,
+    Sizes,
+    floor_div,
+    is_above_one,
+    product,
+    quotient_of,
+    text_of,
+)
 
 __all__ = ["RULES", "Reading", "Rule"]
 
@@ -239,6 +247,8 @@ def _squeeze(r: Reading, op: Operator) -> Sequence[Value]:
     axes = op.closed_ints(1, "axes")
     gone = {axis % x.rank for axis in axes or ()}
     if axes is None:
+        if not all(isinstance(size, int) for size in x.shape):
+            raise op.refuse("drops whatever axis has size one, and a size is open")
         gone = {axis for axis, size in enumerate(x.shape) if size == 1}
     return [r.build.reshape(x, tuple(s for axis, s in enumerate(x.shape) if axis not in gone))]
 
@@ -1085,7 +1095,7 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
     if mode == "nearest" and whole and same:
         attributes["factors"] = [int(f) for f in factors if f is not None]
     else:
-        if place == "pytorch_half_pixel" and all(size != 1 for size in shape[2:]):
+        if place == "pytorch_half_pixel" and all(map(is_above_one, shape[2:])):
             place = "half_pixel"  # they differ for outputs of size one
         attributes["coordinates"] = place
         if mode == "nearest":
