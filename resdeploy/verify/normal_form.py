@@ -27,16 +27,21 @@ from resdeploy.graph.float64 import evaluate_float64, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, opset_of
 from resdeploy.verify.compare_structure import Affine, Numbers, Skeleton
 from resdeploy.verify.normal.builder import FLOATS, Builder, Known, Tensor, Value
+from resdeploy.verify.normal.contrib import CONTRIB
 from resdeploy.verify.normal.dims import Dim, Size, floor_div, product, symbol
-from resdeploy.verify.normal.layers import CONTRIB_RULES, LAYER_RULES
-from resdeploy.verify.normal.rules import RULES, Operator, Rule, known_of
+from resdeploy.verify.normal.elementwise import ELEMENTWISE
+from resdeploy.verify.normal.layers import LAYERS
+from resdeploy.verify.normal.movements import MOVEMENTS
+from resdeploy.verify.normal.normalisations import NORMALISATIONS
+from resdeploy.verify.normal.reading import Operator, Rule, known_of
+from resdeploy.verify.normal.windows import WINDOWS
 
 __all__ = ["OPERATORS", "may_fold", "skeleton_of"]
 
 # The closed list, by domain.
 OPERATORS: dict[str, dict[str, Rule]] = {
-    "": {**RULES, **LAYER_RULES},
-    "com.microsoft": CONTRIB_RULES,
+    "": {**MOVEMENTS, **ELEMENTWISE, **WINDOWS, **NORMALISATIONS, **LAYERS},
+    "com.microsoft": CONTRIB,
 }
 _ONNX = ("", "ai.onnx")
 

@@ -13,16 +13,17 @@ from resdeploy.graph.affine_layer import Array, is_affine, read_node
 from resdeploy.verify.compare_structure import Affine
 from resdeploy.verify.normal.builder import Known
 from resdeploy.verify.normal.layers import (
-    ROUNDINGS_OF_BATCHNORM,
     batchnorm_numbers,
     linear_affine,
     window_affine,
 )
-from resdeploy.verify.normal.rules import Operator, known_of
+from resdeploy.verify.normal.reading import Operator, known_of
 
 __all__ = ["OwnLayer", "own_layers"]
 
 _IMAGE_RANK = 4
+# Of scale and shift: var + eps, square root, division; mean * scale and the difference.
+_ROUNDINGS_OF_BATCHNORM = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,7 +110,7 @@ class _Layers:
             return None
         if node.op_type == "BatchNormalization" and not op.flag("training_mode"):
             scale, shift, magnitude = batchnorm_numbers(op)
-            return _diagonal(scale, shift, magnitude, first, ROUNDINGS_OF_BATCHNORM)
+            return _diagonal(scale, shift, magnitude, first, _ROUNDINGS_OF_BATCHNORM)
         if node.op_type == "Sub":
             values = first.values
             if values.ndim != _IMAGE_RANK or values.size != values.shape[1]:

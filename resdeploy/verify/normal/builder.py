@@ -27,7 +27,7 @@ from resdeploy.graph.affine_layer import Array
 from resdeploy.verify.compare_structure import Affine, Numbers, SkeletonNode, kind_of
 from resdeploy.verify.normal.dims import Size, Sizes, product, quotient_of, text_of
 
-__all__ = ["Builder", "Known", "Tensor", "Value", "text"]
+__all__ = ["FLOATS", "Builder", "Known", "Tensor", "Value", "broadcast", "order_of"]
 
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -56,6 +56,11 @@ class Known:
         """True if the values are real numbers."""
         return self.dtype in FLOATS
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.values.shape
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
@@ -64,6 +69,11 @@ class Tensor:
     place: int
     shape: Sizes
     dtype: str
+
+    @property
+    def is_float(self) -> bool:
+        """True if the values are real numbers."""
+        return self.dtype in FLOATS
 
     @property
     def rank(self) -> int:

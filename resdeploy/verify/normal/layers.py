@@ -1,38 +1,36 @@
-"""Affine layers in normal form: Conv, ConvTranspose, Gemm, MatMul and BatchNormalization."""
+"""Affine layers and products: Conv, ConvTranspose, Gemm, MatMul, Einsum, BatchNormalization."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold import algebra
 from resdeploy.graph.affine_layer import AffineLayer, Array, read_node
 from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import Known, Tensor, Value, broadcast
-from resdeploy.verify.normal.dims import Sizes, floor_div, product, text_of
-from resdeploy.verify.normal.rules import (
-    Operator,
-    Reading,
-    epsilon,
-    explicit_pads,
-    gelu,
-    padded,
-    scale_and_bias,
-    sliced,
-    standardized,
-    with_padding,
-)
+from resdeploy.verify.normal.dims import Size, Sizes, floor_div, product, text_of
+from resdeploy.verify.normal.movements import padded, sliced, with_padding
+from resdeploy.verify.normal.reading import Operator, Reading, Rule
+from resdeploy.verify.normal.windows import explicit_pads
 
-__all__ = ["LAYER_RULES", "batchnorm_numbers", "linear_affine", "window_affine"]
+__all__ = [
+    "LAYERS",
+    "batchnorm_numbers",
+    "conv",
+    "gemm",
+    "linear_affine",
+    "matmul",
+    "window_affine",
+]
 
 
-def _conv(r: Reading, op: Operator) -> Sequence[Value]:
+def conv(r: Reading, op: Operator) -> Sequence[Value]:
     """A Pad with zeros before a convolution is its padding; one that moves pixels is a movement."""
     x, weight = op.tensor(), op.known(1)
     assert weight is not None
-    layer = read_node(op.node, weight.values.shape)
+    layer = read_node(op.node, weight.shape)
     spans = [d * (k - 1) + 1 for d, k in zip(layer.dilations, layer.kernel, strict=True)]
     sizes = x.shape[2:]
     transposed = op.node.op_type == "ConvTranspose"
@@ -106,10 +104,11 @@ def _padded_shortcut(
     return padded(r.build, x, {1: (before, num_outputs - num_inputs - before)}, "constant", 0.0)
 
 
-def _gemm(r: Reading, op: Operator) -> Sequence[Value]:
+def gemm(r: Reading, op: Operator) -> Sequence[Value]:
+    """Gemm: alpha A B + beta C, a layer where B and C are constant."""
     a, b, c = op.at(0), op.at(1), op.at(2)
     if isinstance(a, Tensor) and isinstance(b, Known) and (c is None or isinstance(c, Known)):
-        layer = read_node(op.node, b.values.shape)
+        layer = read_node(op.node, b.shape)
         if not layer.reads_columns:
             affine = linear_affine(r, op, layer)
             if affine is not None:
@@ -155,10 +154,11 @@ def _linear(r: Reading, x: Tensor, affine: Affine) -> Tensor:
     return r.build.reshape(found, (*x.shape[:-1], num_outputs))
 
 
-def _matmul(r: Reading, op: Operator) -> Sequence[Value]:
+def matmul(r: Reading, op: Operator) -> Sequence[Value]:
+    """MatMul, a layer where the second factor is a constant matrix."""
     a, b = op.at(0), op.at(1)
     if isinstance(a, Tensor) and isinstance(b, Known) and b.values.ndim == 2:
-        affine = linear_affine(r, op, read_node(op.node, b.values.shape))
+        affine = linear_affine(r, op, read_node(op.node, b.shape))
         assert affine is not None
         return [_linear(r, a, affine)]
     return [_product(r, op, a, b)]
@@ -178,7 +178,7 @@ def _product(r: Reading, op: Operator, a: Value | None, b: Value | None) -> Tens
         else:
             assert value is not None
             numbers.append(r.numbers(value))
-            shapes.append(tuple(value.values.shape))
+            shapes.append(tuple(value.shape))
     if len(tensors) == 2:
         attributes = {}
     if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-2]:
@@ -201,12 +201,31 @@ def _turned(r: Reading, value: Value | None, transposed: int) -> Value | None:
     return Known(values=value.values.T, dtype=value.dtype, roundings=value.roundings)
 
 
-# Of scale and shift: var + eps, square root, division; mean * scale and the difference.
-ROUNDINGS_OF_BATCHNORM = 5
+def _einsum(r: Reading, op: Operator) -> Sequence[Value]:
+    equation = op.string("equation").replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    values = op.given()
+    if not arrow or "." in equation:
+        raise op.refuse("does not name its axes")
+    names: dict[str, Size] = {}
+    for letters, sizes in zip(left.split(","), [value.shape for value in values], strict=True):
+        for letter, size in zip(letters, sizes, strict=True):
+            if names.setdefault(letter, size) != size:
+                raise op.refuse("has an axis of two sizes")
+    order = {
+        letter: chr(97 + k) for k, letter in enumerate(dict.fromkeys(left.replace(",", "") + right))
+    }
+    plain = "".join(order.get(c, c) for c in equation)
+    shape = tuple(names[letter] for letter in right)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = [r.numbers(value) for value in values if isinstance(value, Known)]
+    attributes: dict[str, Any] = {"equation": plain}
+    attributes["constants"] = [k for k, v in enumerate(values) if isinstance(v, Known)]
+    return [r.build.add("Einsum", tensors, shape, attributes=attributes, numbers=numbers)]
 
 
 def _batchnorm(r: Reading, op: Operator) -> Sequence[Value]:
-    """Scale * x + shift for each channel, at inference."""
+    """BatchNormalization: scale * x + shift for each channel, at inference."""
     x = op.tensor()
     if (
         op.flag("training_mode")
@@ -214,7 +233,7 @@ def _batchnorm(r: Reading, op: Operator) -> Sequence[Value]:
         or (r.opset < 7 and not op.flag("is_test"))
     ):
         raise op.refuse("is in training mode")
-    if len([name for name in op.node.output if name]) > 1:
+    if op.num_outputs > 1:
         raise op.refuse("is in training mode")
     scale, shift, magnitude = batchnorm_numbers(op)
     along = (-1,) + (1,) * (x.rank - 2)
@@ -243,128 +262,10 @@ def batchnorm_numbers(op: Operator) -> tuple[Array, Array, Array]:
     return scale, shift, np.abs(mean * scale) + np.abs(beta)
 
 
-LAYER_RULES = {
-    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+LAYERS: dict[str, Rule] = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), conv),
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "Einsum": _einsum,
     "BatchNormalization": _batchnorm,
-}
-
-
-# --- the runtime's own operators ---------------------------------------------------------------
-
-
-def _fused_conv(r: Reading, op: Operator) -> Sequence[Value]:
-    """ONNX Runtime's Conv with what follows it: Z added, then an activation."""
-    plain = onnx.NodeProto()
-    plain.CopyFrom(op.node)
-    plain.op_type, plain.domain = "Conv", ""
-    kept = [a for a in plain.attribute if not a.name.startswith("activation")]
-    del plain.attribute[:]
-    plain.attribute.extend(kept)
-    (found,) = _conv(r, Operator(plain, op.attributes, op.operands[:3]))
-    assert isinstance(found, Tensor)
-    if (added := op.at(3)) is not None:
-        if not isinstance(added, Tensor):
-            raise op.refuse("adds a constant")
-        found = r.build.total([found, added], found.shape)
-    return [_activated(r, op, found)]
-
-
-def _activated(r: Reading, op: Operator, x: Tensor) -> Tensor:
-    kind = op.string("activation")
-    given = [float(v) for v in op.attributes.get("activation_params", ())]
-    one, zero, infinite = Numbers.one(), Numbers.zero(), Numbers.of(np.inf)
-    if not kind:
-        return x
-    if kind == "Relu":
-        return r.build.clip(x, zero, infinite)
-    if kind == "Clip" and len(given) == 2:
-        low, high = (Numbers.of(v, roundings=1) for v in given)
-        return r.build.clip(x, low, high)
-    if kind == "LeakyRelu" and given:
-        return r.build.leaky(x, Numbers.of(given[0], roundings=1))
-    if kind == "HardSigmoid" and len(given) == 2:
-        alpha, beta = (Numbers.of(v, roundings=1) for v in given)
-        return r.build.clip(r.build.scale_shift(x, alpha, beta, x.shape), zero, one)
-    if kind in ("Sigmoid", "Tanh"):
-        return r.build.unary(kind, x)
-    raise op.refuse(f"ends in the activation {kind!r}")
-
-
-def _fused_gemm(r: Reading, op: Operator) -> Sequence[Value]:
-    plain = onnx.NodeProto()
-    plain.CopyFrom(op.node)
-    plain.op_type, plain.domain = "Gemm", ""
-    kept = [a for a in plain.attribute if not a.name.startswith("activation")]
-    del plain.attribute[:]
-    plain.attribute.extend(kept)
-    (found,) = _gemm(r, Operator(plain, op.attributes, op.operands))
-    assert isinstance(found, Tensor)
-    return [_activated(r, op, found)]
-
-
-def _fused_matmul(r: Reading, op: Operator) -> Sequence[Value]:
-    """Alpha A B, either of them transposed in its last two axes."""
-    if op.flag("transBatchA") or op.flag("transBatchB"):
-        raise op.refuse("transposes its batch")
-    turned: list[Value] = []
-    for which, name in enumerate(("transA", "transB")):
-        value = op.at(which)
-        assert value is not None
-        if op.flag(name):
-            if isinstance(value, Tensor):
-                order = [*range(value.rank - 2), value.rank - 1, value.rank - 2]
-                value = r.build.transpose(value, order)
-            else:
-                value = Known(values=value.values.swapaxes(-1, -2), dtype=value.dtype)
-        turned.append(value)
-    alpha = Numbers.of(op.attributes.get("alpha", 1.0), roundings=1)
-    plain = onnx.helper.make_node("MatMul", op.node.input, op.node.output, name=op.node.name)
-    (found,) = _matmul(r, Operator(plain, {}, turned))
-    assert isinstance(found, Tensor)
-    return [r.build.scaled(found, alpha)]
-
-
-def _contrib_gelu(approximate: str) -> Any:
-    def rule(r: Reading, op: Operator) -> Sequence[Value]:
-
-        x, bias = op.tensor(), op.at(1)
-        if isinstance(bias, Known):
-            x = r.build.scale_shift(x, Numbers.one(), r.numbers(bias), x.shape)
-        elif bias is not None:
-            raise op.refuse("adds a value")
-        return [gelu(r.build, x, approximate=approximate)]
-
-    return rule
-
-
-def _quick_gelu(r: Reading, op: Operator) -> Sequence[Value]:
-    """X sigmoid(alpha x)."""
-    x, alpha = op.tensor(), Numbers.of(op.attributes.get("alpha", 1.702), roundings=1)
-    return [r.build.times([x, r.build.unary("Sigmoid", r.build.scaled(x, alpha))], x.shape)]
-
-
-def _skip_layer_norm(r: Reading, op: Operator) -> Sequence[Value]:
-    """LayerNormalization over the last axis of input + skip + bias."""
-    x, skip, bias = op.tensor(), op.tensor(1), op.known(4)
-    if len(op.node.output) > 1 and any(op.node.output[1:3]):
-        raise op.refuse("tells its mean")
-    if x.shape != skip.shape:
-        raise op.refuse("broadcasts its skip")
-    total = r.build.total([x, skip], x.shape, merge=[r.is_read_once(n) for n in op.node.input[:2]])
-    if bias is not None:
-        total = r.build.scale_shift(total, Numbers.one(), r.numbers(bias), x.shape)
-    flat = standardized(r, total, [x.rank - 1], epsilon(op, 1e-12))
-    return [scale_and_bias(r, op, flat, x.rank - 1, 2), total, total, total]
-
-
-CONTRIB_RULES = {
-    "SkipLayerNormalization": _skip_layer_norm,
-    "FusedConv": _fused_conv,
-    "FusedGemm": _fused_gemm,
-    "FusedMatMul": _fused_matmul,
-    **dict.fromkeys(("Gelu", "BiasGelu"), _contrib_gelu("none")),
-    "FastGelu": _contrib_gelu("tanh"),
-    "QuickGelu": _quick_gelu,
 }
