@@ -29,6 +29,7 @@ from resdeploy.schema.exports import ExportReport
 
 if TYPE_CHECKING:
     from resdeploy.export.source import SourceModel
+    from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
 
 __all__ = ["Bundle", "bundle", "pack_bundle"]
@@ -93,6 +94,7 @@ def bundle(
     from resdeploy.bundle.layouts import write_onnx_test_data, write_ort_format, write_triton
     from resdeploy.export.export import export_onnx
     from resdeploy.export.golden import golden_for
+    from resdeploy.export.reference import reference_or_reason
 
     on_stage("golden reference")
     trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
@@ -108,7 +110,16 @@ def bundle(
                 fix="run resdeploy export on it, which shows the verdict",
             )
         on_stage("pack")
-        manifest = pack_bundle(trained, report, model, path, golden=golden, name=name, force=force)
+        manifest = pack_bundle(
+            trained,
+            report,
+            model,
+            path,
+            golden=golden,
+            reference=reference_or_reason(trained, golden),
+            name=name,
+            force=force,
+        )
         tensors = {"inputs": report.inputs, "outputs": report.outputs}
         if repository is not None:
             labels = trained.info.labels if trained.info else ()
@@ -127,10 +138,13 @@ def pack_bundle(
     out: Path,
     *,
     golden: "Golden",
+    reference: "Reference | str",
     name: str,
     force: bool = False,
 ) -> Manifest:
     """Write the bundle of a model that was exported already; one file if `out` is a `.zip`.
+
+    `reference` is its graph, or the reason for its absence, which the proof then states.
 
     Raises:
         ResdeployError: `out` exists or cannot be written.
@@ -138,7 +152,6 @@ def pack_bundle(
     from resdeploy.bundle.archive import is_archive, write_archive
     from resdeploy.bundle.folder import write_bundle
     from resdeploy.export.export import stage_versions
-    from resdeploy.export.reference import reference_or_reason
     from resdeploy.verify.verdict import prove_file
 
     write = functools.partial(
@@ -152,7 +165,7 @@ def pack_bundle(
         inputs=report.inputs,
         outputs=report.outputs,
         versions=stage_versions(),
-        proof=prove_file(model, reference_or_reason(source, golden), golden),
+        proof=prove_file(model, reference, golden),
     )
     if not is_archive(out):
         return write(out, force=force)

@@ -79,7 +79,15 @@ def run_demo(out: Path, *, force: bool = False, on_stage: OnStage = silent) -> D
             say("\n".join(map(_bench_outcome, timed)))
         with stage("bundle and check") as say:
             packed = folder / "bundle"
-            pack_bundle(source, exported, model, packed, golden=golden, name=recipe.name)
+            pack_bundle(
+                source,
+                exported,
+                model,
+                packed,
+                golden=golden,
+                reference=reference,
+                name=recipe.name,
+            )
             checked = check_bundle(packed, sessions)
             say(f"{checked.num_files} files intact, {checked.verification.verdict}")
         # Paths of the final folder, which gets its name at the end.

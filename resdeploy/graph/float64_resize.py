@@ -40,7 +40,7 @@ class Axis:
 def resized_axes(
     shape: tuple[int, ...], scales: Array | None, sizes: Array | None, axes: Any, policy: str
 ) -> list[Axis]:
-    """Return what becomes of each axis, but for those that stay as they are."""
+    """Return the resized axes, without those that stay as they are."""
     numbers = [axis % len(shape) for axis in axes or range(len(shape))]
     if sizes is not None and sizes.size:
         factors = [float(size / shape[axis]) for axis, size in zip(numbers, sizes, strict=True)]

@@ -369,7 +369,7 @@ class VerifyReport(Record):
 
     @property
     def unproved(self) -> tuple[str, ...]:
-        """What was not shown, each with the reason."""
+        """The evidence that is missing, each with the reason."""
         if self.proved_as is not None and self.proved_as == self.model.sha256:
             return ()
         found = [f"{what}: {why}" for what, why in self.missing.items()]

@@ -290,7 +290,7 @@ def _few(nu: float) -> float:
 
 
 def chi_square_quantile(nu: float) -> float:
-    """Return what chi-square / nu exceeds once in a million (Wilson & Hilferty's formula)."""
+    """Return the chi-square / nu exceeded once in a million (Wilson & Hilferty's formula)."""
     spread = 2 / (9 * nu)
     return float((1 - spread + _ONE_IN_A_MILLION * math.sqrt(spread)) ** 3)
 

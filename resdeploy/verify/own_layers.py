@@ -124,8 +124,8 @@ class _Layers:
         except UnsupportedModelError:
             return None
         if not layer.is_linear:
-            return window_affine(self, op, layer)  # type: ignore[arg-type]
-        return None if layer.reads_columns else linear_affine(self, op, layer)  # type: ignore[arg-type]
+            return window_affine(self, op, layer)
+        return None if layer.reads_columns else linear_affine(self, op, layer)
 
     def _extended(self, node: onnx.NodeProto) -> bool:
         """Take an Add of a constant to a product that nothing else reads: its bias."""

@@ -12,7 +12,7 @@ from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import Known, Tensor, Value, broadcast
 from resdeploy.verify.normal.dims import Size, Sizes, floor_div, product, text_of
 from resdeploy.verify.normal.movements import padded, sliced, with_padding
-from resdeploy.verify.normal.reading import Operator, Reading, Rule
+from resdeploy.verify.normal.reading import Layers, Operator, Reading, Rule
 from resdeploy.verify.normal.windows import explicit_pads
 
 __all__ = [
@@ -73,7 +73,7 @@ def conv(r: Reading, op: Operator) -> Sequence[Value]:
     return [r.build.add(op.node.op_type, [x], shape, attributes=attributes, affine=affine)]
 
 
-def window_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine:
+def window_affine(r: Layers, op: Operator, layer: AffineLayer) -> Affine:
     """Return the numbers of a convolution."""
     weight, bias = op.known(1), op.known(2)
     assert weight is not None
@@ -125,7 +125,7 @@ def gemm(r: Reading, op: Operator) -> Sequence[Value]:
     return [r.build.scale_shift(found, Numbers.one(), shift, found.shape)]
 
 
-def linear_affine(r: Reading, op: Operator, layer: AffineLayer) -> Affine | None:
+def linear_affine(r: Layers, op: Operator, layer: AffineLayer) -> Affine | None:
     """Return the numbers of a matrix product with constants; None if its bias differs by row."""
     weight, bias = op.known(1), op.known(2)
     assert weight is not None

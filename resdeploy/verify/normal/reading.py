@@ -17,17 +17,21 @@ from resdeploy.verify.compare_structure import Affine, Numbers
 from resdeploy.verify.normal.builder import FLOATS, Builder, Known, Tensor, Value
 from resdeploy.verify.normal.dims import Size
 
-__all__ = ["Operator", "Reading", "Rule", "known_of"]
+__all__ = ["Layers", "Operator", "Reading", "Rule", "known_of"]
 
 
-class Reading(Protocol):
+class Layers(Protocol):
+    """A maker of the numbers of a layer."""
+
+    def affine(self, node: onnx.NodeProto, weight: Known, bias: Array, num_products: int) -> Affine:
+        """Return the numbers of a layer."""
+
+
+class Reading(Layers, Protocol):
     """The model behind a node, as far as a rule may ask."""
 
     build: Builder
     opset: int
-
-    def affine(self, node: onnx.NodeProto, weight: Known, bias: Array, num_products: int) -> Affine:
-        """Return the numbers of a layer."""
 
     def numbers(self, known: Known) -> Numbers:
         """Return constants to be compared within their roundings."""
