@@ -1,8 +1,12 @@
 """What every test shares: one thread, strict numpy, and where the real data lies."""
 
+import copy
 import functools
+import gc
 import importlib.util
+import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,7 @@ pytest.register_assert_rewrite("folding", "servers")
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+_NUM_TESTS = itertools.count()
 
 
 def pytest_configure() -> None:
@@ -27,10 +32,34 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    if "resdeploy.export.translate" in sys.modules:
+        _keep_torchlib()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # torch's exporter collects garbage in every export, through all that was ever imported: what
+    # lives now is taken out of its way, half a second each time.
+    if next(_NUM_TESTS) % 50 == 0:
+        gc.collect()
+        gc.freeze()
     for provider, why_not in (("cuda", why_no_cuda), ("openvino", why_no_openvino)):
         if item.get_closest_marker(provider) is not None and (reason := why_not()) is not None:
             pytest.skip(reason)
+
+
+def _keep_torchlib() -> None:
+    """Let torch's exporter compile its table of translations once: a second in every export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    compiled = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(**opset: int) -> ONNXRegistry:
+        registry = copy.copy(compiled(**opset))
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
 
 
 def why_no_cuda() -> str | None:

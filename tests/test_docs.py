@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -15,6 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PYTHON = (DOCS / "python.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():

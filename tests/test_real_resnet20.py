@@ -73,6 +73,7 @@ def test_a_wrong_normalisation_is_caught(source, golden):
     assert verdict.top1_agreement > 0.97
 
 
+@pytest.mark.slow
 def test_embedded_the_preprocessing_changes_no_prediction(source, golden, paths, tmp_path):
     """The acceptance of `--preprocess embed`: identical on all images, and PASS."""
     embedded = embed_preprocess(source)

@@ -21,6 +21,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import (
     BenchComparison,
     BenchReport,
+    BenchSide,
     BenchSpec,
     LoadgenSpec,
     RunnerSpec,
@@ -96,9 +97,9 @@ def bench(
         seed: of those random times.
         loadgen: let MLCommons LoadGen drive the runs.
         profile: time each layer too, beside the CPU's peak rates.
-        against: time `model` in turn with this one; by another runner where one is named before a
-            colon, as in "torch:resnet50.pth"; or hold it against a saved result, a `.json`, which
-            is weaker evidence.
+        against: time `model` in turn with this one, a file or a bundle; by another runner where one
+            is named before a colon, as in "torch:resnet50.pth"; or hold it against a saved result,
+            a `.json`, which is weaker evidence.
         against_source: of torch, the architecture of the checkpoint, or the factory of a module.
         against_provider: the other's session; of the same model without `against`.
         num_blocks: pairs of fresh processes of a comparison.
@@ -107,8 +108,8 @@ def bench(
 
     Returns:
         A `BenchReport`, whose `.p50_ms` is the median latency in milliseconds and whose `.results`
-        keep every latency; or a `BenchComparison` with the ratio of the times, its interval, and
-        `.passed`.
+        keep every latency; or a `BenchComparison` with the ratio of the times, its interval,
+        `.passed`, and of bundles the verdict on their answers: who is faster, and still right.
 
     Raises:
         ResdeployError: arguments contradict each other, or the model cannot be timed.
@@ -145,10 +146,14 @@ def bench(
     from resdeploy.bundle.archive import is_archive, opened_bundle
 
     with contextlib.ExitStack() as stack:
-        opened = None
-        if path.is_dir() or is_archive(path):
-            opened = stack.enter_context(opened_bundle(path))
-            path = opened.model
+
+        def opened_model(given: Path) -> "tuple[Path, BundleFolder | None]":
+            if not given.is_dir() and not is_archive(given):
+                return given, None
+            bundle = stack.enter_context(opened_bundle(given))
+            return bundle.model, bundle
+
+        path, opened = opened_model(path)
         if not is_compared:
             return _sweep(_ways(path, specs, opened if provider is None else None), on_progress)
         if runner is None and other is not None and other.suffix == ".json":
@@ -160,24 +165,49 @@ def bench(
 
             baseline = load_result(other)
             candidate = _sweep([(path, specs[0])], on_progress).results[0]
-            return compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)
+            compared = compare_with_saved(candidate, baseline, max_slowdown=max_slowdown)
+            return _with_verdicts(compared, opened, None)
         from resdeploy.bench.in_turn import bench_in_turn
 
         session = specs[0].session
         if against_provider is not None:
             (session,) = sessions_of(against_provider, "against_provider")
         baseline_spec = dataclasses.replace(specs[0], session=session)
-        if runner is None:
-            other = other or path
-        else:
+        baseline_bundle = None
+        if runner is not None:
             baseline_spec = _by_runner(baseline_spec, runner, specs[0].session)
-        return bench_in_turn(
+        elif other is None:
+            other, baseline_bundle = path, opened
+        else:
+            other, baseline_bundle = opened_model(other)
+        compared = bench_in_turn(
             (path, specs[0]),
             (other, baseline_spec),
             num_blocks=num_blocks,
             max_slowdown=max_slowdown,
             on_block=lambda done: on_progress(done, num_blocks, "blocks"),
         )
+        return _with_verdicts(compared, opened, baseline_bundle)
+
+
+def _with_verdicts(
+    compared: BenchComparison, candidate: "BundleFolder | None", baseline: "BundleFolder | None"
+) -> BenchComparison:
+    """Return the comparison with the word for each model that came in a bundle."""
+    return dataclasses.replace(
+        compared,
+        candidate=_with_verdict(compared.candidate, candidate),
+        baseline=_with_verdict(compared.baseline, baseline),
+    )
+
+
+def _with_verdict(side: BenchSide, bundle: "BundleFolder | None") -> BenchSide:
+    if bundle is None:
+        return side
+    from resdeploy.bundle.check import judge_with_proof
+
+    report = judge_with_proof(bundle, bundle.model, [side.spec.session])
+    return dataclasses.replace(side, verdict=report.verdict)
 
 
 def _runner_of(

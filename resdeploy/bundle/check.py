@@ -22,7 +22,7 @@ from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.named_outputs import exact_columns, float_columns
 from resdeploy.verify.outputs import judge_outputs
 
-__all__ = ["check_bundle", "golden_answers"]
+__all__ = ["check_bundle", "golden_answers", "judge_with_proof"]
 
 # Between runs of the same file, kind of machine and runtime only the order of sums may differ: far
 # less than the error of any lower precision.
@@ -58,19 +58,29 @@ def check_bundle(
             name=bundle.manifest.name,
             num_files=len(bundle.manifest.files),
             digest=bundle.digest,
-            verification=_with_proof(bundle, specs, accepts),
+            verification=replace(judge_with_proof(bundle, bundle.model, specs), accepts=accepts),
             tuned=tuple(_check(bundle, one) for one in bundle.manifest.tuned if one.target == here),
         )
 
 
-def _with_proof(
-    bundle: BundleFolder, specs: Sequence[SessionSpec], accepts: Accepts
+def judge_with_proof(
+    bundle: BundleFolder, model: Path, specs: Sequence[SessionSpec]
 ) -> VerifyReport:
-    """Return the verdict on the outputs here, with the proof of the same bytes on the host."""
-    report = judge_outputs(bundle.model, bundle.golden, specs)
+    """Return the verdict on a model's outputs here, with the bundle's proof of the same bytes.
+
+    Args:
+        bundle: the holder of the golden outputs and of the proof.
+        model: its own model, or another form of the same network.
+        specs: where to run it.
+
+    Raises:
+        ResdeployError: the model is not the network of the bundle, or cannot be read.
+        ProviderError: a provider did not start.
+    """
+    report = judge_outputs(model, bundle.golden, specs)
     proof = bundle.manifest.proof
     if proof is None or proof.sha256 != report.model.sha256:
-        return replace(report, accepts=accepts)
+        return report
     return replace(
         report,
         structure=proof.structure,
@@ -78,7 +88,6 @@ def _with_proof(
         metadata=proof.metadata,
         missing={"proof": "; ".join(proof.unproved)} if proof.unproved else {},
         proved_as=None if proof.unproved else proof.sha256,
-        accepts=accepts,
     )
 
 

@@ -174,4 +174,5 @@ def _side(side: BenchSide) -> str:
     runner = side.spec.runner
     name = runner.source.factory if side.model is None else side.model.path
     by = "" if runner.name == "session" else f" by {runner.name}"
-    return f"{name}{by} on {session_text(side.spec.session)}"
+    word = "" if side.verdict is None else f" ({side.verdict})"
+    return f"{name}{word}{by} on {session_text(side.spec.session)}"

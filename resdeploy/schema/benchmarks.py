@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.codec import Record, record
-from resdeploy.schema.files import FileInfo, SourceSpec
+from resdeploy.schema.files import FileInfo, SourceSpec, Verdict
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
 
@@ -247,7 +247,8 @@ class BenchSide(Record):
 
     `model` is None if a factory made the module; `options` are the settings in force, in the
     runtime's own words; `rel_l2` is the relative distance of its outputs from the golden file's
-    float64 reference, None without one, or if an output is not finite.
+    float64 reference, None without one, or if an output is not finite; `verdict` is the word for a
+    bundle's model on its golden inputs in this session, None of other models.
     """
 
     spec: BenchSpec
@@ -255,6 +256,7 @@ class BenchSide(Record):
     session: SessionInfo
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rel_l2: float | None = None
+    verdict: Verdict | None = None
 
 
 @record

@@ -2,10 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "numpy_name"]
+__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "Verdict", "numpy_name"]
+
+# On a model file, in one word.
+Verdict = Literal["PROVED", "AGREES", "FAIL"]
 
 
 def numpy_name(dtype: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from resdeploy.schema.codec import Judged, Record, record
-from resdeploy.schema.files import FileInfo
+from resdeploy.schema.files import FileInfo, Verdict
 from resdeploy.schema.sessions import Placement, PrecisionName, SessionInfo
 
 # The least that passes: the whole proof, or outputs that agree.
@@ -389,7 +389,7 @@ class VerifyReport(Record):
         return tuple(found)
 
     @property
-    def verdict(self) -> Literal["PROVED", "AGREES", "FAIL"]:
+    def verdict(self) -> Verdict:
         """The verdict in one word."""
         if not self.verdicts or self.reasons or not all(v.passed for v in self.verdicts):
             return "FAIL"
@@ -445,7 +445,7 @@ class PlantedAttack(Record):
     """
 
     name: str
-    verdict: Literal["PROVED", "AGREES", "FAIL"]
+    verdict: Verdict
     found: str
     ran: bool
 

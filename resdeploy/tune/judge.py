@@ -4,15 +4,14 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
+from resdeploy.bundle.check import judge_with_proof
 from resdeploy.bundle.evaluate import Answers, LoadSamples, answer, compare_answers
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.errors import EnvironmentLacksError
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.tunings import TuneSpec
 from resdeploy.session.providers import find_provider
-from resdeploy.session.session import open_session
 from resdeploy.tune.space import Candidate, Variant
-from resdeploy.verify.outputs import judge_session_outputs
 
 __all__ = ["Judge", "Judgement"]
 
@@ -59,12 +58,12 @@ class Judge:
             return Judgement(out=error.what)
 
     def _lossless(self, variant: Variant, session: SessionSpec) -> Judgement:
-        opened = open_session(variant.path, session)
-        (verdict,) = judge_session_outputs(variant.path, self._bundle.golden, [opened]).verdicts
-        if not verdict.passed:
-            return Judgement(out=f"not lossless: {verdict.reasons[0]}")
+        report = judge_with_proof(self._bundle, variant.path, [session])
+        (verdict,) = report.verdicts
+        if not report.passed:
+            return Judgement(out=f"not lossless: {(*report.reasons, *verdict.reasons)[0]}")
         ratio = verdict.comparison.noise_ratio
-        return Judgement(evidence=f"PASS as float32, R = {ratio:.3g}")
+        return Judgement(evidence=f"{report.verdict} as float32, R = {ratio:.3g}")
 
     def _within(self, variant: Variant, session: SessionSpec, max_drop: float) -> Judgement:
         assert self._load is not None

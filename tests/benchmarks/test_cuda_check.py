@@ -76,6 +76,7 @@ def whole(tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.slow
 def test_every_case_is_done_and_stands_in_the_report(whole):
     report = read(whole[0])
     assert [o.case for o in report.outcomes] == CASES

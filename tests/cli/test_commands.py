@@ -228,6 +228,24 @@ def test_bench_prints_one_line_for_each_of_a_sweep(run, exported):
     assert result.stdout.count("too few runs") >= 2
 
 
+def test_a_comparison_says_the_word_for_each_model_that_came_in_a_bundle(
+    run, exported, tmp_path, write_flat_bundle
+):
+    proved = write_flat_bundle(tmp_path / "proved", None)
+    text = (
+        '<ir_version: 8, opset_import: ["": 18]> flat (float[N, 1, 4, 4] x) => (float[N, 16] y)'
+        " { f = Flatten (x) y = Add (f, f) }"
+    )
+    wrong = write_flat_bundle(tmp_path / "wrong", None, model_text=text)
+    options = ("--runs", 10, "--warmup", 1, "--blocks", 3)
+    result = run("bench", proved, "--against", wrong, *options, "--json")
+    comparison = load_json(BenchComparison, result.stdout, where="stdout")
+    assert (comparison.candidate.verdict, comparison.baseline.verdict) == ("PROVED", "FAIL")
+    shown = run("bench", proved, "--against", proved / "model.onnx", *options).stdout
+    assert "model.onnx (PROVED) on cpu" in " ".join(shown.split())
+    assert shown.count("PROVED") == 1
+
+
 def test_bench_against_its_own_other_setting_and_a_limit(run, exported):
     options = ("--runs", 20, "--warmup", 5, "--blocks", 3, "--fail-if-slower", "3%", "--json")
     slow = ("--graph-level", "disabled", "--batch", 16, "--threads", 1)

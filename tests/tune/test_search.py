@@ -156,6 +156,16 @@ def test_what_is_not_lossless_never_races(folder, rounded, clock):
     assert all(name == "model.onnx" for block in clock["seen"] for name, _ in block)
 
 
+def test_the_word_of_a_file_is_that_of_its_bytes(folder, weight, tmp_path, clock):
+    clock["time"] = lambda name, spec: 1000
+    again = onnx.load(save_model(tmp_path / "again.onnx", weight))
+    again.doc_string = "of other bytes than those that were proved"
+    onnx.save(again, tmp_path / "again.onnx")
+    report = tune(read_bundle(folder), SPEC, [Variant(path=tmp_path / "again.onnx")])
+    words = {(trial.model, trial.evidence.split()[0]) for trial in report.trials}
+    assert words == {("model.onnx", "PROVED"), ("again.onnx", "AGREES")}
+
+
 def samples_of(inputs, weight, *, labels=None):
     """Return labelled samples, by default labelled as the model says."""
     truth = (inputs @ weight).argmax(axis=1) if labels is None else labels
@@ -274,9 +284,9 @@ def test_defaults_that_do_not_start_end_it(folder, no_cuda):
 
 def test_answers_are_judged_once_for_all_numbers_of_threads(folder, clock, monkeypatch):
     judged = []
-    verify = tune_judge.judge_session_outputs
+    verify = tune_judge.judge_with_proof
     monkeypatch.setattr(
-        tune_judge, "judge_session_outputs", lambda *a, **k: judged.append(1) or verify(*a, **k)
+        tune_judge, "judge_with_proof", lambda *a, **k: judged.append(1) or verify(*a, **k)
     )
     clock["time"] = lambda name, spec: 1000
     tune(read_bundle(folder), dataclasses.replace(SPEC, threads=(None, 1, 2)))
