@@ -97,10 +97,14 @@ def fold_batchnorm(
     is_calm = _is_calm(model)
     for editor in graph_editors(model):
         folder = _Folder(editor, is_calm=is_calm)
-        found = _norms(editor, layernorm=layernorm) if batchnorm or layernorm else ()
-        waiting = list(found)
-        # Again after each success: a BatchNorm that another one reads can go where that one went.
-        while waiting:
+        waiting: list[_Norm] = []
+        tried: set[ir.Node] = set()
+        # Again after each success: a BatchNorm that another one reads can go where that one went,
+        # and a Mul before it and an Add behind it are then a frozen one.
+        while batchnorm or layernorm:
+            norms = _norms(editor, layernorm=layernorm)
+            waiting += [norm for norm in norms if norm.node not in tried]
+            tried.update(norm.node for norm in waiting)
             left = [norm for norm in waiting if not folder.fold(norm)]
             if len(left) == len(waiting):
                 break

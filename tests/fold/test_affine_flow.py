@@ -994,6 +994,15 @@ def test_a_frozen_batchnorm_and_a_plain_one():
     assert operators(check(model_of(body, weights=FROZEN), folded=2)) == ["Conv"]
 
 
+def test_a_frozen_batchnorm_around_a_plain_one():
+    """Its Mul and Add stand side by side as soon as the plain one has gone into the layer."""
+    plain = BN.replace("z =", "n =")
+    around = f"y = Mul (x, s) {plain} a = Add (n, t)"
+    weights = {"s": normal(4, 1, 1), "t": normal(4, 1, 1, seed=2), **statistics(4)}
+    model = network(f"{around} z = Conv (a, w)", {"w": normal(4, 4, 1, 1), **weights})
+    assert operators(check(model, folded=2)) == ["Conv"]
+
+
 def test_a_frozen_batchnorm_that_another_map_has_taken_in():
     """It cannot cross the MaxPool alone, having negative scales; both together have none."""
     body = f"{CONV} p = MaxPool <kernel_shape = [2, 2]> (u) m = Mul (p, s) y = Add (m, t) {BN}"
