@@ -10,6 +10,7 @@ In shape comments N is the batch.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from resdeploy.errors import ResdeployError
@@ -96,9 +97,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
-        y: Tensor = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        y = self.bn3(self.conv2(y)) + self.downsample(x)
-        return y
+        y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        return torch.add(self.bn3(self.conv2(y)), self.downsample(x))
 
 
 def _make_stage(
