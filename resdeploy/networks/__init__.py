@@ -189,7 +189,6 @@ _FACTORIES: Mapping[tuple[int, ...], Mapping[str, partial[Any]]] = {
         **{f"se{name}": _variant(name, attention="se") for name in ("resnet18", "resnet50")},
         "seresnext50_32x4d": _variant("resnext50_32x4d", attention="se"),
         "ecaresnet50d": _variant("resnet50", **_D, attention="eca"),
-        **{f"resnetblur{depth}": _variant(f"resnet{depth}", blur_pool=True) for depth in (18, 50)},
         **{name: partial(RegNet, layout) for name, layout in REGNET_LAYOUTS.items()},
         # LayerNorm computes its statistics from every sample, so that nothing in it folds: the
         # honest control for a fold that claims to find only what can be folded.

@@ -25,8 +25,13 @@ SHAPES = {"iresnet18": (3, 112, 112)} | dict.fromkeys(
 )
 
 
-def build(name, num_classes, **options):
-    return build_network(ModelSpec(arch=name, num_classes=num_classes, options=options))
+# Their shapes are those of the networks without the blur, so that they have no --arch of their own.
+VARIANTS = {f"resnetblur{depth}": (f"resnet{depth}", {"blur_pool": True}) for depth in (18, 50)}
+
+
+def build(name, num_classes):
+    arch, options = VARIANTS.get(name, (name, {}))
+    return build_network(ModelSpec(arch=arch, num_classes=num_classes, options=options))
 
 
 def scrambled(shape, *, phase):

@@ -29,7 +29,6 @@ def test_the_names_are_those_that_the_documentation_lists():
         *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
         *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet50s"),
         *("seresnet18", "seresnet50", "seresnext50_32x4d", "ecaresnet50d"),
-        *("resnetblur18", "resnetblur50"),
         *(f"regnet_{letter}_{size}mf" for letter in "xy" for size in (400, 800)),
         *(f"regnet_{letter}_{size}gf" for letter in "xy" for size in ("1_6", "3_2", 8, 16, 32)),
         *(f"iresnet{depth}" for depth in (18, 34, 50, 100)),

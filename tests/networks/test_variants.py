@@ -111,7 +111,7 @@ def test_blur_pooling_is_a_convolution_with_the_binomial_filter(size):
 
 
 def test_every_stride_of_a_blurred_network_is_a_blur():
-    network = build("resnetblur18")
+    network = build("resnet18", blur_pool=True)
     assert sum(isinstance(m, BlurPool) for m in network.modules()) == 4  # the stem and 3 stages
     trunk = [m for n, m in network.named_modules() if n.startswith("layer") and "down" not in n]
     assert {m.stride for m in trunk if isinstance(m, nn.Conv2d)} == {(1, 1)}

@@ -12,7 +12,7 @@ __all__ = ["FIRST", "each"]
 # One for each way in which a network is built; the others are more, or wider, of the same blocks.
 FIRST = (
     *("resnet18", "resnet50", "resnext50_32x4d", "resnet18_layernorm"),
-    *("resnet18d", "seresnet18", "ecaresnet50d", "resnetblur18"),
+    *("resnet18d", "seresnet18", "ecaresnet50d"),
     *("regnet_x_400mf", "regnet_y_400mf", "iresnet18", "cifar_resnet18"),
     *("cifar_resnet20", "cifar_plain20", "cifar_preact_resnet20", "resnet8_tiny"),
     *("r3d_18", "mc3_18", "r2plus1d_18", "resnet1d18", "residual_mlp"),
