@@ -285,8 +285,9 @@ _SOURCE_OPTIONS = {
     "factory": click.option(
         "--model",
         "factory",
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="A function that returns a torch module of yours; its code is run.",
+        metavar="PACKAGE.MODULE:NAME",
+        help="A function, class or instance of a torch module, also FILE.py:NAME, or a "
+        "TorchScript file; its code is run.",
     ),
     "input_shape": click.option(
         "--input",

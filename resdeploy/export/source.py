@@ -1,8 +1,6 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
-import importlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.errors import ResdeployError
+from resdeploy.export.factory import is_torchscript, load_torchscript, own_module
 from resdeploy.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import to_json
@@ -91,6 +90,8 @@ def load_source(spec: SourceSpec) -> SourceModel:
         )
     if path.is_dir() or is_own_checkpoint(path):
         return _from_own_checkpoint(spec, path)
+    if spec.arch is None and spec.input_shape is not None and is_torchscript(path):
+        return _from_torchscript(path, spec.input_shape)
     return _from_foreign_weights(spec, path)
 
 
@@ -216,37 +217,36 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
 
 def _from_factory(spec: SourceSpec) -> SourceModel:
     assert spec.factory is not None
-    module_name, _, function_name = spec.factory.partition(":")
-    if not function_name or spec.input_shape is None:
+    if spec.input_shape is None:
         raise ResdeployError(
-            "A module of your own needs its factory and its input shape.",
+            "A module of your own needs its input shape.",
             where=f"--model {spec.factory}",
-            fix="--model package.module:function --input 3,224,224",
+            fix=f"--model {spec.factory} --input 3,224,224",
         )
-    # What `python -m` does: the user's code lies where the command is run.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-        module = factory()
-    except Exception as error:  # the user's code may raise anything
-        raise ResdeployError(
-            f"The factory failed: {type(error).__name__}: {error}",
-            where=f"--model {spec.factory}",
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(
-            f"The factory returned {type(module).__name__}, not a torch module.",
-            where=f"--model {spec.factory}",
-        )
+    module = own_module(spec.factory, spec.input_shape)
     if spec.path is not None:
         load_into(module, load_foreign_state_dict(spec.path), source=spec.path)
     return SourceModel(
         module=module.eval(),
         input_shape=spec.input_shape,
-        description=f"{type(module).__name__} of {spec.factory}",
+        description=f"{type(module).__name__} of {_without_folder(spec.factory)}",
         info=None,
     )
+
+
+def _from_torchscript(path: Path, input_shape: tuple[int, ...]) -> SourceModel:
+    module = load_torchscript(path, input_shape)
+    return SourceModel(
+        module=module,
+        input_shape=input_shape,
+        description=f"{type(module).__name__} of {path.name}",
+        info=None,
+    )
+
+
+def _without_folder(factory: str) -> str:
+    place, colon, name = factory.rpartition(":")
+    return f"{Path(place).name}{colon}{name}"
 
 
 def _empty_network(model: ModelSpec) -> nn.Module:

@@ -270,8 +270,12 @@ def _average_pool(call: NoisyCall) -> ValueWithVariance:
     rank = x.value.ndim - 2
     kernel, padding = call.args[1], call.argument(3, "padding", 0)
     size = math.prod(kernel) if len(kernel) == rank else kernel[0] ** rank
-    if call.argument(4, "ceil_mode", False) or call.argument(6, "divisor_override", None):
+    if call.argument(6, "divisor_override", None):
         raise unknown_variance(call.node)
+    if call.argument(4, "ceil_mode", False):
+        whole = call.target(x.value, kernel, call.argument(2, "stride", []), padding)
+        if whole.shape != value.shape:  # some windows reach beyond the value
+            raise unknown_variance(call.node)
     n: Any = size
     is_padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
     if is_padded and not call.argument(5, "count_include_pad", True):

@@ -16,10 +16,14 @@ from torch import nn
 
 from resdeploy.errors import ResdeployError
 from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, CifarResNet
+from resdeploy.networks.iresnet import IRESNET_LAYOUTS, IResNet
 from resdeploy.networks.preact_resnet import CifarPreactResNet
+from resdeploy.networks.regnet import REGNET_LAYOUTS, RegNet
 from resdeploy.networks.residual_mlp import ResidualMlp
 from resdeploy.networks.resnet import RESNET_LAYOUTS, ResNet
+from resdeploy.networks.resnet1d import RESNET1D_LAYOUTS, ResNet1d
 from resdeploy.networks.resnet8_tiny import ResNet8Tiny
+from resdeploy.networks.video_resnet import VIDEO_LAYOUTS, VideoResNet
 from resdeploy.schema.recipes import ModelSpec, Scalar
 
 __all__ = [
@@ -40,8 +44,9 @@ class Architecture:
         name: as in a recipe and on the command line.
         factory: makes it from `num_classes` and the options, by keyword; keywords that are given
             already are no options.
-        input_shape: of one sample, (C, H, W) or (F,), with the default options. Networks for
-            images take other sizes too.
+        input_shape: of one sample with the default options: (C, H, W) of an image, (F,) of
+            features, (C, L) of a signal, (C, T, H, W) of a clip. Networks with global pooling take
+            other sizes too.
     """
 
     name: str
@@ -64,10 +69,11 @@ def build_network(spec: ModelSpec) -> nn.Module:
             another type than the option, not among its choices, or out of range.
     """
     architecture = find_architecture(spec.arch)
-    if type(spec.num_classes) is not int or spec.num_classes < 1:
+    if type(spec.num_classes) is not int or spec.num_classes < 0:
         raise ResdeployError(
-            f"num_classes must be a whole number of at least 1, not {spec.num_classes!r}.",
+            f"num_classes must be a whole number, not {spec.num_classes!r}.",
             where=f"architecture {spec.arch}",
+            fix="0 is for a network without a head, whose outputs are features",
         )
     _check_options(architecture, spec.options)
     network: nn.Module = architecture.factory(num_classes=spec.num_classes, **spec.options)
@@ -75,7 +81,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
 
 def input_shape(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the shape of one sample, (C, H, W) or (F,), with the options of `spec`.
+    """Return the shape of one sample, as `Architecture.input_shape`, with the options of `spec`.
 
     Raises:
         ResdeployError: as `build_network`.
@@ -161,21 +167,39 @@ def _describe(option: inspect.Parameter) -> str:
     return f"{option.name} ({_expected(option.annotation)}; default {option.default!r})"
 
 
+def _variant(base: str, **options: Any) -> partial[Any]:
+    return partial(ResNet, RESNET_LAYOUTS[base], **options)
+
+
 def _by_depth(prefix: str, network: Callable[..., nn.Module]) -> dict[str, partial[Any]]:
     return {f"{prefix}{depth}": partial(network, depth) for depth in CIFAR_DEPTHS}
 
+
+# ResNet-D and -S, named as in timm.
+_D = {"stem": "deep", "avg_down": True}
+_S = {"stem": "deep", "stem_width": 64}
 
 # By the shape of a sample.
 _FACTORIES: Mapping[tuple[int, ...], Mapping[str, partial[Any]]] = {
     (3, 224, 224): {
         **{name: partial(ResNet, layout) for name, layout in RESNET_LAYOUTS.items()},
+        **{f"{name}d": _variant(name, **_D) for name in ("resnet18", "resnet34", "resnet50")},
+        "resnet101d": _variant("resnet101", **_D),
+        "resnet50s": _variant("resnet50", **_S),
+        **{f"se{name}": _variant(name, attention="se") for name in ("resnet18", "resnet50")},
+        "seresnext50_32x4d": _variant("resnext50_32x4d", attention="se"),
+        "ecaresnet50d": _variant("resnet50", **_D, attention="eca"),
+        **{name: partial(RegNet, layout) for name, layout in REGNET_LAYOUTS.items()},
         # LayerNorm computes its statistics from every sample, so that nothing in it folds: the
         # honest control for a fold that claims to find only what can be folded.
-        "resnet18_layernorm": partial(
-            ResNet, RESNET_LAYOUTS["resnet18"], norm="layer", norm_momentum=0.1
-        ),
+        "resnet18_layernorm": _variant("resnet18", norm="layer", norm_momentum=0.1),
     },
+    (3, 112, 112): {name: partial(IResNet, layout) for name, layout in IRESNET_LAYOUTS.items()},
     (3, 32, 32): {
+        **{
+            f"cifar_resnet{depth}": _variant(f"resnet{depth}", stem="cifar")
+            for depth in (18, 34, 50)
+        },
         **_by_depth("cifar_resnet", partial(CifarResNet, plain=False)),
         **_by_depth(
             "cifar_plain",
@@ -184,6 +208,10 @@ _FACTORIES: Mapping[tuple[int, ...], Mapping[str, partial[Any]]] = {
         **_by_depth("cifar_preact_resnet", CifarPreactResNet),
         "resnet8_tiny": partial(ResNet8Tiny),
     },
+    (3, 16, 112, 112): {
+        name: partial(VideoResNet, layout) for name, layout in VIDEO_LAYOUTS.items()
+    },
+    (12, 1000): {name: partial(ResNet1d, layout) for name, layout in RESNET1D_LAYOUTS.items()},
     (40,): {"residual_mlp": partial(ResidualMlp)},
 }
 ARCHITECTURES: Mapping[str, Architecture] = {

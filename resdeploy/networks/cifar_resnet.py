@@ -19,6 +19,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resdeploy.networks.heads import make_head
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
 __all__ = [
@@ -73,7 +74,7 @@ class CifarResNet(nn.Module):
             make_shortcut=None if plain else partial(make_shortcut, option=shortcut, norm=spec),
         )
         self.layer1, self.layer2, self.layer3 = make_stages(make_block, depth, width)
-        self.linear = nn.Linear(4 * width, num_classes)
+        self.linear = make_head(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
         if zero_init_last_gamma:
             for module in self.modules():

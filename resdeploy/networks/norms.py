@@ -26,6 +26,7 @@ __all__ = [
     "init_he",
     "make_norm1d",
     "make_norm2d",
+    "make_norm3d",
     "zero_last_scale",
 ]
 
@@ -105,7 +106,7 @@ def make_norm2d(spec: NormSpec, num_channels: int) -> nn.Module:
 
 
 def make_norm1d(spec: NormSpec, num_features: int) -> nn.Module:
-    """Return the norm of an (N, F) tensor."""
+    """Return the norm of an (N, F) tensor; a BatchNorm is one of (N, F, L) too."""
     match spec.kind:
         case "batch":
             return nn.BatchNorm1d(num_features, eps=spec.eps, momentum=spec.momentum)
@@ -115,7 +116,12 @@ def make_norm1d(spec: NormSpec, num_features: int) -> nn.Module:
             return nn.Identity()
 
 
-def init_he(layers: Iterable[nn.Conv2d | nn.Linear]) -> None:
+def make_norm3d(spec: NormSpec, num_channels: int) -> nn.Module:
+    """Return the BatchNorm of an (N, C, T, H, W) tensor."""
+    return nn.BatchNorm3d(num_channels, eps=spec.eps, momentum=spec.momentum)
+
+
+def init_he(layers: Iterable[nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear]) -> None:
     """Initialise the weights normally with variance 2 / fan_out, and the biases with zero.
 
     He et al. 2015, arXiv 1502.01852: a layer followed by a ReLU then keeps the variance of what

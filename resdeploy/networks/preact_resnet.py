@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdeploy.networks.cifar_resnet import ZeroPadShortcut, make_stages
+from resdeploy.networks.heads import make_head
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d
 
 __all__ = ["CifarPreactResNet", "PreactBlock", "PreactShortcutOption"]
@@ -60,7 +61,7 @@ class CifarPreactResNet(nn.Module):
         first_block.shortcut_is_activated = True
         # The blocks end in an addition, so that the activation of the last one is still due.
         self.bn = make_norm2d(spec, 4 * width)
-        self.linear = nn.Linear(4 * width, num_classes)
+        self.linear = make_head(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdeploy.errors import ResdeployError
+from resdeploy.networks.heads import make_head
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm1d
 
 __all__ = ["BlockForm", "ResidualMlp", "Widening", "ZeroPad"]
@@ -78,7 +79,7 @@ class ResidualMlp(nn.Module):
             self.add_module(f"linear{i}", hidden[-1])
             self.add_module(f"norm{i}", make_norm1d(spec, new if block == "post" else old))
             self.add_module(f"shortcut{i}", _make_shortcut(old, new, widen=widen))
-        self.add_module(f"linear{self.num_hidden + 1}", nn.Linear(sizes[-1], num_classes))
+        self.add_module(f"linear{self.num_hidden + 1}", make_head(sizes[-1], num_classes))
         init_he(hidden)
 
     def forward(self, x: Tensor) -> Tensor:

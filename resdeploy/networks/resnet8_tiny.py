@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdeploy.networks.cifar_resnet import BasicBlock
+from resdeploy.networks.heads import make_head
 from resdeploy.networks.norms import NormKind, NormSpec, init_he, make_norm2d, zero_last_scale
 
 __all__ = ["ResNet8Tiny"]
@@ -48,7 +49,7 @@ class ResNet8Tiny(nn.Module):
         self.stack1 = make_block(width, width, stride=1)
         self.stack2 = make_block(width, 2 * width, stride=2)
         self.stack3 = make_block(2 * width, 4 * width, stride=2)
-        self.fc = nn.Linear(4 * width, num_classes)
+        self.fc = make_head(4 * width, num_classes)
         init_he(module for module in self.modules() if isinstance(module, nn.Conv2d))
         if zero_init_last_gamma:
             for block in (self.stack1, self.stack2, self.stack3):

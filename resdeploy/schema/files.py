@@ -41,9 +41,9 @@ class SourceSpec(Record):
     """The trained model that a command is given.
 
     `path` is a run directory, a resdeploy checkpoint, or weights from elsewhere, of the
-    architecture `arch` with its `options` as text; None with a `factory`,
-    "package.module:function", that returns a trained torch module, whose samples are of
-    `input_shape`. The preprocessing and labels of `recipe` apply.
+    architecture `arch` with its `options` as text; None with a `factory`, "package.module:NAME",
+    "path/to/file.py:NAME" or a TorchScript file, that is or makes a trained torch module, whose
+    samples are of `input_shape`. The preprocessing and labels of `recipe` apply.
     """
 
     path: str | None = None

@@ -191,20 +191,28 @@ def load_into(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
 
 
 def suggest_architectures(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Return the architectures, with their default options, that these weights fit exactly.
+    """Return the architectures that these weights fit exactly, as --arch takes them.
 
-    The networks are built without memory for weights, so trying all of them is cheap.
+    Options are the defaults but for `in_channels`, which the first convolution tells; it is named
+    where it is not the default. The networks are built without memory for weights, so trying all of
+    them is cheap.
     """
     classifiers = [t.shape[0] for n, t in state_dict.items() if n.endswith(".weight")]
     if not classifiers:
         return []
+    first = next((t for t in state_dict.values() if t.ndim >= 3), None)
     found = []
-    for arch in ARCHITECTURES:
+    for arch, architecture in ARCHITECTURES.items():
+        option = architecture.options.get("in_channels")
+        options: dict[str, int] = {}
+        if first is not None and option is not None and first.shape[1] != option.default:
+            options["in_channels"] = first.shape[1]
+        model = ModelSpec(arch=arch, num_classes=classifiers[-1], options=options)
         with torch.device("meta"):
-            wanted = build_network(ModelSpec(arch=arch, num_classes=classifiers[-1])).state_dict()
+            wanted = build_network(model).state_dict()
         given = _rename_classifier(state_dict, wanted)
         if _essential_shapes(given) == _essential_shapes(wanted):
-            found.append(arch)
+            found.append(" --arch-option ".join([arch, *(f"{n}={v}" for n, v in options.items())]))
     return found
 
 
@@ -215,8 +223,14 @@ def _essential_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]
 def _rename_classifier(
     state_dict: Mapping[str, Tensor], wanted: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Return a copy in which the last layer has the network's name for it, `fc` or `linear`."""
+    """Return a copy with the network's names for the last layer and for projections.
+
+    The one is `fc` or `linear`, the others are `downsample` or `shortcut`.
+    """
     given = dict(state_dict)
+    for theirs, ours in ((".shortcut.", ".downsample."), (".downsample.", ".shortcut.")):
+        if not any(theirs in name for name in wanted) and any(ours in name for name in wanted):
+            given = {name.replace(theirs, ours): tensor for name, tensor in given.items()}
     for theirs, ours in (("fc", "linear"), ("linear", "fc")):
         for leaf in ("weight", "bias"):
             old, new = f"{theirs}.{leaf}", f"{ours}.{leaf}"

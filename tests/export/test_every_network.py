@@ -16,6 +16,25 @@ from resdeploy.networks import ARCHITECTURES, build_network, input_shape
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.recipes import ModelSpec
 
+REGNET_X_DEPTHS = {
+    "400mf": 22,
+    "800mf": 16,
+    "1_6gf": 18,
+    "3_2gf": 25,
+    "8gf": 23,
+    "16gf": 22,
+    "32gf": 23,
+}
+REGNET_Y_DEPTHS = {
+    "400mf": 16,
+    "800mf": 14,
+    "1_6gf": 27,
+    "3_2gf": 21,
+    "8gf": 17,
+    "16gf": 18,
+    "32gf": 20,
+}
+
 # arch, options, BatchNorms folded, BatchNorms refused
 CASES = [
     # stem + 2 per basic block + 3 projections
@@ -27,7 +46,39 @@ CASES = [
     ("resnet152", {}, 1 + 3 * 50 + 4, 0),
     ("wide_resnet50_2", {}, 1 + 3 * 16 + 4, 0),
     ("resnext50_32x4d", {}, 1 + 3 * 16 + 4, 0),
+    ("wide_resnet101_2", {}, 1 + 3 * 33 + 4, 0),
+    ("resnext101_32x8d", {}, 1 + 3 * 33 + 4, 0),
+    ("resnext101_64x4d", {}, 1 + 3 * 33 + 4, 0),
     ("resnet18_layernorm", {}, 0, 0),
+    # two more in a deep stem; attention has none
+    ("resnet18d", {}, 3 + 2 * 8 + 3, 0),
+    ("resnet34d", {}, 3 + 2 * 16 + 3, 0),
+    ("resnet50d", {}, 3 + 3 * 16 + 4, 0),
+    ("resnet101d", {}, 3 + 3 * 33 + 4, 0),
+    ("resnet50s", {}, 3 + 3 * 16 + 4, 0),
+    ("seresnet18", {}, 1 + 2 * 8 + 3, 0),
+    ("seresnet50", {}, 1 + 3 * 16 + 4, 0),
+    ("seresnext50_32x4d", {}, 1 + 3 * 16 + 4, 0),
+    ("ecaresnet50d", {}, 3 + 3 * 16 + 4, 0),
+    ("resnet18", {"blur_pool": True}, 1 + 2 * 8 + 3, 0),
+    ("resnet18", {"head": "mlp", "dropout": 0.5}, 1 + 2 * 8 + 3, 0),
+    ("cifar_resnet18", {}, 1 + 2 * 8 + 3, 0),
+    ("cifar_resnet34", {}, 1 + 2 * 16 + 3, 0),
+    ("cifar_resnet50", {}, 1 + 3 * 16 + 4, 0),
+    # stem + 3 per bottleneck + 4 projections
+    *((f"regnet_x_{size}", {}, 5 + 3 * depth, 0) for size, depth in REGNET_X_DEPTHS.items()),
+    *((f"regnet_y_{size}", {}, 5 + 3 * depth, 0) for size, depth in REGNET_Y_DEPTHS.items()),
+    # stem + 2 per block + 4 projections + the last; the norm that begins a block reads the stream,
+    # and the one after the last block too
+    ("iresnet18", {}, 1 + 2 * 8 + 4 + 1, 8 + 1),
+    ("iresnet34", {}, 1 + 2 * 16 + 4 + 1, 16 + 1),
+    ("iresnet50", {}, 1 + 2 * 24 + 4 + 1, 24 + 1),
+    ("iresnet100", {}, 1 + 2 * 49 + 4 + 1, 49 + 1),
+    ("r3d_18", {}, 1 + 2 * 8 + 3, 0),
+    ("mc3_18", {}, 1 + 2 * 8 + 3, 0),
+    ("r2plus1d_18", {}, 2 + 4 * 8 + 3, 0),
+    ("resnet1d18", {}, 1 + 2 * 8 + 3, 0),
+    ("resnet1d34", {}, 1 + 2 * 16 + 3, 0),
     # 6n + 2 layers: stem + 2 per block, 3n blocks
     ("cifar_resnet20", {"shortcut": "A"}, 1 + 2 * 9, 0),
     ("cifar_resnet20", {"shortcut": "B"}, 1 + 2 * 9 + 2, 0),
@@ -60,13 +111,17 @@ CASES = [
     ("residual_mlp", {"block": "pre", "norm": "layer"}, 0, 0),
 ]
 
-# The same blocks again, only more of them, or wider.
-SLOW = ("resnet34", "32x4d", "resnet101", "resnet152", "wide_resnet50_2", "32", "44", "56", "110")
+# The same blocks again, only more of them, or wider; or what takes seconds.
+SLOW = (
+    *("resnet34", "32x4d", "32x8d", "64x4d", "resnet101", "resnet152", "_2", "32", "44", "56"),
+    *("110", "18d", "34d", "50d", "101d", "50s", "seresnet50", "cifar_resnet18"),
+    *("cifar_resnet50", "mf", "gf", "iresnet18", "iresnet50", "iresnet100", "_18", "1d34"),
+)
 NUM_CLASSES = 10
 
 
 def parameters(arch, options, num_folded, num_refused):
-    marks = [pytest.mark.slow] if arch.endswith(SLOW) else []
+    marks = [pytest.mark.slow] if arch.endswith(SLOW) or "blur_pool" in options else []
     name = "-".join([arch, *(f"{key}={value}" for key, value in options.items())])
     return pytest.param(arch, options, num_folded, num_refused, id=name, marks=marks)
 
@@ -75,7 +130,12 @@ def trained_one_step(spec: ModelSpec) -> tuple[torch.nn.Module, tuple[int, ...]]
     torch.manual_seed(0)
     network = build_network(spec)
     shape = input_shape(spec)
-    shape = (3, 64, 64) if shape == (3, 224, 224) else shape  # the same layers, a twelfth the time
+    # The same layers, a fraction of the time.
+    shape = {
+        (3, 224, 224): (3, 64, 64),
+        (3, 16, 112, 112): (3, 4, 16, 16),
+        (12, 1000): (12, 64),
+    }.get(shape, shape)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     loss = F.cross_entropy(network(torch.randn(4, *shape)), torch.arange(4) % NUM_CLASSES)
     assert torch.isfinite(loss)

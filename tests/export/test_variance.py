@@ -94,6 +94,7 @@ RULES = {
         nn.AvgPool2d(3, padding=1, count_include_pad=False),
         (3, 6, 6),
     ),
+    "avg_pool2d, whole": (nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), (3, 6, 6)),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d(1), (3, 4, 4)),
     "mean": (Function(lambda x: x.mean((2, 3))), (3, 4, 4)),
     "sum": (Function(lambda x: x.sum(1)), (3, 4)),

@@ -3,13 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import each
 from torch import nn
 
 from resdeploy.networks import ARCHITECTURES, build_network, input_shape
+from resdeploy.networks.attention import SqueezeExcite
 from resdeploy.networks.norms import LayerNorm2d
 from resdeploy.schema.recipes import ModelSpec
 
-BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (*BATCHNORMS, nn.LayerNorm, LayerNorm2d)
 
 NUM_BATCHNORMS = {
@@ -21,6 +24,52 @@ NUM_BATCHNORMS = {
     "wide_resnet50_2": 53,
     "resnext50_32x4d": 53,
     "resnet18_layernorm": 0,
+    "wide_resnet101_2": 104,
+    "resnext101_32x8d": 104,
+    "resnext101_64x4d": 104,
+    # two more in a deep stem
+    "resnet18d": 22,
+    "resnet34d": 38,
+    "resnet50d": 55,
+    "resnet101d": 106,
+    "resnet50s": 55,
+    "ecaresnet50d": 55,
+    "seresnet18": 20,
+    "seresnet50": 53,
+    "seresnext50_32x4d": 53,
+    "cifar_resnet18": 20,
+    "cifar_resnet34": 36,
+    "cifar_resnet50": 53,
+    # stem, 3 per block, 4 projections
+    **{
+        f"regnet_{name}": 1 + 3 * depth + 4
+        for name, depth in {
+            "x_400mf": 22,
+            "x_800mf": 16,
+            "x_1_6gf": 18,
+            "x_3_2gf": 25,
+            "x_8gf": 23,
+            "x_16gf": 22,
+            "x_32gf": 23,
+            "y_400mf": 16,
+            "y_800mf": 14,
+            "y_1_6gf": 27,
+            "y_3_2gf": 21,
+            "y_8gf": 17,
+            "y_16gf": 18,
+            "y_32gf": 20,
+        }.items()
+    },
+    # stem, 3 per block, 4 projections, one before and one after the last layer
+    **{
+        f"iresnet{depth}": 1 + 3 * blocks + 4 + 2
+        for depth, blocks in {18: 8, 34: 16, 50: 24, 100: 49}.items()
+    },
+    "r3d_18": 20,
+    "mc3_18": 20,
+    "r2plus1d_18": 2 + 2 * 16 + 3,
+    "resnet1d18": 20,
+    "resnet1d34": 36,
     "resnet8_tiny": 7,
     "residual_mlp": 5,
 } | {
@@ -38,6 +87,17 @@ FORMS = [
         ("resnet50", {}),
         ("resnext50_32x4d", {}),
         ("resnet18_layernorm", {}),
+        ("resnet18d", {}),
+        ("resnet18", {"stem": "tiered", "head": "mlp", "dropout": 0.1}),
+        ("cifar_resnet18", {}),
+        ("seresnet18", {}),
+        ("resnet18", {"attention": "eca"}),
+        ("resnet18", {"blur_pool": True}),
+        ("regnet_y_400mf", {}),
+        ("iresnet18", {}),
+        ("r3d_18", {}),
+        ("r2plus1d_18", {}),
+        ("resnet1d18", {}),
         ("cifar_resnet20", {"shortcut": "A"}),
         ("cifar_resnet20", {"shortcut": "B"}),
         ("cifar_resnet20", {"shortcut": "C"}),
@@ -53,7 +113,12 @@ FORMS = [
     ]
 ]
 
-FOLDABLE = [name for name in ARCHITECTURES if "preact" not in name and "layernorm" not in name]
+# Those with a form without norms.
+FOLDABLE = [
+    name
+    for name, architecture in ARCHITECTURES.items()
+    if "norm" in architecture.options and "preact" not in name
+]
 
 
 def build(arch, *, num_classes=10, **options):
@@ -67,6 +132,10 @@ def small_batch(arch, *, size):
             return torch.randn(size, 3, 33, 33)
         case (3, 32, 32):
             return torch.randn(size, 3, 8, 8)
+        case (3, 16, 112, 112):
+            return torch.randn(size, 3, 4, 16, 16)
+        case (12, 1000):
+            return torch.randn(size, 12, 64)
         case shape:
             return torch.randn(size, *shape)
 
@@ -75,7 +144,7 @@ def test_there_is_an_expected_number_of_batchnorms_for_each():
     assert set(NUM_BATCHNORMS) == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", each())
 def test_maps_a_batch_to_logits_and_calls_each_norm_exactly_once(arch):
     with torch.device("meta"):
         network = build(arch, num_classes=7)
@@ -93,7 +162,7 @@ def test_maps_a_batch_to_logits_and_calls_each_norm_exactly_once(arch):
     assert num_batchnorms == NUM_BATCHNORMS[arch]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", each())
 def test_one_step_of_gradient_descent_reaches_every_parameter(arch):
     torch.manual_seed(0)
     network = build(arch)
@@ -114,7 +183,7 @@ def test_one_step_of_gradient_descent_reaches_every_parameter(arch):
 @pytest.mark.parametrize(
     ("arch", "options"),
     # The ImageNet networks take too long here, and test_resnet.py holds them against torchvision.
-    [form for form in FORMS if ARCHITECTURES[form.values[0]].input_shape != (3, 224, 224)],
+    [form for form in FORMS if ARCHITECTURES[form.values[0]].input_shape in ((3, 32, 32), (40,))],
 )
 def test_learns_four_samples_by_heart(arch, options):
     torch.manual_seed(0)
@@ -131,7 +200,7 @@ def test_learns_four_samples_by_heart(arch, options):
     assert min(losses) < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("arch", FOLDABLE)
+@pytest.mark.parametrize("arch", each(FOLDABLE))
 def test_the_folded_form_has_a_bias_for_each_norm_of_the_other(arch):
     with torch.device("meta"):
         network, folded = build(arch), build(arch, norm="none")
@@ -142,18 +211,26 @@ def test_the_folded_form_has_a_bias_for_each_norm_of_the_other(arch):
     kept = {
         f"{name}.weight": module.weight.shape
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
     }
     assert {k: x.shape for k, x in folded.state_dict().items() if k.endswith("weight")} == kept
 
 
 @pytest.mark.parametrize(
-    "arch", [name for name in FOLDABLE if not name.endswith(("8_tiny", "mlp"))]
+    "arch", each(name for name in ARCHITECTURES if not name.endswith(("8_tiny", "mlp")))
 )
 def test_convolutions_in_front_of_a_norm_have_no_bias(arch):
     with torch.device("meta"):
         network = build(arch)
-    assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
+    unnormed = {
+        id(m)
+        for block in network.modules()
+        if isinstance(block, SqueezeExcite)
+        for m in block.modules()
+    }
+    for name, module in network.named_modules():
+        if isinstance(module, CONVOLUTIONS) and id(module) not in unnormed:
+            assert module.bias is None, name
 
 
 @pytest.mark.parametrize(("arch", "options"), FORMS)
@@ -165,12 +242,12 @@ def test_exports_a_functional_graph_with_a_dynamic_batch_that_computes_the_same(
     x = small_batch(arch, size=5)
     torch.testing.assert_close(program.module()(x), network(x), rtol=1e-5, atol=1e-5)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert "aten.relu.default" in operators
+    assert operators & {"aten.relu.default", "aten.prelu.default"}
     # PyTorch marks an operator that writes into its input with a last underscore: aten.relu_.
     assert {name for name in operators if "_." in name} == set()
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", each())
 def test_norm_options_reach_every_norm(arch):
     options = {"norm_eps": 0.25}
     if "norm_momentum" in ARCHITECTURES[arch].options:
@@ -183,7 +260,9 @@ def test_norm_options_reach_every_norm(arch):
     assert {norm.momentum for norm in norms if isinstance(norm, BATCHNORMS)} <= {0.75}
 
 
-@pytest.mark.parametrize("arch", [name for name, a in ARCHITECTURES.items() if "norm" in a.options])
+@pytest.mark.parametrize(
+    "arch", each(name for name, a in ARCHITECTURES.items() if "norm" in a.options)
+)
 def test_layernorm_can_take_the_place_of_batchnorm_everywhere(arch):
     with torch.device("meta"):
         network = build(arch, norm="layer")
@@ -191,7 +270,7 @@ def test_layernorm_can_take_the_place_of_batchnorm_everywhere(arch):
     assert not any(isinstance(m, BATCHNORMS) for m in network.modules())
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", each())
 def test_number_of_input_channels_is_an_option(arch):
     option = "in_features" if arch == "residual_mlp" else "in_channels"
     spec = ModelSpec(arch=arch, num_classes=10, options={option: 5})
@@ -216,7 +295,7 @@ def test_the_same_seed_gives_the_same_network(arch):
 def test_convolutions_start_with_he_initialisation(arch, options):
     torch.manual_seed(0)
     for name, module in build(arch, **options).named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS) and module.in_channels > 1:  # ECA's kernel is PyTorch's
             fan_out = module.weight[:, 0].numel()
             # The variance of so many normal numbers has a standard error of 2 sqrt(2 / numel).
             tolerance = 14 / module.weight.numel() ** 0.5
