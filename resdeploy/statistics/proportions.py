@@ -57,9 +57,10 @@ def upper_bound(
 
         P(X <= k | bound) = 1 - confidence        X ~ Bin(n, p)
 
-    Without a hit that is 1 - (1 - confidence)^(1 / n), of values in [0, 1] too. Unless `is_counted`,
-    `hits` is the sum of n independent values in [0, 1], and the bound that of their mean by Bentkus
-    (Annals of Probability 32, 2004; as Bates et al. use it, Journal of the ACM 68, 2021):
+    Without a hit that is 1 - (1 - confidence)^(1 / n), of values in [0, 1] too. Unless
+    `is_counted`, `hits` is the sum of n independent values in [0, 1], and the bound that of their
+    mean by Bentkus (Annals of Probability 32, 2004; as Bates et al. use it, Journal of the ACM 68,
+    2021):
 
         e P(X <= ceil(hits) | bound) = 1 - confidence
 
