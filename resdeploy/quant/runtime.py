@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.bench.layer_times import layer_times
 from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.samples import fields
 from resdeploy.schema.quants import IntegerProof, IntegerTypes
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.session.batches import BATCH_SIZE, padded_batches, run_outputs, run_rows
+from resdeploy.session.onnx_wire import read_nodes, read_weight_shapes
 from resdeploy.session.placement import kernel_events, read_events
 from resdeploy.session.providers import find_provider
 from resdeploy.session.runtime import runtime_title
@@ -31,7 +33,7 @@ __all__ = [
 
 _FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "ConvTranspose"})
 # Runs of which a profile is read.
-_NUM_PROFILED = 4
+_NUM_PROFILED = 6
 # Lets x86 fuse int8 activations, as ARM does by itself.
 _FUSE_SIGNED = "session.qdqisint8allowed"
 
@@ -144,30 +146,31 @@ def prove_integer(
 def time_shares(model: onnx.ModelProto, samples: Array, names: Collection[str]) -> dict[str, float]:
     """Return the part of a model's time that nodes take here, by name, from the runtime's profile.
 
-    A part of 0 is of nodes that the runtime made others of. One batch of `samples` is run.
+    Medians of a few runs of one batch of `samples`; 0 of nodes that the runtime made others of.
     """
+    content = model.SerializeToString()
 
     def run(session: Session) -> None:
         given = input_specs(session)
         fixed = given[0].shape[0] if given[0].shape else None
         batches = padded_batches(samples, fixed=fixed if isinstance(fixed, int) else None)
-        batch, _ = next(batches)
-        feed = feed_of([spec.name for spec in given], batch)
+        feed = feed_of([spec.name for spec in given], next(batches)[0])
         for _ in range(_NUM_PROFILED):
             session.run(feed)
 
     def read(events: list[Any]) -> dict[str, float]:
         kernels = kernel_events(events)
-        kernels = kernels[len(kernels) // _NUM_PROFILED :]  # the first run warms up
-        total = sum(kernel["dur"] for kernel in kernels) or 1
+        num = len(kernels) // _NUM_PROFILED
+        runs = [kernels[start : start + num] for start in range(num, len(kernels), num)]
+        layers = layer_times(runs, read_nodes(content), read_weight_shapes(content))
+        total = sum(layer.p50_ns for layer in layers) or 1
         shares = dict.fromkeys(names, 0.0)
-        for kernel in kernels:
-            name = next((name for name in names if _contains(kernel["name"], name)), None)
-            if name is not None:
-                shares[name] += kernel["dur"] / total
+        for layer in layers:
+            if layer.name in shares:
+                shares[layer.name] += layer.p50_ns / total
         return shares
 
-    return read_events(model.SerializeToString(), SessionSpec(), run, read)
+    return read_events(content, SessionSpec(), run, read)
 
 
 def _contains(kernel: str, name: str) -> bool:
