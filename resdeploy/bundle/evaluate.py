@@ -41,6 +41,7 @@ __all__ = [
     "LoadSamples",
     "Progress",
     "answer",
+    "classes_of",
     "compare_answers",
     "evaluate",
     "require_class_scores",
@@ -112,7 +113,7 @@ def answer(
     with _opened_model(model, spec) as (session, preprocess, labels):
         require_class_scores(session, where=name)
         samples = load(preprocess)
-        truth_N = _classes_of(samples, labels)
+        truth_N = classes_of(samples, labels)
         num_samples = len(samples.x)
         predicted, margins = [], []
         for start in range(0, num_samples, _BATCH_SIZE):
@@ -220,7 +221,7 @@ def _lead(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(two_N2[:, 1] - two_N2[:, 0])
 
 
-def _classes_of(samples: LabelledSamples, known: tuple[str, ...]) -> NDArray[np.int64]:
+def classes_of(samples: LabelledSamples, known: tuple[str, ...]) -> NDArray[np.int64]:
     """Return the label of each sample as a place among the model's outputs.
 
     By the names of the classes if the model has all of them, so that data of fewer classes, or in

@@ -1,6 +1,7 @@
 """`resdeploy quantize`."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,17 @@ from resdeploy.cli.options import (
     choice_of,
     force_option,
     json_option,
+    max_drop_option,
     output_option,
     target_option,
 )
-from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
+from resdeploy.schema.quants import (
+    CalibrationMethod,
+    Choice,
+    IntegerTypes,
+    OutputKind,
+    QuantizedPrecision,
+)
 from resdeploy.session.providers import PROVIDERS
 
 PRECISIONS: dict[str, QuantizedPrecision] = {
@@ -32,6 +40,19 @@ _INSISTED = "".join(
 _choice_option = functools.partial(
     click.option, type=click.Choice(get_args(Choice)), default="auto"
 )
+
+
+def _kinds(_context: Any, option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    kinds = {}
+    for text in texts:
+        name, _, kind = text.rpartition("=")
+        if kind not in get_args(OutputKind):
+            raise click.BadParameter(
+                f"{kind!r} is not one of {', '.join(get_args(OutputKind))}",
+                param_hint=option.opts[0],
+            )
+        kinds[name] = kind
+    return kinds
 
 
 @click.command()
@@ -70,10 +91,21 @@ _choice_option = functools.partial(
 @click.option(
     "--max-flips",
     type=Number(min=0, max=1),
-    default=0.01,
-    help="Fraction of held-out predictions that may change.",
+    help="Fraction of predictions that may change.  [default: 0.01, or --max-drop with labels]",
 )
-@click.option("--max-error", type=Number(min=0), help="Largest relative error of the outputs.")
+@max_drop_option("Drop in accuracy that is allowed.  [default: 1 where DATA has labels]")
+@click.option(
+    "--max-error",
+    type=Number(min=0),
+    help="Largest relative error of an output.  [default: 0.1 where none predicts]",
+)
+@click.option(
+    "--output-kind",
+    multiple=True,
+    metavar="[NAME=]KIND",
+    callback=_kinds,
+    help=f"What the outputs are: {', '.join(get_args(OutputKind))}.  [default: by their shapes]",
+)
 @click.option(
     "--keep-io/--lower-io", default=True, help="Leave inputs and outputs in float32 (fp16, bf16)."
 )
@@ -82,9 +114,10 @@ _choice_option = functools.partial(
 def quantize(model: Path, out: Path, emit: Emit, **options: Any) -> None:
     """Lower the precision of MODEL, a folded ONNX file, and measure the cost.
 
-    A quarter of the calibration samples is held out. Every choice is measured on them, and kept
-    only if it lowers the error; layers that cost too much stay in float32. The file is
-    written only if the budget holds and ONNX Runtime really runs every layer in integers.
+    Part of the calibration samples is held out. Every choice is measured on them, and kept
+    only if it lowers the error; layers that cost too much stay in float32, as do operators without
+    an integer kernel. Outputs are judged as what they are, and the budget by what so many samples
+    show: PASS, FAIL (nothing is written), or NOT SHOWN.
 
     \b
     Example:
@@ -96,5 +129,12 @@ def quantize(model: Path, out: Path, emit: Emit, **options: Any) -> None:
     from resdeploy.cli.progress import show_stages
 
     with show_stages("quantize") as on_stage:
-        report = quantize_model(model, out, on_stage=on_stage, **options)
-    emit(report, note="nothing was written")
+        report = quantize_model(
+            model,
+            out,
+            on_stage=on_stage,
+            on_warning=lambda warning: click.echo(f"warning: {warning}", err=True),
+            **options,
+        )
+    written = "what was written is not shown to hold the budget"
+    emit(report, note="nothing was written" if report.output is None else written)

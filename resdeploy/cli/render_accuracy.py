@@ -1,13 +1,16 @@
 """Accuracy as text: evaluations with their intervals, quantisations with their trials."""
 
-from resdeploy.cli.tables import Lines, pass_or_fail, table
+from collections.abc import Iterator, Sequence
+
+from resdeploy.cli.tables import Lines, table
 from resdeploy.schema.evaluations import EvaluateReport, Flip, PairedResult
-from resdeploy.schema.quants import QuantQuality, QuantReport
+from resdeploy.schema.quants import KeptFloat, OutputQuality, QuantQuality, QuantReport
 
 __all__ = ["render_evaluate", "render_quantize"]
 
 _MOST_FLIPS = 20
 _MOST_SATURATING = 3
+_MOST_NAMED = 3
 
 
 def render_evaluate(report: EvaluateReport) -> Lines:
@@ -74,29 +77,31 @@ def _verdict(max_drop: float, low: float, high: float) -> str:
 
 
 def render_quantize(report: QuantReport) -> Lines:
-    """Yield the trials, the layers kept in float32, and the quality of the result."""
+    """Yield the trials, what stays in float32, and the quality of each output of the result."""
+    decides = any(output.decides for output in report.outputs)
     rows = [
-        (t.stage, t.name, f"{t.quality.error:.4f}", _changed(t.quality), "kept" if t.kept else "")
+        (
+            *(t.stage, t.name, f"{t.quality.error:.4f}"),
+            *((_changed(t.quality),) if decides else ()),
+            "kept" if t.kept else "",
+        )
         for t in report.trials
     ]
+    columns = ("stage", "tried", "relative error", *(("flips",) if decides else ()), "")
     title = f"{report.spec.precision} with {report.num_calibration} samples of {report.calibration}"
-    yield from table(title, ("stage", "tried", "relative error", "flips", ""), rows)
+    yield from table(title, columns, rows)
     quality = report.quality
-    margin = (
-        f", of margins up to {quality.largest_flip_margin:.3g} (median {quality.median_margin:.3g})"
-        if quality.num_flips
-        else ""
-    )
-    yield (
-        f"result   {pass_or_fail(report.passed)}  relative error {quality.error:.4f}, "
-        f"{quality.agreement:.2%} of predictions as before: {_changed(quality)} flips{margin}"
-    )
+    yield f"result   {report.verdict}  relative error {quality.error:.4f}"
+    for output in report.outputs:
+        yield f"output   {output.name} judged as {output.kind} ({output.because})"
+    for one in quality.outputs:
+        of = f"{one.name}: " if len(quality.outputs) > 1 else ""
+        yield from (f"         {of}{line}" for line in _output_lines(one, quality))
     yield f"judged   on {quality.num_inputs} held-out samples; {report.judged_on}"
     if report.proof is not None:
         counts = ", ".join(f"{n} {op}" for op, n in report.proof.operators.items())
         yield f"runs     {counts} ({report.proof.runtime})"
-    for layer in report.kept_float:
-        yield f"float32  {layer.node} ({layer.op}): {layer.reason}"
+    yield from _kept_float(report.kept_float)
     if report.saturating and not report.spec.reduce_range:
         few = ", ".join(report.saturating[:_MOST_SATURATING])
         yield (
@@ -104,9 +109,63 @@ def render_quantize(report: QuantReport) -> Lines:
             "without VNNI: --reduce-range for those"
         )
     yield from (f"warning  {warning}" for warning in report.warnings)
-    yield from (f"failed   {reason}" for reason in report.reasons)
+    yield from (f"failed   {reason}" for reason in report.failures)
+    yield from (f"unshown  {reason}" for reason in report.not_shown)
     if report.output is not None:
         yield f"wrote    {report.output}"
+
+
+def _output_lines(one: OutputQuality, quality: QuantQuality) -> Iterator[str]:
+    """Yield what was measured of an output, in the words of its kind."""
+    if one.changed is not None and one.changed_at_most is not None:
+        fraction = one.changed / quality.num_inputs
+        flips = {
+            "scores": f": {_changed(quality)} flips",
+            "logit": f": {one.changed:.0f} of {quality.num_inputs} changed sides",
+            "classes": "",
+        }[one.kind]
+        margin = ""
+        if quality.num_flips and quality.largest_flip_margin:
+            margin = (
+                f", of margins up to {quality.largest_flip_margin:.3g} "
+                f"(median {quality.median_margin:.3g})"
+            )
+        what = {"scores": "predictions", "logit": "decisions", "classes": "classes"}[one.kind]
+        yield (
+            f"{1 - fraction:.2%} of {what} as before{flips}{margin}; shown: at most "
+            f"{100 * one.changed_at_most:.3g} % change (exact, one-sided 95 %)"
+        )
+    if one.accuracy is not None and one.lost is not None and one.lost_at_most is not None:
+        iou = "" if one.iou is None else f", IoU {one.iou:.4f} ({one.iou_before:.4f} in float32)"
+        yield (
+            f"accuracy {one.accuracy:.2%} ({one.accuracy_before:.2%} in float32){iou}; shown: at "
+            f"most {100 * one.lost_at_most:.3g} % are lost (exact, one-sided 95 %)"
+        )
+    if one.error is None:
+        return
+    worst = f"relative error {one.error:.4f}, {one.worst_error:.4f} for the worst input"
+    if one.least_cosine is not None:
+        yield (
+            f"{worst}; cosine {one.mean_cosine:.5f}, at least {one.least_cosine:.5f}; nearest "
+            f"neighbour the same for {one.same_nearest:.1%}"
+        )
+    elif one.largest_error is not None:
+        yield f"{worst}; off by at most {one.largest_error:.4g}"
+    else:
+        yield worst
+
+
+def _kept_float(kept: Sequence[KeptFloat]) -> Iterator[str]:
+    """Yield what stays in float32, those of the same kind and reason in one line."""
+    groups: dict[tuple[str, str], list[KeptFloat]] = {}
+    for node in kept:
+        groups.setdefault((node.op, node.reason), []).append(node)
+    for (op, reason), nodes in groups.items():
+        names = ", ".join(node.node for node in nodes[:_MOST_NAMED])
+        more = f" and {len(nodes) - _MOST_NAMED} more" if len(nodes) > _MOST_NAMED else ""
+        shares = [node.time_share for node in nodes if node.time_share is not None]
+        share = f"; {sum(shares):.0%} of the time" if shares else ""
+        yield f"float32  {names}{more} ({op}): {reason}{share}"
 
 
 def _changed(quality: QuantQuality) -> str:

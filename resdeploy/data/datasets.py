@@ -29,7 +29,7 @@ __all__ = [
     "load_labelled",
     "parse_data",
     "stratified_split",
-    "training_files",
+    "training_labels",
 ]
 
 EMBEDDED = ("digits", "mnist1d")
@@ -167,14 +167,21 @@ def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> Labe
     )
 
 
-def training_files(spec: DataSpec) -> tuple[Path, ...]:
-    """Return the images of a folder that are not held out; all of them if it holds no classes.
+def training_labels(
+    spec: DataSpec,
+) -> tuple[tuple[Path, ...], NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return the images of a folder that are not held out, their classes, and the names of these.
+
+    All of them, without classes and names, if it holds images rather than folders of them.
 
     Raises:
         ResdeployError: there is no such folder, or it holds no images.
     """
     path = _existing(spec)
-    return _image_files(path) or _find_parts(path, spec).train[0]
+    if loose := _image_files(path):
+        return loose, None, ()
+    parts = _find_parts(path, spec)
+    return *parts.train, parts.labels
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

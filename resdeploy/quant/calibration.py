@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
-from resdeploy.quant.onnx_graph import channels_first_shapes
-from resdeploy.quant.runtime import Runner, input_of, with_outputs
+from resdeploy.quant.onnx_graph import channels_first_shapes, float_inputs
+from resdeploy.quant.runtime import Runner, with_outputs
 from resdeploy.quant.samples import batches
 
 __all__ = ["StreamHistogram", "calibrate", "float_tensors"]
@@ -88,7 +88,7 @@ def calibrate(
     num: int = 0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, StreamHistogram]:
-    """Return the histogram of every tensor of a float32 model on samples, its input among them.
+    """Return the histogram of every tensor of a float32 model on samples, its inputs among them.
 
     `on_stage` is told how many of the `num` samples are done.
 
@@ -97,11 +97,12 @@ def calibrate(
     """
     names = float_tensors(model)
     runner = Runner(with_outputs(model, names), optimize=False)
-    histograms = {name: StreamHistogram() for name in (input_of(model).name, *names)}
+    given = float_inputs(model)
+    histograms = {name: StreamHistogram() for name in (*given, *names)}
     done = 0
     for batch in batches(samples, runner.batch_size):
-        tensors = {input_of(model).name: batch} | runner.run(batch)
-        for name, values in tensors.items():
+        ((inputs, found),) = runner.run_batches(batch)
+        for name, values in ({name: inputs[name] for name in given} | found).items():
             if not np.isfinite(values).all():
                 raise ResdeployError(
                     "The model computes NaN or infinity on a calibration sample.",

@@ -22,11 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.calibration import calibrate, float_tensors
-from resdeploy.quant.judge import judge, keep_sensitive, why_not
+from resdeploy.quant.held_out import HeldOut
+from resdeploy.quant.keep_float import keep_sensitive
+from resdeploy.quant.onnx_graph import drop_unread, float_inputs
 from resdeploy.quant.prepare import prepare
-from resdeploy.quant.runtime import Runner, input_of
-from resdeploy.quant.samples import Samples, SampleSplit
+from resdeploy.quant.runtime import Runner
+from resdeploy.quant.samples import Samples
 from resdeploy.schema.quants import KeptFloat, QuantQuality, QuantReport, QuantSpec, QuantTrial
+from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["convert", "quantize_float16", "simulate"]
 
@@ -54,13 +57,23 @@ def quantize_float16(
     samples: Samples,
     spec: QuantSpec,
     *,
+    preprocess: Preprocess | None = None,
+    class_names: tuple[str, ...] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
+    on_warning: Callable[[str], None] = lambda warning: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
     """Return the converted model, and the measurements; see `quantize_int8`."""
     prepared = _raised(prepare(model), spec.precision)
     on_stage("read samples")
-    split = SampleSplit.of(samples)
-    reference = Runner(prepared, optimize=True).run_rows(split.held_out)
+    held_out = HeldOut.of(
+        prepared,
+        samples,
+        spec,
+        preprocess=preprocess,
+        class_names=class_names,
+        on_warning=on_warning,
+    )
+    split, gate = held_out.split, held_out.gate
     num = len(split.calibrate)
     histograms = calibrate(prepared, split.read_calibration(), num=num, on_stage=on_stage)
     largest = {name: max(-h.low, h.high) for name, h in histograms.items()}
@@ -69,7 +82,7 @@ def quantize_float16(
 
     def judged(names: tuple[str, ...], which: slice = slice(None)) -> QuantQuality:
         rounded = Runner(simulate(prepared, spec.precision, names), optimize=False)
-        return judge(reference[which], rounded.run_rows(split.held_out[which]))
+        return held_out.quality(rounded, which)
 
     on_stage("simulate the rounding")
     trials = [_trial("every node", judged(()), kept=not always)]
@@ -79,7 +92,7 @@ def quantize_float16(
     sensitive = keep_sensitive(
         [node for node in nodes if node.name not in always],
         judged,
-        spec,
+        gate.holds,
         ranked_with=_NUM_RANKED_WITH,
         always=always,
         on_stage=on_stage,
@@ -96,10 +109,13 @@ def quantize_float16(
         num_calibration=num,
         quality=quality,
         judged_on=f"simulated rounding to {spec.precision}; the CPU computes float32 in its place",
+        budget=gate.budget,
+        outputs=tuple(held_out.judge.outputs),
         trials=tuple(trials),
         kept_float=(*kept, *sensitive),
-        warnings=split.warnings,
-        reasons=why_not(quality, spec),
+        warnings=held_out.warnings,
+        failures=gate.failures(quality),
+        not_shown=gate.not_shown(quality),
     )
 
 
@@ -164,13 +180,16 @@ class _Converter:
         }
         outputs = self._model.graph.output
         if not keep_io:
-            low.add(input_of(self._source).name)
-            for value in (input_of(self._model), *outputs):
-                value.type.tensor_type.elem_type = self._element
+            low.update(float_inputs(self._source))
+            given = self._model.graph.input
+            for value in (*(one for one in given if one.name in low), *outputs):
+                if value.name in self._floats:
+                    value.type.tensor_type.elem_type = self._element
         renamed = {
             value.name: f"{value.name}.{'low' if keep_io else 'float'}"
             for value in outputs
-            if (value.name in low) == keep_io  # it is made in the other type
+            # It is made in the other type.
+            if value.name in self._floats and (value.name in low) == keep_io
         }
 
         def in_type(name: str, *, lowered: bool) -> str:
@@ -233,12 +252,7 @@ class _Converter:
         return is_new
 
     def _finished(self) -> onnx.ModelProto:
-        """Return the copy without the constants that nothing reads any more."""
-        constants = self._model.graph.initializer
-        read = {name for node in self._nodes for name in node.input}
-        for place in reversed(range(len(constants))):
-            if constants[place].name not in read:
-                del constants[place]
+        drop_unread(self._model)
         return self._model
 
 
@@ -251,7 +265,7 @@ def _raised(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
-    return {*float_tensors(model), input_of(model).name}
+    return {*float_tensors(model), *float_inputs(model)}
 
 
 def _float_constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -12,12 +12,15 @@ In this order, each measured beside the model without it:
 
 Steps 2 and 3 change the float model, to one that computes the same. Its weights are rounded anew if
 step 1 was any good: channels of like ranges cost the weights precision, and rounding that cancels
-wins it back. Last, the runtime's own graph is opened: a layer or a residual addition that it
-computes in float32, unasked, is a failure.
+wins it back.
+
+Operators without an integer kernel stay in float32, with the reason and their share of the time.
+Last, the runtime's own graph is opened: a layer or a residual addition for which it finds no kernel
+after all stays in float32 in the file too, and one that it computes so nevertheless is a failure.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,20 +28,35 @@ import onnx
 from numpy.typing import NDArray
 
 from resdeploy.quant.calibration import StreamHistogram, calibrate
-from resdeploy.quant.judge import judge, keep_sensitive, why_not
-from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum
+from resdeploy.quant.held_out import HeldOut
+from resdeploy.quant.keep_float import keep_sensitive
+from resdeploy.quant.onnx_graph import (
+    Constants,
+    channels_first_shapes,
+    drop_unread,
+    is_layer_or_sum,
+    layers,
+)
 from resdeploy.quant.pixel_grid import GRID_RANGE, takes_pixel_grid, use_pixel_grid
 from resdeploy.quant.prepare import prepare
-from resdeploy.quant.qdq import insert_qdq, saturating_layers, scale_name, weight_limit
+from resdeploy.quant.qdq import (
+    float_nodes,
+    insert_qdq,
+    saturating_layers,
+    scale_name,
+    weight_limit,
+    why_float,
+)
 from resdeploy.quant.ranges import METHODS, Range, find_range, widest_range
 from resdeploy.quant.refine_ranges import refine_ranges
-from resdeploy.quant.runtime import Runner, prove_integer, runtime_name
-from resdeploy.quant.samples import Samples, SampleSplit, memory_limit, spread
+from resdeploy.quant.runtime import Runner, prove_integer, runtime_name, time_shares
+from resdeploy.quant.samples import Samples, memory_limit, spread
 from resdeploy.quant.smooth_channels import smooth_channels
 from resdeploy.quant.weights import correct_biases, gptq_weights
 from resdeploy.schema.quants import (
     CalibrationMethod,
     Choice,
+    IntegerProof,
     KeptFloat,
     QuantQuality,
     QuantReport,
@@ -56,6 +74,8 @@ _NUM_ROUNDED_WITH = 256
 # Ranges are refined with as many of them as fit: the network runs a dozen times for each tensor.
 _NUM_REFINED_WITH = 256
 _REFINED_BYTES = 16 * 2**20
+# Likewise of the outputs, in float64.
+_REFINED_OUTPUT_BYTES = 128 * 2**20
 # To find out which layer costs most, each is left in float once: on fewer held-out samples.
 _NUM_RANKED_WITH = 128
 
@@ -85,35 +105,55 @@ def quantize_int8(
     spec: QuantSpec,
     *,
     preprocess: Preprocess | None = None,
+    class_names: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
+    on_warning: Callable[[str], None] = lambda warning: None,
 ) -> tuple[onnx.ModelProto, QuantReport]:
     """Return the quantised model, and the report of trials, kept layers and proof.
 
     Args:
-        model: folded, in float32, with one input; it is not changed.
+        model: folded, in float32; it is not changed.
         samples: those to calibrate and to judge with.
         spec: the request.
         preprocess: how its inputs are made from images, where that is known.
+        class_names: the names of its classes, if they are known.
         warnings: to go into the report, before those about the samples.
         on_stage: told the name of each stage.
+        on_warning: told each warning about the samples, before anything is searched.
 
     Raises:
-        ResdeployError: the model or a sample is not usable.
+        ResdeployError: the model or a sample is not usable, or the request does not fit its
+            outputs.
     """
     prepared = prepare(model)
+    hidden = _reveal_numbers(prepared)
     on_stage("read samples")
-    search = _Int8Search(prepared, SampleSplit.of(samples), spec, on_stage)
+    held_out = HeldOut.of(
+        prepared,
+        samples,
+        spec,
+        preprocess=preprocess,
+        class_names=class_names,
+        hidden=hidden,
+        on_warning=on_warning,
+    )
+    search = _Int8Search(prepared, held_out, spec, on_stage)
     candidate = search.choose(preprocess)
     kept = search.keep_sensitive_float(candidate)
-    names = tuple(layer.node for layer in kept)
-    quantized = search.build(candidate, names)
-    on_stage("open the runtime's graph")
-    proof = prove_integer(quantized, types=spec.types, kept_float=names)
+    quantized, kept, proof = search.proven(candidate, kept)
     quality = search.judge(quantized)
-    reasons = why_not(quality, spec)
+    failures = held_out.gate.failures(quality)
     if not proof.passed:
-        reasons += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
+        failures += (f"the runtime computes in float32: {', '.join(proof.left_in_float)}",)
+    constants = Constants(candidate.model)
+    num_layers = sum(1 for _ in layers(candidate.model, constants))
+    in_float = {node.node for node in kept}
+    if all(node.name in in_float for node in layers(candidate.model, constants)):
+        failures += (f"all of its {num_layers} layers stay in float32: it would be int8 by name",)
+    saturating = saturating_layers(candidate.model, quantized)
+    del quantized.graph.output[len(model.graph.output) :]
+    drop_unread(quantized)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)  # its preprocessing and its labels
     quantized.producer_name, quantized.producer_version = "resdeploy", ""
@@ -121,41 +161,69 @@ def quantize_int8(
         spec=spec,
         output=None,
         calibration=samples.description,
-        num_calibration=len(search.split.calibrate),
+        num_calibration=len(held_out.split.calibrate),
         quality=quality,
         judged_on=runtime_name(),
+        budget=held_out.gate.budget,
+        outputs=tuple(held_out.judge.outputs),
         trials=tuple(search.trials),
         kept_float=kept,
         proof=proof,
-        saturating=saturating_layers(candidate.model, quantized),
-        warnings=(*warnings, *search.split.warnings),
-        reasons=reasons,
+        saturating=saturating,
+        warnings=(*warnings, *held_out.warnings),
+        failures=failures,
+        not_shown=held_out.gate.not_shown(quality),
     )
 
 
+def _reveal_numbers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Give a model that only decides the numbers it decides by as outputs too; return their names.
+
+    A search needs numbers: class indices do not tell of two models which one errs less.
+    """
+    shapes = channels_first_shapes(model)
+    if any(value.name in shapes for value in model.graph.output):
+        return ()
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, None] = {}
+    behind = [value.name for value in model.graph.output]
+    while behind:
+        node = makers.get(behind.pop())
+        for name in () if node is None else node.input:
+            if name in shapes and name in makers:
+                found[name] = None
+            else:
+                behind.append(name)
+    for name in found:
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shapes[name])
+        )
+    return tuple(found)
+
+
 class _Int8Search:
-    """The search for the best int8 model: its samples, its reference, and the trials so far."""
+    """The search for the best int8 model: its held-out samples, and the trials so far."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
-        split: SampleSplit,
+        held_out: HeldOut,
         spec: QuantSpec,
         on_stage: Callable[[str], None],
     ) -> None:
-        self.split = split
         self.trials: list[QuantTrial] = []
+        self._split = held_out.split
         self._model = model
+        self._held_out = held_out
         self._spec = spec
         self._on_stage = on_stage
         self._rounds = False
-        self._reference = Runner(model, optimize=True).run_rows(split.held_out)
 
     def choose(self, preprocess: Preprocess | None) -> _Candidate:
         """Return the candidate with everything that helps."""
         spec = self._spec
         best = self._explore(self._model, None)
-        self._quality = self.judge(self.build(best))
+        self._quality = self._tried(self.build(best))
         self._record("float model", "as it is", self._quality, kept=True)
         best = self._improve(best, "weights", "GPTQ", spec.rounding, self._rounded)
         self._rounds = bool(best.weights)
@@ -183,13 +251,57 @@ class _Int8Search:
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
         """Return the layers to leave in float32 for the budget to hold."""
         constants = Constants(candidate.model)
+        left = float_nodes(candidate.model, candidate.ranges)
         return keep_sensitive(
-            [n for n in candidate.model.graph.node if is_layer_or_sum(n, constants)],
+            [
+                node
+                for node in candidate.model.graph.node
+                if is_layer_or_sum(node, constants) and node.name not in left
+            ],
             lambda names, which: self.judge(self.build(candidate, names), which),
-            self._spec,
+            self._held_out.gate.holds,
             ranked_with=_NUM_RANKED_WITH,
             on_stage=self._on_stage,
         )
+
+    def proven(
+        self, candidate: _Candidate, kept: tuple[KeptFloat, ...]
+    ) -> tuple[onnx.ModelProto, tuple[KeptFloat, ...], IntegerProof]:
+        """Return the quantised model, all that stays in float32 in it, and the runtime's graph."""
+        self._on_stage("open the runtime's graph")
+        nodes = {node.name: node for node in candidate.model.graph.node}
+        names = tuple(layer.node for layer in kept)
+        quantized = self.build(candidate, names)
+        proof = self._prove(candidate, quantized, names)
+        without = [
+            name
+            for name in nodes
+            if any(left.startswith(f"{name} (") for left in proof.left_in_float)
+        ]
+        if without:
+            kept += tuple(
+                KeptFloat(
+                    node=name,
+                    op=nodes[name].op_type,
+                    reason="the runtime finds no integer kernel for it here",
+                )
+                for name in without
+            )
+            names += tuple(without)
+            quantized = self.build(candidate, names)
+            proof = self._prove(candidate, quantized, names)
+        kept += tuple(_without_kernel(candidate, names))
+        if kept and self._spec.types == "u8s8":  # as others run on another machine
+            self._on_stage("time what stays in float32")
+            shares = time_shares(quantized, self._split.explored, [node.node for node in kept])
+            kept = tuple(dataclasses.replace(node, time_share=shares[node.node]) for node in kept)
+        return quantized, kept, proof
+
+    def _prove(
+        self, candidate: _Candidate, quantized: onnx.ModelProto, names: tuple[str, ...]
+    ) -> IntegerProof:
+        left = float_nodes(candidate.model, candidate.ranges, names)
+        return prove_integer(quantized, types=self._spec.types, kept_float=left)
 
     def build(self, candidate: _Candidate, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
         """Return a candidate as a quantised model, with the layers named left in float32."""
@@ -205,15 +317,17 @@ class _Int8Search:
             if name in integers:  # not of a layer that stays in float
                 integers[name] = weight
         if candidate.corrects_biases:
-            few = self.split.explored[:_NUM_ROUNDED_WITH]
+            few = self._split.explored[:_NUM_ROUNDED_WITH]
             quantized = correct_biases(candidate.model, quantized, few)
         return quantized
 
     def judge(self, quantized: onnx.ModelProto, which: slice = slice(None)) -> QuantQuality:
         """Return the quality of a quantised model on the held-out samples."""
         runner = Runner(quantized, optimize=True, signed=self._spec.types != "u8s8")
-        found = runner.run_rows(self.split.held_out[which])
-        return judge(self._reference[which], found)
+        return self._held_out.quality(runner, which)
+
+    def _tried(self, quantized: onnx.ModelProto) -> QuantQuality:
+        return self.judge(quantized, self._split.tried)
 
     def _improve(
         self,
@@ -228,7 +342,7 @@ class _Int8Search:
             return best
         self._on_stage(name)
         changed = change(best)
-        found = self.judge(self.build(changed))
+        found = self._tried(self.build(changed))
         kept = choice == "on" or found.error < self._quality.error
         self._record(stage, name, found, kept=kept)
         if not kept:
@@ -242,12 +356,12 @@ class _Int8Search:
     def _explore(self, model: onnx.ModelProto, grid: str | None) -> _Candidate:
         """Return a float model with ranges from the samples in memory."""
         method = _EXPLORING_METHOD if self._spec.method == "auto" else self._spec.method
-        histograms = calibrate(model, iter(self.split.explored))
+        histograms = calibrate(model, iter(self._split.explored))
         candidate = _Candidate(model, _ranges(histograms, method, grid), grid)
         return self._rounded(candidate) if self._rounds else candidate
 
     def _smoothed(self, candidate: _Candidate) -> _Candidate:
-        model = smooth_channels(candidate.model, self.split.explored)
+        model = smooth_channels(candidate.model, self._split.explored)
         return self._explore(model, candidate.grid)
 
     def _calibrated(
@@ -256,8 +370,8 @@ class _Int8Search:
         """Return the candidate with ranges from all samples, by the method that errs least."""
         histograms = calibrate(
             candidate.model,
-            self.split.read_calibration(),
-            num=len(self.split.calibrate),
+            self._split.read_calibration(),
+            num=len(self._split.calibrate),
             on_stage=self._on_stage,
         )
         asked = self._spec.method
@@ -266,7 +380,7 @@ class _Int8Search:
             self._on_stage(f"ranges by {method}")
             ranges = _ranges(histograms, method, candidate.grid)
             ranged = dataclasses.replace(candidate, ranges=ranges)
-            tried.append((self.judge(self.build(ranged)), method, ranged))
+            tried.append((self._tried(self.build(ranged)), method, ranged))
         self._quality, best, ranged = min(tried, key=lambda t: t[0].error)
         for found, method, _ in tried:
             self._record("ranges", method, found, kept=method == best)
@@ -279,8 +393,11 @@ class _Int8Search:
 
         The samples in memory decide, so that the held-out ones can judge.
         """
-        explored = self.split.explored
-        num = memory_limit(explored[0], _REFINED_BYTES, _NUM_REFINED_WITH)
+        explored = self._split.explored
+        reference = self._held_out.judge.reference.values()
+        row_bytes = 8 * sum(y[0].size for y in reference if y.dtype.kind == "f")
+        most = min(_NUM_REFINED_WITH, max(1, _REFINED_OUTPUT_BYTES // row_bytes))
+        num = memory_limit(explored[0], _REFINED_BYTES, most)
         integers = Constants(self.build(candidate))
         names = [n for n in candidate.ranges if scale_name(n) in integers and n != candidate.grid]
         ranges = refine_ranges(
@@ -298,10 +415,24 @@ class _Int8Search:
         weights = gptq_weights(
             candidate.model,
             self.build(candidate),
-            self.split.explored[:_NUM_ROUNDED_WITH],
+            self._split.explored[:_NUM_ROUNDED_WITH],
             limit=weight_limit(reduce_range=self._spec.reduce_range),
         )
         return dataclasses.replace(candidate, weights=weights)
+
+
+def _without_kernel(candidate: _Candidate, exclude: tuple[str, ...]) -> Iterator[KeptFloat]:
+    """Yield the nodes that compute in float32 for lack of a kernel, and the sums between them."""
+    constants = Constants(candidate.model)
+    left = set(float_nodes(candidate.model, candidate.ranges, exclude))
+    for node in candidate.model.graph.node:
+        if node.name not in left or node.name in exclude or node.output[0] not in candidate.ranges:
+            continue
+        reason = why_float(node, constants)
+        if reason is None and is_layer_or_sum(node, constants):
+            reason = "all that it reads is in float32"
+        if reason is not None:
+            yield KeptFloat(node=node.name, op=node.op_type, reason=reason)
 
 
 def _ranges(

@@ -9,13 +9,17 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.graph.affine_layer import AffineLayer, Array, is_affine, read_node
+from resdeploy.graph.onnx_file import fed_inputs
 
 __all__ = [
     "Constants",
     "attribute",
     "channels_first_shapes",
+    "drop_unread",
+    "float_inputs",
     "is_layer_or_sum",
     "layers",
+    "names_inside",
     "new_name",
     "read_layer",
 ]
@@ -30,6 +34,27 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if found.name == name:
             return helper.get_attribute_value(found)
     return default
+
+
+def names_inside(node: onnx.NodeProto) -> set[str]:
+    """Return the names of the tensors that the graphs inside a node read, such as a loop's."""
+    inside = [found.g for found in node.attribute if found.type == onnx.AttributeProto.GRAPH]
+    nodes = [one for graph in inside for one in graph.node]
+    read = {name for one in nodes for name in one.input}
+    return read.union(
+        (value.name for graph in inside for value in graph.output), *map(names_inside, nodes)
+    )
+
+
+def drop_unread(model: onnx.ModelProto) -> None:
+    """Remove the constants of a graph that nothing reads, as runtimes warn of them."""
+    read = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        read.update(node.input, names_inside(node))
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    if len(kept) < len(model.graph.initializer):
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
 
 
 def new_name(model: onnx.ModelProto, name: str) -> str:
@@ -52,7 +77,7 @@ class Constants:
         # A default value is not known: a caller may give another one.
         given = {value.name for value in model.graph.input}
         self._tensors = {t.name: t for t in model.graph.initializer if t.name not in given}
-        reads = (name for node in model.graph.node for name in node.input)
+        reads = (name for node in model.graph.node for name in (*node.input, *names_inside(node)))
         self._num_readers = Counter(reads)
 
     def __contains__(self, name: str) -> bool:
@@ -101,6 +126,15 @@ def read_layer(node: onnx.NodeProto, constants: Constants) -> AffineLayer:
         UnsupportedModelError: it is outside the specification.
     """
     return read_node(node, constants.shape(node.input[1]))
+
+
+def float_inputs(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the inputs that take float32."""
+    return [
+        value.name
+        for value in fed_inputs(model)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    ]
 
 
 def channels_first_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:

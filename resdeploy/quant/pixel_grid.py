@@ -14,7 +14,7 @@ for every tap k that lies inside the image, not on the padding: the weights, ove
 channel that is 64 everywhere and padded with zeros like the others.
 
 Refuses when
-1. the inputs are not made from 8-bit images;
+1. the inputs are not made from 8-bit images, or are several;
 2. the input is read by anything but one Conv without groups;
 3. the weights of that Conv are computed, or another node reads them.
 """
@@ -24,9 +24,8 @@ import onnx
 from onnx import helper
 
 from resdeploy.graph.affine_layer import Array, is_affine
-from resdeploy.graph.onnx_file import copy_of
+from resdeploy.graph.onnx_file import copy_of, fed_inputs
 from resdeploy.quant.onnx_graph import Constants, new_name, read_layer
-from resdeploy.quant.runtime import input_of
 from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["GRID_RANGE", "takes_pixel_grid", "use_pixel_grid"]
@@ -41,9 +40,10 @@ _ONE = 64.0
 
 def takes_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> bool:
     """True if the input's integers can be the pixels themselves."""
-    if preprocess.color == "none" or preprocess.divisor != 255:  # 1
+    given = fed_inputs(model)
+    if preprocess.color == "none" or preprocess.divisor != 255 or len(given) > 1:  # 1
         return False
-    name = input_of(model).name
+    name = given[0].name
     readers = [node for node in model.graph.node if name in node.input]
     if len(readers) != 1 or not is_affine(readers[0], "Conv"):  # 2
         return False
@@ -57,7 +57,7 @@ def use_pixel_grid(model: onnx.ModelProto, preprocess: Preprocess) -> tuple[onnx
     changed = copy_of(model)
     del changed.graph.value_info[:]
     constants = Constants(changed)
-    source = input_of(changed).name
+    source = fed_inputs(changed)[0].name
     conv = next(node for node in changed.graph.node if source in node.input)
     weight_OIK = constants[conv.input[1]].astype(np.float64)
     num_channels = weight_OIK.shape[1]

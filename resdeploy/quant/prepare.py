@@ -1,26 +1,33 @@
 """Preparation of a folded model for quantisation, or the refusal of it.
 
+- a Constant node becomes a constant of the graph, as every other one is;
 - a mean over the image becomes GlobalAveragePool, for which there is an integer kernel;
-- every Conv and Gemm gets a bias, for bias correction;
+- MatMul of a matrix by constant weights becomes Gemm, with the bias that is added to it;
+- every Conv and Gemm gets a bias of its own, for bias correction: the step of its integers is that
+  of the layer's input;
 - every node gets a name, for the report.
+
+A BatchNormalization that is not folded stays, in float32.
 
 Refuses when
 1. the model is quantised already;
-2. a BatchNormalization is left: its statistics would be quantised apart from the layer before;
-3. nothing in it can be quantised, or a layer is outside ONNX's specification (`affine_layer`).
+2. nothing in it can be quantised, or a layer is outside ONNX's specification (`affine_layer`);
+3. it cannot be raised to opset 13, which per-channel scales take.
 """
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.graph.affine_layer import is_affine
 from resdeploy.graph.onnx_file import copy_of, opset_of
 from resdeploy.quant.onnx_graph import (
     Constants,
     attribute,
     channels_first_shapes,
     layers,
+    names_inside,
     new_name,
     read_layer,
 )
@@ -29,6 +36,13 @@ __all__ = ["prepare"]
 
 # Per-channel QuantizeLinear exists from here on.
 _OLDEST_OPSET = 13
+# The attributes of a Constant that hold a number or a list of them.
+_NUMBERS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul")
 
 
@@ -41,11 +55,45 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _refuse(model)
     ready = copy_of(model)
     if opset_of(ready) < _OLDEST_OPSET:
-        ready = onnx.version_converter.convert_version(ready, _OLDEST_OPSET)
+        ready = _raised(ready)
+    _lift_constants(ready)
     _name_nodes(ready)
     _pool_globally(ready)
-    _add_biases(ready)
+    _write_gemm(ready)
+    constants = Constants(ready)
+    found = [read_layer(node, constants) for node in layers(ready, constants)]
+    if not found:
+        raise UnsupportedModelError("The model has no Conv or Gemm with constant weights.")
+    _own_biases(ready)
     return ready
+
+
+def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.version_converter.convert_version(model, _OLDEST_OPSET)
+    except (RuntimeError, ValueError) as error:  # what the converter raises, from C++
+        raise UnsupportedModelError(
+            f"The model is in opset {opset_of(model)} and cannot be raised to {_OLDEST_OPSET}: "
+            f"{error}.",
+            fix="export it in opset 13 or later",
+        ) from error
+
+
+def _lift_constants(model: onnx.ModelProto) -> None:
+    """Make the values of Constant nodes constants of the graph."""
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        given = {found.name: helper.get_attribute_value(found) for found in node.attribute}
+        if "value" in given:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(given["value"])
+        elif given.keys() & _NUMBERS.keys():
+            ((kind, value),) = given.items()
+            tensor = numpy_helper.from_array(np.array(value, _NUMBERS[kind]))
+        else:  # of text, or sparse: no layer reads them
+            continue
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+        model.graph.node.remove(node)
 
 
 def _refuse(model: onnx.ModelProto) -> None:
@@ -57,16 +105,6 @@ def _refuse(model: onnx.ModelProto) -> None:
                 where=operators[operator].name or None,
                 fix="give the float32 model that it was made from",
             )
-    if (node := operators.get("BatchNormalization")) is not None:
-        raise UnsupportedModelError(
-            "A BatchNormalization is not folded.",
-            where=node.name or node.output[0],
-            fix="resdeploy fold-bn model.onnx -o folded.onnx",
-        )
-    constants = Constants(model)
-    found = [read_layer(node, constants) for node in layers(model, constants)]
-    if not found:
-        raise UnsupportedModelError("The model has no Conv or Gemm with constant weights.")
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
@@ -83,16 +121,15 @@ def _pool_globally(model: onnx.ModelProto) -> None:
     shapes = channels_first_shapes(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants[node.output[0]] = attribute(node, "value")
-        if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4:
+        rank = len(shapes.get(node.input[0], ())) if node.op_type == "ReduceMean" else 0
+        if rank < 3:
             continue
         # Axes are an input since opset 18, and an attribute before.
         axes = attribute(node, "axes")
         if axes is None and len(node.input) > 1:
             found = constants.get(node.input[1])
             axes = None if found is None else numpy_helper.to_array(found)
-        if axes is None or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
+        if axes is None or sorted(int(axis) % rank for axis in axes) != [*range(2, rank)]:
             continue
         if attribute(node, "keepdims", 1) == 1:
             node.op_type = "GlobalAveragePool"
@@ -100,13 +137,41 @@ def _pool_globally(model: onnx.ModelProto) -> None:
             del node.attribute[:]
 
 
-def _add_biases(model: onnx.ModelProto) -> None:
+def _write_gemm(model: onnx.ModelProto) -> None:
+    """Write the product of a matrix (N, F) and constant weights as Gemm, its bias inside."""
+    shapes, constants = channels_first_shapes(model), Constants(model)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in (*node.input, *names_inside(node)):
+            readers.setdefault(name, []).append(node)
+    given_out = {value.name for value in model.graph.output}
+    for node in [node for node in model.graph.node if is_affine(node, "MatMul")]:
+        weight = node.input[1]
+        if weight not in constants or len(constants.shape(weight)) != 2:
+            continue
+        if len(shapes.get(node.input[0], ())) != 2:
+            continue
+        node.op_type = "Gemm"
+        product, after = node.output[0], readers.get(node.output[0], [])
+        if product in given_out or len(after) != 1 or after[0].op_type != "Add":
+            continue
+        added = [name for name in after[0].input if name != product]
+        width = constants.shape(weight)[1]
+        if len(added) == 1 and added[0] in constants and constants.shape(added[0]) == (width,):
+            node.input.append(added[0])
+            node.output[0] = after[0].output[0]
+            model.graph.node.remove(after[0])
+
+
+def _own_biases(model: onnx.ModelProto) -> None:
     constants = Constants(model)
     for node in layers(model, constants):
-        if len(node.input) > 2 and node.input[2]:
+        weight, given = node.input[1], node.input[2] if len(node.input) > 2 else ""
+        if given and not (given in constants and constants.is_shared(given)):
             continue
-        name = new_name(model, f"{node.input[1]}.bias")
+        name = new_name(model, given or f"{weight}.bias")
         num_outputs = read_layer(node, constants).num_outputs
-        constants[name] = np.zeros(num_outputs, constants[node.input[1]].dtype)
+        zeros = np.zeros(num_outputs, constants[weight].dtype)
+        constants[name] = constants[given] if given else zeros
         del node.input[2:]
         node.input.append(name)

@@ -9,17 +9,37 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, Te
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from resdeploy.graph.onnx_file import copy_of
-from resdeploy.quant.onnx_graph import Constants, is_layer_or_sum, layers, read_layer
+from resdeploy.quant.onnx_graph import (
+    Constants,
+    attribute,
+    is_layer_or_sum,
+    layers,
+    read_layer,
+)
 from resdeploy.quant.ranges import Range
 from resdeploy.schema.quants import IntegerTypes
 
-__all__ = ["LayerNames", "insert_qdq", "saturating_layers", "scale_name", "weight_limit"]
+__all__ = [
+    *("LayerNames", "float_nodes", "insert_qdq", "saturating_layers", "scale_name"),
+    *("weight_limit", "why_float"),
+]
 
 # Operators with an integer kernel, or that pass integers on. Softmax and the like stay in float.
 _OPERATORS = (
     *("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+    "Resize",
 )
+# Those of which more than the first input is data.
+_SEVERAL = ("Add", "Concat")
+# The reasons for others, where there is more to say than that there is none.
+_WITHOUT_KERNEL: Mapping[str, str] = {
+    "BatchNormalization": "it is not folded into a layer, and there is no integer kernel for it",
+    "MatMul": "it is no product of a matrix (N, F) and constant weights",
+    "Conv": "its weights are computed",
+    "Gemm": "its weights are computed",
+    "Resize": "it computes new values between pixels",
+}
 # Of an image's value, and of the sum of two products in 16 bits.
 _LARGEST_INPUT, _LARGEST_SUM = 255, 2**15 - 1
 # Names that QDQQuantizer gives.
@@ -57,8 +77,8 @@ def insert_qdq(
     """Return a quantised copy of a prepared model.
 
     Weights have a scale for each output channel. The output of the last Gemm stays in float32: the
-    sums are there, and rounding them to 256 levels would tie classes that are not. So do the nodes
-    named in `exclude`, and those of a tensor without a range.
+    sums are there, and rounding them to 256 levels would tie classes that are not. So do
+    `float_nodes`.
     """
     tensors = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
@@ -72,7 +92,7 @@ def insert_qdq(
         activation_qType=QuantType.QUInt8 if types == "u8s8" else QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=[],
-        nodes_to_exclude=_left_in_float(model, ranges, exclude),
+        nodes_to_exclude=float_nodes(model, ranges, exclude),
         op_types_to_quantize=list(_OPERATORS),
         extra_options={"ActivationSymmetric": types == "s8s8-symmetric"},
     )
@@ -83,34 +103,53 @@ def insert_qdq(
     return quantized
 
 
-def _left_in_float(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], exclude: Sequence[str]
+def float_nodes(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], exclude: Sequence[str] = ()
 ) -> list[str]:
-    """Return the nodes to leave alone: those named, and those that pass on float values.
+    """Return the nodes to leave in float32, by name.
 
-    To quantise a ReLU or a pooling of a layer that stays in float would only cost precision; a
-    tensor without a range, such as the input on its way to the pixel grid, cannot be quantised.
+    They are those named in `exclude`, those without an integer kernel, and those that read nothing
+    but what these make: to quantise a ReLU, a pooling or a sum behind a layer in float would only
+    cost precision. A tensor without a range, such as the input on its way to the pixel grid, cannot
+    be quantised.
     """
     constants = Constants(model)
-    computing = {node.name for node in model.graph.node if is_layer_or_sum(node, constants)}
+    layer_names = {node.name for node in layers(model, constants)}
     in_float = {value.name for value in model.graph.input}
     left = []
     for node in model.graph.node:
-        read = [name for name in node.input if name and name not in constants]
-        passes_on_float = node.name not in computing and all(name in in_float for name in read)
+        data = node.input if node.op_type in _SEVERAL else node.input[:1]
+        read = [name for name in data if name and name not in constants]
+        passes_on_float = node.name not in layer_names and all(name in in_float for name in read)
         has_ranges = all(name in ranges for name in (*read, *node.output))
-        if node.name in exclude or passes_on_float or not has_ranges:
+        able = why_float(node, constants) is None
+        if node.name in exclude or passes_on_float or not (has_ranges and able):
             left.append(node.name)
             in_float.update(node.output)
     return left
 
 
+def why_float(node: onnx.NodeProto, constants: Constants) -> str | None:
+    """Return the reason why a node is never computed in integers; None if it can be."""
+    op = node.op_type
+    is_known = op in _OPERATORS and node.domain in ("", "ai.onnx")
+    if op in ("Conv", "Gemm"):
+        is_known = is_layer_or_sum(node, constants)
+    elif op == "Resize":
+        is_known = attribute(node, "mode", b"nearest") == b"nearest"
+    if is_known:
+        return None
+    return _WITHOUT_KERNEL.get(op, "there is no integer kernel for it")
+
+
 def _leave_last_sums(model: onnx.ModelProto) -> None:
     producers = {name: node for node in model.graph.node for name in node.output}
     for output in model.graph.output:
-        dequantize = producers[output.name]
+        dequantize = producers.get(output.name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
         quantize = producers.get(dequantize.input[0])
-        if dequantize.op_type != "DequantizeLinear" or quantize is None:
+        if quantize is None:
             continue
         sums = quantize.input[0]
         if sums not in producers or producers[sums].op_type != "Gemm":

@@ -6,20 +6,21 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
-from resdeploy.graph.onnx_file import load_onnx
+from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.machine.compatibility import read_target
 from resdeploy.machine.environment import read_cpu_features
+from resdeploy.quant.calibration_data import check_shapes, load_calibration
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
-from resdeploy.quant.samples import load_calibration
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import from_json
-from resdeploy.schema.exports import PREPROCESS_KEY
+from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.session.providers import PROVIDERS
@@ -83,8 +84,9 @@ def quantize_file(
     warnings: tuple[str, ...] = (),
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
+    on_warning: Callable[[str], None] = lambda warning: None,
 ) -> QuantReport:
-    """Lower the precision of the model in a file; nothing is written unless the report passes.
+    """Lower the precision of the model in a file; it is written unless something is wrong with it.
 
     Args:
         path: a folded ONNX model in float32.
@@ -96,24 +98,44 @@ def quantize_file(
         warnings: to go into the report.
         force: replace an existing file.
         on_stage: told the name of each stage.
+        on_warning: told each warning about the samples, before anything is searched.
 
     Raises:
-        ResdeployError: the model or the data is not usable; `out` exists.
+        ResdeployError: the model or the data is not usable, the request does not fit the model's
+            outputs, or `out` exists.
     """
     on_stage("load")
     model = load_onnx(path)
     if recipe is not None:
         preprocess = load_recipe(recipe).preprocess
     preprocess = preprocess or _preprocess_of(model)
-    samples = load_calibration(data, preprocess)
+    inputs = fed_inputs(model)
+    samples = load_calibration(data, preprocess, inputs=[value.name for value in inputs])
+    check_shapes(samples, {value.name: _sample_shape(value) for value in inputs})
+    class_names = _labels_of(model)
     with suppress(_NotGoodEnoughError), atomic_write(out, force=force) as temporary:
         if spec.precision == "int8":
             quantized, report = quantize_int8(
-                model, samples, spec, preprocess=preprocess, warnings=warnings, on_stage=on_stage
+                model,
+                samples,
+                spec,
+                preprocess=preprocess,
+                class_names=class_names,
+                warnings=warnings,
+                on_stage=on_stage,
+                on_warning=on_warning,
             )
         else:
-            quantized, report = quantize_float16(model, samples, spec, on_stage=on_stage)
-        if not report.passed:
+            quantized, report = quantize_float16(
+                model,
+                samples,
+                spec,
+                preprocess=preprocess,
+                class_names=class_names,
+                on_stage=on_stage,
+                on_warning=on_warning,
+            )
+        if report.failures:
             raise _NotGoodEnoughError
         temporary.write_bytes(quantized.SerializeToString(deterministic=True))
         report = dataclasses.replace(report, output=out.name)
@@ -124,12 +146,27 @@ class _NotGoodEnoughError(Exception):
     """Ends `atomic_write` without a file."""
 
 
+def _sample_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)[1:]
+
+
 def _preprocess_of(model: onnx.ModelProto) -> Preprocess | None:
     """Return the preprocessing that `export` wrote into a model, None if there is none."""
+    written = _metadata_of(model, PREPROCESS_KEY)
+    return None if written is None else from_json(Preprocess, written, where=PREPROCESS_KEY)
+
+
+def _labels_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the classes that `export` wrote into a model, () if there are none."""
+    return tuple(map(str, _metadata_of(model, LABELS_KEY) or ()))
+
+
+def _metadata_of(model: onnx.ModelProto, key: str) -> Any:
     for entry in model.metadata_props:
-        if entry.key == PREPROCESS_KEY:
+        if entry.key == key:
             try:
-                return from_json(Preprocess, json.loads(entry.value), where=entry.key)
+                return json.loads(entry.value)
             except ValueError as error:
-                raise ResdeployError(f"This is not JSON: {error}.", where=entry.key) from error
+                raise ResdeployError(f"This is not JSON: {error}.", where=key) from error
     return None

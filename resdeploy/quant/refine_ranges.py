@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
+from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.onnx_graph import new_name
 from resdeploy.quant.ranges import Range
@@ -39,7 +40,7 @@ def refine_ranges(
     ranges: Mapping[str, Range],
     names: Sequence[str],
     widest: Mapping[str, Range],
-    inputs: NDArray[np.float32],
+    inputs: Array,
     *,
     types: IntegerTypes,
     on_tensor: Callable[[str], None] = lambda name: None,
@@ -48,11 +49,17 @@ def refine_ranges(
 
     None becomes larger than its `widest`. `inputs` are (N, ...) samples to look at.
     """
-    reference = Runner(model, optimize=True).run_rows(inputs)
+    outputs = Runner(model, optimize=True).run_outputs(inputs)
+    floats = [
+        y.reshape(len(y), -1).astype(np.float64) for y in outputs.values() if y.dtype.kind == "f"
+    ]
+    # Several outputs count alike, however large their numbers are.
+    weight_K = np.concatenate([np.full(y.shape[1], 1 / (np.linalg.norm(y) or 1)) for y in floats])
+    reference = np.concatenate(floats, axis=1)
     refined = dict(ranges)
     for name in names:
         on_tensor(name)
-        error_of = _error_by_range(model, name, types, inputs, reference)
+        error_of = _error_by_range(model, name, types, inputs, reference, weight_K)
         refined[name] = _moved_while_better(ranges[name], widest[name], error_of)
     return refined
 
@@ -74,8 +81,9 @@ def _error_by_range(
     model: onnx.ModelProto,
     tensor: str,
     types: IntegerTypes,
-    inputs: NDArray[np.float32],
+    inputs: Array,
     reference: NDArray[np.float64],
+    weight_K: NDArray[np.float64],
 ) -> Callable[[Range], float]:
     """Return the distance of the outputs from the reference, given the range of one tensor."""
     symmetric = types == "s8s8-symmetric"
@@ -105,6 +113,6 @@ def _error_by_range(
         ends = (np.array(end, np.float32) for end in tried)
         point, step = compute_scale_zp(*ends, least, largest, symmetric=symmetric)
         found = runner.run_rows(inputs, {scale: step, zero_point: point})
-        return float(np.linalg.norm(found - reference))
+        return float(np.linalg.norm((found - reference) * weight_K))
 
     return error_of

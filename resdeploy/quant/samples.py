@@ -1,38 +1,29 @@
 """Calibration samples, read again on every pass: as many as there are, few in memory at a time.
 
-Of DATA they are the training samples, where there are any. Images are decoded, and an .npz is read,
-sample by sample on every pass, so that memory does not depend on their number. Needs no torch.
+A sample of a model with several inputs is a record of numpy with a field for each, so that samples
+are one array whatever the model takes. Copies of a sample say nothing new: the first alone counts.
 """
 
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from resdeploy.data.datasets import load_dataset, training_files
-from resdeploy.data.preprocess import load_image, preprocess_batch
-from resdeploy.data.samples import inputs_from_raw
 from resdeploy.errors import ResdeployError
 from resdeploy.graph.affine_layer import Array
-from resdeploy.schema.recipes import DataSpec, Preprocess
 
-__all__ = ["SampleSplit", "Samples", "batches", "load_calibration", "memory_limit", "spread"]
+__all__ = ["SampleSplit", "Samples", "batches", "digest", "fields", "memory_limit", "spread"]
 
-# The first of these that an .npz has.
-_ARRAYS = ("train_x", "x", "test_x")
-_Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
-# One sample in four is kept to judge by, as long as it is kept in memory; so are those that choices
-# are explored with. At 224 x 224 pixels this is about 200 images and 100.
+# One sample in four is kept to judge by, and more where the budget takes more to be shown and
+# enough are left to calibrate with; all are kept in memory, as are those that choices are explored
+# with. At 224 x 224 pixels this is about 300 images and 100.
 _HELD_OUT_EVERY = 4
+_LEAST_CALIBRATED = 64
 _HELD_OUT_BYTES = 128 * 2**20
+_MOST_HELD_OUT_BYTES = 512 * 2**20
 _EXPLORED_BYTES = 64 * 2**20
 _MOST_HELD_OUT = 1024
 _MOST_EXPLORED = 512
@@ -46,20 +37,33 @@ class Samples:
         description: for the record.
         num: how many there are.
         read: yields those of the given ascending indices, one by one: float32 (C, H, W) or (F,),
-            or uint8 (H, W, C) for a model that takes pixels.
+            uint8 (H, W, C) for a model that takes pixels, or a record of several inputs.
+        digests: returns a digest of each, equal for copies; None if that takes too long.
+        labels: the right decisions, (N,) or a map of them for each; None if they are not known.
+        label_names: the names of the classes, () if unknown.
+        warnings: about the data as it is stored.
     """
 
     description: str
     num: int
-    read: Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]
+    read: Callable[[Sequence[int]], Iterator[Array]]
+    digests: Callable[[], Sequence[Hashable]] | None = None
+    labels: NDArray[np.int64] | None = None
+    label_names: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of_array(cls, inputs: Array) -> "Samples":
-        """Return the samples of an array (N, ...)."""
+    def of_array(cls, inputs: Array, *, labels: NDArray[np.int64] | None = None) -> "Samples":
+        """Return the samples of an array (N, ...), float numbers or records of them."""
+        is_record = inputs.dtype.names is not None
         return cls(
             description="an array",
             num=len(inputs),
-            read=lambda indices: (np.asarray(inputs[i], dtype=np.float32) for i in indices),
+            read=lambda indices: (
+                inputs[i] if is_record else np.asarray(inputs[i], dtype=np.float32) for i in indices
+            ),
+            digests=lambda: [digest(sample.tobytes()) for sample in inputs],
+            labels=labels,
         )
 
 
@@ -72,41 +76,67 @@ class SampleSplit:
         calibrate: the indices that ranges come from.
         explored: some of these, in memory, to choose with.
         held_out: others, in memory, to judge by.
+        labels: of these, None if they are not known.
+        tried: the held-out samples that each step of a search is measured on.
         warnings: oddities of the samples.
     """
 
     samples: Samples
     calibrate: tuple[int, ...]
-    explored: NDArray[np.float32]
-    held_out: NDArray[np.float32]
+    explored: Array
+    held_out: Array
+    labels: NDArray[np.int64] | None
+    tried: slice
     warnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, samples: Samples) -> "SampleSplit":
+    def of(cls, samples: Samples, *, num_to_show: int = 0) -> "SampleSplit":
         """Split samples, evenly over their order; look at them first.
+
+        `num_to_show` is the number of held-out samples that shows a budget to hold.
 
         Raises:
             ResdeployError: there are none, or one of those in memory is not finite.
         """
         if samples.num < 1:
             raise ResdeployError("There are no calibration samples.", where=samples.description)
-        every = range(samples.num)
-        held_out = [i for i in every if i % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1]
-        calibrate = [i for i in every if i % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1]
+        every = _distinct(samples)
+        calibrate, held_out = _split(every, num_to_show)
         first = next(_checked(samples, [0]))
-        judged = spread(held_out or calibrate, memory_limit(first, _HELD_OUT_BYTES, _MOST_HELD_OUT))
+        usual = memory_limit(first, _HELD_OUT_BYTES, _MOST_HELD_OUT)
+        most = max(usual, min(num_to_show, memory_limit(first, _MOST_HELD_OUT_BYTES, num_to_show)))
+        judged = spread(held_out or calibrate, most)
         explored = spread(calibrate, memory_limit(first, _EXPLORED_BYTES, _MOST_EXPLORED))
         num_held_out = len(judged) if held_out else 0
         seen, unseen = (_gather(samples, some, like=first) for some in (explored, judged))
+        num_tried = min(usual, len(every) // _HELD_OUT_EVERY or 1)
+        warnings = (
+            *samples.warnings,
+            *_copies(samples.num, len(every)),
+            *_oddities(len(every), (seen, unseen), num_held_out),
+        )
         return cls(
             samples=samples,
             calibrate=tuple(calibrate),
             explored=seen,
             held_out=unseen,
-            warnings=tuple(_oddities(samples.num, (seen, unseen), num_held_out)),
+            labels=None if samples.labels is None else samples.labels[judged],
+            tried=slice(None, None, max(1, len(judged) // num_tried)),
+            warnings=warnings,
         )
 
-    def read_calibration(self) -> Iterator[NDArray[np.float32]]:
+    def at_most(self, num: int) -> "SampleSplit":
+        """Return the split with at most so many samples held out, evenly over their order."""
+        if len(self.held_out) <= num:
+            return self
+        kept = spread(range(len(self.held_out)), num)
+        labels = None if self.labels is None else self.labels[kept]
+        step = max(1, num // len(self.held_out[self.tried]))
+        return replace(
+            self, held_out=self.held_out[kept], labels=labels, tried=slice(None, None, step)
+        )
+
+    def read_calibration(self) -> Iterator[Array]:
         """Yield the samples that ranges come from.
 
         Raises:
@@ -121,6 +151,17 @@ def batches(samples: Iterator[Array], size: int) -> Iterator[Array]:
         yield np.stack(group)
 
 
+def fields(samples: Array) -> dict[str, Array]:
+    """Return the arrays of records by name; an array of plain numbers under an empty one."""
+    names = samples.dtype.names
+    return {"": samples} if names is None else {name: samples[name] for name in names}
+
+
+def digest(content: bytes) -> bytes:
+    """Return a digest of a sample's bytes."""
+    return blake2b(content, digest_size=16).digest()
+
+
 def spread(indices: Sequence[int], most: int) -> list[int]:
     """Return at most so many of them, evenly over their order: folders are sorted by class."""
     if len(indices) <= most:
@@ -133,25 +174,53 @@ def memory_limit(sample: Array, num_bytes: int, most: int) -> int:
     return max(1, min(most, num_bytes // max(1, sample.nbytes)))
 
 
-def _gather(samples: Samples, indices: Sequence[int], *, like: Array) -> NDArray[np.float32]:
+def _distinct(samples: Samples) -> list[int]:
+    """Return the indices of the samples without their copies."""
+    if samples.digests is None:
+        return list(range(samples.num))
+    first: dict[Hashable, int] = {}
+    for index, found in enumerate(samples.digests()):
+        first.setdefault(found, index)
+    return list(first.values())
+
+
+def _split(every: Sequence[int], num_to_show: int) -> tuple[list[int], list[int]]:
+    """Return those to calibrate with and those held out, the latter evenly over their order.
+
+    Twice as many as show the budget are held out if half are left, so that some may change.
+    """
+    num = len(every)
+    quarter = num // _HELD_OUT_EVERY
+    held = max(quarter, min(num // 2, 2 * num_to_show))
+    if held < num_to_show <= num - _LEAST_CALIBRATED:
+        held = num_to_show
+    if held < num_to_show or num - held < _LEAST_CALIBRATED:  # in vain, or too few are left
+        held = quarter
+    part, whole = (1, _HELD_OUT_EVERY) if held == quarter else (held, num)
+    is_held_out = [(i + 1) * part // whole > i * part // whole for i in range(num)]
+    calibrate = [index for index, out in zip(every, is_held_out, strict=True) if not out]
+    return calibrate, [index for index, out in zip(every, is_held_out, strict=True) if out]
+
+
+def _gather(samples: Samples, indices: Sequence[int], *, like: Array) -> Array:
     """Return samples (N, ...), of which there is never a second copy in memory."""
     gathered = np.empty((len(indices), *like.shape), like.dtype)
-    for place, sample in zip(gathered, _checked(samples, indices, like.shape), strict=True):
-        place[...] = sample
+    for place, sample in enumerate(_checked(samples, indices, like)):
+        gathered[place] = sample
     return gathered
 
 
 def _checked(
-    samples: Samples, indices: Sequence[int], shape: tuple[int, ...] | None = None
-) -> Iterator[NDArray[np.float32]]:
+    samples: Samples, indices: Sequence[int], like: Array | None = None
+) -> Iterator[Array]:
     for index, sample in zip(indices, samples.read(indices), strict=True):
-        shape = shape or sample.shape
-        if sample.shape != shape:
+        like = sample if like is None else like
+        if sample.shape != like.shape or sample.dtype != like.dtype:
             raise ResdeployError(
-                f"Calibration sample {index} has shape {sample.shape}, others {shape}.",
+                f"Calibration sample {index} has shape {sample.shape}, others {like.shape}.",
                 where=samples.description,
             )
-        if not np.isfinite(sample).all():
+        if not all(np.isfinite(values).all() for values in fields(sample).values()):
             raise ResdeployError(
                 f"Calibration sample {index} holds NaN or infinity.",
                 where=samples.description,
@@ -160,121 +229,25 @@ def _checked(
         yield sample
 
 
+def _copies(num: int, num_distinct: int) -> Iterator[str]:
+    if num_distinct < num:
+        yield (
+            f"{num - num_distinct} of {num} calibration samples are copies of others and left out"
+        )
+
+
 def _oddities(num: int, groups: Sequence[Array], num_held_out: int) -> Iterator[str]:
     if not num_held_out:
         yield (
             f"only {num} calibration {'sample' if num == 1 else 'samples'}: too few to hold any "
             "out, so the result is judged on what it was calibrated with"
         )
-    elif num_held_out < 100:
-        yield f"only {num_held_out} samples to judge by: one flip is {1 / num_held_out:.1%} of them"
-    num_seen, first = sum(map(len, groups)), groups[0][0]
-    if num_seen > 1 and all((group == first).all() for group in groups):
+        groups = groups[:1]  # the others are the same ones
+    num_seen = sum(map(len, groups))
+    looked_at = [[fields(group)[name] for group in groups] for name in fields(groups[0])]
+    if num_seen > 1 and all((g == some[0][0]).all() for some in looked_at for g in some):
         yield (
             f"the {num_seen} calibration samples looked at are all the same: ranges fit one only"
         )
-    if all((group == first.flat[0]).all() for group in groups):
+    if all((g == some[0].flat[0]).all() for some in looked_at for g in some):
         yield "every value of the calibration samples is the same: ranges mean nothing"
-
-
-# --- DATA ---
-
-
-def load_calibration(spec: DataSpec, preprocess: Preprocess | None) -> Samples:
-    """Return the samples that a model is calibrated with.
-
-    Args:
-        spec: where they are.
-        preprocess: how a raw sample becomes an input; None where that is not known: an .npz of
-            float32 network inputs is then all that is taken.
-
-    Raises:
-        ResdeployError: the data is not there, is damaged, or is raw and `preprocess` is None.
-    """
-    if spec.name == "npz":
-        return _of_npz(Path(spec.path or "").expanduser(), preprocess)
-    if preprocess is None:
-        raise _not_known(spec.name)
-    title = spec.name if spec.path is None else f"{spec.name} ({Path(spec.path).name})"
-    if spec.name == "image-folder":
-        files = training_files(spec)
-        return Samples(
-            description=title,
-            num=len(files),
-            read=lambda indices: (
-                preprocess_batch(load_image(files[i], preprocess)[np.newaxis], preprocess)[0]
-                for i in indices
-            ),
-        )
-    raw = load_dataset(spec, preprocess).train_x
-    return Samples(
-        description=title,
-        num=len(raw),
-        read=lambda indices: (preprocess_batch(raw[i : i + 1], preprocess)[0] for i in indices),
-    )
-
-
-def _of_npz(path: Path, preprocess: Preprocess | None) -> Samples:
-    if not path.is_file():
-        raise ResdeployError(
-            "There is no such file.", where=str(path), fix="give an .npz with x or train_x"
-        )
-    with _array(path) as (_, name, header):
-        shape, fortran, dtype = header
-    if fortran or dtype.kind not in "uif" or len(shape) < 2 or not shape[0]:
-        raise ResdeployError(
-            f"The array {name} ({dtype}, shape {shape}) is not a batch of samples, one "
-            "after the other.",
-            where=str(path),
-            fix="save numpy.ascontiguousarray of numbers, (N, C, H, W) or (N, F)",
-        )
-    if preprocess is None and dtype.kind != "f":
-        raise _not_known(path.name)
-    return Samples(
-        description=f"npz ({path.name}, {name})",
-        num=shape[0],
-        read=lambda indices: (
-            inputs_from_raw(raw[np.newaxis], preprocess)[0] for raw in _rows(path, indices)
-        ),
-    )
-
-
-def _rows(path: Path, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """Yield rows of the array in ascending order, without reading the whole of it."""
-    with _array(path) as (stream, _, (shape, _, dtype)):
-        size = int(np.prod(shape[1:])) * dtype.itemsize
-        place = 0
-        for index in indices:
-            stream.seek((index - place) * size, 1)
-            content = stream.read(size)
-            place = index + 1
-            yield np.frombuffer(content, dtype).reshape(shape[1:])
-
-
-@contextmanager
-def _array(path: Path) -> Iterator[tuple[IO[bytes], str, _Header]]:
-    """Open the calibration array behind its header: shape, order and type; and give its name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            name = next((name for name in _ARRAYS if f"{name}.npy" in names), None)
-            if name is None:
-                raise ResdeployError(
-                    f"The file has no array 'x' or 'train_x'; it has {', '.join(names) or 'none'}.",
-                    where=str(path),
-                    fix="save it with numpy.savez(…, x=)",
-                )
-            with archive.open(f"{name}.npy") as stream:
-                is_old = npy.read_magic(stream) == (1, 0)
-                read = npy.read_array_header_1_0 if is_old else npy.read_array_header_2_0
-                yield stream, name, read(stream)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ResdeployError(f"The file cannot be read: {error}.", where=str(path)) from error
-
-
-def _not_known(title: str) -> ResdeployError:
-    return ResdeployError(
-        "How raw samples become inputs of this model is not known.",
-        where=title,
-        fix="name a recipe whose preprocessing applies, with --recipe, or give float32 inputs",
-    )

@@ -37,9 +37,10 @@ from resdeploy.quant.onnx_graph import (
     attribute,
     channels_first_shapes,
     layers,
+    names_inside,
     read_layer,
 )
-from resdeploy.quant.runtime import Runner, input_of, with_outputs
+from resdeploy.quant.runtime import Runner, with_outputs
 
 __all__ = ["ChannelGroups", "find_channel_groups", "smooth_channels"]
 
@@ -83,13 +84,13 @@ def _group_ranges(
     model: onnx.ModelProto, channels: ChannelGroups, inputs: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Return each group's range over the largest of its tensor."""
-    left_out = {input_of(model).name, *_read_by_relu_alone(model)}
+    left_out = {*_read_by_relu_alone(model), *(value.name for value in model.graph.input)}
     names = [name for name in channels.group_of if name not in left_out]
     highest: dict[str, NDArray[np.float32]] = {}
-    for batch, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
+    for _, tensors in Runner(with_outputs(model, names), optimize=False).run_batches(inputs):
         for name, values in tensors.items():
             size_CP = np.abs(np.moveaxis(values, 1, 0)).reshape(values.shape[1], -1)
-            num = 1 + int(_BEYOND * size_CP.shape[1] / len(batch) * len(inputs))
+            num = 1 + int(_BEYOND * size_CP.shape[1] / len(values) * len(inputs))
             both = np.concatenate([highest.get(name, size_CP[:, :0]), size_CP], axis=1)
             few = both.shape[1] <= num
             highest[name] = both if few else np.partition(both, -num, axis=1)[:, -num:]
@@ -152,7 +153,7 @@ def find_channel_groups(model: onnx.ModelProto) -> ChannelGroups:
     for node in model.graph.node:
         is_layer = node.output[0] in weighted and _takes_scales(node, constants)
         if not is_layer and not _join(node, joiner, constants):
-            for name in (*node.input, *node.output):
+            for name in (*node.input, *node.output, *names_inside(node)):
                 joiner.pin(name)
     return joiner.result()
 

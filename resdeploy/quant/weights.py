@@ -32,7 +32,7 @@ from resdeploy.graph.affine_layer import AffineLayer, Array
 from resdeploy.graph.onnx_file import copy_of
 from resdeploy.quant.onnx_graph import Constants, layers, read_layer
 from resdeploy.quant.qdq import LayerNames
-from resdeploy.quant.runtime import Runner, input_of, with_outputs
+from resdeploy.quant.runtime import Runner, with_outputs
 
 __all__ = ["correct_biases", "gptq", "gptq_weights"]
 
@@ -132,15 +132,15 @@ def _hessians(
 ) -> list[NDArray[np.float64]]:
     """Return for each layer the sum of x x^T over patches, (groups, K, K)."""
     constants = Constants(model)
-    given = input_of(model).name
-    read = sorted({node.input[0] for node in nodes} - {given})
+    given = {value.name for value in model.graph.input}
+    read = sorted({node.input[0] for node in nodes} - given)
     read_layers = [read_layer(node, constants) for node in nodes]
     hessians = [np.zeros((one.groups, one.num_products, one.num_products)) for one in read_layers]
     random = np.random.default_rng(0)
     runner = Runner(with_outputs(model, read or [model.graph.output[0].name]), optimize=False)
     for batch, tensors in runner.run_batches(inputs):
         for node, layer, hessian_GKK in zip(nodes, read_layers, hessians, strict=True):
-            values = batch if node.input[0] == given else tensors[node.input[0]]
+            values = (batch if node.input[0] in given else tensors)[node.input[0]]
             patches_GPK = _unfold(layer, values, random, num=_PATCHES_PER_SAMPLE)
             for patches_PK, sum_KK in zip(patches_GPK, hessian_GKK, strict=True):
                 sum_KK += patches_PK.T @ patches_PK
@@ -153,7 +153,6 @@ def correct_biases(
     """Return a copy of a quantised model with corrected biases; see `gptq_weights`."""
     corrected = copy_of(quantized)
     constants, integers = Constants(model), Constants(corrected)
-    running = {node.name: node.input[0] for node in corrected.graph.node}
     nodes = [
         node
         for node in layers(model, constants)
@@ -161,15 +160,18 @@ def correct_biases(
         and LayerNames(node).bias in integers
         and not constants.is_shared(node.input[2])
     ]
+    corrects = {node.name for node in nodes}
+    running = {node.name: node.input[0] for node in corrected.graph.node if node.name in corrects}
     if not nodes:  # every layer that has a bias stays in float
         return corrected
     means: dict[str, NDArray[np.float64]] = {}
     read = sorted({running[node.name] for node in nodes})
     runner = Runner(with_outputs(corrected, read), optimize=False)
-    for batch, tensors in runner.run_batches(inputs):
+    for _, tensors in runner.run_batches(inputs):
         for node in nodes:
-            share = len(batch) / len(inputs)
-            found = _mean_patch(read_layer(node, constants), tensors[running[node.name]])
+            values = tensors[running[node.name]]
+            share = len(values) / len(inputs)
+            found = _mean_patch(read_layer(node, constants), values)
             means[node.name] = means.get(node.name, 0.0) + share * found
     for node in nodes:
         names = LayerNames(node)

@@ -1,6 +1,7 @@
 """Intervals of a counted proportion, and of the difference of two counted on the same samples.
 
-All are two-sided, and binomial tails are summed: nothing is approximated but what says so.
+All but the bounds are two-sided, and binomial tails are summed: nothing is approximated but what
+says so.
 """
 
 import math
@@ -9,7 +10,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["binomial_chances", "clopper_pearson", "mcnemar_exact", "paired_difference_interval"]
+__all__ = [
+    *("binomial_chances", "clopper_pearson", "mcnemar_exact", "num_trials_to_show"),
+    *("paired_difference_interval", "upper_bound"),
+]
+
+# More trials than these nobody makes, and a sum over them takes a second.
+_MOST_TRIALS = 10**6
 
 
 def clopper_pearson(
@@ -39,6 +46,64 @@ def clopper_pearson(
         at_most = binomial_chances(num_trials, 0, num_hits)
         high = _bisect(lambda p: at_most(p).sum() > tail, 0.0, 1.0)
     return low, high
+
+
+def upper_bound(
+    hits: float, num_trials: int, *, is_counted: bool = True, confidence: float = 0.95
+) -> float:
+    """Return the one-sided upper bound of a proportion, or of a mean of values in [0, 1].
+
+    Of a proportion with k hits in n trials it is Clopper and Pearson's, exact: where
+
+        P(X <= k | bound) = 1 - confidence        X ~ Bin(n, p)
+
+    Without a hit that is 1 - (1 - confidence)^(1 / n), of values in [0, 1] too. Unless
+    `is_counted`, `hits` is the sum of n independent values in [0, 1], and the bound that of their
+    mean by Bentkus (Annals of Probability 32, 2004; as Bates et al. use it, Journal of the ACM 68,
+    2021):
+
+        e P(X <= ceil(hits) | bound) = 1 - confidence
+
+    Raises:
+        ValueError: there are no trials, more hits than trials, or no such confidence.
+    """
+    if not 0 <= hits <= num_trials or num_trials < 1:
+        raise ValueError(f"{hits} hits in {num_trials} trials are no proportion")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    if hits == 0:
+        return -math.expm1(math.log1p(-confidence) / num_trials)
+    tail = (1 - confidence) / (1 if is_counted else math.e)
+    whole = math.ceil(hits)
+    if whole == num_trials:
+        return 1.0
+    at_most = binomial_chances(num_trials, 0, whole)
+    return _bisect(lambda p: at_most(p).sum() > tail, 0.0, 1.0)
+
+
+def num_trials_to_show(
+    limit: float, *, rate: float = 0.0, is_counted: bool = True, confidence: float = 0.95
+) -> int | None:
+    """Return the number of trials whose `upper_bound` is at most `limit`, if hits come at `rate`.
+
+    The least one for a rate of 0, otherwise to within a hundredth; None where no number shows it,
+    or more than a million. For `is_counted` see `upper_bound`.
+    """
+    if not rate < limit or limit <= 0:
+        return None
+    if limit >= 1:
+        return 1
+    if rate == 0:
+        least = math.ceil(math.log1p(-confidence) / math.log1p(-limit))
+        return least if least <= _MOST_TRIALS else None
+    num = 1
+    while num <= _MOST_TRIALS:
+        hits = math.ceil(rate * num)
+        bound = upper_bound(hits, num, is_counted=is_counted, confidence=confidence)
+        if bound <= limit:
+            return num
+        num += max(1, num // 100)
+    return None
 
 
 def mcnemar_exact(num_first_only: int, num_second_only: int) -> float:

@@ -9,8 +9,9 @@ from pathlib import Path
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
+from resdeploy.quant.calibration_data import load_calibration
+from resdeploy.quant.gate import DEFAULT_FRACTION
 from resdeploy.quant.quantize import quantize_file, spec_for, types_for
-from resdeploy.quant.samples import load_calibration
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport, QuantSpec
 from resdeploy.schema.recipes import DataSpec
@@ -63,7 +64,7 @@ def _made(
     name = _SHORT_NAMES[precision]
     path, record = folder / f"{name}.onnx", folder / f"{name}.json"
     # Of more changed predictions than the accuracy may fall by, the judge of the search decides.
-    max_flips = max(QuantSpec().max_flips, spec.max_drop or 0)
+    max_flips = max(DEFAULT_FRACTION, spec.max_drop or 0)
     asked, warnings = spec_for(
         QuantSpec(precision=precision, max_flips=max_flips),
         types=types_for(spec.providers),
@@ -89,5 +90,6 @@ def _made(
             return Variant(path=path, precision=precision, refused=f"not made: {error.what}")
         with atomic_write(record, force=True) as temporary:
             temporary.write_text(dump_json(report), encoding="utf-8")
-    refused = None if report.passed else f"not made: {report.reasons[0]}"
+    # What too few samples do not show, the judge of the search measures anyway.
+    refused = f"not made: {report.failures[0]}" if report.failures else None
     return Variant(path=path, precision=precision, quant=report, refused=refused)

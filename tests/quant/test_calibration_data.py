@@ -8,7 +8,7 @@ from PIL import Image
 
 from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.errors import ResdeployError
-from resdeploy.quant.samples import load_calibration
+from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.schema.recipes import DataSpec, Preprocess
 
 PREPROCESS = Preprocess(

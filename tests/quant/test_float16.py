@@ -16,7 +16,9 @@ SAMPLES = Samples.of_array(inputs(80))
 
 def quantised(model=None, precision="float16", **options):
     return quantize_float16(
-        model or small_resnet(), SAMPLES, QuantSpec(precision=precision, **options)
+        model or small_resnet(),
+        SAMPLES,
+        QuantSpec(**{"precision": precision, "max_flips": 0.2, **options}),
     )
 
 

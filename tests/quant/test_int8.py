@@ -28,7 +28,7 @@ PLAIN = {
 
 @pytest.fixture(scope="module")
 def best():
-    return quantize_int8(small_resnet(), SAMPLES, QuantSpec(max_flips=0.1), preprocess=PREPROCESS)
+    return quantize_int8(small_resnet(), SAMPLES, QuantSpec(max_flips=0.2), preprocess=PREPROCESS)
 
 
 def test_every_choice_is_measured_and_what_is_kept_errs_least(best):
@@ -68,6 +68,7 @@ def test_the_report_is_about_the_model_that_is_returned(best):
     error = np.linalg.norm(found - reference) / np.linalg.norm(reference)
     assert report.quality.error == pytest.approx(error, rel=1e-4)
     assert report.num_calibration == 120
+    assert report.quality.num_inputs == 40
     assert load_json(QuantReport, dump_json(report), where="test") == report
 
 
@@ -157,6 +158,7 @@ def test_a_single_sample_is_warned_about_and_still_quantised():
 def test_equal_samples_are_warned_about_and_still_quantised():
     same = Samples.of_array(np.full((40, 3, 8, 8), 0.25, np.float32))
     _, report = quantize_int8(small_resnet(), same, QuantSpec(max_flips=1.0, **PLAIN))
+    assert any("39 of 40 calibration samples are copies" in one for one in report.warnings)
     assert any("every value" in warning for warning in report.warnings)
     assert np.isfinite(report.quality.error)
 

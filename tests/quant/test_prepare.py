@@ -41,15 +41,6 @@ def test_a_layer_without_bias_gets_one_of_zeros():
 HEAD = '<ir_version: 8, opset_import: ["": 18]> g (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y)'
 
 
-def test_refuses_a_batchnorm_and_says_how_to_fold_it():
-    model = parser.parse_model(
-        HEAD + "<float[2] p = {1, 1}> { y = BatchNormalization (x, p, p, p, p) }"
-    )
-    with pytest.raises(UnsupportedModelError) as error:
-        prepare(model)
-    assert "fold-bn" in (error.value.fix or "")
-
-
 def test_refuses_a_layer_outside_the_specification():
     model = small_resnet()
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("groups", 2))

@@ -11,7 +11,9 @@ from benchmarks.statistics.coverage import drop_cell
 from resdeploy.statistics.proportions import (
     clopper_pearson,
     mcnemar_exact,
+    num_trials_to_show,
     paired_difference_interval,
+    upper_bound,
 )
 
 counts = st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -140,3 +142,53 @@ def test_the_paired_interval_covers_as_often_as_it_says(num_samples, first_only,
 def test_counts_beyond_the_samples_are_refused(wrong):
     with pytest.raises(ValueError, match="no paired proportions"):
         paired_difference_interval(*wrong)
+
+
+# --- one-sided bounds ----------------------------------------------------------------------------
+
+
+@given(counts, st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+@settings(max_examples=40, deadline=None)
+def test_a_bound_leaves_all_of_alpha_on_one_side(count, confidence):
+    hits, trials = count
+    bound = upper_bound(hits, trials, confidence=confidence)
+    if hits < trials:
+        below = float(tail(bound, trials, 0, hits))
+        assert below == pytest.approx(1 - confidence, rel=1e-9)
+    else:
+        assert bound == 1
+
+
+def test_without_a_hit_the_bound_is_a_power():
+    assert upper_bound(0, 380) == pytest.approx(1 - 0.05 ** (1 / 380), rel=1e-12)
+    assert round(100 * upper_bound(0, 380), 2) == 0.79
+    assert upper_bound(0, 7) > 0.34
+
+
+@pytest.mark.parametrize("mean", [0.02, 0.1])
+def test_the_bound_of_a_mean_covers_whatever_the_values_are_spread_like(mean):
+    """Values of two kinds: none, or all of the same size, at each spread that has this mean."""
+    num = 40
+    for value in (mean, 2 * mean, 0.5, 1.0):
+        chance = mean / value
+        covered = sum(
+            float(tail(chance, num, k, k))
+            for k in range(num + 1)
+            if upper_bound(k * value, num, is_counted=False) >= mean
+        )
+        assert covered >= 0.95, value
+
+
+@pytest.mark.parametrize(
+    ("limit", "rate", "num"),
+    [(0.01, 0.0, 299), (0.05, 0.0, 59), (1.0, 0.5, 1), (0.01, 0.01, None), (0.0, 0.0, None)],
+)
+def test_the_number_of_trials_that_show_a_limit(limit, rate, num):
+    assert num_trials_to_show(limit, rate=rate) == num
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_hits_at_a_rate_need_more_trials_and_these_do(is_counted):
+    num = num_trials_to_show(0.02, rate=0.005, is_counted=is_counted)
+    assert num > num_trials_to_show(0.02)
+    assert upper_bound(round(0.005 * num), num, is_counted=is_counted) <= 0.0201
