@@ -17,7 +17,7 @@ from resdeploy.machine.environment import read_cpu_features
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
 from resdeploy.quant.samples import load_calibration
-from resdeploy.recipe import load_recipe
+from resdeploy.recipe import load_inputs
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.exports import PREPROCESS_KEY
 from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
@@ -103,7 +103,7 @@ def quantize_file(
     on_stage("load")
     model = load_onnx(path)
     if recipe is not None:
-        preprocess = load_recipe(recipe).preprocess
+        preprocess, _ = load_inputs(recipe)
     preprocess = preprocess or _preprocess_of(model)
     samples = load_calibration(data, preprocess)
     with suppress(_NotGoodEnoughError), atomic_write(out, force=force) as temporary:
