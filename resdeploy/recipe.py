@@ -7,9 +7,9 @@ from typing import Any
 
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import from_json
-from resdeploy.schema.recipes import DataSpec, Recipe, TrainPrecision
+from resdeploy.schema.recipes import DataSpec, Preprocess, Recipe, TrainPrecision
 
-__all__ = ["adjust_recipe", "load_recipe", "zoo", "zoo_directory"]
+__all__ = ["adjust_recipe", "load_inputs", "load_recipe", "zoo", "zoo_directory"]
 
 
 def zoo_directory() -> Path:
@@ -33,6 +33,44 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         ResdeployError: there is no such recipe, or it is incomplete or contradicts itself.
     """
     path = _find(name_or_path)
+    recipe = from_json(Recipe, _read(path), where=str(path))
+    if recipe.labels and len(recipe.labels) != recipe.model.num_classes:
+        raise ResdeployError(
+            f"{len(recipe.labels)} labels for {recipe.model.num_classes} classes.",
+            where=str(path.with_name("labels.txt")),
+        )
+    return recipe
+
+
+def load_inputs(name_or_path: str | Path) -> tuple[Preprocess | None, tuple[str, ...]]:
+    """Return the preprocessing and the labels of a recipe, which may hold nothing else.
+
+    Raises:
+        ResdeployError: there is no such recipe, it holds neither, or something that no recipe has.
+    """
+    path = _find(name_or_path)
+    data = _read(path)
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if unknown := sorted(set(data) - known):
+        raise ResdeployError(
+            f"Unknown field {unknown[0]!r}.",
+            where=str(path),
+            fix=f"a recipe has {', '.join(sorted(known))}",
+        )
+    preprocess = None
+    if "preprocess" in data:
+        preprocess = from_json(Preprocess, data["preprocess"], where=f"{path}: preprocess")
+    labels = tuple(data.get("labels", ()))
+    if preprocess is None and not labels:
+        raise ResdeployError(
+            "The recipe says neither how samples become inputs nor what the classes are called.",
+            where=str(path),
+            fix="give it a table [preprocess], or a labels.txt beside it",
+        )
+    return preprocess, labels
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -45,13 +83,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if labels.is_file():
         data["labels"] = labels.read_text(encoding="utf-8").splitlines()
     data.setdefault("name", path.parent.name)
-    recipe = from_json(Recipe, data, where=str(path))
-    if recipe.labels and len(recipe.labels) != recipe.model.num_classes:
-        raise ResdeployError(
-            f"{len(recipe.labels)} labels for {recipe.model.num_classes} classes.",
-            where=str(labels),
-        )
-    return recipe
+    return data
 
 
 def adjust_recipe(

@@ -54,6 +54,7 @@ ALLOWED = {
     "bundle.layouts": ONNX | RUNTIME,
     "networks": HEAVY,
     "training": HEAVY,
+    "weights": HEAVY,
     "export": HEAVY,
     "bench": RUNTIME,
     "bench.torch_runner": HEAVY,

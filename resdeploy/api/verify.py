@@ -119,6 +119,7 @@ def verify(
         )
         return replace(report, accepts=accept)
     original: Reference | str
+    notes: tuple[str, ...] = ()
     if request is not None and is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
@@ -128,10 +129,10 @@ def verify(
         source = _source_for(sessions[0], reference, input_shape)
         given = _given(inputs, source.preprocess, num_inputs)
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
-        original = reference_or_reason(source, answers)
+        original, notes = reference_or_reason(source, answers), source.notes
     from resdeploy.verify.verdict import judge_model
 
-    return judge_model(
+    report = judge_model(
         path,
         original,
         answers,
@@ -143,6 +144,7 @@ def verify(
         on_stage=on_stage,
         on_fault=on_fault,
     )
+    return replace(report, source=notes)
 
 
 def _refuse_contradictions(

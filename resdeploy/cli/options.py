@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.files import SourceSpec, UsualPreprocess
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
@@ -271,9 +271,37 @@ def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int
     return _numbers(context, option, text, "a shape such as 3,224,224") or None
 
 
+def _reals(_context: Any, option: click.Parameter, text: str | None) -> tuple[float, ...]:
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 0.5,0.5,0.5", param_hint=option.opts[0]
+        )
+    return values
+
+
+def _crop(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    sizes = _numbers(context, option, text, "a size such as 224, or 224,160 for height and width")
+    if len(sizes) > 2:
+        raise click.BadParameter(f"{text!r} has more than two numbers", param_hint=option.opts[0])
+    return sizes
+
+
 # By the field of `SourceSpec`.
 _SOURCE_OPTIONS = {
-    "arch": click.option("--arch", help="The network that weights from elsewhere belong to."),
+    "arch": click.option(
+        "--arch", help="The network of weights from elsewhere.  [default: found by their shapes]"
+    ),
+    "weights": click.option(
+        "--weights",
+        metavar="raw|ema|PREFIX",
+        help="Which of several sets of weights in a file is meant.",
+    ),
     "options": click.option(
         "--arch-option",
         "options",
@@ -298,6 +326,31 @@ _SOURCE_OPTIONS = {
     ),
     "recipe": click.option(
         "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
+    ),
+    "preprocess_as": click.option(
+        "--preprocess-as",
+        type=click.Choice(get_args(UsualPreprocess)),
+        help="From a picture to an input, as usual for this data or scale.",
+    ),
+    "mean": click.option(
+        "--mean",
+        metavar="R,G,B",
+        callback=_reals,
+        help="Mean of the pixels in 0...1, or in 0...255 if above 1.",
+    ),
+    "std": click.option(
+        "--std", metavar="R,G,B", callback=_reals, help="Their deviation, in the same units."
+    ),
+    "resize": click.option(
+        "--resize", type=POSITIVE, metavar="PIXELS", help="The shorter side before the crop."
+    ),
+    "crop": click.option(
+        "--crop", metavar="H[,W]", callback=_crop, help="The size cut out of the centre."
+    ),
+    "labels": click.option(
+        "--labels",
+        metavar="FILE|FOLDER|imagenet",
+        help="Class names: .txt, .json or .csv, or a folder of class folders.",
     ),
 }
 

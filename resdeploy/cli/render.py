@@ -84,6 +84,7 @@ def _fold(report: FoldReport) -> Lines:
     refused = [
         (s.site, "", str(s.num_consumers), f"refused: {s.reason}", "") for s in report.refused
     ]
+    yield from report.source
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
     yield from table("BatchNorm", columns, folded + refused)
     yield _fold_summary(report)
@@ -102,6 +103,7 @@ def _fold_summary(report: FoldReport) -> str:
 
 @_lines.register
 def _export(report: ExportReport) -> Lines:
+    yield from report.source
     if report.fold is not None:
         yield f"fold     {_fold_summary(report.fold)}"
         yield from (f"         {site.site}: {site.reason}" for site in report.fold.refused)
@@ -317,6 +319,7 @@ def _conformance(conformance: Conformance) -> Iterator[str]:
 def _manifest(manifest: Manifest) -> Lines:
     from resdeploy.bundle.folder import digest_of
 
+    yield from () if manifest.export is None else manifest.export.source
     rows = [(f.path, _size(f.size_bytes), f.sha256[:16]) for f in manifest.files]
     yield from table(f"bundle {manifest.name}", ("file", "size", "sha256"), rows)
     yield f"digest {digest_of(manifest)}"

@@ -9,6 +9,7 @@ Where that is embedded in the model, the model takes the raw pixels, as (N, H, W
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from resdeploy.schema.recipes import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["centre_and_scale", "kind_for", "load_image", "preprocess_batch"]
+__all__ = ["centre_and_scale", "check_preprocess", "kind_for", "load_image", "preprocess_batch"]
 
 _MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
 
@@ -70,6 +71,17 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
 def kind_for(spec: Preprocess | None) -> InputKind:
     """Return the kind of input of a model so preprocessed, inside it or before it."""
     return PIXELS if spec is not None and spec.embedded else FLOATS
+
+
+def check_preprocess(spec: Preprocess) -> None:
+    """Check that a preprocessing of images does not contradict itself.
+
+    Raises:
+        ResdeployError: its shape, its statistics, its colours or its sizes do not go together.
+    """
+    _channel_values(spec)
+    if spec.input_shape[0] in (1, 3):
+        _image_geometry(spec)
 
 
 def centre_and_scale(spec: Preprocess) -> tuple[NDArray[np.longdouble], NDArray[np.longdouble]]:
@@ -212,8 +224,9 @@ def _resized(image: Image.Image, spec: Preprocess, height: int, width: int) -> I
     if spec.resize is None:
         return image.resize((width, height), resample)
     shorter = min(image.size)
-    # torchvision's rounding: the longer side is cut to whole pixels, the crop's corner is rounded.
+    # As torchvision and transformers: the longer side is cut to whole pixels.
     size = int(spec.resize * image.width / shorter), int(spec.resize * image.height / shorter)
     image = image.resize(size, resample)
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    corner = round if spec.crop_corner == "round" else math.floor
+    left, top = corner((size[0] - width) / 2), corner((size[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))

@@ -164,6 +164,7 @@ def _write(
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         num_nodes=model.graph.num_nodes(),
         versions=stage_versions(),
+        source=source.notes,
     )
 
 

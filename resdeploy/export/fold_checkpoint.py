@@ -44,4 +44,6 @@ def fold_checkpoint(
 
 
 def _fold(source: SourceModel, *, layernorm: bool) -> FoldedModule:
-    return fold_batchnorm(source.module, example_inputs(source), layernorm=layernorm)
+    folded = fold_batchnorm(source.module, example_inputs(source), layernorm=layernorm)
+    report = dataclasses.replace(folded.report, source=source.notes)
+    return dataclasses.replace(folded, report=report)

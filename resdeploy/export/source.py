@@ -1,5 +1,6 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 from resdeploy.errors import ResdeployError
-from resdeploy.export.factory import is_torchscript, load_torchscript, own_module
-from resdeploy.networks import build_network, input_shape, parse_options
-from resdeploy.recipe import load_recipe
+from resdeploy.export.factory import own_module
+from resdeploy.export.source_inputs import inputs_of
+from resdeploy.networks import build_network
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.folds import FoldedSite
@@ -20,10 +21,10 @@ from resdeploy.training.checkpoint import (
     CHECKPOINT_NAME,
     is_own_checkpoint,
     load_checkpoint,
-    load_foreign_state_dict,
     load_into,
-    suggest_architectures,
 )
+from resdeploy.weights.foreign_file import read_foreign
+from resdeploy.weights.foreign_network import find_network, weights_for
 
 __all__ = [
     "SourceModel",
@@ -44,12 +45,14 @@ class SourceModel:
         input_shape: of one sample, without the batch.
         description: what it is, without paths of this machine.
         info: the network and its preprocessing; None for the module of a factory.
+        notes: a line for each thing that was found in the files, or left out.
     """
 
     module: nn.Module
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+    notes: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -88,10 +91,8 @@ def load_source(spec: SourceSpec) -> SourceModel:
         raise ResdeployError(
             "This is an ONNX file; a trained PyTorch model is needed here.", where=str(path)
         )
-    if path.is_dir() or is_own_checkpoint(path):
+    if is_own_checkpoint(path):
         return _from_own_checkpoint(spec, path)
-    if spec.arch is None and spec.input_shape is not None and is_torchscript(path):
-        return _from_torchscript(path, spec.input_shape)
     return _from_foreign_weights(spec, path)
 
 
@@ -177,41 +178,29 @@ def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:
     module = _empty_network(info.model)
     fit_for_folded(module, info.folded)
     load_into(module, state_dict, source=str(file))
+    inputs = inputs_of(info.model, spec, info=info)
     folded = ", folded" if info.folded else ""
     return SourceModel(
         module=module.eval(),
-        input_shape=info.preprocess.input_shape if info.preprocess else input_shape(info.model),
+        input_shape=inputs.input_shape,
         description=f"{_title(info.model)}{folded}, from {file.name}",
-        info=_with_recipe(info, spec),
+        info=dataclasses.replace(info, preprocess=inputs.preprocess, labels=inputs.labels),
+        notes=inputs.notes,
     )
 
 
 def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
-    state_dict = load_foreign_state_dict(path)
-    if spec.arch is None:
-        suggestions = suggest_architectures(state_dict)
-        raise ResdeployError(
-            "The file holds weights but not the network they belong to.",
-            where=str(path),
-            fix=(
-                f"these weights fit --arch {' or --arch '.join(suggestions)}"
-                if suggestions
-                else "say which it is with --arch"
-            ),
-        )
-    model = ModelSpec(
-        arch=spec.arch,
-        num_classes=_num_classes(state_dict, path),
-        options=parse_options(spec.arch, spec.options),
-    )
-    module = _empty_network(model)
-    load_into(module, state_dict, source=str(path))
-    info = _with_recipe(CheckpointInfo(model=model), spec)
+    file = read_foreign(path)
+    found = find_network(file, arch=spec.arch, options=spec.options, weights=spec.weights)
+    module = _empty_network(found.model)
+    load_into(module, found.state_dict, source=str(path))
+    inputs = inputs_of(found.model, spec, file=file)
     return SourceModel(
         module=module.eval(),
-        input_shape=spec.input_shape or input_shape(model),
-        description=f"{_title(model)}, from {path.name}",
-        info=info,
+        input_shape=inputs.input_shape,
+        description=f"{_title(found.model)}, from {path.name}",
+        info=CheckpointInfo(model=found.model, preprocess=inputs.preprocess, labels=inputs.labels),
+        notes=(*found.notes, *inputs.notes),
     )
 
 
@@ -224,23 +213,16 @@ def _from_factory(spec: SourceSpec) -> SourceModel:
             fix=f"--model {spec.factory} --input 3,224,224",
         )
     module = own_module(spec.factory, spec.input_shape)
+    notes: tuple[str, ...] = ()
     if spec.path is not None:
-        load_into(module, load_foreign_state_dict(spec.path), source=spec.path)
+        found, notes = weights_for(module, read_foreign(spec.path), weights=spec.weights)
+        load_into(module, found, source=spec.path)
     return SourceModel(
         module=module.eval(),
         input_shape=spec.input_shape,
         description=f"{type(module).__name__} of {_without_folder(spec.factory)}",
         info=None,
-    )
-
-
-def _from_torchscript(path: Path, input_shape: tuple[int, ...]) -> SourceModel:
-    module = load_torchscript(path, input_shape)
-    return SourceModel(
-        module=module,
-        input_shape=input_shape,
-        description=f"{type(module).__name__} of {path.name}",
-        info=None,
+        notes=notes,
     )
 
 
@@ -253,33 +235,6 @@ def _empty_network(model: ModelSpec) -> nn.Module:
     """Return a network without memory for its weights, which are about to be loaded."""
     with torch.device("meta"):
         return build_network(model)
-
-
-def _num_classes(state_dict: dict[str, torch.Tensor], path: Path) -> int:
-    """Return the outputs of the last layer: every network here ends in its classifier."""
-    for name in ("fc.weight", "linear.weight"):
-        if name in state_dict:
-            return int(state_dict[name].shape[0])
-    weights = [t for n, t in state_dict.items() if n.endswith(".weight") and t.ndim == 2]
-    if not weights:
-        raise ResdeployError("The file holds no classifier.", where=str(path))
-    return int(weights[-1].shape[0])
-
-
-def _with_recipe(info: CheckpointInfo, spec: SourceSpec) -> CheckpointInfo:
-    """Return `info` with the preprocessing and labels of the recipe that the user names."""
-    if spec.recipe is None:
-        return info
-    recipe = load_recipe(spec.recipe)
-    return CheckpointInfo(
-        model=info.model,
-        preprocess=recipe.preprocess,
-        labels=recipe.labels,
-        recipe=info.recipe,
-        epoch=info.epoch,
-        test_accuracy=info.test_accuracy,
-        folded=info.folded,
-    )
 
 
 def _title(model: ModelSpec) -> str:

@@ -18,7 +18,7 @@ from resdeploy.machine.environment import read_cpu_features
 from resdeploy.quant.calibration_data import check_shapes, load_calibration
 from resdeploy.quant.float16 import quantize_float16
 from resdeploy.quant.int8 import quantize_int8
-from resdeploy.recipe import load_recipe
+from resdeploy.recipe import load_inputs
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.quants import IntegerTypes, QuantReport, QuantSpec
@@ -107,7 +107,7 @@ def quantize_file(
     on_stage("load")
     model = load_onnx(path)
     if recipe is not None:
-        preprocess = load_recipe(recipe).preprocess
+        preprocess, _ = load_inputs(recipe)
     preprocess = preprocess or _preprocess_of(model)
     inputs = fed_inputs(model)
     samples = load_calibration(data, preprocess, inputs=[value.name for value in inputs])

@@ -36,7 +36,10 @@ class ExportSpec(Record):
 
 @record
 class ExportReport(Record):
-    """An exported file, its folds, its passes, and its verification."""
+    """An exported file, its folds, its passes, and its verification.
+
+    `source` has a line for each thing that was found in the trained model's files, or left out.
+    """
 
     spec: ExportSpec
     file: FileInfo
@@ -47,3 +50,4 @@ class ExportReport(Record):
     num_nodes: int
     versions: Mapping[str, str]
     verification: "VerifyReport | None" = None
+    source: tuple[str, ...] = ()

@@ -6,7 +6,9 @@ from typing import Literal
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "Verdict", "numpy_name"]
+__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "UsualPreprocess", "Verdict", "numpy_name"]
+
+UsualPreprocess = Literal["imagenet", "cifar10", "half", "unit"]
 
 # On a model file, in one word.
 Verdict = Literal["PROVED", "AGREES", "FAIL"]
@@ -41,9 +43,18 @@ class SourceSpec(Record):
     """The trained model that a command is given.
 
     `path` is a run directory, a resdeploy checkpoint, or weights from elsewhere, of the
-    architecture `arch` with its `options` as text; None with a `factory`, "package.module:NAME",
-    "path/to/file.py:NAME" or a TorchScript file, that is or makes a trained torch module, whose
-    samples are of `input_shape`. The preprocessing and labels of `recipe` apply.
+    architecture `arch` with its `options` as text, which are found if they are not given; None
+    with a `factory`, "package.module:NAME", "path/to/file.py:NAME" or a TorchScript file, that is
+    or makes a trained torch module, whose samples are of `input_shape`.
+
+    Attributes:
+        weights: of several sets in the file, the one that is meant: "raw", "ema", or its prefix.
+        recipe: whose preprocessing and labels apply.
+        preprocess_as: a usual preprocessing, by name.
+        mean: per channel, of pixels in 0…1, or in 0…255 if one is above 1; so is `std`.
+        resize: the shorter side in pixels, before the crop.
+        crop: height and width of what is cut out of the centre, or one number for both.
+        labels: the class names: a file, a folder of class folders, or "imagenet".
     """
 
     path: str | None = None
@@ -52,3 +63,10 @@ class SourceSpec(Record):
     factory: str | None = None
     input_shape: tuple[int, ...] | None = None
     recipe: str | None = None
+    weights: str | None = None
+    preprocess_as: UsualPreprocess | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: int | None = None
+    crop: tuple[int, ...] = ()
+    labels: str | None = None

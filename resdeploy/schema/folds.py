@@ -47,13 +47,15 @@ class FoldReport(Record):
     """Folded and refused sites, in the order of the graph.
 
     `comparison` judges the folded model against the model in float64, if that was done;
-    `not_judged` is the reason why not, if it was asked for.
+    `not_judged` is the reason why not, if it was asked for. `source` has a line for each thing that
+    was found in the trained model's files, or left out.
     """
 
     folded: tuple[FoldedSite, ...] = ()
     refused: tuple[RefusedSite, ...] = ()
     comparison: "Comparison | None" = None
     not_judged: str | None = None
+    source: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:

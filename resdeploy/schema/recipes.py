@@ -24,6 +24,8 @@ class Preprocess(Record):
         resize: length in pixels of an image file's shorter side before the centre crop to (H, W);
             None to scale straight to (H, W).
         interpolation: the filter of that resize, always antialiased.
+        crop_corner: where the centre crop begins when the margin is odd: "round", half to even, as
+            torchvision, or "floor", as transformers.
         embedded: True if divisor, mean and std are part of the model, which then takes pixels:
             uint8 (N, H, W, C), resized and cut already.
     """
@@ -34,7 +36,8 @@ class Preprocess(Record):
     std: tuple[float, ...] = (1.0,)
     color: Literal["rgb", "gray", "none"] = "rgb"
     resize: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    crop_corner: Literal["round", "floor"] = "round"
     embedded: bool = False
 
 

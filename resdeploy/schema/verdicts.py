@@ -343,7 +343,7 @@ class VerifyReport(Record):
 
     `accepts` is the least that passes; `missing` has the reason for each missing layer of evidence
     on the file; `proved_as` is the SHA-256 of the file that was proved elsewhere, where that is
-    known.
+    known; `source` has a line for each thing that was found in the reference's files, or left out.
     """
 
     stated: ClassVar[tuple[str, ...]] = ("verdict", "passed", "unproved")
@@ -358,6 +358,7 @@ class VerifyReport(Record):
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     accepts: Accepts = "proof"
     proved_as: str | None = None
+    source: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:

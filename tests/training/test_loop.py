@@ -28,8 +28,10 @@ from resdeploy.schema.recipes import (
 )
 from resdeploy.training import loop as train_module
 from resdeploy.training import run_directory
-from resdeploy.training.checkpoint import load_checkpoint, load_foreign_state_dict, load_into
+from resdeploy.training.checkpoint import load_checkpoint, load_into
 from resdeploy.training.loop import evaluate_network, learning_rate_at, train
+from resdeploy.weights.foreign_file import read_foreign
+from resdeploy.weights.foreign_network import weights_for
 
 EVERY_FILE = {"recipe.json", "metrics.jsonl", "checkpoint.safetensors", "resume.safetensors"}
 
@@ -524,7 +526,7 @@ def test_published_weights_get_the_accuracy_they_are_known_for(shared_data):
     """Preprocessing, network, loader and evaluation at once, on 512 real images."""
     recipe = load_recipe("cifar10-resnet20")
     network = build_network(recipe.model)
-    weights = load_foreign_state_dict(shared_data / "resnet20-12fca82f.th")
+    weights, _ = weights_for(network, read_foreign(shared_data / "resnet20-12fca82f.th"))
     load_into(network, weights, source="published")
     data = DataSpec(name="npz", path=str(shared_data / "cifar10-sample.npz"))
     samples = load_labelled(data, recipe.preprocess)

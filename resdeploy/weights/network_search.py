@@ -1,0 +1,330 @@
+"""The architecture that a file's weights belong to, found by names and shapes.
+
+Of an architecture and its options, the names and shapes of its weights are known without memory for
+them. It fits under a root of the file if each of its weights is there, in its shape. What else is
+there must be no part of it:
+
+1. a weight in a module that the network has (`layer1.2.conv1.weight`, for a resnet18) contradicts
+   it;
+2. a weight beside those modules, under the same root, contradicts it too, unless its name says that
+   it is of no use in inference: a loss, a projection head, a head of another task, a counter;
+3. what lies under other roots is left out.
+
+Options of whole numbers (channels, width) are solved for: each moves some size in proportion. Of
+those that name a choice, the values are tried; values of the same shapes leave the default.
+"""
+
+import functools
+import itertools
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from resdeploy.errors import ResdeployError
+from resdeploy.networks import ARCHITECTURES, build_network, find_architecture
+from resdeploy.schema.recipes import ModelSpec, Scalar
+from resdeploy.weights.naming import CLASSIFIERS, View, views
+
+__all__ = ["Fit", "find_fits", "fit_names", "nearest_differences"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_COUNTER = "num_batches_tracked"
+# No option of inference: the same weights, the same outputs.
+_TRAINING_OPTIONS = ("zero_init_last_gamma", "norm_momentum", "norm_eps")
+_NOT_IN_INFERENCE = re.compile(
+    r"(?i)(.*[._])?(loss\w*|criterion\w*|metrics?|\w*_metrics?|center(s|_loss)|n_averaged|queue\w*"
+    r"|proj(ector|ection\w*)|\w*_proj|predictor|prototypes?|aux\w*|\w+_head|head_\w+|decoder"
+    r"|\w+_classifier|rotation\w*|ema|\w+_ema|ema_\w+|optimizer\w*|\w*scheduler\w*|scaler|epoch"
+    r"|step|global_step|best_\w+|acc\w*|teacher|momentum_\w+)([._].*)?"
+)
+_MOST_CHOICES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A network whose weights are all in a file.
+
+    Attributes:
+        model: the network.
+        view: the names of the file that it is found in.
+        names: the file's full name of each weight, by the network's; without absent counters.
+        classifier: the file's name of the last layer, where it is not the network's.
+    """
+
+    model: ModelSpec
+    view: View
+    names: Mapping[str, str]
+    classifier: str | None
+
+
+def find_fits(
+    tensors: Mapping[str, Tensor],
+    *,
+    arch: str | None = None,
+    options: Mapping[str, Scalar] | None = None,
+) -> list[Fit]:
+    """Return every network that the tensors hold whole, of `arch` with `options` if that is given.
+
+    A network within another one that fits too is none. Several fits under one root are networks
+    that neither names nor shapes tell apart.
+
+    Raises:
+        ResdeployError: there is no such architecture, or an option that it has not.
+    """
+    given = dict(options or {})
+    archs = [*ARCHITECTURES] if arch is None else [find_architecture(arch).name]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    defaults = {name: _shapes_of(name, given) for name in archs}
+    anchors = {next(iter(wanted)) for wanted in defaults.values()}
+    fits: list[Fit] = []
+    for view in views(shapes, anchors):
+        near = [name for name in archs if _blocks(defaults[name]) == _blocks(view.names)]
+        found = [fit for name in near if (fit := _fit(name, given, view, shapes))]
+        # Only what no defaults fit has other options.
+        fits += found or [fit for name in near for fit in _first_fit(name, given, view, shapes)]
+    used = {id(fit): frozenset(fit.names.values()) for fit in fits}
+    whole = [f for f in fits if not any(used[id(f)] < used[id(other)] for other in fits)]
+    # The same network by two views, where a scheme changed only what is left out.
+    return [*{(f.model.arch, used[id(f)]): f for f in reversed(whole)}.values()][::-1]
+
+
+def fit_names(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> list[Mapping[str, str]]:
+    """Return, for each root that fits, the file's full names of a module's weights, by its own.
+
+    The module is of any architecture; its names are taken as they are.
+    """
+    needed = [name for name in wanted if not name.endswith(_COUNTER)] or [*wanted]
+    found: list[Mapping[str, str]] = []
+    roots = {name.removesuffix(needed[0]) for name in tensors if name.endswith(needed[0])}
+    for root in sorted(root for root in roots if root in ("",) or root.endswith(".")):
+        names = {name: root + name for name in wanted if root + name in tensors}
+        if all(
+            name in names and tensors[names[name]].shape == wanted[name].shape for name in needed
+        ):
+            found.append(names)
+    return found
+
+
+def nearest_differences(
+    tensors: Mapping[str, Tensor], arch: str | None, options: Mapping[str, Scalar]
+) -> tuple[str, dict[str, Tensor]] | None:
+    """Return the architecture that has most names in common, and the weights under its root."""
+    best: tuple[float, str, View] | None = None
+    for name in [*ARCHITECTURES] if arch is None else [arch]:
+        wanted = _shapes_of(name, options)
+        for view in views(tensors, {next(iter(wanted))}):
+            score = _in_common(wanted, view.names)
+            if best is None or score > best[0]:
+                best = (score, name, view)
+    if best is None:
+        return None
+    return best[1], {name: tensors[full] for name, full in best[2].names.items()}
+
+
+def _first_fit(arch: str, given: Mapping[str, Scalar], view: View, shapes: Shapes) -> list[Fit]:
+    """Return the fit with the fewest options that are not the defaults, if any."""
+    for choice in _choices(arch, given):
+        try:
+            found = _fit(arch, {**given, **choice}, view, shapes)
+        except ResdeployError:  # a choice that the architecture does not take with another
+            continue
+        if found is not None:
+            return [found]
+    return []
+
+
+def _fit(arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes) -> Fit | None:
+    """Return the fit with these options, and others for its sizes, or None."""
+    wanted = _shapes_of(arch, options)
+    missing = {n for n in wanted if n not in view.names and not n.endswith(_COUNTER)}
+    if missing and not all(name.startswith(_classifier_of(arch, options)) for name in missing):
+        return None
+    if (found := _match(arch, options, view, shapes)) is not None:
+        return found
+    solved = _solve_numbers(arch, options, view, shapes)
+    return _match(arch, {**options, **solved}, view, shapes) if solved else None
+
+
+def _match(arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes) -> Fit | None:
+    wanted = _shapes_of(arch, options)
+    last = _classifier_of(arch, options)
+    names: dict[str, str] = {}
+    for name, shape in wanted.items():
+        full = view.names.get(name)
+        if name.startswith(last):
+            continue
+        if full is not None and shapes[full] == shape:
+            names[name] = full
+        elif not name.endswith(_COUNTER):
+            return None
+    prefix, num_classes = "", 1
+    if last:
+        head = _find_classifier(wanted, last, view, shapes)
+        if head is None:
+            return None
+        prefix, num_classes = head
+        names |= {n: prefix + n.removeprefix(last) for n in wanted if n.startswith(last)}
+    if _contradicted(wanted, names, view):
+        return None
+    return Fit(
+        model=ModelSpec(arch=arch, num_classes=num_classes, options=options),
+        view=view,
+        names=names,
+        classifier=None if prefix in ("", view.root + last) else prefix.removesuffix("."),
+    )
+
+
+def _find_classifier(
+    wanted: Shapes, last: str, view: View, shapes: Shapes
+) -> tuple[str, int] | None:
+    """Return the full prefix of the last layer in the file, and the number of classes.
+
+    It has the network's name for it, or another of `CLASSIFIERS` beside the trunk or around it.
+    """
+    leaves = {n.removeprefix(last): shape[1:] for n, shape in wanted.items() if n.startswith(last)}
+    around = view.root.removesuffix(".").rpartition(".")[0]
+    places = dict.fromkeys((view.root, f"{around}." if around else ""))
+    prefixes = {
+        f"{place}{name}.": f"{place}{name.partition('.')[0]}."
+        for place in places
+        for name in CLASSIFIERS
+    }
+    if f"{last}weight" in view.names:
+        own = view.names[f"{last}weight"].removesuffix("weight")
+        prefixes = {own: own}
+    found = []
+    for prefix, room in prefixes.items():
+        there = {leaf: shapes[prefix + leaf] for leaf in leaves if prefix + leaf in shapes}
+        counts = {shape[0] for shape in there.values()}
+        # A layer among others, `classifier.1` beside `classifier.4`, is not the only one.
+        alone = sum(name.startswith(room) for name in shapes) == len(leaves)
+        if alone and len(counts) == 1 and {n: s[1:] for n, s in there.items()} == leaves:
+            found.append((prefix, counts.pop()))
+    return found[0] if len(found) == 1 else None
+
+
+def _contradicted(wanted: Shapes, names: Mapping[str, str], view: View) -> bool:
+    """Test for weights that the network ought to have, by rules 1 and 2."""
+    modules = {name.partition(".")[0] for name in wanted}
+    used = set(names.values())
+    for name, full in view.names.items():
+        if full in used:
+            continue
+        if name.partition(".")[0] in modules:
+            if not name.endswith(_COUNTER):
+                return True
+        elif not _NOT_IN_INFERENCE.fullmatch(name):
+            return True
+    return False
+
+
+def _blocks(names: Iterable[str]) -> frozenset[str]:
+    """Return the numbered blocks, `layer1.0`, `layer1.1`, …, which no option adds or takes away."""
+    parts = (name.split(".") for name in names)
+    return frozenset(".".join(p[:2]) for p in parts if len(p) > 3 and p[1].isdecimal())
+
+
+def _in_common(wanted: Iterable[str], names: Iterable[str]) -> float:
+    ours, theirs = ({n for n in group if not n.endswith(_COUNTER)} for group in (wanted, names))
+    return len(ours & theirs) / len(ours | theirs)
+
+
+# --- what an architecture's weights look like -----------------------------------------------------
+
+
+def _shapes_of(
+    arch: str, options: Mapping[str, Scalar], num_classes: int = 10
+) -> dict[str, tuple[int, ...]]:
+    return _cached_shapes(arch, tuple(sorted(options.items())), num_classes)
+
+
+@functools.cache
+def _cached_shapes(
+    arch: str, options: tuple[tuple[str, Scalar], ...], num_classes: int
+) -> dict[str, tuple[int, ...]]:
+    model = ModelSpec(arch=arch, num_classes=num_classes, options=dict(options))
+    with torch.device("meta"):
+        state_dict = build_network(model).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+
+
+def _classifier_of(arch: str, options: Mapping[str, Scalar]) -> str:
+    """Return the prefix of the layer whose size is the number of classes; "" without one."""
+    one, other = (_shapes_of(arch, options, num_classes) for num_classes in (10, 11))
+    moved = {name.rpartition(".")[0] for name in one if one[name] != other.get(name)}
+    return f"{moved.pop()}." if len(moved) == 1 else ""
+
+
+def _choices(arch: str, given: Mapping[str, Scalar]) -> Iterator[Mapping[str, Scalar]]:
+    """Yield values for options that name a choice: for none, for one, for two, and so on."""
+    kinds = {
+        name: _values(option.annotation, option.default)
+        for name, option in ARCHITECTURES[arch].options.items()
+        if name not in given and name not in _TRAINING_OPTIONS
+    }
+    changes = {name: values for name, values in kinds.items() if values}
+    combinations = (
+        dict(zip(names, values, strict=True))
+        for count in range(len(changes) + 1)
+        for names in itertools.combinations(changes, count)
+        for values in itertools.product(*(changes[name] for name in names))
+    )
+    return itertools.islice(combinations, _MOST_CHOICES)
+
+
+def _values(kind: Any, default: Any) -> list[Scalar]:
+    """Return the values of an option other than its default, where they can be counted."""
+    if kind is bool:
+        return [not default]
+    if typing.get_origin(kind) is Literal:
+        return [value for value in typing.get_args(kind) if value != default]
+    return []
+
+
+def _solve_numbers(
+    arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> dict[str, Scalar]:
+    """Return the options of whole numbers that are not the default."""
+    wanted = _shapes_of(arch, options)
+    solved: dict[str, Scalar] = {}
+    for name, option in ARCHITECTURES[arch].options.items():
+        if option.annotation is not int or name in options:
+            continue
+        value = _solve(arch, options, name, option.default, wanted=wanted, view=view, shapes=shapes)
+        if value is not None and value != option.default:
+            solved[name] = value
+    return solved
+
+
+def _solve(
+    arch: str,
+    options: Mapping[str, Scalar],
+    name: str,
+    default: int,
+    *,
+    wanted: Shapes,
+    view: View,
+    shapes: Shapes,
+) -> int | None:
+    """Solve for an option by the first size that it moves, from its double."""
+    try:
+        doubled = _shapes_of(arch, {**options, name: 2 * default})
+    except ResdeployError:
+        return None
+    for weight, shape in wanted.items():
+        there, full = doubled.get(weight, ()), view.names.get(weight)
+        if full is None or len(there) != len(shape) or len(shapes[full]) != len(shape):
+            continue
+        for axis, (once, twice) in enumerate(zip(shape, there, strict=True)):
+            if once != twice:
+                value = default + default * (shapes[full][axis] - once) / (twice - once)
+                return int(value) if value == int(value) and value >= 1 else None
+    return None
