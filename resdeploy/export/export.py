@@ -24,7 +24,7 @@ from resdeploy.export.trace import BATCH_DIMENSION, output_names, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
-from resdeploy.graph.onnx_file import OLDEST_OPSET
+from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec

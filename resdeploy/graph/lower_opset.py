@@ -19,7 +19,9 @@ import onnx_ir as ir
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.schema.exports import PassReport
 
-__all__ = ["lower_opset"]
+__all__ = ["OLDEST_OPSET", "lower_opset"]
+
+OLDEST_OPSET = 13
 
 # Changed since opset 13 by additions only: read against the operators' change log.
 _ONLY_ADDITIONS = {

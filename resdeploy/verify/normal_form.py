@@ -107,7 +107,7 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UnsupportedModelError(
             f"The graph is damaged: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
-    fold_batchnorm(folded)
+    fold_batchnorm(folded, split_input=True)
     return ir.to_proto(folded)
 
 

@@ -17,7 +17,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import Evaluate, float64_evaluator, to_float64
-from resdeploy.graph.onnx_file import fed_inputs, load_onnx
+from resdeploy.graph.onnx_file import OnnxFile, fed_inputs, read_onnx
 from resdeploy.schema.files import numpy_name
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session.batches import run_outputs
@@ -49,7 +49,8 @@ def load_reference(
         UnsupportedModelError: it has operators that cannot be computed in float64, or that the
             runtime computes otherwise.
     """
-    model = load_onnx(path)
+    file = read_onnx(path)
+    model = file.model
     name, fixed_batch, shape, kind = _only_input(model, path)
     inputs, description = given or kind.seeded((num_inputs, *shape))
     if list(inputs.shape[1:]) != shape:
@@ -69,7 +70,7 @@ def load_reference(
         outputs(evaluate),
         outputs(runtime),
         info=GoldenInfo(
-            source=f"{path.name}, in float64",
+            source=f"{path.name}, in float64{_frozen(file)}",
             inputs=description,
             num_inputs=len(inputs),
         ),
@@ -77,11 +78,17 @@ def load_reference(
     worst = np.repeat(inputs[[_furthest(golden)]], fixed_batch or 1, axis=0)
     refuse_disagreement(model, doubled, {name: worst}, open_model)
     folded = ir.from_proto(doubled)
-    fold_batchnorm(folded)
+    fold_batchnorm(folded, split_input=True)
     stated = {e.key: e.value for e in model.metadata_props if e.key in JUDGED_METADATA}
     return golden, Reference(
         model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False, metadata=stated
     )
+
+
+def _frozen(file: OnnxFile) -> str:
+    """Return what was taken for granted about the weights, in words."""
+    count = len(file.frozen)
+    return f" ({count} weights among its inputs taken as constants)" if count else ""
 
 
 def _furthest(golden: Golden) -> int:
