@@ -331,6 +331,11 @@ def _manifest(manifest: Manifest) -> Lines:
     if manifest.proof is not None:
         unproved = "; ".join(manifest.proof.unproved)
         yield f"model.onnx: AGREES, not shown: {unproved}" if unproved else "model.onnx: PROVED"
+    if manifest.is_own_reference:
+        yield (
+            "its own reference: a check proves that a machine computes what the file says, not "
+            "that the file is the network which was trained (--reference)"
+        )
 
 
 @_lines.register

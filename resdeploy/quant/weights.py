@@ -153,7 +153,7 @@ def correct_biases(
     """Return a copy of a quantised model with corrected biases; see `gptq_weights`."""
     corrected = copy_of(quantized)
     constants, integers = Constants(model), Constants(corrected)
-    running = {node.name: node.input[0] for node in corrected.graph.node}
+    running = {node.name: node.input[0] for node in corrected.graph.node if node.input}
     nodes = [
         node
         for node in layers(model, constants)

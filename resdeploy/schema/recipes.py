@@ -26,6 +26,7 @@ class Preprocess(Record):
         interpolation: the filter of that resize, always antialiased.
         embedded: True if divisor, mean and std are part of the model, which then takes pixels:
             uint8 (N, H, W, C), resized and cut already.
+        layout: the axes of the model's images, float32, in their order.
     """
 
     input_shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Preprocess(Record):
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     embedded: bool = False
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
 @record
