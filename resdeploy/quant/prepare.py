@@ -24,6 +24,7 @@ from resdeploy.quant.onnx_graph import (
     new_name,
     read_layer,
 )
+from resdeploy.quant.raise_opset import raise_opset
 
 __all__ = ["prepare"]
 
@@ -41,7 +42,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _refuse(model)
     ready = copy_of(model)
     if opset_of(ready) < _OLDEST_OPSET:
-        ready = onnx.version_converter.convert_version(ready, _OLDEST_OPSET)
+        ready = raise_opset(ready, _OLDEST_OPSET)
     _name_nodes(ready)
     _pool_globally(ready)
     _add_biases(ready)
