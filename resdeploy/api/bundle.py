@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from resdeploy import __version__
 from resdeploy.api.arguments import (
     Data,
     Inputs,
@@ -16,18 +18,22 @@ from resdeploy.api.arguments import (
     Providers,
     Source,
     export_spec,
+    is_onnx,
     model_of,
     optional_data,
     optional_path,
     path_of,
     session_of,
     silent,
+    source_spec,
 )
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.bundles import Manifest, Prediction, PredictReport
-from resdeploy.schema.exports import ExportReport
+from resdeploy.schema.exports import ExportReport, ExportSpec
+from resdeploy.schema.recipes import DataSpec
 
 if TYPE_CHECKING:
+    from resdeploy.api.bundle_onnx import Parts
     from resdeploy.export.source import SourceModel
     from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
@@ -43,6 +49,7 @@ def bundle(
     name: str | None = None,
     data: Data | None = None,
     num_inputs: int | None = 32,
+    reference: "Source | None" = None,
     opset: int | None = None,
     target: PathLike | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
@@ -53,15 +60,19 @@ def bundle(
     force: bool = False,
     on_stage: OnStage = silent,
 ) -> Manifest:
-    """Pack a trained model: ONNX file, labels, preprocessing, golden inputs and outputs.
+    """Pack a model: ONNX file, labels, preprocessing, golden inputs and outputs.
+
+    An ONNX file is packed as it is, weights as constants, and needs no torch.
 
     Args:
-        source: a `Model`, a torch module in eval mode, or a checkpoint's path.
+        source: a `Model`, a torch module in eval mode, or the path of a checkpoint or an ONNX file.
         out: the folder to write, or one file, `NAME.zip`.
         input_shape: of one sample, without the batch; a module needs it.
         name: the model's name; by default that of `out`.
         data: take golden inputs from this data set; by default they are seeded.
         num_inputs: number of golden inputs.
+        reference: of an ONNX file, the trained model or the ONNX file that it is held to; None for
+            itself, computed in float64.
         opset: as of `export`.
         target: as of `export`.
         batch: as of `export`.
@@ -89,46 +100,87 @@ def bundle(
     test_data = optional_path(onnx_test_data, "onnx_test_data")
     ort_folder = optional_path(ort_format, "ort_format")
     chosen = optional_data(data)
-    spec = export_spec(batch=batch, fold=True, opset=opset, target=target)
+    export = export_spec(batch=batch, fold=True, opset=opset, target=target)
+    given = source_spec(source, input_shape)
+    is_file = given is not None and is_onnx(given)
+    if is_file and (embed_preprocess or export != ExportSpec()):
+        raise ResdeployError(
+            "An ONNX file is packed as it is: opset, batch, target and preprocessing are its own.",
+            where=str(given.path) if given else None,
+            fix="write it in another form first, with resdeploy export",
+        )
+    if reference is not None and not is_file:
+        raise ResdeployError("A trained model is its own reference.")
     from resdeploy.bundle.archive import is_archive
     from resdeploy.bundle.layouts import write_onnx_test_data, write_ort_format, write_triton
+
+    on_stage("golden reference")
+    name = name or (path.stem if is_archive(path) else path.absolute().name)
+    with tempfile.TemporaryDirectory() as workplace:
+        model = Path(workplace) / "model.onnx"
+        if given is not None and is_file:
+            from resdeploy.api.bundle_onnx import onnx_parts
+
+            parts = onnx_parts(
+                given, model, reference=reference, data=chosen, num_inputs=num_inputs
+            )
+        else:
+            trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+            parts = _exported(trained, export, model, chosen, num_inputs, on_stage)
+        on_stage("pack")
+        manifest = _pack(parts, model, path, name=name, force=force)
+        tensors = {"inputs": parts.inputs, "outputs": parts.outputs}
+        if repository is not None:
+            labels = parts.labels
+            write_triton(repository, name=name, model=model, labels=labels, force=force, **tensors)
+        if test_data is not None:
+            golden = parts.golden
+            write_onnx_test_data(test_data, model=model, golden=golden, force=force, **tensors)
+        if ort_folder is not None:
+            write_ort_format(ort_folder, model=model, golden=parts.golden, force=force)
+    return manifest
+
+
+def _exported(
+    trained: "SourceModel",
+    spec: ExportSpec,
+    model: Path,
+    data: DataSpec | None,
+    num_inputs: int | None,
+    on_stage: OnStage,
+) -> "Parts":
+    """Export a trained model to `model`, and return the parts of its bundle."""
     from resdeploy.export.export import export_onnx
     from resdeploy.export.golden import golden_for
     from resdeploy.export.reference import reference_or_reason
 
-    on_stage("golden reference")
-    trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
-    golden = golden_for(trained, data=chosen, num_inputs=num_inputs)
-    name = name or (path.stem if is_archive(path) else path.absolute().name)
-    with tempfile.TemporaryDirectory() as workplace:
-        model = Path(workplace) / "model.onnx"
-        report = export_onnx(trained, spec, model, golden=golden, on_stage=on_stage)
-        if not model.is_file():
-            raise ResdeployError(
-                "The exported model does not compute what the source computes.",
-                where=trained.description,
-                fix="run resdeploy export on it, which shows the verdict",
-            )
-        on_stage("pack")
-        manifest = pack_bundle(
-            trained,
-            report,
-            model,
-            path,
-            golden=golden,
-            reference=reference_or_reason(trained, golden),
-            name=name,
-            force=force,
+    golden = golden_for(trained, data=data, num_inputs=num_inputs)
+    report = export_onnx(trained, spec, model, golden=golden, on_stage=on_stage)
+    if not model.is_file():
+        raise ResdeployError(
+            "The exported model does not compute what the source computes.",
+            where=trained.description,
+            fix="run resdeploy export on it, which shows the verdict",
         )
-        tensors = {"inputs": report.inputs, "outputs": report.outputs}
-        if repository is not None:
-            labels = trained.info.labels if trained.info else ()
-            write_triton(repository, name=name, model=model, labels=labels, force=force, **tensors)
-        if test_data is not None:
-            write_onnx_test_data(test_data, model=model, golden=golden, force=force, **tensors)
-        if ort_folder is not None:
-            write_ort_format(ort_folder, model=model, golden=golden, force=force)
-    return manifest
+    return _parts(trained, report, golden, reference_or_reason(trained, golden))
+
+
+def _parts(
+    source: "SourceModel", report: ExportReport, golden: "Golden", reference: "Reference | str"
+) -> "Parts":
+    """Return the parts of a bundle of a model that was exported."""
+    from resdeploy.api.bundle_onnx import Parts
+
+    return Parts(
+        golden=golden,
+        reference=reference,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        labels=source.info.labels if source.info else (),
+        preprocess=source.preprocess,
+        export=report,
+        where=source.description,
+    )
 
 
 def pack_bundle(
@@ -149,23 +201,28 @@ def pack_bundle(
     Raises:
         ResdeployError: `out` exists or cannot be written.
     """
+    return _pack(_parts(source, report, golden, reference), model, out, name=name, force=force)
+
+
+def _pack(parts: "Parts", model: Path, out: Path, *, name: str, force: bool) -> Manifest:
+    """Write a bundle; one file if `out` is a `.zip`."""
     from resdeploy.bundle.archive import is_archive, write_archive
     from resdeploy.bundle.folder import write_bundle
-    from resdeploy.export.export import stage_versions
     from resdeploy.verify.verdict import prove_file
 
     write = functools.partial(
         write_bundle,
         name=name,
         model=model,
-        golden=golden,
-        labels=source.info.labels if source.info else (),
-        preprocess=source.preprocess,
-        export=report,
-        inputs=report.inputs,
-        outputs=report.outputs,
-        versions=stage_versions(),
-        proof=prove_file(model, reference, golden),
+        golden=parts.golden,
+        labels=parts.labels,
+        preprocess=parts.preprocess,
+        export=parts.export,
+        inputs=parts.inputs,
+        outputs=parts.outputs,
+        versions=_versions(parts.export),
+        proof=prove_file(model, parts.reference, parts.golden),
+        is_own_reference=parts.is_own_reference,
     )
     if not is_archive(out):
         return write(out, force=force)
@@ -174,6 +231,14 @@ def pack_bundle(
         manifest = write(folder)
         write_archive(folder, out, force=force)
     return manifest
+
+
+def _versions(export: ExportReport | None) -> Mapping[str, str]:
+    """Return the versions of what took part."""
+    if export is not None:
+        return export.versions
+    names = ("onnx", "onnx-ir", "numpy")
+    return {"resdeploy": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
 class Bundle:
@@ -240,9 +305,10 @@ class Bundle:
         """
         if not self._close.alive:
             raise ResdeployError("The bundle was closed.", where=self.name, fix="open it again")
-        from resdeploy.bundle.predict import predict_classes
+        from resdeploy.bundle.predict import card_of, predict_classes
 
-        return predict_classes(self._folder, self._model, self._session, inputs, num_classes=top)
+        card = card_of(self._folder)
+        return predict_classes(card, self._model, self._session, inputs, num_classes=top)
 
     def close(self) -> None:
         """Close the session, and delete unpacked files."""

@@ -1,6 +1,7 @@
 """`resdeploy.check`: a bundle verified again, on the device."""
 
 from resdeploy.api.arguments import PathLike, Providers, one_of, path_of, sessions_of
+from resdeploy.api.sources import as_bundle
 from resdeploy.schema.bundles import CheckReport
 from resdeploy.schema.verdicts import Accepts
 
@@ -20,7 +21,7 @@ def check(
     checked too.
 
     Args:
-        bundle: a folder, or a `.zip`.
+        bundle: a folder, or a `.zip`; or an ONNX file, judged by its own graph in float64.
         provider: where to run: names, or `SessionSpec`s.
         accept: "outputs" lets a bundle pass whose file was not proved where it was made.
         digest: the bundle's, as you received it by another way: a manifest is not signed.
@@ -40,4 +41,5 @@ def check(
     one_of(accept, "accept", ("proof", "outputs"))
     from resdeploy.bundle.check import check_bundle
 
-    return check_bundle(path, sessions, accepts=accept, digest=digest)
+    with as_bundle(path) as folder_or_archive:
+        return check_bundle(folder_or_archive, sessions, accepts=accept, digest=digest)

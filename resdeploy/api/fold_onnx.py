@@ -10,6 +10,7 @@ memory where it is too large for that.
 """
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_write
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
-from resdeploy.graph.onnx_file import fed_inputs, read_onnx
+from resdeploy.graph.onnx_file import OnnxFile, fed_inputs, read_onnx
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import Comparison, GoldenInfo
@@ -64,8 +65,7 @@ def fold_file(
             are missing; `out` exists or cannot be written; the folded model is wrong, or would be
             written without a verdict.
     """
-    original, is_external = read_onnx(path)
-    source = _Source(original, path, is_external, input_shape, layernorm)
+    source = _Source(read_onnx(path), path, input_shape, layernorm)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _fold(source, Path(folder) / path.name, must_be_judged=False)
@@ -83,33 +83,40 @@ def fold_file(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """A model with all its weights, True if those lie beside its file, and the request."""
+    """A model file as read, and the request."""
 
-    model: onnx.ModelProto
+    file: OnnxFile
     path: Path
-    is_external: bool
     input_shape: tuple[int, ...] | None
     layernorm: bool
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model, with all its weights."""
+        return self.file.model
 
 
 def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
     """Write the folded model to `target`, and return the report with its comparison."""
     too_large = _num_bytes(source.model) > _SINGLE_FILE_BYTES
-    beside = too_large or source.is_external
+    beside = too_large or source.file.is_external
     try:
         model = ir.from_proto(source.model)
-        report = fold_batchnorm(model, layernorm=source.layernorm)
+        report = fold_batchnorm(model, layernorm=source.layernorm, split_input=True)
     except (ir.serde.SerdeError, TypeError, ValueError) as error:
         raise ResdeployError(
             f"The model is damaged: {str(error).splitlines()[0]}.",
             where=str(source.path),
             fix="export it again",
         ) from error
+    report = dataclasses.replace(report, num_frozen=len(source.file.frozen))
     if beside:
         data = _data_name(target)
         ir.save(model, target, external_data=data, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
+    elif report.folded:
+        target.write_bytes(_serialised(ir.to_proto(model)))
     else:
-        target.write_bytes(_serialised(ir.to_proto(model) if report.folded else source.model))
+        shutil.copyfile(source.path, target)
     if not report.folded:
         return report
     inputs, is_made_up = _seeded_inputs(source)

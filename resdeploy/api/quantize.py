@@ -13,6 +13,7 @@ from resdeploy.api.arguments import (
     path_of,
     silent,
 )
+from resdeploy.api.sources import as_onnx
 from resdeploy.schema.quants import (
     CalibrationMethod,
     Choice,
@@ -59,7 +60,7 @@ def quantize(
     accuracy be lost, and of other outputs the relative error is at most 0.1.
 
     Args:
-        model: a folded ONNX file in float32.
+        model: a folded ONNX file in float32, or a bundle, whose file is taken.
         out: the file to write, if the budget holds and every layer really runs in integers.
         calibration: samples as in training; a quarter of them is held out to judge by.
         precision: the lower precision.
@@ -125,14 +126,15 @@ def quantize(
     spec, warnings = spec_for(
         asked, types=types, reduce_range=reduce_range, target=optional_path(target, "target")
     )
-    return quantize_file(
-        path,
-        written,
-        spec,
-        chosen,
-        recipe=recipe,
-        warnings=warnings,
-        force=force,
-        on_stage=on_stage,
-        on_warning=on_warning,
-    )
+    with as_onnx(path) as file:
+        return quantize_file(
+            file,
+            written,
+            spec,
+            chosen,
+            recipe=recipe,
+            warnings=warnings,
+            force=force,
+            on_stage=on_stage,
+            on_warning=on_warning,
+        )

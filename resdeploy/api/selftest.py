@@ -5,6 +5,7 @@ A verdict is worth the faults it catches. The model is exported, then each fault
 verdicts of fixed tolerances stand beside it.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import onnx
 import torch
 from torch import nn
 
-from resdeploy.api.arguments import OnStage, Source, model_of, silent
+from resdeploy.api.arguments import OnStage, Source, model_of, silent, source_spec
+from resdeploy.api.fold_onnx import fold_file
+from resdeploy.api.sources import as_onnx, form_of, reference_of_onnx
 from resdeploy.errors import ResdeployError
 from resdeploy.export.export import export_onnx
 from resdeploy.export.golden import golden_for, run_module
@@ -27,9 +30,11 @@ from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import PlantedAttack, PlantedFault, SelftestReport, VerifyReport
 from resdeploy.session.run import run_session
 from resdeploy.session.session import open_session
+from resdeploy.verify.certify import Reference
 from resdeploy.verify.faults import CONTROLS, FAULTS, UnfoldedLayer, Workpiece
 from resdeploy.verify.faults.attacks import ATTACKS
 from resdeploy.verify.fixed_tolerance import FIXED_TOLERANCES
+from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.verdict import judge_model
 
 __all__ = ["folded_layers", "selftest"]
@@ -51,18 +56,14 @@ def selftest(
     Raises:
         ResdeployError: the model cannot be exported or is itself not finite.
     """
-    on_stage("float64 reference")
-    model = model_of(source)
-    golden = golden_for(model, num_inputs=num_inputs)
-    reference = reference_graph(model, golden)
-    own = run_module(model.module, golden.inputs, dtype=torch.float32)
-    on_stage("export")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        report = export_onnx(model, ExportSpec(), path, golden=golden)
-        graph = load_onnx(path)
-        layers = folded_layers(model.module, report.fold or FoldReport(), graph)
-        work = Workpiece(model=graph, layers=layers)
+        request = source_spec(source)
+        make = _of_module
+        if request is not None and request.path and form_of(Path(request.path)) != "trained":
+            make = _of_file
+        piece = make(source, path, num_inputs, on_stage)
+        golden, reference, own, work = piece.golden, piece.reference, piece.own, piece.work
 
         def judge(faulty: onnx.ModelProto) -> tuple[VerifyReport, np.ndarray] | None:
             path.write_bytes(faulty.SerializeToString())
@@ -86,7 +87,7 @@ def selftest(
             if (faulty := fault.plant(work)) is not None:
                 attacks.append(_attacked(fault.name, judge(faulty)))
     return SelftestReport(
-        model=model.description,
+        model=piece.description,
         num_inputs=num_inputs,
         faults=tuple(outcomes[fault.name] for fault in FAULTS if fault.name in outcomes),
         controls=tuple(outcomes[fault.name] for fault in CONTROLS if fault.name in outcomes),
@@ -94,6 +95,90 @@ def selftest(
         tolerances=tuple(FIXED_TOLERANCES),
         attacks=tuple(attacks),
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Piece:
+    """A correct model to plant faults in, with what it is judged by.
+
+    Attributes:
+        description: in words.
+        golden, reference: its own, in float64.
+        own: its outputs in float32, (N, K).
+        work: its graph and its folded layers.
+    """
+
+    description: str
+    golden: Golden
+    reference: Reference
+    own: np.ndarray
+    work: Workpiece
+
+
+def _of_module(source: Source, path: Path, num_inputs: int, on_stage: OnStage) -> _Piece:
+    """Return a trained model, exported to `path`."""
+    on_stage("float64 reference")
+    model = model_of(source)
+    golden = golden_for(model, num_inputs=num_inputs)
+    reference = reference_graph(model, golden)
+    own = run_module(model.module, golden.inputs, dtype=torch.float32)
+    on_stage("export")
+    report = export_onnx(model, ExportSpec(), path, golden=golden)
+    graph = load_onnx(path)
+    layers = folded_layers(model.module, report.fold or FoldReport(), graph)
+    return _Piece(
+        description=model.description,
+        golden=golden,
+        reference=reference,
+        own=own,
+        work=Workpiece(model=graph, layers=layers),
+    )
+
+
+def _of_file(source: Source, path: Path, num_inputs: int, on_stage: OnStage) -> _Piece:
+    """Return an ONNX file, folded to `path`."""
+    request = source_spec(source)
+    assert request is not None
+    on_stage("float64 reference")
+    golden, reference = reference_of_onnx(request, num_inputs=num_inputs)
+    on_stage("fold")
+    with as_onnx(Path(request.path or "")) as file:
+        report = fold_file(file, path, input_shape=request.input_shape)
+        own = run_session(open_session(file, SessionSpec()), golden.inputs)
+        layers = _layers_of_file(load_onnx(file), report)
+    return _Piece(
+        description=Path(request.path or "").name,
+        golden=golden,
+        reference=reference,
+        own=own,
+        work=Workpiece(model=load_onnx(path), layers=layers),
+    )
+
+
+def _layers_of_file(model: onnx.ModelProto, report: FoldReport) -> tuple[UnfoldedLayer, ...]:
+    """Return the layers of an ONNX file into which one BatchNormalization each was folded."""
+    nodes = {node.name: node for node in model.graph.node}
+    numbers = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    producers = [site.producer for site in report.folded]
+    layers = []
+    for site in report.folded:
+        layer, norm = nodes.get(site.producer), nodes.get(site.site)
+        if layer is None or norm is None or norm.op_type != "BatchNormalization":
+            continue
+        is_one = producers.count(site.producer) == 1 and layer.op_type == "Conv"
+        if not is_one or not numbers.keys() >= {*layer.input[1:], *norm.input[1:]}:
+            continue
+        gamma, beta, mean, var = (numbers[name] for name in norm.input[1:5])
+        eps = next((one.f for one in norm.attribute if one.name == "epsilon"), 1e-5)
+        layers.append(
+            UnfoldedLayer(
+                node=layer.name,
+                weight=numbers[layer.input[1]],
+                bias=numbers[layer.input[2]] if len(layer.input) > 2 else None,
+                bn=algebra.BatchNormParams(gamma=gamma, beta=beta, mean=mean, var=var, eps=eps),
+            )
+        )
+    return tuple(layers)
 
 
 def _attacked(name: str, judged: tuple[VerifyReport, np.ndarray] | None) -> PlantedAttack:

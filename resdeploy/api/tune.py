@@ -15,6 +15,7 @@ from resdeploy.api.arguments import (
     path_of,
     silent,
 )
+from resdeploy.api.sources import as_bundle
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.tunings import Objective, TuneReport, TuneSpec
@@ -43,7 +44,7 @@ def tune(
     """Find the fastest settings for a bundle on this machine.
 
     Args:
-        bundle: a folder, or a `.zip`.
+        bundle: a folder, or a `.zip`; or an ONNX file, which is bundled with itself as reference.
         out: the bundle to write, with the settings in it; None only to report.
         max_drop: the largest drop in accuracy, as a fraction, shown on `data`; None is lossless:
             a candidate's outputs must pass verification as float32.
@@ -102,7 +103,8 @@ def tune(
     )
     known = read_variants(files)
     with (
-        opened_bundle(path) as opened,
+        as_bundle(path) as folder_or_archive,
+        opened_bundle(folder_or_archive) as opened,
         tempfile.TemporaryDirectory(prefix="resdeploy-") as temporary,
     ):
         journal, made = Journal(), Path(temporary)

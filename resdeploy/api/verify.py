@@ -11,7 +11,6 @@ from resdeploy.api.arguments import (
     PathLike,
     Providers,
     Source,
-    is_onnx,
     is_path,
     model_of,
     one_of,
@@ -22,9 +21,10 @@ from resdeploy.api.arguments import (
     silent,
     source_spec,
 )
+from resdeploy.api.sources import as_onnx, form_of, reference_of_onnx
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import SourceSpec
-from resdeploy.schema.sessions import PrecisionName, SessionSpec
+from resdeploy.schema.sessions import PrecisionName
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from resdeploy.schema.verdicts import Accepts, VerifyReport
     from resdeploy.session.session import Session
     from resdeploy.verify.certify import Reference
-    from resdeploy.verify.golden_file import Golden
 
 __all__ = ["verify"]
 
@@ -61,9 +60,9 @@ def verify(
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
 
     Args:
-        model: an ONNX file with one input.
+        model: an ONNX file with one input, or a bundle, whose file is taken.
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
-            or another ONNX file's.
+            or the path of an ONNX file, of a bundle.
         golden: a golden.npz instead. It holds outputs only, so that wiring, weights and layers
             cannot be judged: the verdict is AGREES at best. Needs no torch.
         input_shape: of one sample of a torch module; by default that of `model`.
@@ -96,6 +95,25 @@ def verify(
         (True, 0.4999)
     """
     path = path_of(model, "model")
+    if form_of(path) != "onnx":
+        with as_onnx(path) as file:
+            if file != path:
+                return verify(
+                    file,
+                    reference,
+                    golden=golden,
+                    input_shape=input_shape,
+                    data=data,
+                    inputs=inputs,
+                    num_inputs=num_inputs,
+                    provider=provider,
+                    precision=precision,
+                    conformance=conformance,
+                    accept=accept,
+                    artifacts=artifacts,
+                    on_stage=on_stage,
+                    on_fault=on_fault,
+                )
     specs = sessions_of(provider)
     one_of(precision, "precision", get_args(PrecisionName)[:4])
     one_of(accept, "accept", ("proof", "outputs"))
@@ -120,8 +138,13 @@ def verify(
         return replace(report, accepts=accept)
     original: Reference | str
     notes: tuple[str, ...] = ()
-    if request is not None and is_onnx(request):
-        answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
+    if request is not None and _is_file(request):
+        answers, original = reference_of_onnx(
+            request,
+            num_inputs=num_inputs or _NUM_INPUTS,
+            given=_given(inputs, None, num_inputs),
+            num_threads=specs[0].num_threads,
+        )
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
@@ -147,6 +170,11 @@ def verify(
     return replace(report, source=notes)
 
 
+def _is_file(request: SourceSpec) -> bool:
+    """Return True for an ONNX file, or a bundle with one."""
+    return request.path is not None and form_of(Path(request.path)) != "trained"
+
+
 def _refuse_contradictions(
     golden: object,
     reference: object,
@@ -165,28 +193,13 @@ def _refuse_contradictions(
         raise ResdeployError("A golden file has its own inputs and reference: give it alone.")
     if data is not None and inputs is not None:
         raise ResdeployError("data and inputs each say what to verify on: give one.")
-    if request is None or not is_onnx(request):
+    if request is None or not _is_file(request):
         return
-    if data or request != SourceSpec(path=request.path):
+    if data or request != SourceSpec(path=request.path, input_shape=request.input_shape):
         raise ResdeployError(
             "An ONNX reference takes given or seeded inputs, and no options of a trained model.",
             where=request.path,
         )
-
-
-def _from_onnx(
-    request: SourceSpec, session: SessionSpec, inputs: object, num_inputs: int | None
-) -> "tuple[Golden, Reference]":
-    from resdeploy.session.session import open_session
-    from resdeploy.verify.reference_file import load_reference
-
-    as_it_stands = SessionSpec(graph_level="disabled", num_threads=session.num_threads)
-    return load_reference(
-        path_of(request.path, "reference"),
-        num_inputs=num_inputs or _NUM_INPUTS,
-        given=_given(inputs, None, num_inputs),
-        open_model=lambda model: open_session(model, as_it_stands).run,
-    )
 
 
 def _source_for(

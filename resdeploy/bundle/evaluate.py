@@ -45,6 +45,7 @@ __all__ = [
     "compare_answers",
     "evaluate",
     "require_class_scores",
+    "stated_records",
 ]
 
 CONFIDENCE = 0.95
@@ -185,7 +186,7 @@ def _opened_model(
             yield open_session(bundle.model, spec), bundle.manifest.preprocess, bundle.labels
     else:
         session = open_session(path, spec)
-        yield session, *_metadata(session, where=str(path))
+        yield session, *stated_records(session, where=str(path))
 
 
 def require_class_scores(session: Session, *, where: str) -> None:
@@ -200,7 +201,7 @@ def require_class_scores(session: Session, *, where: str) -> None:
         )
 
 
-def _metadata(session: Session, *, where: str) -> tuple[Preprocess | None, tuple[str, ...]]:
+def stated_records(session: Session, *, where: str) -> tuple[Preprocess | None, tuple[str, ...]]:
     """Return the preprocessing and the labels in the metadata of an ONNX file of resdeploy."""
     said = session.ort.get_modelmeta().custom_metadata_map
     try:

@@ -87,6 +87,7 @@ def write_bundle(
     export: ExportReport | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
     proof: FileProof | None = None,
+    is_own_reference: bool = False,
     force: bool = False,
 ) -> Manifest:
     """Write a bundle to the folder `out`, whole or not at all, and return its manifest.
@@ -96,7 +97,8 @@ def write_bundle(
 
     `model` is the ONNX file, with its weights inside; `golden` has at least one input; `labels`
     are in the order of the outputs, or none; `versions` are of the packages that made the model;
-    `proof` is of that file; `force` replaces an existing bundle, but no other folder.
+    `proof` is of that file; `is_own_reference` is True if the golden outputs are its own;
+    `force` replaces an existing bundle, but no other folder.
 
     Raises:
         BundleError: the labels do not fit the outputs, or cannot be written one a line.
@@ -121,6 +123,7 @@ def write_bundle(
             export=None if export is None else _without_folders(export),
             versions=dict(sorted(versions.items())),
             proof=proof,
+            is_own_reference=is_own_reference,
         )
         write_text(folder / _README, readme_text(manifest))
         return _seal(folder, manifest)

@@ -24,6 +24,7 @@ def readme_text(manifest: Manifest) -> str:
         f"# {manifest.name}",
         "",
         "A model, and the proof that it computes here what it computed where it was made.",
+        *(_OWN_REFERENCE if manifest.is_own_reference else ()),
         "",
         "## In this folder",
         "",
@@ -52,6 +53,12 @@ def readme_text(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+_OWN_REFERENCE = (
+    "The reference is the file itself, in float64: whether it is the network that was trained was",
+    "not shown.",
+)
+
+
 def _example(preprocess: Preprocess | None) -> str:
     """Return an example input of this model, and the output of the command."""
     if preprocess is None:
@@ -71,6 +78,8 @@ def _preprocess_lines(preprocess: Preprocess | None) -> list[str]:
     kind = kind_for(preprocess)
     notice = f"Part of the model, which takes pixels: {kind.layout}. For the record:"
     noun, order = ("image", ", channels first") if kind.is_raw else ("sample", "")
+    if preprocess.layout == "NHWC":
+        noun, order = "image", ", channels first; fed to the model with its channels last"
     size = " x ".join(map(str, preprocess.input_shape))
     lines = [
         *([notice, ""] if kind.is_raw else []),

@@ -1,8 +1,9 @@
-"""Predictions of a bundle's model: the likeliest classes of each input.
+"""Predictions of a model: the likeliest classes of each input.
 
 Shapes: N inputs, K classes.
 """
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,39 +14,60 @@ from resdeploy.bundle.folder import BundleFolder
 from resdeploy.data.samples import read_samples
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
+from resdeploy.schema.recipes import Preprocess
 from resdeploy.session.run import run_session
 from resdeploy.session.session import Session
 
-__all__ = ["predict_classes", "softmax"]
+__all__ = ["ModelCard", "card_of", "predict_classes", "softmax"]
 
 # Samples in memory at a time.
 _BATCH_SIZE = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is known about a model: its name, its digest, its classes' names, its preprocessing."""
+
+    name: str
+    digest: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess | None
+
+
+def card_of(bundle: BundleFolder) -> ModelCard:
+    """Return the card of a bundle's model."""
+    return ModelCard(
+        name=bundle.manifest.name,
+        digest=bundle.digest,
+        labels=bundle.labels,
+        preprocess=bundle.manifest.preprocess,
+    )
+
+
 def predict_classes(
-    bundle: BundleFolder, model: str, session: Session, inputs: Any, *, num_classes: int = 5
+    card: ModelCard, model: str, session: Session, inputs: Any, *, num_classes: int = 5
 ) -> PredictReport:
     """Return the likeliest classes of every input.
 
-    `session` is of the file `model` in the bundle, a model with one row of class scores; `inputs`
-    are those of `read_samples`; at most `num_classes` classes are named.
+    `session` is of the file `model`, a model with one row of class scores, described by `card`;
+    `inputs` are those of `read_samples`; at most `num_classes` classes are named.
 
     Raises:
         ResdeployError: an input does not fit the model, or an output is not finite.
     """
     predictions: list[Prediction] = []
-    samples = read_samples(inputs, bundle.manifest.preprocess)
+    samples = read_samples(inputs, card.preprocess)
     while group := list(islice(samples, _BATCH_SIZE)):
         names, arrays = zip(*group, strict=True)
         if len(shapes := {array.shape for array in arrays}) > 1:
             raise ResdeployError(f"The inputs have different shapes: {sorted(shapes)}.")
         predictions += [
-            _prediction(name, scores_K, bundle, num_classes)
+            _prediction(name, scores_K, card, num_classes)
             for name, scores_K in zip(names, run_session(session, np.stack(arrays)), strict=True)
         ]
     return PredictReport(
-        name=bundle.manifest.name,
-        digest=bundle.digest,
+        name=card.name,
+        digest=card.digest,
         model=model,
         session=session.info,
         predictions=tuple(predictions),
@@ -65,7 +87,7 @@ def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _prediction(
-    name: str, scores_K: NDArray[np.floating], bundle: BundleFolder, num_classes: int
+    name: str, scores_K: NDArray[np.floating], card: ModelCard, num_classes: int
 ) -> Prediction:
     if not np.isfinite(scores_K).all():
         raise ResdeployError(
@@ -81,7 +103,7 @@ def _prediction(
         classes=tuple(
             ClassScore(
                 index=int(k),
-                label=bundle.labels[k] if bundle.labels else None,
+                label=card.labels[k] if card.labels else None,
                 probability=float(probabilities_K[k]),
             )
             for k in best

@@ -21,7 +21,7 @@ from resdeploy.cli.render_tune import render_tune, render_tuned
 from resdeploy.cli.tables import Lines, pass_or_fail, table
 from resdeploy.schema.bundles import CheckReport, DemoReport, Manifest
 from resdeploy.schema.exports import ExportReport
-from resdeploy.schema.folds import FoldReport
+from resdeploy.schema.folds import FoldedSite, FoldReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import Placement
@@ -78,7 +78,7 @@ def _train(report: TrainReport) -> Lines:
 @_lines.register
 def _fold(report: FoldReport) -> Lines:
     folded = [
-        (s.site, s.producer, str(s.num_consumers), f"folded into {s.op}", f"{s.max_ulp:.3f}")
+        (s.site, s.producer, str(s.num_consumers), _outcome(s), f"{s.max_ulp:.3f}")
         for s in report.folded
     ]
     refused = [
@@ -88,8 +88,16 @@ def _fold(report: FoldReport) -> Lines:
     columns = ("site", "layer", "consumers", "outcome", "max ulp")
     yield from table("BatchNorm", columns, folded + refused)
     yield _fold_summary(report)
+    if report.num_frozen:
+        yield f"{report.num_frozen} weights that the file lists as inputs too: taken as constants"
     if report.not_judged is not None:
         yield f"not judged: {report.not_judged}"
+
+
+def _outcome(site: FoldedSite) -> str:
+    return f"{'scale ' if site.keeps_shift else ''}folded into {site.op}" + (
+        ", shift kept as an Add" if site.keeps_shift else ""
+    )
 
 
 def _fold_summary(report: FoldReport) -> str:
@@ -326,6 +334,11 @@ def _manifest(manifest: Manifest) -> Lines:
     if manifest.proof is not None:
         unproved = "; ".join(manifest.proof.unproved)
         yield f"model.onnx: AGREES, not shown: {unproved}" if unproved else "model.onnx: PROVED"
+    if manifest.is_own_reference:
+        yield (
+            "its own reference: a check proves that a machine computes what the file says, not "
+            "that the file is the network which was trained (--reference)"
+        )
 
 
 @_lines.register

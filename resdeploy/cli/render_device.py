@@ -24,7 +24,7 @@ def render_predict(report: PredictReport) -> Lines:
     session = report.session
     title = f"{report.name} on {session.spec.provider}"
     yield from table(title, ("input", "class", "probability"), rows)
-    yield f"bundle {report.digest[:16]}, {session.runtime} {session.runtime_version}"
+    yield f"digest {report.digest[:16]}, {session.runtime} {session.runtime_version}"
 
 
 def render_probe(report: ProbeReport) -> Lines:

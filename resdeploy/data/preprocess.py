@@ -26,7 +26,10 @@ from resdeploy.schema.recipes import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["centre_and_scale", "check_preprocess", "kind_for", "load_image", "preprocess_batch"]
+__all__ = [
+    *("centre_and_scale", "check_preprocess", "fed_shape", "kind_for", "load_image"),
+    "preprocess_batch",
+]
 
 _MODES = {"rgb": ("RGB", 3), "gray": ("L", 1)}
 
@@ -36,11 +39,12 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
 
     Kinds of `raw`:
         uint8 images, NCHW or NHWC, by agreement with `spec.input_shape`.
-        floating-point images, NCHW: taken to be network inputs already, and only cast.
+        floating-point images, of `spec.layout`: taken to be network inputs already, and only cast.
         vectors (N, F) of any real type: raw values, as uint8 images are.
 
     Returns:
-        float32 (N, C, H, W) or (N, F); or, for an embedded `spec`, uint8 (N, H, W, C).
+        float32 (N, C, H, W), or as `spec.layout` has it, or (N, F); or, for an embedded `spec`,
+        uint8 (N, H, W, C).
 
     Raises:
         ResdeployError: the shape or the type of `raw` is another one, the layout is ambiguous
@@ -51,7 +55,7 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
         raise ResdeployError(f"Samples must be numbers; these have the type {raw.dtype}.")
     if len(spec.input_shape) == 3:
         if raw.dtype.kind == "f" and not spec.embedded:
-            _check_shape(raw, spec, (spec.input_shape,))
+            _check_shape(raw, spec, (fed_shape(spec),))
             return np.ascontiguousarray(raw, dtype=np.float32)
         if raw.dtype != np.uint8:
             raise ResdeployError(
@@ -65,7 +69,20 @@ def preprocess_batch(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
     else:
         _check_shape(raw, spec, (spec.input_shape,))
     scaled = raw.astype(np.float32) / np.float32(spec.divisor)
-    return np.ascontiguousarray((scaled - mean) / std)
+    x = (scaled - mean) / std
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if _is_channels_last(spec) else x)
+
+
+def fed_shape(spec: Preprocess) -> tuple[int, ...]:
+    """Return the shape of one sample as the model takes it."""
+    if not (_is_channels_last(spec) or spec.embedded):
+        return spec.input_shape
+    channels, height, width = spec.input_shape
+    return (height, width, channels)
+
+
+def _is_channels_last(spec: Preprocess) -> bool:
+    return spec.layout == "NHWC" and len(spec.input_shape) == 3
 
 
 def kind_for(spec: Preprocess | None) -> InputKind:
@@ -166,7 +183,7 @@ def _as_nchw(raw: NDArray[Any], spec: Preprocess) -> NDArray[Any]:
     if channels == height == width and channels > 1:
         raise ResdeployError(
             f"Images of shape {raw.shape[1:]} may be CHW or HWC: it cannot be told.",
-            fix="give them as float32 network inputs, NCHW",
+            fix="give them as float32 network inputs",
         )
     return raw if raw.shape[1:] == spec.input_shape else raw.transpose(0, 3, 1, 2)
 

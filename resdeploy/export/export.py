@@ -24,11 +24,12 @@ from resdeploy.export.trace import BATCH_DIMENSION, output_names, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
-from resdeploy.graph.onnx_file import OLDEST_OPSET
+from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec
 from resdeploy.schema.verdicts import VerifyReport
+from resdeploy.verify.certify import refuse_difference
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.outputs import judge_outputs
 
@@ -153,8 +154,11 @@ def _write(
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
     _describe(model, source)
+    written = ir.to_proto(model)
+    if optimized.before_lowering is not None:
+        refuse_difference(written, optimized.before_lowering, spec.opset)
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
-    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    file.write_bytes(written.SerializeToString(deterministic=True))
     return functools.partial(
         ExportReport,
         spec=spec,

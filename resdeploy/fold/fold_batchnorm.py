@@ -8,6 +8,13 @@ layers that compute its input, or, where that fails, down to the layers that rea
 `layers` defines a layer. A BatchNorm that was frozen, Mul and Add of constants, is such a map as
 well. Several maps that reach one layer are composed, and its weights rounded once.
 
+A BatchNorm of the model's own input, before a layer that pads with zeros, cannot take its shift
+along: zeros would have to become the shift. With `split_input`, the scale alone is folded there,
+
+After:   z = Conv(x + shift / scale, scale W, b)
+
+with the sum written as an Add, as of a mean that is taken off the pixels.
+
 With `layernorm`, the affine part of a LayerNormalization goes into the layers that read it. What
 normalises stays, with scales of one and biases of zero.
 
@@ -76,6 +83,7 @@ def fold_batchnorm(
     *,
     batchnorm: bool = True,
     layernorm: bool = False,
+    split_input: bool = False,
     input_scale: algebra.ExtendedArray | None = None,
 ) -> FoldReport:
     """Fold every BatchNormalization of `model` that may be folded, in place.
@@ -86,6 +94,8 @@ def fold_batchnorm(
         model: the one to fold.
         batchnorm: whether to fold them at all.
         layernorm: whether to fold the affine part of every LayerNormalization as well.
+        split_input: whether to fold the scale alone of a BatchNorm of the model's input whose shift
+            meets zero padding; an Add of a constant then stands in its place.
         input_scale: (C,); the folded model takes inputs that are still to be multiplied by it,
             channel by channel. A product takes zero padding along, so that no border differs.
 
@@ -96,7 +106,7 @@ def fold_batchnorm(
     refused: list[RefusedSite] = []
     is_calm = _is_calm(model)
     for editor in graph_editors(model):
-        folder = _Folder(editor, is_calm=is_calm)
+        folder = _Folder(editor, is_calm=is_calm, split_input=split_input)
         waiting: list[_Norm] = []
         tried: set[ir.Node] = set()
         # Again after each success: a BatchNorm that another one reads can go where that one went,
@@ -238,15 +248,31 @@ class _Edited:
     result: algebra.FoldedAffine
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Way:
+    """The fold of a norm that was found.
+
+    Attributes:
+        targets: the places of its map.
+        layers: the layers there, with it folded in.
+        centre: what stays, to be added to its input; None where everything is folded.
+    """
+
+    targets: list[Target]
+    layers: list[_Edited]
+    centre: algebra.ExtendedArray | None = None
+
+
 class _Folder:
     """Folds one norm after the other, and writes the new weights at the end, rounded once."""
 
-    def __init__(self, editor: GraphEditor, *, is_calm: bool) -> None:
+    def __init__(self, editor: GraphEditor, *, is_calm: bool, split_input: bool) -> None:
         self.editor = editor
         self._is_calm = is_calm
+        self._split_input = split_input
         self._graph_layers = Layers.of(editor)
         self._layers: dict[ir.Node, _Edited] = {}
-        self._folded: list[tuple[_Norm, list[ir.Node]]] = []
+        self._folded: list[tuple[_Norm, _Way]] = []
         self._reasons: dict[ir.Node, str] = {}
 
     def fold(self, norm: _Norm) -> bool:
@@ -260,20 +286,21 @@ class _Folder:
         if isinstance(outcome, str):
             self._reasons[norm.node] = outcome
             return False
-        targets, layers = outcome
-        self._layers.update({folded.layer.node: folded for folded in layers})
-        self._folded.append((norm, [folded.layer.node for folded in layers]))
+        self._layers.update({folded.layer.node: folded for folded in outcome.layers})
+        self._folded.append((norm, outcome))
         if is_op(norm.node, "LayerNormalization"):
             self._take_affine_part(norm.node)
             return True
         # At once: with a dead reader, a following norm would have an input that is read twice.
-        goes_up = targets[0].side == "after"
+        goes_up = outcome.targets[0].side == "after"
         source, constants = norm.input, norm.constants
+        if outcome.centre is not None:
+            source = self._add_centre(norm, outcome.centre)
         _bypass(norm.node, source, keep_name=goes_up)
         if norm.product is not None:
             _remove(norm.product)
         # Each once: a node before a part in two is on the way to both.
-        absorbed = {node.node: node for target in targets for node in target.absorbed}
+        absorbed = {node.node: node for target in outcome.targets for node in target.absorbed}
         for passed in absorbed.values():
             constants += [value for value in passed.node.inputs if value is not passed.source]
             _bypass(passed.node, passed.source, keep_name=True)
@@ -311,10 +338,10 @@ class _Folder:
         """Return the folded sites; values set to zero count for a layer's first one."""
         counted: set[ir.Node] = set()
         sites = []
-        for norm, nodes in sorted(self._folded, key=lambda site: site[0].place):
-            layers = [self._layers[node] for node in nodes]
+        for norm, way in sorted(self._folded, key=lambda site: site[0].place):
+            layers = [self._layers[folded.layer.node] for folded in way.layers]
             fresh = [folded for folded in layers if folded.layer.node not in counted]
-            counted.update(nodes)
+            counted.update(folded.layer.node for folded in layers)
             sites.append(
                 FoldedSite(
                     site=norm.name,
@@ -324,6 +351,7 @@ class _Folder:
                     num_flushed=sum(folded.result.num_flushed for folded in fresh),
                     num_consumers=norm.num_consumers,
                     norm="layer" if is_op(norm.node, "LayerNormalization") else "batch",
+                    keeps_shift=way.centre is not None,
                 )
             )
         return sites
@@ -340,8 +368,8 @@ class _Folder:
             if norm.product is None
         ]
 
-    def _find(self, norm: _Norm) -> tuple[list[Target], list[_Edited]] | str:
-        """Return the norm's targets, and the layers with it folded in; or the reason against it."""
+    def _find(self, norm: _Norm) -> _Way | str:
+        """Return the way in which a norm folds, or the reason against it."""
         reason = _not_one_map(norm, self.editor.opset)  # 1
         if reason is not None:
             return reason
@@ -361,8 +389,37 @@ class _Folder:
         if isinstance(targets, str):
             targets = targets_below(norm.node.outputs[0], affine, self._graph_layers)
             if isinstance(targets, str):  # 3, 4
-                return f"{above}; {targets}"
-        return targets, [self._fold_into(target) for target in targets]
+                return self._scale_alone(norm, affine) or f"{above}; {targets}"
+        return self._way(targets)
+
+    def _way(self, targets: list[Target], centre: algebra.ExtendedArray | None = None) -> _Way:
+        layers = [self._fold_into(target) for target in targets]
+        return _Way(targets=targets, layers=layers, centre=centre)
+
+    def _scale_alone(self, norm: _Norm, affine: AffineMap) -> _Way | None:
+        """Return the fold of the scale of a BatchNorm of the model's input, None where none is."""
+        is_first = is_op(norm.node, "BatchNormalization") and norm.input.is_graph_input()
+        if not self._split_input or not is_first or not affine.scale.all():
+            return None
+        result = norm.node.outputs[0]
+        targets = targets_below(result, affine.without_shift(), self._graph_layers)
+        return None if isinstance(targets, str) else self._way(targets, affine.shift / affine.scale)
+
+    def _add_centre(self, norm: _Norm, centre: algebra.ExtendedArray) -> ir.Value:
+        """Return the input of a norm with `centre` added to it."""
+        node, source = norm.node, norm.input
+        (gamma, *_) = norm.constants
+        assert gamma is not None
+        dtype = constant_tensor(gamma).dtype
+        numbers = ir.tensor(centre.astype(dtype.numpy()), dtype=dtype)
+        constant = self.editor.add(f"{norm.name}.centre", numbers, reader=node)
+        added = ir.node("Add", [source, constant], name=node.name)
+        assert node.graph is not None
+        node.graph.insert_before(node, added)
+        value = added.outputs[0]
+        value.name = self.editor.new_name(f"{source.name}_centred")
+        value.type, value.shape = source.type, source.shape
+        return value
 
     def _affine_map(self, norm: _Norm) -> AffineMap | str:
         shape = self.editor.shape(norm.input)

@@ -8,6 +8,7 @@ layers would have no counterpart, hence no certificate.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from resdeploy.data.preprocess import centre_and_scale, kind_for
@@ -39,11 +40,13 @@ class Optimized:
         model: the graph.
         fold: the folded and the refused sites; empty if nothing was to be folded.
         passes: the changes of each pass.
+        before_lowering: the graph in the opset that it was translated to; None if that is its own.
     """
 
     model: ir.Model
     fold: FoldReport
     passes: tuple[PassReport, ...]
+    before_lowering: onnx.ModelProto | None = None
 
 
 def optimize(
@@ -79,11 +82,15 @@ def optimize(
     round_once(model)
     if centre_C is not None:
         reports.append(take_pixels(model, centre_C, kind_for(embed)))
+    is_older = opset < model.opset_imports[""]
+    before_lowering = ir.to_proto(model) if is_older else None
     reports.append(lower_opset(model, opset))  # last: there are fewer operators to lower
     reports.append(strip_metadata(model))  # simplify leaves comments of its own
     model.producer_name = "resdeploy"
     model.producer_version = None
-    return Optimized(model=model, fold=report, passes=tuple(reports))
+    return Optimized(
+        model=model, fold=report, passes=tuple(reports), before_lowering=before_lowering
+    )
 
 
 def simplified(

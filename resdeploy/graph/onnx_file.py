@@ -1,5 +1,11 @@
-"""ONNX files read with the weights that lie beside them, and nothing outside their folder."""
+"""ONNX files read with the weights that lie beside them, and nothing outside their folder.
 
+A weight may be listed among the inputs of the graph too: IR version 3 demanded it of every one, and
+some exporters do so still. A caller could then feed another in its place, as no command here does:
+such weights are taken as the constants they are, and the list of them as read.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -10,10 +16,25 @@ from resdeploy.files import refuse_outside_weight
 from resdeploy.graph.float64 import tensors_of
 from resdeploy.graph.single_assignment import why_ambiguous
 
-__all__ = ["OLDEST_OPSET", "copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
+__all__ = ["OnnxFile", "copy_of", "fed_inputs", "load_onnx", "opset_of", "read_onnx"]
 
-# Before 13, quantisation has no per-channel form and Squeeze, ReduceSum another signature.
-OLDEST_OPSET = 13
+# From here on a weight need not be an input.
+_IR_WITHOUT_LISTED_WEIGHTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OnnxFile:
+    """A model as read from its file.
+
+    Attributes:
+        model: with all its weights in it, as constants.
+        is_external: True if some of them lay in other files.
+        frozen: the names of those that the file lists among the inputs too.
+    """
+
+    model: onnx.ModelProto
+    is_external: bool
+    frozen: tuple[str, ...]
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -23,11 +44,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         ResdeployError: the file is missing or no ONNX model, its names are ambiguous
             (`single_assignment`), or it refers to a file that is missing or outside its folder.
     """
-    return read_onnx(path)[0]
+    return read_onnx(path).model
 
 
-def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
-    """Return the model, and True if some of its weights lay in other files; see `load_onnx`."""
+def read_onnx(path: Path) -> OnnxFile:
+    """Return the model in a file, and what is particular about the file; see `load_onnx`."""
     if not path.is_file():
         raise ResdeployError("There is no such model file.", where=str(path))
     try:
@@ -58,7 +79,20 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bool]:
             where=str(path),
             fix="copy the model with all the files that lie beside it",
         ) from error
-    return model, bool(external)
+    return OnnxFile(model=model, is_external=bool(external), frozen=_freeze_weights(model))
+
+
+def _freeze_weights(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Take the weights out of the inputs of a model, in place, and return their names."""
+    graph = model.graph
+    names = {value.name for value in fed_inputs(model)}
+    frozen = tuple(value.name for value in graph.input if value.name not in names)
+    if frozen:
+        kept = [value for value in graph.input if value.name in names]
+        del graph.input[:]
+        graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, _IR_WITHOUT_LISTED_WEIGHTS)
+    return frozen
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -31,6 +31,7 @@ from resdeploy.quant.onnx_graph import (
     new_name,
     read_layer,
 )
+from resdeploy.quant.raise_opset import raise_opset
 
 __all__ = ["prepare"]
 
@@ -55,7 +56,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _refuse(model)
     ready = copy_of(model)
     if opset_of(ready) < _OLDEST_OPSET:
-        ready = _raised(ready)
+        ready = raise_opset(ready, _OLDEST_OPSET)
     _lift_constants(ready)
     _name_nodes(ready)
     _pool_globally(ready)
@@ -66,17 +67,6 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UnsupportedModelError("The model has no Conv or Gemm with constant weights.")
     _own_biases(ready)
     return ready
-
-
-def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        return onnx.version_converter.convert_version(model, _OLDEST_OPSET)
-    except (RuntimeError, ValueError) as error:  # what the converter raises, from C++
-        raise UnsupportedModelError(
-            f"The model is in opset {opset_of(model)} and cannot be raised to {_OLDEST_OPSET}: "
-            f"{error}.",
-            fix="export it in opset 13 or later",
-        ) from error
 
 
 def _lift_constants(model: onnx.ModelProto) -> None:

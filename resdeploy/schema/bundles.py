@@ -17,7 +17,9 @@ class Manifest(Record):
     """The table of contents of a bundle, with the records that led to it.
 
     `tuned` are the fastest settings, by kind of machine, that `tune` found; `proof` is that of the
-    model file.
+    model file. `is_own_reference` is True of an ONNX file from elsewhere whose golden outputs are
+    its own, in float64: they show that a machine computes what the file says, and not that the file
+    is the network which was trained.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Manifest(Record):
     versions: Mapping[str, str]
     tuned: tuple[TunedSettings, ...] = ()
     proof: FileProof | None = None
+    is_own_reference: bool = False
 
 
 @record
@@ -91,7 +94,8 @@ class Prediction(Record):
 class PredictReport(Record):
     """Predictions of a bundle's model, in the order of the inputs.
 
-    `digest` is the SHA-256 of the bundle's manifest; `model` is the file that was run.
+    `digest` is the SHA-256 of the bundle's manifest, or of an ONNX file; `model` is the file that
+    was run.
     """
 
     name: str

@@ -19,6 +19,7 @@ class FoldedSite(Record):
         num_consumers: readers of the BatchNorm's input, itself among them.
         norm: "layer" where only the affine part of a LayerNorm was folded: it stays, with a scale
             of one and a shift of zero.
+        keeps_shift: True if its scale alone was folded, and an Add of a constant holds its shift.
     """
 
     site: str
@@ -28,6 +29,7 @@ class FoldedSite(Record):
     num_flushed: int = 0
     num_consumers: int = 1
     norm: Literal["batch", "layer"] = "batch"
+    keeps_shift: bool = False
 
 
 @record
@@ -48,7 +50,8 @@ class FoldReport(Record):
 
     `comparison` judges the folded model against the model in float64, if that was done;
     `not_judged` is the reason why not, if it was asked for. `source` has a line for each thing that
-    was found in the trained model's files, or left out.
+    was found in the trained model's files, or left out. `num_frozen` counts the weights that an
+    ONNX file lists among its inputs too, as IR version 3 demanded: they were taken as constants.
     """
 
     folded: tuple[FoldedSite, ...] = ()
@@ -56,6 +59,7 @@ class FoldReport(Record):
     comparison: "Comparison | None" = None
     not_judged: str | None = None
     source: tuple[str, ...] = ()
+    num_frozen: int = 0
 
     @property
     def complete(self) -> bool:

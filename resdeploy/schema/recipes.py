@@ -28,6 +28,7 @@ class Preprocess(Record):
             torchvision, or "floor", as transformers.
         embedded: True if divisor, mean and std are part of the model, which then takes pixels:
             uint8 (N, H, W, C), resized and cut already.
+        layout: the axes of the model's images, float32, in their order.
     """
 
     input_shape: tuple[int, ...]
@@ -39,6 +40,7 @@ class Preprocess(Record):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop_corner: Literal["round", "floor"] = "round"
     embedded: bool = False
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
 @record

@@ -34,7 +34,7 @@ from resdeploy.verify.weights import judge_static
 
 __all__ = [
     *("JUDGED_METADATA", "Candidate", "Reference"),
-    *("add_certificate", "certify_file", "certify_run"),
+    *("add_certificate", "certify_file", "certify_run", "refuse_difference"),
 ]
 
 # Entries of a file's metadata that `evaluate`, `predict` and a bundle go by.
@@ -144,6 +144,25 @@ def certify_file(
         layers=layers,
         missing=missing,
     )
+
+
+def refuse_difference(written: onnx.ModelProto, before: onnx.ModelProto, opset: int) -> None:
+    """Raise UnsupportedModelError unless two graphs are shown to be one function, number by number.
+
+    Args:
+        written: the candidate.
+        before: the graph as it was.
+        opset: of the candidate, for the message.
+    """
+    reference = Reference(model=before, bias_magnitudes={}, is_exact=False)
+    shown = certify_file(written, reference)
+    reasons = [shown.missing[layer] for layer in ("structure", "static") if layer in shown.missing]
+    reasons += shown.static.reasons if shown.static is not None else ()
+    if reasons:
+        raise UnsupportedModelError(
+            f"The model is not shown to be the same in opset {opset}: {reasons[0]}.",
+            fix="keep its opset, or name another one",
+        )
 
 
 def _aligned(model: onnx.ModelProto, reference: Reference, precision: PrecisionName) -> Alignment:

@@ -62,8 +62,8 @@ def skeleton_of(
     Args:
         model: with its weights in it.
         fold: fold the BatchNormalizations that can be.
-        bias_magnitudes: by the name of a layer's weight without its last part, the largest of its
-            bias's terms; elsewhere the bias itself.
+        bias_magnitudes: by the name of a layer's weight, whole or without its last part, the sum of
+            the magnitudes of its bias's terms; elsewhere the bias itself.
         narrowest: the type of float to which values may be rounded on the way.
         shapes: of the inputs, in place of those that the model states.
 
@@ -107,7 +107,7 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UnsupportedModelError(
             f"The graph is damaged: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
-    fold_batchnorm(folded)
+    fold_batchnorm(folded, split_input=True)
     return ir.to_proto(folded)
 
 
@@ -393,7 +393,8 @@ class _Reader:
 
     def affine(self, node: onnx.NodeProto, weight: Known, bias: Array, num_products: int) -> Affine:
         """Return a layer's numbers."""
-        known = self._magnitudes.get(node.input[1].rpartition(".")[0])
+        name = node.input[1]
+        known = self._magnitudes.get(name, self._magnitudes.get(name.rpartition(".")[0]))
         magnitude = np.abs(bias)
         if known is not None and known.shape == magnitude.shape:
             magnitude = np.maximum(magnitude, known)

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 
 from resdeploy.data.input_kinds import KINDS, InputKind
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
-from resdeploy.graph.affine_layer import Array
+from resdeploy.graph.affine_layer import AFFINE_OPERATORS, Array
 from resdeploy.graph.float64 import Evaluate, float64_evaluator, to_float64
-from resdeploy.graph.onnx_file import fed_inputs, load_onnx
+from resdeploy.graph.onnx_file import OnnxFile, copy_of, fed_inputs, read_onnx
 from resdeploy.schema.files import numpy_name
+from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.verdicts import GoldenInfo
 from resdeploy.session.batches import run_outputs
 from resdeploy.verify.certify import JUDGED_METADATA, Reference
@@ -34,14 +36,16 @@ def load_reference(
     *,
     num_inputs: int,
     open_model: Callable[[bytes], Evaluate],
+    input_shape: tuple[int, ...] | None = None,
     given: tuple[Array, str] | None = None,
 ) -> tuple[Golden, Reference]:
     """Return the outputs of the model in `path`, and its graph.
 
     Args:
-        path: an ONNX file with one input of known shape, but for its batch: float32, or pixels.
+        path: an ONNX file with one input: float32, or pixels.
         num_inputs: how many seeded inputs, where none are given.
         open_model: opens a serialised model in the runtime, in float32, without optimisations.
+        input_shape: of one sample, for a model that leaves it open.
         given: inputs (N, ...) float32 to take instead, and their description.
 
     Raises:
@@ -49,8 +53,9 @@ def load_reference(
         UnsupportedModelError: it has operators that cannot be computed in float64, or that the
             runtime computes otherwise.
     """
-    model = load_onnx(path)
-    name, fixed_batch, shape, kind = _only_input(model, path)
+    file = read_onnx(path)
+    model = file.model
+    name, fixed_batch, shape, kind = _only_input(model, path, input_shape or _shape_of(given))
     inputs, description = given or kind.seeded((num_inputs, *shape))
     if list(inputs.shape[1:]) != shape:
         raise ResdeployError(
@@ -69,7 +74,7 @@ def load_reference(
         outputs(evaluate),
         outputs(runtime),
         info=GoldenInfo(
-            source=f"{path.name}, in float64",
+            source=f"{path.name}, in float64{_frozen(file)}",
             inputs=description,
             num_inputs=len(inputs),
         ),
@@ -77,11 +82,52 @@ def load_reference(
     worst = np.repeat(inputs[[_furthest(golden)]], fixed_batch or 1, axis=0)
     refuse_disagreement(model, doubled, {name: worst}, open_model)
     folded = ir.from_proto(doubled)
-    fold_batchnorm(folded)
+    report = fold_batchnorm(folded, split_input=True)
     stated = {e.key: e.value for e in model.metadata_props if e.key in JUDGED_METADATA}
     return golden, Reference(
-        model=ir.to_proto(folded), bias_magnitudes={}, is_exact=False, metadata=stated
+        model=ir.to_proto(folded),
+        bias_magnitudes=_bias_magnitudes(doubled, report) if report.folded else {},
+        is_exact=False,
+        metadata=stated,
     )
+
+
+def _bias_magnitudes(doubled: onnx.ModelProto, report: FoldReport) -> dict[str, Array]:
+    """Return the sum of magnitudes behind each folded bias, by the name of its layer's weight.
+
+    A fold adds up products of the model's numbers, |beta| + |scale mean| + |scale b| for one: it is
+    the bias of the same fold where every number has the sign that makes its term positive.
+    """
+    positive = copy_of(doubled)
+    subtracted = {node.input[3] for node in positive.graph.node if _is_norm(node)}
+    subtracted |= {name for n in positive.graph.node if n.op_type == "Sub" for name in n.input[1:]}
+    for tensor in positive.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.DOUBLE:
+            sign = -1 if tensor.name in subtracted else 1
+            values = sign * np.abs(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    folded = ir.from_proto(positive)
+    again = fold_batchnorm(folded, split_input=True)
+    places = [[(site.site, site.producer) for site in one.folded] for one in (report, again)]
+    if places[0] != places[1]:  # by a sign that decided whether a map crosses a maximum
+        return {}
+    layers = [node for node in ir.to_proto(folded).graph.node if len(node.input) > 2]
+    numbers = {one.name: one for one in ir.to_proto(folded).graph.initializer}
+    return {
+        node.input[1]: numpy_helper.to_array(numbers[node.input[2]])
+        for node in layers
+        if node.op_type in AFFINE_OPERATORS and node.input[2] in numbers
+    }
+
+
+def _is_norm(node: onnx.NodeProto) -> bool:
+    return node.op_type == "BatchNormalization" and len(node.input) > 3
+
+
+def _frozen(file: OnnxFile) -> str:
+    """Return what was taken for granted about the weights, in words."""
+    count = len(file.frozen)
+    return f" ({count} weights among its inputs taken as constants)" if count else ""
 
 
 def _furthest(golden: Golden) -> int:
@@ -93,8 +139,17 @@ def _furthest(golden: Golden) -> int:
     return int(np.argmax(np.nan_to_num(distances_N, posinf=np.inf)))
 
 
-def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, list[int], InputKind]:
-    """Return the input's name, its batch size if fixed, a sample's shape, and its kind."""
+def _shape_of(given: tuple[Array, str] | None) -> tuple[int, ...] | None:
+    return None if given is None else given[0].shape[1:]
+
+
+def _only_input(
+    model: onnx.ModelProto, path: Path, wanted: tuple[int, ...] | None
+) -> tuple[str, int | None, list[int], InputKind]:
+    """Return the input's name, its batch size if fixed, a sample's shape, and its kind.
+
+    Where the model leaves a size open, it is that of `wanted`.
+    """
     inputs = fed_inputs(model)
     if len(inputs) != 1:
         raise ResdeployError(
@@ -102,7 +157,9 @@ def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, li
         )
     tensor = inputs[0].type.tensor_type
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-    shape = [size for size in sizes[1:] if size is not None]
+    if wanted is not None and len(wanted) == len(sizes) - 1:
+        sizes[1:] = [size or more for size, more in zip(sizes[1:], wanted, strict=True)]
+    shape = [size for size in sizes[1:] if size]
     dtype = numpy_name(onnx.TensorProto.DataType.Name(tensor.elem_type).lower())
     kind = KINDS.get(dtype)
     if len(shape) != len(sizes) - 1 or kind is None or dtype != kind.dtypes[0]:
@@ -110,6 +167,6 @@ def _only_input(model: onnx.ModelProto, path: Path) -> tuple[str, int | None, li
             f"The input {inputs[0].name!r} of the reference is not float32, or pixels, of a known "
             "shape.",
             where=str(path),
-            fix="export it with fixed sizes but for the batch, or verify against the checkpoint",
+            fix="give the shape of one sample, as in --input 3,224,224",
         )
     return inputs[0].name, sizes[0], shape, kind

@@ -54,14 +54,17 @@ def certify_nodes(
     Args:
         model: the candidate, with its weights in it.
         layers: its affine nodes.
-        inputs: (N, ...); the first one or two are run.
+        inputs: (N, ...); the first one or two are run, or as many as a model of fixed batch takes.
         run: computes a model's outputs, with optimisations that keep them as they are.
         unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node in layers for name in (node.reads, node.writes))
     affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
     batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
-    name = fed_inputs(model)[0].name
+    (value,) = fed_inputs(model)
+    name, fixed = value.name, value.type.tensor_type.shape.dim[0].dim_value
+    if fixed:
+        batch = np.resize(inputs, (fixed, *inputs.shape[1:]))
     values = dict(run(expose(model, list(names)), {name: batch}))
     values[name] = batch
     protos = {output: node for node in model.graph.node for output in node.output}
@@ -81,7 +84,7 @@ def certify_nodes(
         found.append(error)
         if fault is None and not error.of_estimate <= 1:
             fault = NodeFault(node=node, inputs=x, computed=y, exact=exact, error=error)
-    return judge_nodes(found, num_inputs=len(batch)), fault
+    return judge_nodes(found, num_inputs=min(len(batch), len(inputs))), fault
 
 
 def expose(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
