@@ -79,7 +79,8 @@ def test_a_pickled_module_is_refused_and_runs_nothing(run, tmp_path, folder):
     path = tmp_path / "module.pt"
     torch.save(nn.Linear(2, 2), path)
     result = run("export", path, *ARCH, "-o", folder / "model.onnx")
-    assert_refused(result, folder, code=2, what="", fix="state_dict()")
+    assert_refused(result, folder, code=2, what="a pickled module", fix="in that program")
+    assert "torch.save(module.state_dict()" in result.stderr
 
 
 def test_a_malicious_pickle_runs_nothing(run, tmp_path, folder):
