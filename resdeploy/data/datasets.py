@@ -149,7 +149,7 @@ def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> Labe
         raise ResdeployError(
             "How an image becomes an input of this model is not known.",
             where=str(path),
-            fix="say it when the model is made, with --preprocess-as or --recipe, or give an .npz of"
+            fix="say it when the model is made, with --preprocess-as or --recipe; or give an .npz"
             " inputs",
         )
     loose = _image_files(path)
