@@ -176,7 +176,7 @@ def _parts(
         reference=reference,
         inputs=report.inputs,
         outputs=report.outputs,
-        labels=source.info.labels if source.info else (),
+        labels=source.labels,
         preprocess=source.preprocess,
         export=report,
         where=source.description,
