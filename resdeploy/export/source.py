@@ -201,7 +201,7 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
         )
     model = ModelSpec(
         arch=spec.arch,
-        num_classes=_num_classes(state_dict, path),
+        num_classes=_num_classes(state_dict),
         options=parse_options(spec.arch, spec.options),
     )
     module = _empty_network(model)
@@ -255,15 +255,13 @@ def _empty_network(model: ModelSpec) -> nn.Module:
         return build_network(model)
 
 
-def _num_classes(state_dict: dict[str, torch.Tensor], path: Path) -> int:
-    """Return the outputs of the last layer: every network here ends in its classifier."""
+def _num_classes(state_dict: dict[str, torch.Tensor]) -> int:
+    """Return the outputs of the last layer; 0 without any, of a network that gives features."""
     for name in ("fc.weight", "linear.weight"):
         if name in state_dict:
             return int(state_dict[name].shape[0])
     weights = [t for n, t in state_dict.items() if n.endswith(".weight") and t.ndim == 2]
-    if not weights:
-        raise ResdeployError("The file holds no classifier.", where=str(path))
-    return int(weights[-1].shape[0])
+    return int(weights[-1].shape[0]) if weights else 0
 
 
 def _with_recipe(info: CheckpointInfo, spec: SourceSpec) -> CheckpointInfo:

@@ -326,6 +326,27 @@ def test_suggestions_know_the_number_of_classes_and_the_other_name():
     assert suggest_architectures({}) == []
 
 
+@pytest.mark.parametrize(
+    ("arch", "in_channels"),
+    [("resnet18", 1), ("resnet18", 4), ("cifar_resnet18", 1), ("r3d_18", 2)],
+)
+def test_suggestions_read_the_channels_from_the_first_convolution(arch, in_channels):
+    spec = ModelSpec(arch=arch, num_classes=7, options={"in_channels": in_channels})
+    with torch.device("meta"):
+        state_dict = build_network(spec).state_dict()
+    assert suggest_architectures(state_dict) == [f"{arch} --arch-option in_channels={in_channels}"]
+
+
+@pytest.mark.parametrize("arch", ["cifar_resnet18", "cifar_resnet50", "seresnet18"])
+def test_a_projection_called_shortcut_is_one_called_downsample(arch):
+    """The CIFAR networks of kuangliu/pytorch-cifar have torchvision's names but for two."""
+    spec = ModelSpec(arch=arch, num_classes=10)
+    with torch.device("meta"):
+        state_dict = build_network(spec).state_dict()
+    theirs = {name.replace("downsample", "shortcut"): x for name, x in state_dict.items()}
+    assert suggest_architectures(rename(theirs, "fc", "linear")) == [arch]
+
+
 def test_the_published_resnet20_fits(shared_data):
     state_dict = load_foreign_state_dict(shared_data / "resnet20-12fca82f.th")
     assert "cifar_resnet20" in suggest_architectures(state_dict)
