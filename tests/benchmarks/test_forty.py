@@ -22,7 +22,8 @@ def test_every_measured_network_is_one_that_there_is():
 def test_the_page_has_the_outcome_of_each():
     for name, one in FORTY.items():
         cells = [cell.strip() for cell in row(name).strip("|").split("|")]
-        folded = f"{one['folded']} of {one['folded'] + one['not_folded']}"
+        norms = one.get("folded", 0) + one.get("not_folded", 0)
+        folded = f"{one.get('folded', 0)} of {norms}"
         assert cells[1:3] == [one["outcome"], folded if folded != "0 of 0" else "none"], name
 
 
