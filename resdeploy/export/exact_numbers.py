@@ -125,8 +125,9 @@ def _celu(graph: _Written, x: ir.Value, stated: Mapping[str, float]) -> ir.Value
 
 
 def _hard_sigmoid(graph: _Written, x: ir.Value, stated: Mapping[str, float]) -> ir.Value:
-    line = graph("Mul", x, stated.get("alpha", 0.2))
-    return graph("Clip", graph("Add", line, stated.get("beta", 0.5)), 0.0, 1.0)
+    """Return alpha clip(x + beta / alpha, 0, 1 / alpha): a factor in front would fold away."""
+    alpha, beta = stated.get("alpha", 0.2), stated.get("beta", 0.5)
+    return graph("Mul", graph("Clip", graph("Add", x, beta / alpha), 0.0, 1 / alpha), alpha)
 
 
 def _leaky_relu(graph: _Written, x: ir.Value, stated: Mapping[str, float]) -> ir.Value:

@@ -238,6 +238,8 @@ class _Reader:
         known = [value for value in operands if isinstance(value, Known)]
         if known and len(known) == sum(value is not None for value in operands):
             if any(value.is_open for value in known):
+                if node.op_type == "Expand" and rule is not None and known[0].is_float:
+                    return rule(self, op)  # weights for each sample
                 return self._of_sizes(op)
             if node.op_type not in (
                 "Shape",

@@ -256,3 +256,12 @@ def test_a_torchscript_file_without_an_architecture_is_the_program_itself(tmp_pa
     x = torch.randn(5, 3, 8, 8)
     assert torch.equal(source.module(x), network(x))
     assert source.description == "Sequential of net.pt"
+
+
+def test_weights_without_a_head_are_a_network_that_gives_features(tmp_path):
+    state = build_network(ModelSpec(arch="cifar_resnet20", num_classes=10)).state_dict()
+    path = tmp_path / "backbone.pth"
+    torch.save({n: x for n, x in state.items() if not n.startswith("linear")}, path)
+    source = load_source(SourceSpec(path=str(path), arch="cifar_resnet20"))
+    assert source.info.model.num_classes == 0
+    assert source.module(torch.randn(2, 3, 32, 32)).shape == (2, 64)

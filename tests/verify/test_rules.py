@@ -237,6 +237,20 @@ CASES = {
         P + "y = Add(x, p)",
         "e = GlobalMaxPool(x) y = Add(e, x)",
     ),
+    "weights for each sample, joined": (
+        (
+            "s = Shape<end=1>(x) t = Concat<axis=0>(s, %[4, 1, 8]) k = Expand(c4, t) "
+            "y = Concat<axis=2>(k, x)"
+        ),
+        (
+            "s = Shape(x) n = Slice(s, %[0], %[1]) t = Concat<axis=0>(n, %[4, 1, 8]) "
+            "k = Expand(c4, t) y = Concat<axis=-2>(k, x)"
+        ),
+        (
+            "s = Shape<end=1>(x) t = Concat<axis=0>(s, %[4, 1, 8]) k = Expand(c4half, t) "
+            "y = Concat<axis=2>(k, x)"
+        ),
+    ),
     "nested concatenations": (
         AB + "c = Concat<axis=1>(a, b) y = Concat<axis=1>(c, x)",
         AB + "y = Concat<axis=1>(a, b, x)",

@@ -154,10 +154,18 @@ def _transpose(r: Reading, op: Operator) -> Sequence[Value]:
 
 
 def _expand(r: Reading, op: Operator) -> Sequence[Value]:
-    x = op.tensor()
+    x = _placed(r, op, 0)
     wanted = op.ints(1)
     assert wanted is not None
     return [_expanded(r.build, x, broadcast([x.shape, tuple(wanted)]))]
+
+
+def _placed(r: Reading, op: Operator, which: int) -> Tensor:
+    """Return an operand; one of constant floats as a node of its own, without sources."""
+    value = op.at(which)
+    if not isinstance(value, Known) or not value.is_float:
+        return op.tensor(which)
+    return r.build.add("Constant", [], value.shape, dtype=value.dtype, numbers=[r.numbers(value)])
 
 
 def _expanded(build: Builder, x: Tensor, shape: Sizes) -> Tensor:
@@ -178,7 +186,7 @@ def _tile(r: Reading, op: Operator) -> Sequence[Value]:
 def _concat(r: Reading, op: Operator) -> Sequence[Value]:
     """Nested concatenations along one axis are one."""
     build = r.build
-    parts = [op.tensor(k) for k in range(len(op.operands))]
+    parts = [_placed(r, op, k) for k in range(len(op.operands))]
     axis = op.flag("axis") % parts[0].rank
     flat: list[Tensor] = []
     for part, name in zip(parts, op.node.input, strict=True):
