@@ -72,9 +72,7 @@ def rename_io(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
     taken = [*graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
     for value in taken:
         if value.name in names and value not in wanted:
-            old, value.name = value.name, f"{value.name}_inner"
-            if value.is_initializer():
-                graph.initializers[value.name] = graph.initializers.pop(old)
+            value.name = f"{value.name}_inner"
     for value, name in wanted.items():
         value.name = name
 
