@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from resdeploy.export.source import SourceModel
 
 __all__ = [
-    *("Data", "Inputs", "OnProgress", "OnStage", "PathLike", "Providers", "Source"),
+    *("Data", "Inputs", "Layout", "OnProgress", "OnStage", "PathLike", "Providers", "Source"),
     *("data_of", "export_spec", "is_onnx", "is_path", "model_of", "one_of", "optional_data"),
     *("optional_path", "path_of", "session_of", "sessions_of", "silent", "source_spec"),
 ]
 
+Layout = Literal["NCHW", "NHWC"]
 PathLike = str | os.PathLike[str]
 Data = str | os.PathLike[str] | DataSpec
 Providers = str | SessionSpec | Sequence[str | SessionSpec]
@@ -101,14 +102,25 @@ def optional_data(data: Data | None, name: str = "data") -> DataSpec | None:
 
 
 def export_spec(
-    *, batch: int | Literal["dynamic"], fold: bool, opset: int | None, target: PathLike | None
+    *,
+    batch: int | Literal["dynamic"],
+    fold: bool,
+    opset: int | None,
+    target: PathLike | None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
 ) -> ExportSpec:
     """Return the request to export, in a form that the target's runtime reads."""
     from resdeploy.machine.compatibility import for_target
 
     if batch != "dynamic" and (type(batch) is not int or batch < 1):
         raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
-    spec = ExportSpec(batch=batch, fold=fold)
+    spec = ExportSpec(
+        batch=batch,
+        fold=fold,
+        input_names=tuple(input_names),
+        output_names=tuple(output_names),
+    )
     return for_target(spec, opset=opset, target=optional_path(target, "target"))
 
 
@@ -132,9 +144,13 @@ def model_of(
     *,
     input_shape: Sequence[int] | None = None,
     embed_preprocess: bool = False,
+    layout: Layout = "NCHW",
     name: str = "source",
 ) -> "SourceModel":
-    """Return the trained model of a source, with its preprocessing inside if that is asked for."""
+    """Return the trained model of a source, with its preprocessing inside if that is asked for.
+
+    With `layout` NHWC it takes its images with their channels last.
+    """
     from resdeploy.export.embedded import embed_preprocess as embedded
     from resdeploy.export.source import SourceModel, load_source, model_of_module
 
@@ -144,4 +160,10 @@ def model_of(
         model = source
     else:
         model = model_of_module(source, input_shape, name=name)
-    return embedded(model) if embed_preprocess else model
+    if embed_preprocess:
+        return embedded(model)
+    if layout == "NHWC":
+        from resdeploy.export.channels_last import channels_last
+
+        return channels_last(model)
+    return model

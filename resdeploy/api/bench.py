@@ -17,6 +17,7 @@ from resdeploy.api.arguments import (
     sessions_of,
     silent,
 )
+from resdeploy.api.sources import refuse_checkpoint
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import (
     BenchComparison,
@@ -122,6 +123,7 @@ def bench(
         'faster'
     """
     path = path_of(model, "model")
+    refuse_checkpoint(path)
     runner, other = _runner_of(against, against_source)
     one_of(scenario, "scenario", get_args(Scenario))
     sessions = sessions_of("cpu" if provider is None else provider)

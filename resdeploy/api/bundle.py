@@ -13,6 +13,7 @@ from resdeploy import __version__
 from resdeploy.api.arguments import (
     Data,
     Inputs,
+    Layout,
     OnStage,
     PathLike,
     Providers,
@@ -54,6 +55,9 @@ def bundle(
     target: PathLike | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
     embed_preprocess: bool = False,
+    layout: Layout = "NCHW",
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     triton: PathLike | None = None,
     onnx_test_data: PathLike | None = None,
     ort_format: PathLike | None = None,
@@ -77,6 +81,9 @@ def bundle(
         target: as of `export`.
         batch: as of `export`.
         embed_preprocess: as of `export`.
+        layout: as of `export`.
+        input_names: as of `export`.
+        output_names: as of `export`.
         triton: also write it into this model repository of Triton.
         onnx_test_data: also write model and golden inputs as ONNX test data to this folder.
         ort_format: also write model.ort and its list of operators to this folder.
@@ -100,10 +107,17 @@ def bundle(
     test_data = optional_path(onnx_test_data, "onnx_test_data")
     ort_folder = optional_path(ort_format, "ort_format")
     chosen = optional_data(data)
-    export = export_spec(batch=batch, fold=True, opset=opset, target=target)
+    export = export_spec(
+        batch=batch,
+        fold=True,
+        opset=opset,
+        target=target,
+        input_names=input_names,
+        output_names=output_names,
+    )
     given = source_spec(source, input_shape)
     is_file = given is not None and is_onnx(given)
-    if is_file and (embed_preprocess or export != ExportSpec()):
+    if is_file and (embed_preprocess or layout != "NCHW" or export != ExportSpec()):
         raise ResdeployError(
             "An ONNX file is packed as it is: opset, batch, target and preprocessing are its own.",
             where=str(given.path) if given else None,
@@ -125,7 +139,9 @@ def bundle(
                 given, model, reference=reference, data=chosen, num_inputs=num_inputs
             )
         else:
-            trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+            trained = model_of(
+                source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
+            )
             parts = _exported(trained, export, model, chosen, num_inputs, on_stage)
         on_stage("pack")
         manifest = _pack(parts, model, path, name=name, force=force)

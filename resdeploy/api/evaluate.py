@@ -13,6 +13,7 @@ from resdeploy.api.arguments import (
     session_of,
     silent,
 )
+from resdeploy.api.sources import refuse_checkpoint
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.evaluations import EvaluateReport
 
@@ -36,7 +37,7 @@ def evaluate(
     """Measure a model's accuracy on held-out samples, with its interval. Needs no torch.
 
     Args:
-        model: an ONNX file of resdeploy, or a bundle.
+        model: an ONNX file, or a bundle.
         data: labelled samples: a data set such as "cifar10:PATH", an `.npz`, a folder of images;
             or arrays (x, y): raw samples (N, ...) and their classes (N,).
         against: another model on the same samples, compared sample by sample.
@@ -59,6 +60,9 @@ def evaluate(
         (-0.004, 0.009)
     """
     path, other = path_of(model, "model"), optional_path(against, "against")
+    for one in (path, other):
+        if one is not None:
+            refuse_checkpoint(one)
     if max_drop is not None and other is None:
         raise ResdeployError(
             "A largest drop needs a model that it is a drop from.", fix="name it with against"

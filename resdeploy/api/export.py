@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from resdeploy.api.arguments import (
+    Layout,
     OnStage,
     PathLike,
     Source,
@@ -27,6 +28,9 @@ def export(
     fold: bool = True,
     target: PathLike | None = None,
     embed_preprocess: bool = False,
+    layout: Layout = "NCHW",
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     force: bool = False,
     on_stage: OnStage = silent,
 ) -> ExportReport:
@@ -39,9 +43,13 @@ def export(
         opset: the ONNX operator set; None for 18, or what the target reads.
         batch: "dynamic", or a fixed number of samples.
         fold: fold every BatchNorm that may be folded.
-        target: the record that `resdeploy probe -o` wrote on the target.
+        target: the record that `resdeploy probe -o` wrote on the target; or the name of a board,
+            such as "rknn", or of a runtime, as in "onnxruntime-1.18".
         embed_preprocess: make the preprocessing part of the model, which then takes pixels,
             uint8 (N, H, W, C).
+        layout: the axes of the file's images, float32: "NCHW" or "NHWC".
+        input_names: of the file, in its order; () for "input".
+        output_names: of the file, in its order; () for "logits".
         force: replace an existing file.
         on_stage: called with the name of each stage as it begins.
 
@@ -59,9 +67,18 @@ def export(
         []
     """
     path = path_of(out, "out")
-    spec = export_spec(batch=batch, fold=fold, opset=opset, target=target)
+    spec = export_spec(
+        batch=batch,
+        fold=fold,
+        opset=opset,
+        target=target,
+        input_names=input_names,
+        output_names=output_names,
+    )
     from resdeploy.export.export import export_onnx
 
     on_stage("load")
-    model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    model = model_of(
+        source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
+    )
     return export_onnx(model, spec, path, force=force, on_stage=on_stage)

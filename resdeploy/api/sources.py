@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from resdeploy.verify.certify import Reference
     from resdeploy.verify.golden_file import Golden
 
-__all__ = ["Form", "as_bundle", "as_onnx", "form_of", "reference_of_onnx"]
+__all__ = [
+    *("Form", "as_bundle", "as_onnx", "form_of", "reference_of_onnx", "refuse_checkpoint"),
+]
 
 Form = Literal["trained", "onnx", "bundle"]
 
@@ -53,9 +55,10 @@ def as_onnx(path: Path) -> Iterator[Path]:
 
         with opened_bundle(path) as opened:
             yield opened.model
-    elif path.is_dir() or path.suffix.lower() in _CHECKPOINTS:
+    elif path.is_dir():
         raise _not_exported(path)
     else:  # whatever its name: the reader says what is wrong with it
+        refuse_checkpoint(path)
         yield path
 
 
@@ -73,9 +76,8 @@ def as_bundle(path: Path) -> Iterator[Path]:
             made = Path(folder) / path.stem
             bundle(path, made, num_inputs=_NUM_INPUTS)
             yield made
-    elif path.is_file() and path.suffix.lower() in _CHECKPOINTS:
-        raise _not_exported(path)
     else:  # the reader of bundles says what is missing
+        refuse_checkpoint(path)
         yield path
 
 
@@ -99,6 +101,12 @@ def reference_of_onnx(
             given=given,
             open_model=lambda model: open_session(model, as_it_stands).run,
         )
+
+
+def refuse_checkpoint(path: Path) -> None:
+    """Raise ResdeployError for the weights of a trained model, where a file to run is needed."""
+    if path.is_file() and path.suffix.lower() in _CHECKPOINTS:
+        raise _not_exported(path)
 
 
 def _not_exported(path: Path) -> ResdeployError:

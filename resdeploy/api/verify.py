@@ -220,6 +220,10 @@ def _source_for(
         from resdeploy.export.embedded import embed_preprocess
 
         return embed_preprocess(source)
+    if len(sizes) == 3 and sizes != source.input_shape == (sizes[2], *sizes[:2]):
+        from resdeploy.export.channels_last import channels_last
+
+        return channels_last(source)
     return source
 
 

@@ -22,7 +22,8 @@ def check(
 ) -> None:
     """Re-verify BUNDLE on this machine: every byte, then the numbers. Needs no torch.
 
-    BUNDLE is a folder, or the one file of `bundle -o NAME.zip`. Nothing is run if a single byte
+    BUNDLE is a folder, or the one file of `bundle -o NAME.zip`; an ONNX file is judged by its own
+    graph in float64. Nothing is run if a single byte
     differs from what was packed. Settings that `tune` found for such a machine are checked
     too: lossless ones must pass as float32; those within a budget may not compute clearly worse
     outputs for the golden inputs than when tuned.

@@ -25,7 +25,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of MODEL on held-out samples, with its interval. Needs no torch.
 
-    MODEL and OTHER are ONNX files of resdeploy or bundles. The interval of an accuracy is exact
+    MODEL and OTHER are ONNX files or bundles. The interval of an accuracy is exact
     (Clopper and Pearson). Two models are compared sample by sample: McNemar's exact test, the
     interval of the difference, and every sample whose class changed, with the margin of either
     model. All at 95 % confidence.

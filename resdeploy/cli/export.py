@@ -29,13 +29,14 @@ def export(source: SourceSpec, out: Path, no_fold: bool, emit: Emit, **options: 
     """Fold SOURCE, write it as one ONNX file, and prove that the file computes the same.
 
     The file is written only if ONNX Runtime computes from it what SOURCE computes. With --for, it
-    is in a form that the target's runtime reads.
+    is in a form that the board or the target's runtime reads, and has no operator that it lacks.
 
     \b
     Example:
         resdeploy export runs/digits -o digits.onnx
         resdeploy export resnet50.pth --arch resnet50 -o resnet50.onnx --batch 1
         resdeploy export runs/digits -o digits.onnx --for target.json
+        resdeploy export resnet50.pth --arch resnet50 -o board.onnx --for rknn --layout nhwc
     """
     from resdeploy.api.export import export as export_model
     from resdeploy.cli.progress import show_stages

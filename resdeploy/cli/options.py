@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from resdeploy.errors import EXIT_CHECK_FAILED
+from resdeploy.machine.boards import BOARDS
 from resdeploy.schema.codec import dump_json
 from resdeploy.schema.files import SourceSpec, UsualPreprocess
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
@@ -151,7 +152,40 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
         **choice_of({"outside": False, "embed": True}),
     )
-    return opset(target_option(batch(preprocess(command))))
+    board = click.option(
+        "--for",
+        "target",
+        type=PATH,
+        metavar="NAME|TARGET.JSON",
+        help=f"In a form that this reads: {', '.join(BOARDS)}, onnxruntime-1.18; or the target of "
+        "the record that `resdeploy probe -o` wrote there.",
+    )
+    layout = click.option(
+        "--layout",
+        default="NCHW",
+        type=click.Choice(["NCHW", "NHWC"], case_sensitive=False),
+        help="The axes of the file's images.",
+    )
+    inputs = click.option(
+        "--input-name",
+        "input_names",
+        callback=_names,
+        help="Of the file, in its order, as in data or left,right.  [default: input]",
+    )
+    outputs = click.option(
+        "--output-name",
+        "output_names",
+        callback=_names,
+        help="Of the file, in its order.  [default: logits]",
+    )
+    return opset(board(batch(layout(inputs(outputs(preprocess(command)))))))
+
+
+def _names(_context: Any, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    names = () if text is None else tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{text!r} is not a list of names", param_hint=option.opts[0])
+    return names
 
 
 def gathered(name: str, gather: Callable[..., Any], options: Mapping[str, Decorator]) -> Decorator:

@@ -26,6 +26,8 @@ def predict(
 ) -> None:
     """Name the likeliest classes of each IMAGE with the model of BUNDLE. Needs no torch.
 
+    BUNDLE may be an ONNX file, too, whose metadata then says what it can.
+
     IMAGE is an image file, a folder of them, or an .npy or .npz (array x) with uint8 images,
     float32 network inputs or, for models of vectors, one vector a row. Every byte of the bundle is
     checked first; the preprocessing is that of the training, to the pixel. Probabilities are the

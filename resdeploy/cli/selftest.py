@@ -21,7 +21,7 @@ from resdeploy.schema.recipes import SourceSpec
 @threads_option
 @json_option
 def selftest(source: SourceSpec, emit: Emit, **options: Any) -> None:
-    """Plant faults into SOURCE, a model of yours, and show the verdict on each.
+    """Plant faults into SOURCE, a model of yours or an ONNX file, and show the verdict on each.
 
     Every fault has to be caught, and a fault of one layer has to be named by that layer; correct
     models have to pass. The verdicts of fixed tolerances stand beside it.

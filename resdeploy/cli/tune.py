@@ -100,6 +100,8 @@ def tune(
 ) -> None:
     """Find the fastest way to run BUNDLE on this machine, within a budget for its accuracy.
 
+    BUNDLE may be an ONNX file, too: it is bundled with itself as its reference.
+
     Every form of the model is tried on every provider that starts here, with other threads, graph
     levels and arithmetics. Candidates with worse outputs are excluded before the clock starts:
     without --max-drop they must pass `verify` as float32. The rest race in fresh processes, timed

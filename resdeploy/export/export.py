@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from resdeploy import __version__
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
 from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
@@ -25,6 +25,8 @@ from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
 from resdeploy.graph.lower_opset import OLDEST_OPSET
+from resdeploy.graph.name_io import rename_io
+from resdeploy.machine.boards import Board, find_board
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.sessions import SessionSpec
@@ -154,6 +156,9 @@ def _write(
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
     _describe(model, source)
+    rename_io(model, spec.input_names, spec.output_names)
+    if spec.board is not None:
+        _refuse_lacking(model, find_board(spec.board))
     written = ir.to_proto(model)
     if optimized.before_lowering is not None:
         refuse_difference(written, optimized.before_lowering, spec.opset)
@@ -170,6 +175,16 @@ def _write(
         versions=stage_versions(),
         source=source.notes,
     )
+
+
+def _refuse_lacking(model: ir.Model, board: Board) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_type in board.lacks:
+            raise UnsupportedModelError(
+                f"{board.title} has no {node.op_type}.",
+                where=f"node {node.name!r}",
+                fix="replace it in the network; " + board.sources[-1],
+            )
 
 
 def _check_opset(opset: int) -> None:

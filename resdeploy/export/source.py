@@ -98,7 +98,9 @@ def load_source(spec: SourceSpec) -> SourceModel:
     path = Path(spec.path)
     if path.suffix == ".onnx":
         raise ResdeployError(
-            "This is an ONNX file; a trained PyTorch model is needed here.", where=str(path)
+            "This is an ONNX file; a trained PyTorch model is needed here.",
+            where=str(path),
+            fix="fold it with resdeploy fold-bn, pack it with resdeploy bundle",
         )
     if is_own_checkpoint(path):
         return _from_own_checkpoint(spec, path)

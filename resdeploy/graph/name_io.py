@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from resdeploy.errors import ResdeployError
 from resdeploy.schema.exports import PassReport
 
-__all__ = ["name_io"]
+__all__ = ["name_io", "rename_io"]
 
 
 def name_io(
@@ -43,6 +44,37 @@ def name_io(
     if batch_dimension is not None:
         num_changed += _name_batch(graph, batch_dimension)
     return PassReport(name="name_io", num_changed=num_changed)
+
+
+def rename_io(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the inputs and outputs of a model these names, in its order, in place; () for its own.
+
+    Raises:
+        ResdeployError: there are more or fewer names, or a name twice.
+    """
+    graph = model.graph
+    for what, names, values in (
+        ("input", inputs, graph.inputs),
+        ("output", outputs, graph.outputs),
+    ):
+        if names and len(names) != len(values):
+            raise ResdeployError(
+                f"The model has {len(values)} {what}s, which are given {len(names)} names.",
+                where=", ".join(names),
+                fix=f"give one name for each of {', '.join(str(v.name) for v in values)}",
+            )
+    new_inputs = inputs or [str(value.name) for value in graph.inputs]
+    new_outputs = outputs or [str(value.name) for value in graph.outputs]
+    names = [*new_inputs, *new_outputs]
+    if len(set(names)) != len(names):
+        raise ResdeployError("Two inputs or outputs have one name.", where=", ".join(names))
+    wanted = dict(zip((*graph.inputs, *graph.outputs), names, strict=True))
+    taken = [*graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    for value in taken:
+        if value.name in names and value not in wanted:
+            value.name = f"{value.name}_inner"
+    for value, name in wanted.items():
+        value.name = name
 
 
 def _part_repeated_outputs(graph: ir.Graph) -> int:

@@ -96,41 +96,14 @@ def _softmax_over_last_axis(node: ir.Node, editor: GraphEditor) -> bool:
     return True
 
 
-def _bounds_to_attributes(node: ir.Node, editor: GraphEditor) -> bool:
-    """Clip(x, low, high) is Clip(x){min, max}, and Max or Min where there is one bound.
-
-    One bound is no Clip of before: its other one would be the largest float, which is less than
-    infinity. Max(x, low) and Min(x, high) have no other one.
-    """
-    low, high = _bound(node, 1), _bound(node, 2)
+def _bounds_to_attributes(node: ir.Node, _editor: GraphEditor) -> bool:
+    """Clip(x, low, high) is Clip(x){min, max}; one left out is the largest float in both forms."""
+    for at, name in ((2, "max"), (1, "min")):
+        bound = _taken_input(node, at, "its bounds are")
+        if bound is not None:
+            node.attributes[name] = ir.AttrFloat32(name, float(np.ravel(bound)[0]))
     node.resize_inputs(1)
-    if low is not None and high is not None:
-        node.attributes["min"] = ir.AttrFloat32("min", low)
-        node.attributes["max"] = ir.AttrFloat32("max", high)
-        return True
-    if low is None and high is None:
-        node.op_type = "Identity"
-        return True
-    if low == 0:
-        node.op_type = "Relu"
-        return True
-    node.op_type = "Max" if high is None else "Min"
-    dtype = editor.dtype(_input(node)) or ir.DataType.FLOAT
-    number = np.array([low if high is None else high], dtype.numpy())
-    bound = editor.add(f"{node.name}_bound", ir.tensor(number, dtype=dtype), reader=node)
-    node.resize_inputs(2)
-    node.replace_input_with(1, bound)
     return True
-
-
-def _bound(node: ir.Node, at: int) -> float | None:
-    value = optional_input(node, at)
-    if value is None:
-        return None
-    found = _taken_input(node, at, "its bounds are")
-    assert found is not None
-    number = float(np.ravel(found)[0])
-    return None if np.isinf(number) else number
 
 
 def _pads_of_all_axes(node: ir.Node, editor: GraphEditor) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resdeploy.errors import ResdeployError
+from resdeploy.machine.boards import Board, find_board
 from resdeploy.schema.codec import load_json
 from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.machines import ProbeReport
@@ -67,26 +68,53 @@ def readable_by(runtime_version: str) -> Readable:
 def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> ExportSpec:
     """Return `spec` with the requested opset, in a form that the target's runtime reads.
 
-    `target` is the record of `probe` on the target, if there is one; an `opset` of None leaves the
-    default.
+    `target` is the record of `probe` on the target, the name of a board (`boards`) or of an ONNX
+    Runtime, as in onnxruntime-1.18; an `opset` of None leaves the default.
 
     Raises:
-        ResdeployError: the record is missing or is none; or its runtime reads nothing so new.
+        ResdeployError: the record is missing or is none, there is no board of that name; or its
+            runtime reads no such opset, or no such batch.
     """
     chosen = spec if opset is None else dataclasses.replace(spec, opset=opset)
     if target is None:
         return chosen
-    report = read_target(target)
-    reads = readable_by(report.runtime_version)
+    runtime = re.fullmatch(r"onnxruntime-(\d+\.\d+.*)", str(target))
+    if runtime is None and target.parent == Path() and not target.suffix and not target.exists():
+        return _for_board(spec, opset, find_board(target.name))
+    if runtime is not None:
+        name, version = "ONNX Runtime", runtime[1]
+    else:
+        report = read_target(target)
+        name, version = report.runtime, report.runtime_version
+    reads = readable_by(version)
     if opset is not None and opset > reads.opset:
         raise ResdeployError(
-            f"The target's {report.runtime} {report.runtime_version} reads opset {reads.opset} at "
-            f"the most, not {opset}.",
+            f"The target's {name} {version} reads opset {reads.opset} at the most, not {opset}.",
             where=str(target),
             fix="leave --opset away, or install a newer runtime on the target",
         )
     newest = min(chosen.opset, reads.opset)
     return dataclasses.replace(chosen, opset=newest, newest_ir_version=reads.ir_version)
+
+
+def _for_board(spec: ExportSpec, opset: int | None, board: Board) -> ExportSpec:
+    """Return `spec` in a form that the converter of a board reads."""
+    if opset is not None and not board.oldest <= opset <= board.newest:
+        raise ResdeployError(
+            f"{board.title} reads opsets {board.oldest} to {board.newest}, not {opset}.",
+            where=f"--for {board.name}",
+            fix=f"leave --opset away: it is {board.writes} then",
+        )
+    if board.batch is not None and spec.batch not in ("dynamic", board.batch):
+        raise ResdeployError(
+            f"{board.title} takes {board.batch} sample at a time, not {spec.batch}.",
+            where=f"--for {board.name}",
+            fix="leave --batch away",
+        )
+    batch = spec.batch if board.batch is None else board.batch
+    return dataclasses.replace(
+        spec, opset=board.writes if opset is None else opset, batch=batch, board=board.name
+    )
 
 
 def read_target(path: Path) -> ProbeReport:

@@ -25,13 +25,18 @@ class PassReport(Record):
 class ExportSpec(Record):
     """A request to export. `batch` is "dynamic" or a fixed number of samples.
 
-    `newest_ir_version` is the newest form of the file that the target reads; None for any.
+    `newest_ir_version` is the newest form of the file that the target reads; None for any. `board`
+    is one by name, whose operators alone are written. `input_names` and `output_names` are those of
+    the file, in its order; () for the usual ones.
     """
 
     opset: int = 18
     batch: int | Literal["dynamic"] = "dynamic"
     fold: bool = True
     newest_ir_version: int | None = None
+    board: str | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
 
 
 @record
