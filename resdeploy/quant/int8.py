@@ -27,6 +27,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.errors import ProviderError
+from resdeploy.graph.affine_layer import Array
 from resdeploy.quant.calibration import StreamHistogram, calibrate
 from resdeploy.quant.held_out import HeldOut
 from resdeploy.quant.keep_float import keep_sensitive
@@ -293,7 +295,7 @@ class _Int8Search:
         kept += tuple(_without_kernel(candidate, names))
         if kept and self._spec.types == "u8s8":  # as others run on another machine
             self._on_stage("time what stays in float32")
-            shares = time_shares(quantized, self._split.explored, [node.node for node in kept])
+            shares = _time_shares(quantized, self._split.explored, [node.node for node in kept])
             kept = tuple(dataclasses.replace(node, time_share=shares[node.node]) for node in kept)
         return quantized, kept, proof
 
@@ -419,6 +421,15 @@ class _Int8Search:
             limit=weight_limit(reduce_range=self._spec.reduce_range),
         )
         return dataclasses.replace(candidate, weights=weights)
+
+
+def _time_shares(
+    quantized: onnx.ModelProto, samples: Array, names: list[str]
+) -> dict[str, float | None]:
+    try:
+        return dict(time_shares(quantized, samples, names))
+    except ProviderError:  # kernels that differ from run to run, such as a loop's
+        return dict.fromkeys(names)
 
 
 def _without_kernel(candidate: _Candidate, exclude: tuple[str, ...]) -> Iterator[KeptFloat]:
