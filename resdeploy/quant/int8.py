@@ -251,20 +251,33 @@ class _Int8Search:
         )
 
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
-        """Return the layers to leave in float32 for the budget to hold."""
+        """Return the layers to leave in float32 for the budget to hold.
+
+        Where it is only not shown, none but if that shows it, and at most half of them: what too
+        few samples need are more samples, not a slower model.
+        """
+        gate = self._held_out.gate
+        quality = self.judge(self.build(candidate))
+        if gate.holds(quality):
+            return ()
         constants = Constants(candidate.model)
         left = float_nodes(candidate.model, candidate.ranges)
-        return keep_sensitive(
-            [
-                node
-                for node in candidate.model.graph.node
-                if is_layer_or_sum(node, constants) and node.name not in left
-            ],
+        nodes = [
+            node
+            for node in candidate.model.graph.node
+            if is_layer_or_sum(node, constants) and node.name not in left
+        ]
+        fails = bool(gate.failures(quality))
+        kept = keep_sensitive(
+            nodes,
             lambda names, which: self.judge(self.build(candidate, names), which),
-            self._held_out.gate.holds,
+            gate.holds,
             ranked_with=_NUM_RANKED_WITH,
+            most=None if fails else len(nodes) // 2,
             on_stage=self._on_stage,
         )
+        names = tuple(layer.node for layer in kept)
+        return kept if fails or gate.holds(self.judge(self.build(candidate, names))) else ()
 
     def proven(
         self, candidate: _Candidate, kept: tuple[KeptFloat, ...]

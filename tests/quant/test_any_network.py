@@ -135,7 +135,11 @@ def test_the_numbers_behind_class_indices_are_searched_by_and_not_left_as_an_out
     [
         ("pyramid", {"max_flips": 0.1}, "--max-flips is for predictions, and 'p5' is a map"),
         ("embedding", {"max_drop": 0.1}, "--max-drop is for predictions, and 'embedding' is an"),
-        ("number", {"max_flips": 0.1}, "--max-flips is for predictions, and 'y' is a number"),
+        (
+            "number",
+            {"max_flips": 0.1, "output_kinds": {"": "regression"}},
+            "--max-flips is for predictions, and 'y' is a number",
+        ),
         ("class indices", {"output_kinds": {"": "scores"}}, "cannot be judged as scores"),
         ("logit", {"output_kinds": {"": "embedding"}}, "cannot be judged as embedding"),
         ("pyramid", {"output_kinds": {"p6": "map"}}, "no output 'p6'"),
