@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +102,17 @@ def test_what_is_not_shown_comes_with_the_number_of_samples_that_would():
     assert "no number of samples" in Gate(
         budget=QuantBudget(max_flips=0.0), outputs=(output("scores"),)
     ).least_shown(50)
+
+
+def test_the_table_of_the_page_is_what_the_gate_says():
+    page = (Path(__file__).parents[2] / "docs" / "int8.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) % \| (PASS|NOT SHOWN|FAIL)", page, re.M)
+    assert len(rows) == 5
+    for num, changed, shown, word in rows:
+        quality = measured(int(num), changed=int(changed))
+        assert f"{100 * quality.outputs[0].changed_at_most:.3g}" == shown
+        failed, unshown, _ = verdict(quality, max_flips=0.01)
+        assert word == ("FAIL" if failed else "NOT SHOWN" if unshown else "PASS")
 
 
 def test_too_few_samples_are_known_before_anything_is_searched():
