@@ -65,8 +65,10 @@ class Gate:
         """True if nothing fails, and all is shown that as many samples could show."""
         if self.failures(quality):
             return False
-        best = upper_bound(0, quality.num_inputs)
-        return all(one.bound <= one.limit or best > one.limit for one in self._shares(quality))
+        return all(
+            share.bound <= share.limit or share.least_bound > share.limit
+            for share in self._shares(quality)
+        )
 
     def least_shown(self, num: int) -> str | None:
         """Return a warning if `num` held-out samples cannot show the budget, whatever they say."""
@@ -104,7 +106,7 @@ class Gate:
                 yield (
                     f"{share.what}, which shows no more than {_percent(share.bound)} (exact, "
                     f"one-sided 95 %); at most {_percent(share.limit)} is asked for: "
-                    f"{_needed(share.limit, rate=share.fraction)}"
+                    f"{_needed(share.limit, rate=share.fraction, is_counted=share.is_counted)}"
                 )
 
     def _shares(self, quality: QuantQuality) -> Iterator["_Share"]:
@@ -119,23 +121,42 @@ class Gate:
                 (self.budget.max_drop, changed if one.lost is None else lost),
             ):
                 if limit is not None and count is not None and bound is not None:
-                    fraction = count / quality.num_inputs
-                    said = f"{count:.0f} of {quality.num_inputs} predictions {what}"
-                    if one.kind == "classes":
-                        said = (
-                            f"{fraction:.2%} of the classes of {quality.num_inputs} inputs {what}"
-                        )
-                    yield _Share(fraction=fraction, bound=bound, limit=limit, what=said)
+                    num, is_counted = quality.num_inputs, one.num_decisions == 1
+                    said = f"{count:.0f} of {num} predictions {what}"
+                    if not is_counted:
+                        said = f"{count / num:.2%} of the classes of {num} inputs {what}"
+                    yield _Share(
+                        fraction=count / num,
+                        bound=bound,
+                        # Some place of a map always changes.
+                        least_bound=upper_bound(
+                            0 if is_counted else 0.5, num, is_counted=is_counted
+                        ),
+                        limit=limit,
+                        what=said,
+                        is_counted=is_counted,
+                    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Share:
-    """A fraction that is limited: measured, at most by what that shows, and in words."""
+    """A fraction that is limited.
+
+    Attributes:
+        fraction: measured.
+        bound: of what that shows.
+        least_bound: that so many inputs could show.
+        limit: the budget.
+        what: the measurement in words.
+        is_counted: whether each input counts as a whole.
+    """
 
     fraction: float
     bound: float
+    least_bound: float
     limit: float
     what: str
+    is_counted: bool
 
 
 def budget_for(
@@ -185,8 +206,8 @@ def num_to_show(spec: QuantSpec) -> int:
     return max((num_trials_to_show(limit) or 0 for limit in limits), default=0)
 
 
-def _needed(limit: float, *, rate: float = 0.0) -> str:
-    num = num_trials_to_show(limit, rate=rate)
+def _needed(limit: float, *, rate: float = 0.0, is_counted: bool = True) -> str:
+    num = num_trials_to_show(limit, rate=rate, is_counted=is_counted)
     if num is None:
         return "no number of samples shows that"
     without = "without a change" if rate == 0 else "of which as few change"

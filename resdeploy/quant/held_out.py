@@ -31,7 +31,6 @@ _OUTPUT_BYTES = 256 * 2**20
 _MOST_MEAN, _LEAST_SPREAD, _MOST_SPREAD = 1.0, 0.25, 4.0
 # Values from 0 to 1 where nothing is subtracted.
 _MOST_UNIT, _LEAST_UNIT = 1.5, 0.02
-_FEW_FOR_CLASSES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,7 +75,13 @@ class HeldOut:
         split = split.at_most(max(1, _OUTPUT_BYTES // max(1, row)))
         reference = runner.run_outputs(split.held_out)
         own = {name: y for name, y in reference.items() if name not in hidden}
-        outputs = describe_outputs(model, own, spec.output_kinds, num_labels=len(class_names))
+        outputs = describe_outputs(
+            model,
+            own,
+            spec.output_kinds,
+            num_labels=len(class_names),
+            decides=spec.max_flips is not None or spec.max_drop is not None,
+        )
         outputs += tuple(
             JudgedOutput(name=name, kind="map", because="the numbers that it decides by")
             for name in hidden
@@ -157,7 +162,7 @@ def _one_class(judge: Judge, names: tuple[str, ...]) -> Iterator[str]:
             continue
         found = np.unique(decisions(output, judge.reference[output.name]))
         num = len(judge.reference[output.name])
-        if len(found) == 1 and num >= _FEW_FOR_CLASSES:
+        if len(found) == 1 and num > 1:
             place = int(found[0])
             title = names[place] if output.kind == "scores" and place < len(names) else str(place)
             yield (

@@ -27,6 +27,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from resdeploy.errors import ProviderError
+from resdeploy.graph.affine_layer import Array
 from resdeploy.quant.calibration import StreamHistogram, calibrate
 from resdeploy.quant.held_out import HeldOut
 from resdeploy.quant.keep_float import keep_sensitive
@@ -249,20 +251,33 @@ class _Int8Search:
         )
 
     def keep_sensitive_float(self, candidate: _Candidate) -> tuple[KeptFloat, ...]:
-        """Return the layers to leave in float32 for the budget to hold."""
+        """Return the layers to leave in float32 for the budget to hold.
+
+        Where it is only not shown, none but if that shows it, and at most half of them: what too
+        few samples need are more samples, not a slower model.
+        """
+        gate = self._held_out.gate
+        quality = self.judge(self.build(candidate))
+        if gate.holds(quality):
+            return ()
         constants = Constants(candidate.model)
         left = float_nodes(candidate.model, candidate.ranges)
-        return keep_sensitive(
-            [
-                node
-                for node in candidate.model.graph.node
-                if is_layer_or_sum(node, constants) and node.name not in left
-            ],
+        nodes = [
+            node
+            for node in candidate.model.graph.node
+            if is_layer_or_sum(node, constants) and node.name not in left
+        ]
+        fails = bool(gate.failures(quality))
+        kept = keep_sensitive(
+            nodes,
             lambda names, which: self.judge(self.build(candidate, names), which),
-            self._held_out.gate.holds,
+            gate.holds,
             ranked_with=_NUM_RANKED_WITH,
+            most=None if fails else len(nodes) // 2,
             on_stage=self._on_stage,
         )
+        names = tuple(layer.node for layer in kept)
+        return kept if fails or gate.holds(self.judge(self.build(candidate, names))) else ()
 
     def proven(
         self, candidate: _Candidate, kept: tuple[KeptFloat, ...]
@@ -293,7 +308,7 @@ class _Int8Search:
         kept += tuple(_without_kernel(candidate, names))
         if kept and self._spec.types == "u8s8":  # as others run on another machine
             self._on_stage("time what stays in float32")
-            shares = time_shares(quantized, self._split.explored, [node.node for node in kept])
+            shares = _time_shares(quantized, self._split.explored, [node.node for node in kept])
             kept = tuple(dataclasses.replace(node, time_share=shares[node.node]) for node in kept)
         return quantized, kept, proof
 
@@ -419,6 +434,15 @@ class _Int8Search:
             limit=weight_limit(reduce_range=self._spec.reduce_range),
         )
         return dataclasses.replace(candidate, weights=weights)
+
+
+def _time_shares(
+    quantized: onnx.ModelProto, samples: Array, names: list[str]
+) -> dict[str, float | None]:
+    try:
+        return dict(time_shares(quantized, samples, names))
+    except ProviderError:  # kernels that differ from run to run, such as a loop's
+        return dict.fromkeys(names)
 
 
 def _without_kernel(candidate: _Candidate, exclude: tuple[str, ...]) -> Iterator[KeptFloat]:

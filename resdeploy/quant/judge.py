@@ -9,6 +9,7 @@ Shapes: N samples, K classes or features, P places of a sample at which a class 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def decisions(output: JudgedOutput, values: Array) -> NDArray[np.int64]:
 def _quality(
     output: JudgedOutput, reference: Array, candidate: Array, labels: NDArray[np.int64] | None
 ) -> OutputQuality:
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     if reference.dtype.kind == "f":
         found |= _errors(reference, candidate)
     if output.decides:
@@ -118,11 +119,12 @@ def _errors(reference: Array, candidate: Array) -> dict[str, float]:
 
 def _decided(
     output: JudgedOutput, reference: Array, candidate: Array, labels: NDArray[np.int64] | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     before_NP, after_NP = decisions(output, reference), decisions(output, candidate)
     num, is_counted = len(before_NP), before_NP.shape[1] == 1
     changed = float((before_NP != after_NP).mean(axis=1).sum())
-    found = {
+    found: dict[str, Any] = {
+        "num_decisions": before_NP.shape[1],
         "changed": changed,
         "changed_at_most": upper_bound(changed, num, is_counted=is_counted),
     }

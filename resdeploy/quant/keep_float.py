@@ -19,6 +19,7 @@ def keep_sensitive(
     holds: Callable[[QuantQuality], bool],
     *,
     ranked_with: int,
+    most: int | None = None,
     always: tuple[str, ...] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[KeptFloat, ...]:
@@ -26,7 +27,7 @@ def keep_sensitive(
 
     None if the budget `holds` as it is. A layer that does not lower the error is not kept; where
     the budget holds with none, all that help are. The first `ranked_with` samples rank the layers,
-    each in float32 by itself; those named in `always` are so in any case.
+    each in float32 by itself; those named in `always` are so in any case, beside at most `most`.
     """
     quality = quality_of(always, _ALL)
     if holds(quality):
@@ -44,6 +45,6 @@ def keep_sensitive(
         reason = f"the error is {better.error:.3g} with it in float32, {quality.error:.3g} without"
         kept.append(KeptFloat(node=node.name, op=node.op_type, reason=reason))
         quality = better
-        if holds(quality):
+        if holds(quality) or len(kept) == most:
             break
     return tuple(kept)

@@ -40,6 +40,7 @@ def describe_outputs(
     asked: Mapping[str, OutputKind],
     *,
     num_labels: int = 0,
+    decides: bool = False,
 ) -> tuple[JudgedOutput, ...]:
     """Return the kind of each output of a model, in their order.
 
@@ -48,6 +49,7 @@ def describe_outputs(
         outputs: (N, ...) each, by name.
         asked: kinds by name, of "" for those not named.
         num_labels: the classes that the model itself names; 0 if it names none.
+        decides: whether the request limits decisions, so that a single number is one.
 
     Raises:
         ResdeployError: no output has a name that is asked about, or one cannot be of that kind.
@@ -64,7 +66,9 @@ def describe_outputs(
         info = OutputInfo(name=name, dtype=values.dtype.name, shape=values.shape[1:])
         kind = asked.get(name, asked.get("") if len(outputs) == 1 or not info.is_exact else None)
         is_probability = _producer(model, name) == "Sigmoid"
-        if kind is None:
+        if kind is None and decides and info.width == 1 and not info.is_exact:
+            kind, because = "logit", "one number, and changes of predictions are limited"
+        elif kind is None:
             kind, because = _detect(info, values, num_labels=num_labels, squashed=is_probability)
         else:
             because = "as stated"

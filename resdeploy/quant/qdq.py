@@ -28,10 +28,10 @@ __all__ = [
 _OPERATORS = (
     *("Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
-    "Resize",
+    *("LeakyRelu", "Mul", "Resize", "Sigmoid"),
 )
 # Those of which more than the first input is data.
-_SEVERAL = ("Add", "Concat")
+_SEVERAL = ("Add", "Concat", "Mul")
 # The reasons for others, where there is more to say than that there is none.
 _WITHOUT_KERNEL: Mapping[str, str] = {
     "BatchNormalization": "it is not folded into a layer, and there is no integer kernel for it",

@@ -87,6 +87,7 @@ class OutputQuality(Record):
     Attributes:
         name: of the output.
         kind: what it is judged as.
+        num_decisions: those for one input: 1, or the places of a map of classes.
         error: ||candidate - reference|| / ||reference||; None of integers.
         worst_error: that of the input with the largest.
         changed: decisions that changed, summed over inputs as the fraction of each: of one decision
@@ -106,6 +107,7 @@ class OutputQuality(Record):
 
     name: str
     kind: OutputKind
+    num_decisions: int = 1
     error: float | None = None
     worst_error: float | None = None
     changed: float | None = None

@@ -96,14 +96,20 @@ def num_trials_to_show(
     if rate == 0:
         least = math.ceil(math.log1p(-confidence) / math.log1p(-limit))
         return least if least <= _MOST_TRIALS else None
-    num = 1
-    while num <= _MOST_TRIALS:
+
+    def shows(num: int) -> bool:
         hits = math.ceil(rate * num)
-        bound = upper_bound(hits, num, is_counted=is_counted, confidence=confidence)
-        if bound <= limit:
-            return num
-        num += max(1, num // 100)
-    return None
+        return upper_bound(hits, num, is_counted=is_counted, confidence=confidence) <= limit
+
+    low, high = 0, 1
+    while not shows(high):
+        low, high = high, 2 * high
+        if high > _MOST_TRIALS:
+            return None
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
 
 
 def mcnemar_exact(num_first_only: int, num_second_only: int) -> float:

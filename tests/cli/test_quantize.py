@@ -7,7 +7,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import small_kinds
 from click.testing import CliRunner
+from small_kinds import noise
 from small_networks import PREPROCESS, images, small_resnet
 
 from resdeploy.cli import cli
@@ -75,6 +77,101 @@ def test_nothing_is_written_where_the_budget_does_not_hold(files):
     assert "nothing was written" in result.stderr
     assert "asked for" in result.stdout
     assert not (files / "out.onnx").exists()
+
+
+def test_what_is_not_shown_is_written_and_does_not_pass_and_is_said_beforehand(files):
+    np.savez(files / "x.npz", x=images(28))
+    result = quantize(files, *FAST[:4], "--pixel-grid", "off")
+    assert result.exit_code == 1
+    assert "NOT SHOWN" in result.stdout
+    assert "PASS" not in result.stdout
+    assert "warning: 7 held-out samples can show a change of at most 34.8 %" in result.stderr
+    assert "what was written is not shown to hold the budget" in result.stderr
+    assert (files / "out.onnx").is_file()
+
+
+def test_samples_of_another_size_are_an_error_of_the_input(files):
+    np.savez(files / "x.npz", x=np.zeros((40, 3, 16, 16), np.float32))
+    model = onnx.load(files / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, files / "model.onnx")
+    result = quantize(files, *FAST)
+    assert result.exit_code == 2
+    assert "is 3x16x16, the model's input 'input' 3x8x8" in result.stderr
+
+
+def test_labels_beside_the_samples_judge_the_accuracy(files):
+    np.savez(files / "x.npz", x=images(80), y=np.arange(80) % 5)
+    result = quantize(files, *FAST[:4], "--max-drop", "30")
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    assert "are lost (exact, one-sided 95 %)" in result.stdout
+
+
+PLAIN = (
+    *("--method", "percentile", "--refine", "off", "--equalize", "off", "--rounding", "off"),
+    *("--bias-correction", "off"),
+)
+
+
+def kind(files, model, *arguments, num=60):
+    """Quantise another model on its noise; of several inputs, an array for each."""
+    onnx.save(model, files / "model.onnx")
+    samples = noise(model, num)
+    names = samples.dtype.names
+    arrays = {"x": samples} if names is None else {name: samples[name] for name in names}
+    np.savez(files / "x.npz", **arrays)
+    return quantize(files, *PLAIN, *arguments)
+
+
+def test_a_model_of_two_inputs_takes_an_array_for_each(files):
+    result = kind(files, small_kinds.siamese(), "--max-flips", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "left, right" in result.stdout
+    assert "changed sides" in result.stdout
+    assert "flips" not in result.stdout.splitlines()[-1]
+    assert "float32  n12/Sub (Sub): there is no integer kernel for it" in result.stdout
+    assert "of the time" in result.stdout
+    names = [value.name for value in onnx.load(files / "out.onnx").graph.input]
+    assert names == ["left", "right"]
+
+
+def test_maps_are_judged_by_their_error_and_no_argmax(files):
+    result = kind(files, small_kinds.pyramid())
+    assert result.exit_code == 0, result.output
+    assert "p4 judged as map (Nx6x8x8, taken for a map of features)" in result.stdout
+    assert "p3: relative error" in result.stdout
+    assert "flips" not in result.stdout
+    assert "predictions" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--max-flips", "0.1"), "--max-flips is for predictions, and 'p5' is a map of features"),
+        (("--max-drop", "1"), "--max-drop is for predictions"),
+        (("--output-kind", "p9=map"), "no output 'p9'"),
+        (("--output-kind", "picture"), "'picture' is not one of scores, logit, classes"),
+        (("--output-kind", "p5=logit"), "cannot be judged as logit"),
+    ],
+)
+def test_what_does_not_fit_the_outputs_is_an_error_of_the_request(files, arguments, words):
+    result = kind(files, small_kinds.pyramid(), *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (files / "out.onnx").exists()
+
+
+def test_what_an_output_is_can_be_stated(files):
+    result = kind(
+        files, small_kinds.unet(), "--output-kind", "logits=classes", "--max-flips", "0.5"
+    )
+    assert result.exit_code == 0, result.output
+    assert "logits judged as classes (as stated)" in result.stdout
+    assert "of classes as before; shown: at most" in result.stdout
+    result = kind(files, small_kinds.face_embedding(), "--output-kind", "embedding", "--force")
+    assert result.exit_code == 0, result.output
+    assert "nearest neighbour the same for" in result.stdout
 
 
 def test_an_output_is_not_replaced_without_force(files):

@@ -23,6 +23,11 @@ def test_what_costs_most_is_kept_first_and_no_more_than_the_budget_needs(limit, 
     assert [layer.node for layer in found] == list(kept)
 
 
+def test_no_more_are_kept_than_may_be():
+    found = keep_sensitive(NODES, quality_of, lambda q: q.error <= 0.01, ranked_with=4, most=1)
+    assert [layer.node for layer in found] == ["b"]
+
+
 def test_the_reason_is_what_was_measured():
     (layer,) = keep_sensitive(NODES, quality_of, lambda q: q.error <= 0.5, ranked_with=4)
     assert layer.reason == "the error is 0.2 with it in float32, 0.7 without"

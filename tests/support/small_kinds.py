@@ -31,7 +31,7 @@ class Network:
         names = [f"t{number}"] + [f"t{number}.{i}" for i in range(1, outputs)]
         node = helper.make_node(operator, inputs, names, f"n{number}/{operator}", **attributes)
         self._nodes.append(node)
-        self._channels[names[0]] = channels or self._channels.get(inputs[0]) if inputs else None
+        self._channels[names[0]] = channels or self._channels.get(inputs[0])
         return names[0]
 
     def conv(self, x, channels, k=3, *, stride=1, group=1, weight=None, bias=True) -> str:
