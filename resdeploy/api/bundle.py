@@ -4,13 +4,13 @@ import contextlib
 import functools
 import tempfile
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy.api.arguments import (
     Data,
     Inputs,
+    InputShape,
     OnStage,
     PathLike,
     Providers,
@@ -39,7 +39,7 @@ def bundle(
     source: "Source",
     out: PathLike,
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     name: str | None = None,
     data: Data | None = None,
     num_inputs: int | None = 32,

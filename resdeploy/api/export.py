@@ -1,9 +1,9 @@
 """`resdeploy.export`: a trained model folded, checked, and written as ONNX."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from resdeploy.api.arguments import (
+    InputShape,
     OnStage,
     PathLike,
     Source,
@@ -21,7 +21,7 @@ def export(
     source: "Source",
     out: PathLike,
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     opset: int | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
     fold: bool = True,

@@ -1,10 +1,19 @@
 """`resdeploy.load`: a trained model, or a bundle, from its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, overload
 
-from resdeploy.api.arguments import PathLike, Providers, Source, is_path, model_of, path_of
+from resdeploy.api.arguments import (
+    InputShape,
+    PathLike,
+    Providers,
+    Source,
+    is_path,
+    model_of,
+    path_of,
+)
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.files import stated_inputs
 from resdeploy.schema.recipes import Scalar, SourceSpec
 
 if TYPE_CHECKING:
@@ -22,18 +31,18 @@ def load(
     *,
     arch: str,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
 ) -> "SourceModel": ...
 @overload
-def load(source: "nn.Module", *, input_shape: Sequence[int]) -> "SourceModel": ...
+def load(source: "nn.Module", *, input_shape: InputShape) -> "SourceModel": ...
 @overload
 def load(
     source: "Source",
     *,
     arch: str | None = None,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
     provider: Providers | None = None,
 ) -> "SourceModel | Bundle": ...
@@ -42,7 +51,7 @@ def load(
     *,
     arch: str | None = None,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
     provider: Providers | None = None,
 ) -> "SourceModel | Bundle":
@@ -90,8 +99,8 @@ def load(
             path=str(path),
             arch=arch,
             options={name: str(value) for name, value in (options or {}).items()},
-            input_shape=None if input_shape is None else tuple(input_shape),
             recipe=recipe,
+            **stated_inputs(input_shape),
         )
     elif unfit := [name for name in given if name != "input_shape"]:
         raise ResdeployError(f"{unfit[0]} is for a file; this is {type(source).__name__}.")

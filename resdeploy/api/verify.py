@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from resdeploy.api.arguments import (
     Data,
+    InputShape,
     OnStage,
     PathLike,
     Providers,
@@ -23,6 +24,7 @@ from resdeploy.api.arguments import (
     source_spec,
 )
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.files import InputSpec, TensorSpec, stated_inputs
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 
@@ -46,7 +48,7 @@ def verify(
     reference: "Source | None" = None,
     *,
     golden: PathLike | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     data: Data | None = None,
     inputs: "PathLike | NDArray[Any] | None" = None,
     num_inputs: int | None = None,
@@ -188,24 +190,44 @@ def _from_onnx(
 
 
 def _source_for(
-    session: "Session", reference: Any, input_shape: Sequence[int] | None
+    session: "Session", reference: Any, input_shape: InputShape | None
 ) -> "SourceModel":
     """Return the reference, as a model of pixels where the candidate is one."""
     from resdeploy.data.input_kinds import FLOATS, KINDS
     from resdeploy.data.preprocess import kind_for
     from resdeploy.session.session import input_specs
 
-    tensor = input_specs(session)[0]
-    sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
-    if input_shape is None and len(sizes) == len(tensor.shape[1:]):
-        input_shape = sizes
-    shape = input_shape if source_spec(reference) is None else None
+    tensors = input_specs(session)
+    stated = input_shape or _stated(tensors)
+    request = source_spec(reference)
+    if request is not None and request.factory and not (request.input_shape or request.inputs):
+        reference = replace(request, **stated_inputs(stated))
+    shape = stated if request is None else None
     source = model_of(reference, input_shape=shape, name="reference")
-    if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
+    is_raw = KINDS.get(tensors[0].dtype, FLOATS).is_raw if tensors else False
+    if is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 
         return embed_preprocess(source)
     return source
+
+
+def _stated(tensors: Sequence[TensorSpec]) -> "list[InputSpec] | None":
+    """Return the inputs that a candidate states, without its batch; None where one is open."""
+    from resdeploy.data.input_kinds import FLOATS, KINDS, PIXELS
+
+    if not all(isinstance(size, int) for tensor in tensors for size in tensor.shape[1:]):
+        return None
+    return [
+        InputSpec(
+            name=tensor.name if len(tensors) > 1 else "",
+            shape=tuple(size for size in tensor.shape[1:] if isinstance(size, int)),
+            dtype="float32"
+            if KINDS.get(tensor.dtype, FLOATS) in (FLOATS, PIXELS)
+            else tensor.dtype,
+        )
+        for tensor in tensors
+    ]
 
 
 def _given(

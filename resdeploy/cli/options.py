@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.recipes import SourceSpec
+from resdeploy.schema.files import InputSpec, SourceSpec, stated_inputs
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
@@ -267,8 +267,23 @@ def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) 
     return dict(text.split("=", 1) for text in texts)
 
 
-def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    return _numbers(context, option, text, "a shape such as 3,224,224") or None
+_TYPES = ("float32", "int64", "int32", "bool")
+_INPUT_FORM = "a shape such as 3,224,224, left=3,224,224, or ids=int64:128"
+
+
+def _inputs(context: Any, option: click.Parameter, texts: Sequence[str]) -> tuple[InputSpec, ...]:
+    found = []
+    for text in texts:
+        name, equals, rest = text.rpartition("=")
+        dtype, colon, sizes = rest.rpartition(":")
+        if (equals and not name) or (colon and dtype not in _TYPES):
+            types = f", with a type of {', '.join(_TYPES)}" if colon else ""
+            raise click.BadParameter(
+                f"{text!r} is not {_INPUT_FORM}{types}", param_hint=option.opts[0]
+            )
+        shape = _numbers(context, option, sizes, _INPUT_FORM) if sizes or not colon else ()
+        found.append(InputSpec(name=name, shape=shape, dtype=dtype or "float32"))
+    return tuple(found)
 
 
 # By the field of `SourceSpec`.
@@ -288,12 +303,14 @@ _SOURCE_OPTIONS = {
         metavar="PACKAGE.MODULE:FUNCTION",
         help="A function that returns a torch module of yours; its code is run.",
     ),
-    "input_shape": click.option(
+    "input_shapes": click.option(
         "--input",
-        "input_shape",
-        metavar="C,H,W",
-        callback=_shape,
-        help="Shape of one sample, for --model, other image sizes, and open ones in ONNX.",
+        "input_shapes",
+        metavar="[NAME=][TYPE:]C,H,W",
+        multiple=True,
+        callback=_inputs,
+        help="Shape of one sample, for --model, other image sizes, and open ones in ONNX; of "
+        "several inputs, each by its name in forward, or in order.",
     ),
     "recipe": click.option(
         "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
@@ -309,6 +326,7 @@ def source_options(name: str) -> Decorator:
 
     def gather(**values: Any) -> SourceSpec:
         path = values.pop(name, None)
-        return SourceSpec(path=None if path is None else str(path), **values)
+        asked = stated_inputs(values.pop("input_shapes"))
+        return SourceSpec(path=None if path is None else str(path), **values, **asked)
 
     return gathered(name, gather, _SOURCE_OPTIONS)

@@ -6,7 +6,6 @@ exporter and of onnxsim are told not to, as they fold in float32, or wrongly, an
 
 import functools
 import importlib.metadata
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,12 @@ import onnx_ir as ir
 import torch
 
 from resdeploy import __version__
+from resdeploy.data.named_inputs import values_per_sample
 from resdeploy.errors import ResdeployError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
-from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
+from resdeploy.export.signature import bind
+from resdeploy.export.source import SourceModel, example_samples, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, output_names, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
@@ -134,9 +135,10 @@ def _write(
     """Write the file, and return its report but for the verdict; the graphs are freed before it."""
     is_dynamic = spec.batch == "dynamic"
     on_stage("trace")
-    inputs = example_inputs(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
     network, preprocess = split_preprocess(source.module)
-    program = trace(network, inputs, dynamic_batch=is_dynamic)
+    samples = example_samples(source, batch_size=2 if spec.batch == "dynamic" else spec.batch)
+    args, kwargs = bind(network, samples, torch.float32)
+    program = trace(network, args, by_name=kwargs, dynamic_batch=is_dynamic)
     names = output_names(program)
     on_stage("translate")
     optimized = optimize(
@@ -145,6 +147,7 @@ def _write(
         batch_dimension=BATCH_DIMENSION if is_dynamic else None,
         fold=spec.fold,
         embed=preprocess,
+        input_names=source.input_names,
         output_names=names,
         on_stage=on_stage,
     )
@@ -184,7 +187,8 @@ def _describe(model: ir.Model, source: SourceModel) -> None:
 
 
 def _num_verify_inputs(source: SourceModel) -> int:
-    return max(2, min(_MOST_VERIFY_INPUTS, _VERIFY_ELEMENTS // math.prod(source.input_shape)))
+    num_values = values_per_sample(example_samples(source, batch_size=1))
+    return max(2, min(_MOST_VERIFY_INPUTS, _VERIFY_ELEMENTS // num_values))
 
 
 @contextmanager

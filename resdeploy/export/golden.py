@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from resdeploy.data.datasets import load_labelled
-from resdeploy.data.preprocess import kind_for, preprocess_batch
+from resdeploy.data.named_inputs import sample_shape, values_per_sample
+from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.near_ties import find_near_ties
 from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
 from resdeploy.export.run_module import module_outputs, run_module
-from resdeploy.export.source import SourceModel
+from resdeploy.export.source import SourceModel, seeded_inputs
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
@@ -109,7 +110,7 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
     try:
         program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
-        num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // math.prod(inputs.shape[1:]))
+        num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // values_per_sample(inputs))
         sigma = propagated_sigma(
             program,
             inputs[:num_spread],
@@ -147,8 +148,7 @@ def _checked_by_draws(
     draws are beyond chance (once in a million) has their deviation instead; and all are multiplied
     by the root mean square of what was drawn for the others.
     """
-    num_values = math.prod(inputs.shape[1:])
-    affordable = _DRAWN_ELEMENTS // num_values
+    affordable = _DRAWN_ELEMENTS // values_per_sample(inputs)
     count = min(len(sigma_MK), max(1, affordable))
     num_draws = max(1, min(_MOST_DRAWS, affordable // count))
     drawn_DMK = np.stack(
@@ -199,8 +199,7 @@ def golden_for(
     """
     labels, preprocess = None, source.preprocess
     if data is None:
-        shape = (num_inputs or _NUM_SYNTHETIC, *source.input_shape)
-        inputs, description = given or kind_for(preprocess).seeded(shape)
+        inputs, description = given or seeded_inputs(source, num_inputs or _NUM_SYNTHETIC)
     elif preprocess is None:
         raise ResdeployError(
             "How samples become inputs of this model is not known.",
@@ -214,10 +213,10 @@ def golden_for(
         inputs = preprocess_batch(samples.x[:num_inputs], preprocess)
         labels = None if samples.y is None else samples.y[:num_inputs]
         description = f"{which} {len(inputs)} held-out samples of {title}"
-    if inputs.shape[1:] != source.input_shape:
+    if sample_shape(inputs) != source.sample_shape:
         raise ResdeployError(
-            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
-            f"{source.input_shape}.",
+            f"The data has samples of shape {sample_shape(inputs)}; the model takes "
+            f"{source.sample_shape}.",
             where=description if data is None else data.name,
         )
     return make_golden(

@@ -21,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from resdeploy.data.named_inputs import values_per_sample
 from resdeploy.export.aten_layers import as_layer
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.rounding import MOST_HALVINGS
 from resdeploy.export.run_module import run_module
+from resdeploy.export.signature import tensors
 from resdeploy.export.variance_rules import with_drift
 from resdeploy.schema.verdicts import PrecisionNoise
 from resdeploy.verify.compare import level_infinities
@@ -66,7 +68,7 @@ def simulated_noise(
         float32_NK: the float32 outputs for them, which were computed and not simulated.
     """
     walker = GraphWalker(program)
-    affordable = _SIMULATED_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    affordable = _SIMULATED_ELEMENTS // max(1, values_per_sample(inputs))
     count = max(_FEWEST_SIMULATED, min(_MOST_SIMULATED, affordable))
     x, infinite = inputs[:count], np.isinf(reference_NK[:count])
     reference = np.where(infinite, 0.0, reference_NK[:count])
@@ -133,13 +135,14 @@ def drift_noise(
         reference_NK: the float64 outputs for them.
     """
     walker = GraphWalker(program)
-    batch = torch.from_numpy(inputs[:_NUM_WEIGHT_INPUTS]).double()
+    inputs = inputs[:_NUM_WEIGHT_INPUTS]
+    batch = tensors(inputs, torch.float64)
     largest = 0.0
     for halvings in range(0, MOST_HALVINGS + 1, 2):
         call = functools.partial(with_drift, halvings=halvings)
         with torch.no_grad():
-            outputs = torch.cat([y.flatten(1) for y in walker.run([batch], call)], dim=1).numpy()
-        outputs, reference = level_infinities(outputs, reference_NK[: len(batch)])
+            outputs = torch.cat([y.flatten(1) for y in walker.run(batch, call)], dim=1).numpy()
+        outputs, reference = level_infinities(outputs, reference_NK[: len(inputs)])
         shift_K = (outputs - reference).mean(axis=0)
         largest = max(largest, float(np.linalg.norm(shift_K)))
     return largest
@@ -181,7 +184,7 @@ def _simulated(
         return target(*args, **kwargs)
 
     with torch.no_grad():
-        outputs = walker.run([torch.from_numpy(inputs)], call)
+        outputs = walker.run(tensors(inputs, torch.float32), call)
         return torch.cat([output.flatten(1) for output in outputs], dim=1).double().numpy()
 
 

@@ -15,11 +15,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from resdeploy.data.named_inputs import by_name
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.exact_numbers import python_numbers, recover_numbers
 from resdeploy.export.run_module import AllFloat64
-from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
+from resdeploy.export.signature import bind
+from resdeploy.export.source import SourceModel, example_samples, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
 from resdeploy.fold.pipeline import optimize
@@ -48,8 +50,7 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
             compute in float64 what the module does.
     """
     module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
-    inputs = tuple(x.double() for x in example_inputs(source))
-    model, folds = _folded(module, inputs, preprocess)
+    model, folds = _folded(module, source, preprocess)
     # The traced program and the evaluator are circles of references: each holds the weights.
     gc.collect()
     _check(model, golden, source.description)
@@ -71,21 +72,28 @@ def reference_or_reason(source: SourceModel, golden: Golden) -> Reference | str:
 
 
 def _folded(
-    module: nn.Module, inputs: tuple[torch.Tensor, ...], preprocess: Preprocess | None
+    module: nn.Module, source: SourceModel, preprocess: Preprocess | None
 ) -> tuple[onnx.ModelProto, FoldReport]:
     """Return a module's graph, folded, and the folds."""
     with AllFloat64():
+        args, kwargs = bind(module, example_samples(source), torch.float64)
         try:
-            program = trace(module, inputs)
+            program = trace(module, args, by_name=kwargs)
             batch: str | None = BATCH_DIMENSION
         except UnsupportedModelError:
-            program = trace(module, inputs, dynamic_batch=False)
+            program = trace(module, args, by_name=kwargs, dynamic_batch=False)
             batch = None
     opset = 18
     numbers = python_numbers(program)
     model = translate(program, opset=opset)
     recover_numbers(model, numbers)
-    optimized = optimize(model, opset=opset, batch_dimension=batch, embed=preprocess)
+    optimized = optimize(
+        model,
+        opset=opset,
+        batch_dimension=batch,
+        embed=preprocess,
+        input_names=source.input_names,
+    )
     return ir.to_proto(optimized.model), optimized.fold
 
 
@@ -95,7 +103,8 @@ def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
     count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
     expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
-    found = [*evaluate_float64(model, {model.graph.input[0].name: samples}).values()]
+    feeds = by_name(samples, [value.name for value in model.graph.input])
+    found = [*evaluate_float64(model, feeds).values()]
     outputs_NK, expected_NK = level_infinities(
         float_columns(found, golden.info.outputs), expected_NK
     )

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
+from resdeploy.export.signature import bind
 from resdeploy.session.batches import run_outputs, run_rows
 
 __all__ = ["AllFloat64", "module_outputs", "name_outputs", "run_module"]
@@ -101,12 +102,12 @@ def _widened(value: Any) -> Any:
 
 def _runner(module: nn.Module, dtype: torch.dtype) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        x = torch.from_numpy(batch).to(dtype)
+        args, kwargs = bind(module, batch, dtype)
         if dtype is not torch.float64:
-            return _named(module(x))
+            return _named(module(*args, **kwargs))
         try:
             with AllFloat64():
-                outputs = _named(module(x))
+                outputs = _named(module(*args, **kwargs))
         except (RuntimeError, TypeError) as error:
             raise UnsupportedModelError(
                 f"{type(module).__name__} cannot be computed in float64: {error}",

@@ -6,15 +6,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from resdeploy.data.input_kinds import FLOATS
+from resdeploy.data.preprocess import kind_for
 from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.export.signature import draw, module_inputs, tensors
 from resdeploy.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
+from resdeploy.schema.files import InputShape, InputSpec, stated_inputs
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 from resdeploy.training.checkpoint import (
@@ -29,10 +35,12 @@ from resdeploy.training.checkpoint import (
 __all__ = [
     "SourceModel",
     "example_inputs",
+    "example_samples",
     "fit_for_folded",
     "load_source",
     "model_of_module",
     "require_module",
+    "seeded_inputs",
 ]
 
 
@@ -42,20 +50,32 @@ class SourceModel:
 
     Attributes:
         module: in eval mode, on the CPU.
-        input_shape: of one sample, without the batch.
+        input_shape: of one sample, without the batch; of several inputs, that of the first.
         description: what it is, without paths of this machine.
         info: the network and its preprocessing; None for the module of a factory.
+        inputs: by name, in the order of `forward`; () for a single one of floats without a name.
     """
 
     module: nn.Module
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+    inputs: tuple[InputSpec, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess | None:
         """The way from a raw sample to an input; None where that is not known."""
         return None if self.info is None else self.info.preprocess
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs; () for a single one without."""
+        return tuple(one.name for one in self.inputs)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """The shape of one sample, or those of its inputs by name."""
+        return {one.name: one.shape for one in self.inputs} or self.input_shape
 
     def __repr__(self) -> str:
         return f"Model({self.description!r}, input_shape={self.input_shape})"
@@ -95,13 +115,13 @@ def load_source(spec: SourceSpec) -> SourceModel:
 
 
 def model_of_module(
-    module: object, input_shape: Sequence[int] | None, *, name: str = "module"
+    module: object, input_shape: InputShape | None, *, name: str = "module"
 ) -> SourceModel:
     """Return a live module as a trained model.
 
     Args:
         module: a torch module in eval mode on the CPU; it is not copied.
-        input_shape: of one sample, without the batch.
+        input_shape: of one sample, without the batch; of several inputs, by name.
         name: what the caller calls it.
 
     Raises:
@@ -109,7 +129,8 @@ def model_of_module(
         TypeError: `module` is none.
     """
     module, kind = require_module(module, name), type(module).__name__
-    if input_shape is None:
+    asked = _asked(SourceSpec(**stated_inputs(input_shape)))
+    if not asked:
         raise ResdeployError(
             "The shape of the module's input is not known.",
             where=kind,
@@ -126,7 +147,13 @@ def model_of_module(
         raise ResdeployError(
             f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
         )
-    return SourceModel(module=module, input_shape=tuple(input_shape), description=kind, info=None)
+    return SourceModel(
+        module=module,
+        input_shape=asked[0].shape,
+        description=kind,
+        info=None,
+        inputs=module_inputs(module, asked),
+    )
 
 
 def require_module(module: object, name: str) -> nn.Module:
@@ -137,13 +164,24 @@ def require_module(module: object, name: str) -> nn.Module:
     return module
 
 
-def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:
-    """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
-    generator = torch.Generator().manual_seed(0)
-    shape = source.input_shape
+def seeded_inputs(source: SourceModel, num: int) -> tuple[NDArray[Any], str]:
+    """Return seeded samples as the model takes them, and their description."""
+    if source.inputs:
+        return draw(source.inputs, num)
+    return kind_for(source.preprocess).seeded((num, *source.input_shape))
+
+
+def example_samples(source: SourceModel, *, batch_size: int = 2) -> NDArray[Any]:
+    """Return seeded samples to trace with; two, as torch.export bakes in sizes 0 and 1."""
     if source.preprocess is not None and source.preprocess.embedded:
-        shape = source.preprocess.input_shape  # the network behind the preprocessing is traced
-    return (torch.randn(batch_size, *shape, generator=generator),)
+        # The network behind the preprocessing is traced.
+        return FLOATS.draw((batch_size, *source.preprocess.input_shape))
+    return seeded_inputs(source, batch_size)[0]
+
+
+def example_inputs(source: SourceModel) -> tuple[torch.Tensor, ...]:
+    """Return seeded inputs of a batch of two."""
+    return tuple(tensors(example_samples(source), torch.float32))
 
 
 def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
@@ -217,7 +255,8 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
 def _from_factory(spec: SourceSpec) -> SourceModel:
     assert spec.factory is not None
     module_name, _, function_name = spec.factory.partition(":")
-    if not function_name or spec.input_shape is None:
+    asked = _asked(spec)
+    if not function_name or not asked:
         raise ResdeployError(
             "A module of your own needs its factory and its input shape.",
             where=f"--model {spec.factory}",
@@ -243,10 +282,18 @@ def _from_factory(spec: SourceSpec) -> SourceModel:
         load_into(module, load_foreign_state_dict(spec.path), source=spec.path)
     return SourceModel(
         module=module.eval(),
-        input_shape=spec.input_shape,
+        input_shape=asked[0].shape,
         description=f"{type(module).__name__} of {spec.factory}",
         info=None,
+        inputs=module_inputs(module, asked),
     )
+
+
+def _asked(spec: SourceSpec) -> tuple[InputSpec, ...]:
+    """Return the inputs that a request states, () for none."""
+    if spec.input_shape is not None:
+        return (InputSpec(name="", shape=spec.input_shape),)
+    return spec.inputs
 
 
 def _empty_network(model: ModelSpec) -> nn.Module:

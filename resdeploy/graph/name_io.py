@@ -3,8 +3,8 @@
 Before:  x[s77, 3, 224, 224] -> linear[s77, 1000]
 After:   input[batch, 3, 224, 224] -> logits[batch, 1000]
 
-Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`, …, unless the
-outputs have names of their own. A value that is two outputs becomes two values.
+Models of several inputs or outputs get `input_0`, `input_1`, … and `output_0`, …, unless they
+have names of their own. A value that is two outputs, or an input that is one, becomes two values.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,23 @@ __all__ = ["name_io"]
 
 
 def name_io(
-    model: ir.Model, *, batch_dimension: str | None, outputs: Sequence[str] = ()
+    model: ir.Model,
+    *,
+    batch_dimension: str | None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> PassReport:
     """Rename inputs, outputs and symbolic leading dimensions, in place.
 
     Args:
         model: the graph.
         batch_dimension: the name of an open batch dimension; None if it is fixed.
+        inputs: names of the inputs, or none.
         outputs: names of the outputs, or none; those of inputs become `NAME_output`.
     """
     graph = model.graph
     num_changed = _part_repeated_outputs(graph)
-    inputs = _names("input", "input", len(graph.inputs))
+    inputs = inputs or _names("input", "input", len(graph.inputs))
     outputs = outputs or _names("logits", "output", len(graph.outputs))
     outputs = [f"{name}_output" if name in inputs else name for name in outputs]
     wanted = dict(

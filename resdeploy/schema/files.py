@@ -1,11 +1,20 @@
 """Files, tensors and trained models, as every stage names them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "numpy_name"]
+__all__ = [
+    "FileInfo",
+    "InputShape",
+    "InputSpec",
+    "SourceSpec",
+    "TensorSpec",
+    "numpy_name",
+    "stated_inputs",
+]
 
 
 def numpy_name(dtype: str) -> str:
@@ -24,6 +33,19 @@ class TensorSpec(Record):
 
 
 @record
+class InputSpec(Record):
+    """An input of a trained model: its parameter of `forward`, and one sample of it.
+
+    `name` is "" for the next parameter. Seeded integers are drawn below `num_values`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    num_values: int = 2
+
+
+@record
 class FileInfo(Record):
     """A file by content; `path` is relative to the record that names it, with `/`."""
 
@@ -39,7 +61,7 @@ class SourceSpec(Record):
     `path` is a run directory, a resdeploy checkpoint, or weights from elsewhere, of the
     architecture `arch` with its `options` as text; None with a `factory`,
     "package.module:function", that returns a trained torch module, whose samples are of
-    `input_shape`. The preprocessing and labels of `recipe` apply.
+    `input_shape`, or are of several `inputs`. The preprocessing and labels of `recipe` apply.
     """
 
     path: str | None = None
@@ -47,4 +69,23 @@ class SourceSpec(Record):
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     factory: str | None = None
     input_shape: tuple[int, ...] | None = None
+    inputs: tuple[InputSpec, ...] = ()
     recipe: str | None = None
+
+
+# Of one sample; of several inputs by their names in `forward`; or inputs, which have a type.
+InputShape = Sequence[int] | Mapping[str, Sequence[int]] | Sequence[InputSpec]
+
+
+def stated_inputs(inputs: InputShape | None) -> dict[str, Any]:
+    """Return the fields of a `SourceSpec` for its inputs: a plain shape, or inputs by name."""
+    if isinstance(inputs, Mapping):
+        inputs = [InputSpec(name=name, shape=tuple(shape)) for name, shape in inputs.items()]
+    if not inputs:
+        return {}
+    specs = tuple(one for one in inputs if isinstance(one, InputSpec))
+    if not specs:
+        return {"input_shape": tuple(inputs)}
+    if specs == (InputSpec(name="", shape=specs[0].shape),):
+        return {"input_shape": specs[0].shape}
+    return {"inputs": specs}
