@@ -98,7 +98,8 @@ def bundle(
 
     on_stage("golden reference")
     trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
-    golden = golden_for(trained, data=chosen, num_inputs=num_inputs)
+    fixed = None if spec.batch == "dynamic" else spec.batch
+    golden = golden_for(trained, data=chosen, num_inputs=num_inputs, batch=fixed)
     name = name or (path.stem if is_archive(path) else path.absolute().name)
     with tempfile.TemporaryDirectory() as workplace:
         model = Path(workplace) / "model.onnx"
@@ -116,7 +117,7 @@ def bundle(
             model,
             path,
             golden=golden,
-            reference=reference_or_reason(trained, golden),
+            reference=reference_or_reason(trained, golden, batch=fixed),
             name=name,
             force=force,
         )

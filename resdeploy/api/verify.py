@@ -126,11 +126,13 @@ def verify(
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
+        from resdeploy.session.run import fixed_batch
 
         source = _source_for(sessions[0], reference, input_shape)
         given = _given(inputs, source.preprocess, num_inputs)
-        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
-        original = reference_or_reason(source, answers)
+        batch = fixed_batch(sessions[0])
+        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
+        original = reference_or_reason(source, answers, batch=batch)
     from resdeploy.verify.verdict import judge_model
 
     return judge_model(

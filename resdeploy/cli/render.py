@@ -102,6 +102,8 @@ def _fold_summary(report: FoldReport) -> str:
 
 @_lines.register
 def _export(report: ExportReport) -> Lines:
+    if report.remark:
+        yield f"module   {report.remark}"
     if report.fold is not None:
         yield f"fold     {_fold_summary(report.fold)}"
         yield from (f"         {site.site}: {site.reason}" for site in report.fold.refused)

@@ -48,7 +48,7 @@ def joined(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 def each_input(samples: NDArray[Any]) -> list[NDArray[Any]]:
     """Return the arrays (N, ...) of samples, one for each input, in their order."""
     names = samples.dtype.names
-    return [samples] if names is None else [np.ascontiguousarray(samples[n]) for n in names]
+    return [samples] if names is None else [np.array(samples[n], order="C") for n in names]
 
 
 def by_name(samples: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -6,6 +6,7 @@ exporter and of onnxsim are told not to, as they fold in float32, or wrongly, an
 
 import functools
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from resdeploy import __version__
 from resdeploy.data.named_inputs import values_per_sample
@@ -25,6 +27,7 @@ from resdeploy.export.trace import BATCH_DIMENSION, output_names, trace
 from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
+from resdeploy.graph.drop_unused import drop_unused
 from resdeploy.graph.onnx_file import OLDEST_OPSET
 from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.files import TensorSpec
@@ -103,14 +106,20 @@ def _export(
     """Do the work of `export_onnx` on a file that will be dropped if this raises."""
     report_with = _write(source, spec, file, on_stage)
     on_stage("verify")
-    verification = _verified(source, file, golden)
+    verification = _verified(source, file, golden, batch=_fixed(spec))
     report = report_with(file=verification.model, verification=verification)
     if not verification.passed:
         raise _NotEquivalentError(report)
     return report
 
 
-def _verified(source: SourceModel, file: Path, golden: Golden | None) -> VerifyReport:
+def _fixed(spec: ExportSpec) -> int | None:
+    return None if spec.batch == "dynamic" else spec.batch
+
+
+def _verified(
+    source: SourceModel, file: Path, golden: Golden | None, *, batch: int | None
+) -> VerifyReport:
     """Return the verdict on the file's outputs.
 
     The noise of one order of summation costs two runs and passes most files. Where it does not, as
@@ -122,7 +131,12 @@ def _verified(source: SourceModel, file: Path, golden: Golden | None) -> VerifyR
         return judge_outputs(file, golden, specs)
     for in_detail in (False, True):
         with _one_thread():
-            own = golden_for(source, num_inputs=_num_verify_inputs(source), in_detail=in_detail)
+            own = golden_for(
+                source,
+                num_inputs=_num_verify_inputs(source),
+                in_detail=in_detail,
+                batch=batch,
+            )
         verification = judge_outputs(file, own, specs)
         if verification.passed:
             break
@@ -156,8 +170,12 @@ def _write(
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
     _describe(model, source)
+    # Parameters that modules share became a tensor for each fold.
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(model)
+    proto = ir.to_proto(model)
+    drop_unused(proto)
     # Not onnx.checker: the session of the verification refuses all that it would, and more.
-    file.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    file.write_bytes(proto.SerializeToString(deterministic=True))
     return functools.partial(
         ExportReport,
         spec=spec,
@@ -167,6 +185,7 @@ def _write(
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         num_nodes=model.graph.num_nodes(),
         versions=stage_versions(),
+        remark=source.remark,
     )
 
 

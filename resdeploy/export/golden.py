@@ -20,7 +20,7 @@ from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.near_ties import find_near_ties
 from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
-from resdeploy.export.run_module import module_outputs, run_module
+from resdeploy.export.run_module import module_outputs, refuse_random, run_module
 from resdeploy.export.source import SourceModel, seeded_inputs
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
@@ -53,6 +53,7 @@ def make_golden(
     source: str,
     inputs_description: str,
     in_detail: bool = True,
+    batch: int | None = None,
 ) -> Golden:
     """Return `module`'s outputs for `inputs` in float64, and the error of its own float32.
 
@@ -64,14 +65,17 @@ def make_golden(
         inputs_description: what the inputs are, for the record.
         in_detail: also find out how far rounding carries each output, and what lower precisions
             would do; it takes as long again.
+        batch: the one batch size that the module takes; None if it takes any.
 
     Raises:
+        UnsupportedModelError: the module fails, or answers at random.
         ResdeployError: the module's outputs are NaN, or infinite not by design, in float32 or even
             in float64; or no tensors with one row for each sample (`module_outputs`).
     """
     # Before the copy: a pruned module can be copied only once it was run without gradients.
-    own = module_outputs(module, inputs, dtype=torch.float32)
-    exact = module_outputs(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
+    own = module_outputs(module, inputs, dtype=torch.float32, batch=batch)
+    refuse_random(module, inputs, batch=batch)
+    exact = module_outputs(copy.deepcopy(module).double(), inputs, dtype=torch.float64, batch=batch)
     golden = golden_from_outputs(
         inputs,
         exact,
@@ -91,10 +95,10 @@ def make_golden(
     if not in_detail:
         return golden
     own_NK = float_columns([*own.values()], golden.info.outputs)
-    return _with_detail(golden, module, own_NK.astype(np.float64))
+    return _with_detail(golden, module, own_NK.astype(np.float64), batch)
 
 
-def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
+def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray, batch: int | None) -> Golden:
     """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
     inputs, reference = golden.inputs, golden.reference
     if not reference.shape[1]:
@@ -106,7 +110,7 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
         inputs, variance = input_roundings(inputs, preprocess)
     has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
-    constant_noise = weight_noise(module, inputs) if has_enough else None
+    constant_noise = weight_noise(module, inputs, batch=batch) if has_enough else None
     try:
         program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
@@ -182,6 +186,7 @@ def golden_for(
     given: tuple[np.ndarray, str] | None = None,
     num_inputs: int | None = None,
     in_detail: bool = True,
+    batch: int | None = None,
 ) -> Golden:
     """Return the golden reference of a trained model on real data, or on given or seeded inputs.
 
@@ -193,6 +198,7 @@ def golden_for(
             None for synthetic ones.
         num_inputs: how many; by default 32 synthetic ones.
         in_detail: see `make_golden`.
+        batch: likewise.
 
     Raises:
         ResdeployError: the data cannot be read or does not fit the model.
@@ -226,4 +232,5 @@ def golden_for(
         source=source.description,
         inputs_description=description,
         in_detail=in_detail,
+        batch=batch,
     )

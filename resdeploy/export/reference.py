@@ -38,19 +38,20 @@ __all__ = ["reference_graph", "reference_or_reason"]
 _MOST_OF_THE_NOISE = 0.01
 
 
-def reference_graph(source: SourceModel, golden: Golden) -> Reference:
+def reference_graph(source: SourceModel, golden: Golden, *, batch: int | None = None) -> Reference:
     """Return the reference graph of `source`.
 
     Args:
         source: the trained model; it is copied, not changed.
         golden: its outputs, made by `golden_for`.
+        batch: the one batch size that it takes; None if it takes any.
 
     Raises:
         UnsupportedModelError: the model cannot be traced or translated, or its graph does not
             compute in float64 what the module does.
     """
     module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
-    model, folds = _folded(module, source, preprocess)
+    model, folds = _folded(module, source, preprocess, batch)
     # The traced program and the evaluator are circles of references: each holds the weights.
     gc.collect()
     _check(model, golden, source.description)
@@ -63,16 +64,18 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     )
 
 
-def reference_or_reason(source: SourceModel, golden: Golden) -> Reference | str:
+def reference_or_reason(
+    source: SourceModel, golden: Golden, *, batch: int | None = None
+) -> Reference | str:
     """Return the reference graph, or the reason for its absence: outputs can still be judged."""
     try:
-        return reference_graph(source, golden)
+        return reference_graph(source, golden, batch=batch)
     except UnsupportedModelError as error:
         return error.what
 
 
 def _folded(
-    module: nn.Module, source: SourceModel, preprocess: Preprocess | None
+    module: nn.Module, source: SourceModel, preprocess: Preprocess | None, fixed: int | None
 ) -> tuple[onnx.ModelProto, FoldReport]:
     """Return a module's graph, folded, and the folds."""
     with AllFloat64():
@@ -81,6 +84,8 @@ def _folded(
             program = trace(module, args, by_name=kwargs)
             batch: str | None = BATCH_DIMENSION
         except UnsupportedModelError:
+            samples = example_samples(source, batch_size=fixed or 2)
+            args, kwargs = bind(module, samples, torch.float64)
             program = trace(module, args, by_name=kwargs, dynamic_batch=False)
             batch = None
     opset = 18

@@ -16,7 +16,7 @@ from resdeploy.data.named_inputs import each_input, joined
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.files import InputSpec
 
-__all__ = ["bind", "draw", "module_inputs", "tensors"]
+__all__ = ["bind", "draw", "module_inputs", "rows_of", "tensors"]
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SEED = 0
@@ -41,11 +41,10 @@ def module_inputs(module: nn.Module, asked: Sequence[InputSpec]) -> tuple[InputS
                 fix="wrap it in a module whose forward takes each tensor by a name of its own",
             )
     takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    takes_names = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {one.name for one in asked if one.name}
     free = [n for n, p in parameters.items() if p.kind in _BY_PLACE and n not in named]
     known = {n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    if (unknown := sorted(named - known)) and not takes_names:
+    if unknown := sorted(named - known):
         raise _misfit(module, f"has no input {unknown[0]!r}", parameters, asked)
     found: list[InputSpec] = []
     for one in asked:
@@ -91,6 +90,11 @@ def tensors(samples: NDArray[Any], dtype: torch.dtype) -> list[torch.Tensor]:
     """Return samples as tensors, one for each input: floats and pixels in a type, others as is."""
     found = [torch.from_numpy(array) for array in each_input(samples)]
     return [x.to(dtype) if x.is_floating_point() or x.dtype is torch.uint8 else x for x in found]
+
+
+def rows_of(output: torch.Tensor) -> torch.Tensor:
+    """Return an output (N, ...) as (N, K)."""
+    return output.reshape(len(output), -1)
 
 
 def bind(
@@ -166,8 +170,11 @@ def _misfit(
         for name, p in parameters.items()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.default is p.empty
     )
+    takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return ResdeployError(
         f"The module {what}: its forward is forward({', '.join(map(str, parameters.values()))}).",
         where=type(module).__name__,
-        fix=f"name its inputs and their shapes: {example or '--input NAME=SHAPE'}",
+        fix="wrap it in a module whose forward takes each tensor by a name of its own"
+        if takes_any_name
+        else f"name its inputs and their shapes: {example or '--input NAME=SHAPE'}",
     )

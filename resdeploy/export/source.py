@@ -1,5 +1,6 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
+import copy
 import importlib
 import json
 import sys
@@ -54,6 +55,7 @@ class SourceModel:
         description: what it is, without paths of this machine.
         info: the network and its preprocessing; None for the module of a factory.
         inputs: by name, in the order of `forward`; () for a single one of floats without a name.
+        remark: what was done to the module before it was used, in words; "" for nothing.
     """
 
     module: nn.Module
@@ -61,6 +63,7 @@ class SourceModel:
     description: str
     info: CheckpointInfo | None
     inputs: tuple[InputSpec, ...] = ()
+    remark: str = ""
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -147,11 +150,13 @@ def model_of_module(
         raise ResdeployError(
             f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
         )
+    converted, remark = _in_float32(module)
     return SourceModel(
-        module=module,
+        module=converted,
         input_shape=asked[0].shape,
         description=kind,
         info=None,
+        remark=remark,
         inputs=module_inputs(module, asked),
     )
 
@@ -280,11 +285,13 @@ def _from_factory(spec: SourceSpec) -> SourceModel:
         )
     if spec.path is not None:
         load_into(module, load_foreign_state_dict(spec.path), source=spec.path)
+    module, remark = _in_float32(module)
     return SourceModel(
         module=module.eval(),
         input_shape=asked[0].shape,
         description=f"{type(module).__name__} of {spec.factory}",
         info=None,
+        remark=remark,
         inputs=module_inputs(module, asked),
     )
 
@@ -294,6 +301,33 @@ def _asked(spec: SourceSpec) -> tuple[InputSpec, ...]:
     if spec.input_shape is not None:
         return (InputSpec(name="", shape=spec.input_shape),)
     return spec.inputs
+
+
+def _in_float32(module: nn.Module) -> tuple[nn.Module, str]:
+    """Return a module in float32, a copy where it is in another type; and what was done, in words.
+
+    float16 and bfloat16 are widened, which is exact; float64 is rounded, as a file of float32 is.
+
+    Raises:
+        UnsupportedModelError: it has complex parameters or buffers.
+    """
+    kinds = set()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_complex():
+            raise UnsupportedModelError(
+                f"The module has complex numbers (`{name}`, {str(tensor.dtype)[6:]}), which ONNX "
+                "has no operators for.",
+                where=type(module).__name__,
+                fix="hold real and imaginary parts in two buffers",
+            )
+        if tensor.is_floating_point():
+            kinds.add(str(tensor.dtype)[6:])
+    if not kinds - {"float32"}:
+        return module, ""
+    narrow = sorted(kinds & {"float16", "bfloat16"})
+    done = [f"its {' and '.join(narrow)} numbers are widened to float32"] if narrow else []
+    done += ["its float64 numbers are rounded to float32"] if "float64" in kinds else []
+    return copy.deepcopy(module).float(), ", ".join(done)
 
 
 def _empty_network(model: ModelSpec) -> nn.Module:

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.inner_graphs import each_graph, inline_regions
-from resdeploy.export.run_module import name_outputs
+from resdeploy.export.run_module import know_dataclasses, name_outputs
 from resdeploy.export.trace_refusals import (
     call_arguments,
     module_path,
@@ -64,14 +64,14 @@ def trace(
     batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)}
     try:
         with _quiet_torch(), torch.no_grad():
-            program = torch.export.export(
-                module,
-                args,
-                kwargs,
-                dynamic_shapes=_dynamic_shapes(module, args, kwargs, batch)
-                if dynamic_batch
-                else None,
-            )
+            shapes = _dynamic_shapes(module, args, kwargs, batch) if dynamic_batch else None
+            try:
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            except Exception:
+                # Such as an output of a dataclass that nobody told torch about.
+                if not know_dataclasses(module(*args, **kwargs)):
+                    raise
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             _resolve_lazy_views(program)
             inline_regions(program)
             _drop_metadata_checks(program)
@@ -139,8 +139,6 @@ def _dynamic_shapes(
     for name, value in bound.arguments.items():
         if isinstance(value, tuple):
             found[name] = tuple(batch for _ in value)
-        elif isinstance(value, dict):
-            found |= dict.fromkeys(value, batch)
         else:
             found[name] = batch
     return found

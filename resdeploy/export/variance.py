@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from resdeploy.export.interpret import GraphWalker
-from resdeploy.export.signature import bind, tensors
+from resdeploy.export.signature import bind, rows_of, tensors
 from resdeploy.export.trace import trace
 from resdeploy.export.value_with_variance import ValueWithVariance, value_of, variance_of
 from resdeploy.export.variance_rules import propagate
@@ -69,7 +69,7 @@ def propagated_sigma(
             here = slice(start, start + BATCH_SIZE)
             batch = _with_variance(inputs[here], None if variance is None else variance[here])
             outputs = walker.run(batch, call)
-            rows.append(torch.cat([variance_of(output).flatten(1) for output in outputs], dim=1))
+            rows.append(torch.cat([rows_of(variance_of(output)) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).sqrt().numpy()
 
 
@@ -110,7 +110,7 @@ def draw_outputs(
     batch = [rounded(value) for value in _with_variance(inputs, variance)]
     with torch.no_grad():
         outputs = walker.run(batch, call)
-        return torch.cat([value_of(output).flatten(1) for output in outputs], dim=1).numpy()
+        return torch.cat([rows_of(value_of(output)) for output in outputs], dim=1).numpy()
 
 
 def _with_variance(inputs: NDArray[Any], variance: NDArray[np.float32] | None) -> list[Any]:

@@ -39,7 +39,8 @@ def name_io(
     wanted = dict(
         zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True),
     )
-    for value in [v for node in graph.all_nodes() for v in node.outputs]:
+    inner = [v for node in graph.all_nodes() for v in node.outputs]
+    for value in [*inner, *graph.initializers.values()]:
         if value.name in wanted.values() and value not in wanted:
             value.name = f"{value.name}_inner"
     for value, name in wanted.items():

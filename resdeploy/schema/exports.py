@@ -36,7 +36,10 @@ class ExportSpec(Record):
 
 @record
 class ExportReport(Record):
-    """An exported file, its folds, its passes, and its verification."""
+    """An exported file, its folds, its passes, and its verification.
+
+    `remark` says what was done to the module first, such as widening its numbers; "" for nothing.
+    """
 
     spec: ExportSpec
     file: FileInfo
@@ -47,3 +50,4 @@ class ExportReport(Record):
     num_nodes: int
     versions: Mapping[str, str]
     verification: "VerifyReport | None" = None
+    remark: str = ""
