@@ -129,7 +129,7 @@ def verify(
         from resdeploy.session.run import fixed_batch
 
         source = _source_for(sessions[0], reference, input_shape)
-        given = _given(inputs, source.preprocess, num_inputs)
+        given = _given(inputs, source.preprocess, num_inputs, source.input_names)
         batch = fixed_batch(sessions[0])
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
         original = reference_or_reason(source, answers, batch=batch)
@@ -233,15 +233,22 @@ def _stated(tensors: Sequence[TensorSpec]) -> "list[InputSpec] | None":
 
 
 def _given(
-    inputs: Any, preprocess: "Preprocess | None", most: int | None
+    inputs: Any,
+    preprocess: "Preprocess | None",
+    most: int | None,
+    names: Sequence[str] = (),
 ) -> "tuple[NDArray[Any], str] | None":
     """Return the given inputs with their description for the record; None without any."""
     if inputs is None:
         return None
     import numpy as np
 
-    from resdeploy.data.samples import inputs_from_raw, read_inputs
+    from resdeploy.data.samples import inputs_from_raw, read_inputs, read_named
 
+    if names:
+        records = [record for _, record in read_named(inputs, names, most=most)]
+        where = path_of(inputs, "inputs").name if is_path(inputs) else "given arrays"
+        return np.stack(records), f"{len(records)} inputs of {where}"
     if is_path(inputs):
         path = path_of(inputs, "inputs")
         found: NDArray[Any] = read_inputs(path, preprocess, most=most)

@@ -12,6 +12,7 @@ __all__ = [
     "InputSpec",
     "SourceSpec",
     "TensorSpec",
+    "inputs_of",
     "numpy_name",
     "stated_inputs",
 ]
@@ -77,15 +78,21 @@ class SourceSpec(Record):
 InputShape = Sequence[int] | Mapping[str, Sequence[int]] | Sequence[InputSpec]
 
 
-def stated_inputs(inputs: InputShape | None) -> dict[str, Any]:
+def inputs_of(shape: InputShape | None) -> tuple[InputSpec, ...]:
+    """Return the inputs that a shape states, () for None; one without a name is the next."""
+    if not shape:
+        return ()
+    if isinstance(shape, Mapping):
+        return tuple(InputSpec(name=name, shape=tuple(sizes)) for name, sizes in shape.items())
+    inputs = tuple(one for one in shape if isinstance(one, InputSpec))
+    return inputs or (InputSpec(name="", shape=tuple(n for n in shape if isinstance(n, int))),)
+
+
+def stated_inputs(shape: InputShape | None) -> dict[str, Any]:
     """Return the fields of a `SourceSpec` for its inputs: a plain shape, or inputs by name."""
-    if isinstance(inputs, Mapping):
-        inputs = [InputSpec(name=name, shape=tuple(shape)) for name, shape in inputs.items()]
+    inputs = inputs_of(shape)
     if not inputs:
         return {}
-    specs = tuple(one for one in inputs if isinstance(one, InputSpec))
-    if not specs:
-        return {"input_shape": tuple(inputs)}
-    if specs == (InputSpec(name="", shape=specs[0].shape),):
-        return {"input_shape": specs[0].shape}
-    return {"inputs": specs}
+    if inputs == (InputSpec(name="", shape=inputs[0].shape),):
+        return {"input_shape": inputs[0].shape}
+    return {"inputs": inputs}
