@@ -4,6 +4,7 @@ import contextlib
 import functools
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,6 +47,7 @@ def bundle(
     opset: int | None = None,
     target: PathLike | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
+    dynamic: Sequence[str] = (),
     embed_preprocess: bool = False,
     triton: PathLike | None = None,
     onnx_test_data: PathLike | None = None,
@@ -65,6 +67,7 @@ def bundle(
         opset: as of `export`.
         target: as of `export`.
         batch: as of `export`.
+        dynamic: as of `export`.
         embed_preprocess: as of `export`.
         triton: also write it into this model repository of Triton.
         onnx_test_data: also write model and golden inputs as ONNX test data to this folder.
@@ -95,9 +98,11 @@ def bundle(
     from resdeploy.export.export import export_onnx
     from resdeploy.export.golden import golden_for
     from resdeploy.export.reference import reference_or_reason
+    from resdeploy.export.source import with_open_sides
 
     on_stage("golden reference")
     trained = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    trained = with_open_sides(trained, dynamic)
     fixed = None if spec.batch == "dynamic" else spec.batch
     golden = golden_for(trained, data=chosen, num_inputs=num_inputs, batch=fixed)
     name = name or (path.stem if is_archive(path) else path.absolute().name)

@@ -1,5 +1,6 @@
 """`resdeploy.export`: a trained model folded, checked, and written as ONNX."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from resdeploy.api.arguments import (
@@ -26,6 +27,7 @@ def export(
     batch: int | Literal["dynamic"] = "dynamic",
     fold: bool = True,
     target: PathLike | None = None,
+    dynamic: Sequence[str] = (),
     embed_preprocess: bool = False,
     force: bool = False,
     on_stage: OnStage = silent,
@@ -38,6 +40,7 @@ def export(
         input_shape: of one sample, without the batch; a module needs it.
         opset: the ONNX operator set; None for 18, or what the target reads.
         batch: "dynamic", or a fixed number of samples.
+        dynamic: sides of images to leave open too, of "height" and "width".
         fold: fold every BatchNorm that may be folded.
         target: the record that `resdeploy probe -o` wrote on the target.
         embed_preprocess: make the preprocessing part of the model, which then takes pixels,
@@ -61,7 +64,9 @@ def export(
     path = path_of(out, "out")
     spec = export_spec(batch=batch, fold=fold, opset=opset, target=target)
     from resdeploy.export.export import export_onnx
+    from resdeploy.export.source import with_open_sides
 
     on_stage("load")
     model = model_of(source, input_shape=input_shape, embed_preprocess=embed_preprocess)
+    model = with_open_sides(model, dynamic)
     return export_onnx(model, spec, path, force=force, on_stage=on_stage)

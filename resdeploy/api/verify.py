@@ -24,7 +24,7 @@ from resdeploy.api.arguments import (
     source_spec,
 )
 from resdeploy.errors import ResdeployError
-from resdeploy.schema.files import InputSpec, TensorSpec, stated_inputs
+from resdeploy.schema.files import IMAGE_SIDES, InputSpec, TensorSpec, stated_inputs
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 
@@ -197,6 +197,7 @@ def _source_for(
     """Return the reference, as a model of pixels where the candidate is one."""
     from resdeploy.data.input_kinds import FLOATS, KINDS
     from resdeploy.data.preprocess import kind_for
+    from resdeploy.export.source import with_open_sides
     from resdeploy.session.session import input_specs
 
     tensors = input_specs(session)
@@ -206,6 +207,14 @@ def _source_for(
         reference = replace(request, **stated_inputs(stated))
     shape = stated if request is None else None
     source = model_of(reference, input_shape=shape, name="reference")
+    sides = [
+        side
+        for side, axis in IMAGE_SIDES.items()
+        for one in tensors[:1]
+        if len(one.shape) == len(IMAGE_SIDES) + 2 and not isinstance(one.shape[axis], int)
+    ]
+    if sides and (source.preprocess is None or not source.preprocess.embedded):
+        source = with_open_sides(source, sides)
     is_raw = KINDS.get(tensors[0].dtype, FLOATS).is_raw if tensors else False
     if is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess

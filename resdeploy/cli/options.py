@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.files import InputSpec, SourceSpec, stated_inputs
+from resdeploy.schema.files import IMAGE_SIDES, InputSpec, SourceSpec, stated_inputs
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
@@ -136,6 +136,15 @@ def _batch(_context: Any, _option: Any, text: str) -> int | Literal["dynamic"]:
     return int(text)
 
 
+def _sides(_context: Any, option: click.Parameter, text: str) -> tuple[str, ...]:
+    sides = tuple(text.split(",")) if text else ()
+    if not {*sides} <= {*IMAGE_SIDES}:
+        raise click.BadParameter(
+            f"{text!r} is not of {', '.join(IMAGE_SIDES)}", param_hint=option.opts[0]
+        )
+    return sides
+
+
 def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options about the form of an exported model."""
     opset = click.option(
@@ -144,6 +153,13 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     batch = click.option(
         "--batch", default="dynamic", callback=_batch, help="dynamic, or a number of samples."
     )
+    dynamic = click.option(
+        "--dynamic",
+        metavar="height,width",
+        default="",
+        callback=_sides,
+        help="Sides of images to leave open too.",
+    )
     preprocess = click.option(
         "--preprocess",
         "embed_preprocess",
@@ -151,7 +167,7 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="embed: the model takes pixels, uint8 NHWC, of its own image size.",
         **choice_of({"outside": False, "embed": True}),
     )
-    return opset(target_option(batch(preprocess(command))))
+    return opset(target_option(batch(dynamic(preprocess(command)))))
 
 
 def gathered(name: str, gather: Callable[..., Any], options: Mapping[str, Decorator]) -> Decorator:

@@ -81,12 +81,18 @@ def _folded(
     with AllFloat64():
         args, kwargs = bind(module, example_samples(source), torch.float64)
         try:
-            program = trace(module, args, by_name=kwargs)
+            program = trace(module, args, by_name=kwargs, open_sides=source.open_sides)
             batch: str | None = BATCH_DIMENSION
         except UnsupportedModelError:
             samples = example_samples(source, batch_size=fixed or 2)
             args, kwargs = bind(module, samples, torch.float64)
-            program = trace(module, args, by_name=kwargs, dynamic_batch=False)
+            program = trace(
+                module,
+                args,
+                by_name=kwargs,
+                dynamic_batch=False,
+                open_sides=source.open_sides,
+            )
             batch = None
     opset = 18
     numbers = python_numbers(program)
@@ -97,6 +103,7 @@ def _folded(
         opset=opset,
         batch_dimension=batch,
         embed=preprocess,
+        open_sides=source.open_sides,
         input_names=source.input_names,
     )
     return ir.to_proto(optimized.model), optimized.fold

@@ -1,6 +1,7 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
 import copy
+import dataclasses
 import importlib
 import json
 import sys
@@ -21,7 +22,7 @@ from resdeploy.networks import build_network, input_shape, parse_options
 from resdeploy.recipe import load_recipe
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
-from resdeploy.schema.files import InputShape, InputSpec, stated_inputs
+from resdeploy.schema.files import IMAGE_SIDES, InputShape, InputSpec, stated_inputs
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 from resdeploy.training.checkpoint import (
@@ -40,8 +41,10 @@ __all__ = [
     "fit_for_folded",
     "load_source",
     "model_of_module",
+    "of_another_size",
     "require_module",
     "seeded_inputs",
+    "with_open_sides",
 ]
 
 
@@ -56,6 +59,7 @@ class SourceModel:
         info: the network and its preprocessing; None for the module of a factory.
         inputs: by name, in the order of `forward`; () for a single one of floats without a name.
         remark: what was done to the module before it was used, in words; "" for nothing.
+        open_sides: those of images that are to stay open, of "height" and "width".
     """
 
     module: nn.Module
@@ -64,6 +68,7 @@ class SourceModel:
     info: CheckpointInfo | None
     inputs: tuple[InputSpec, ...] = ()
     remark: str = ""
+    open_sides: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -182,6 +187,54 @@ def example_samples(source: SourceModel, *, batch_size: int = 2) -> NDArray[Any]
         # The network behind the preprocessing is traced.
         return FLOATS.draw((batch_size, *source.preprocess.input_shape))
     return seeded_inputs(source, batch_size)[0]
+
+
+def with_open_sides(source: SourceModel, sides: Sequence[str]) -> SourceModel:
+    """Return `source` with sides of its images open.
+
+    Raises:
+        ResdeployError: there is no such side; no input is an image; or the preprocessing, which
+            makes images of one size, is part of the model.
+    """
+    if not sides:
+        return source
+    shapes = [one.shape for one in source.inputs] or [source.input_shape]
+    if unknown := sorted({*sides} - {*IMAGE_SIDES}):
+        raise ResdeployError(
+            f"{unknown[0]!r} is no side of an image.", fix=f"give {', '.join(IMAGE_SIDES)}"
+        )
+    if not any(len(shape) == len(IMAGE_SIDES) + 1 for shape in shapes):
+        raise ResdeployError(
+            f"No input is an image (C, H, W): {', '.join(map(str, shapes))}.",
+            where=source.description,
+            fix="leave --dynamic out",
+        )
+    if source.preprocess is not None and source.preprocess.embedded:
+        raise ResdeployError(
+            "The embedded preprocessing is of images of one size.",
+            where=source.description,
+            fix="leave --dynamic or --preprocess embed out",
+        )
+    return dataclasses.replace(source, open_sides=tuple(sides))
+
+
+def of_another_size(source: SourceModel) -> SourceModel:
+    """Return `source` with the last of its open sides twice as long.
+
+    Twice, as a network may take multiples of some number alone.
+    """
+    side = IMAGE_SIDES[source.open_sides[-1]] - 1
+
+    def longer(shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != len(IMAGE_SIDES) + 1:
+            return shape
+        return (*shape[:side], 2 * shape[side], *shape[side + 1 :])
+
+    return dataclasses.replace(
+        source,
+        input_shape=longer(source.input_shape),
+        inputs=tuple(dataclasses.replace(i, shape=longer(i.shape)) for i in source.inputs),
+    )
 
 
 def example_inputs(source: SourceModel) -> tuple[torch.Tensor, ...]:

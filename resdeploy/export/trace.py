@@ -25,10 +25,13 @@ from resdeploy.export.trace_refusals import (
     module_path,
     refuse_what_onnx_would_drop,
 )
+from resdeploy.schema.files import IMAGE_SIDES
 
 __all__ = ["BATCH_DIMENSION", "output_names", "trace"]
 
 BATCH_DIMENSION = "batch"
+
+_IMAGE_RANK = 4
 
 aten = torch.ops.aten
 
@@ -46,6 +49,7 @@ def trace(
     *,
     by_name: Mapping[str, torch.Tensor] | None = None,
     dynamic_batch: bool = True,
+    open_sides: Sequence[str] = (),
 ) -> torch.export.ExportedProgram:
     """Return `module` as an exported program whose graph is functional (no in-place operation).
 
@@ -55,16 +59,18 @@ def trace(
             and must be at least 2 long, as torch.export treats sizes 0 and 1 as fixed.
         by_name: the other inputs.
         dynamic_batch: trace for any batch size.
+        open_sides: of images, of any size too: "height", "width".
 
     Raises:
         UnsupportedModelError: the module cannot be traced, bakes its batch size in, or does
             what its ONNX graph would not (`trace_refusals`).
     """
     args, kwargs = tuple(example_inputs), dict(by_name or {})
-    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)}
+    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)} if dynamic_batch else {}
+    sides = {IMAGE_SIDES[name]: torch.export.Dim.DYNAMIC for name in open_sides}
     try:
         with _quiet_torch(), torch.no_grad():
-            shapes = _dynamic_shapes(module, args, kwargs, batch) if dynamic_batch else None
+            shapes = _dynamic_shapes(module, args, kwargs, batch, sides) if batch or sides else None
             try:
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             except Exception:
@@ -87,6 +93,7 @@ def trace(
             where=_user_line(error),
             fix=(
                 "make the forward pass free of data-dependent Python control flow"
+                + (", or leave --dynamic out" if open_sides else "")
                 + (", or fix the batch size with --batch N" if dynamic_batch else "")
             ),
         ) from error
@@ -132,15 +139,20 @@ def _dynamic_shapes(
     args: tuple[torch.Tensor, ...],
     kwargs: dict[str, torch.Tensor],
     batch: dict[int, Any],
+    sides: dict[int, Any],
 ) -> dict[str, Any]:
     """Return, by parameter of `forward`, the open axes of each input."""
+
+    def axes(x: torch.Tensor) -> dict[int, Any]:
+        return {**batch, **(sides if x.ndim == _IMAGE_RANK else {})}
+
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if isinstance(value, tuple):
-            found[name] = tuple(batch for _ in value)
+            found[name] = tuple(axes(one) for one in value)
         else:
-            found[name] = batch
+            found[name] = axes(value)
     return found
 
 

@@ -53,6 +53,7 @@ def optimize(
     batch_dimension: str | None,
     fold: bool = True,
     embed: Preprocess | None = None,
+    open_sides: Sequence[str] = (),
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -66,6 +67,7 @@ def optimize(
         fold: fold its BatchNorms.
         embed: the preprocessing of a model that is to take pixels: its centre is taken off them
             (`take_pixels`), its scale goes into the weights (`fold_batchnorm`).
+        open_sides: of images, "height" or "width".
         input_names: of the inputs; () for those of `name_io`.
         output_names: likewise of the outputs.
         on_stage: told the name of each stage as it begins.
@@ -77,6 +79,7 @@ def optimize(
     model, reports = simplified(
         model,
         batch_dimension=batch_dimension,
+        open_sides=open_sides,
         input_names=input_names,
         output_names=output_names,
     )
@@ -97,6 +100,7 @@ def simplified(
     model: ir.Model,
     *,
     batch_dimension: str | None,
+    open_sides: Sequence[str] = (),
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
 ) -> tuple[ir.Model, list[PassReport]]:
@@ -106,7 +110,13 @@ def simplified(
         UnsupportedModelError: a pass cannot handle the graph.
     """
     reports = [
-        name_io(model, batch_dimension=batch_dimension, inputs=input_names, outputs=output_names),
+        name_io(
+            model,
+            batch_dimension=batch_dimension,
+            open_sides=open_sides,
+            inputs=input_names,
+            outputs=output_names,
+        ),
         # Before simplify, which drops the module names nodes are called by.
         strip_metadata(model, keep_notes=True),
         resolve_castlike(model),  # before the next ones, which then see that these are constants

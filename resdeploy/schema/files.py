@@ -7,6 +7,7 @@ from typing import Any
 from resdeploy.schema.codec import Record, record
 
 __all__ = [
+    "IMAGE_SIDES",
     "FileInfo",
     "InputShape",
     "InputSpec",
@@ -73,6 +74,9 @@ class SourceSpec(Record):
     inputs: tuple[InputSpec, ...] = ()
     recipe: str | None = None
 
+
+# The axes of images (N, C, H, W) that an export may leave open.
+IMAGE_SIDES = {"height": 2, "width": 3}
 
 # Of one sample; of several inputs by their names in `forward`; or inputs, which have a type.
 InputShape = Sequence[int] | Mapping[str, Sequence[int]] | Sequence[InputSpec]
