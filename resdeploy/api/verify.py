@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["verify"]
 
 _NUM_INPUTS = 32
+_NUM_OTHER_SIZE = 4
 
 
 def verify(
@@ -63,7 +64,7 @@ def verify(
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
 
     Args:
-        model: an ONNX file with one input.
+        model: an ONNX file.
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
             or another ONNX file's.
         golden: a golden.npz instead. It holds outputs only, so that wiring, weights and layers
@@ -121,11 +122,13 @@ def verify(
         )
         return replace(report, accepts=accept)
     original: Reference | str
+    elsewhere: Golden | None = None
     if request is not None and is_onnx(request):
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
+        from resdeploy.export.source import of_another_size
         from resdeploy.session.run import fixed_batch
 
         source = _source_for(sessions[0], reference, input_shape)
@@ -133,9 +136,12 @@ def verify(
         batch = fixed_batch(sessions[0])
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
         original = reference_or_reason(source, answers, batch=batch)
+        if source.open_sides:
+            larger = of_another_size(source)
+            elsewhere = golden_for(larger, num_inputs=_NUM_OTHER_SIZE, batch=batch)
     from resdeploy.verify.verdict import judge_model
 
-    return judge_model(
+    report = judge_model(
         path,
         original,
         answers,
@@ -147,6 +153,30 @@ def verify(
         on_stage=on_stage,
         on_fault=on_fault,
     )
+    if elsewhere is None:
+        return report
+    on_stage("another size")
+    return _with_other_size(
+        report, judge_session_outputs(path, elsewhere, sessions, precision=precision)
+    )
+
+
+def _with_other_size(report: "VerifyReport", other: "VerifyReport") -> "VerifyReport":
+    """Return a report with the reasons against the outputs for samples of another size."""
+    verdicts = [
+        replace(
+            one,
+            comparison=replace(
+                one.comparison,
+                reasons=(
+                    *one.comparison.reasons,
+                    *(f"{other.golden.inputs}: {why}" for why in beside.comparison.reasons),
+                ),
+            ),
+        )
+        for one, beside in zip(report.verdicts, other.verdicts, strict=True)
+    ]
+    return replace(report, verdicts=tuple(verdicts))
 
 
 def _refuse_contradictions(

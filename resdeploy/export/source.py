@@ -178,7 +178,10 @@ def seeded_inputs(source: SourceModel, num: int) -> tuple[NDArray[Any], str]:
     """Return seeded samples as the model takes them, and their description."""
     if source.inputs:
         return draw(source.inputs, num)
-    return kind_for(source.preprocess).seeded((num, *source.input_shape))
+    inputs, description = kind_for(source.preprocess).seeded((num, *source.input_shape))
+    if source.open_sides:
+        description += f" of {' x '.join(map(str, source.input_shape))}"
+    return inputs, description
 
 
 def example_samples(source: SourceModel, *, batch_size: int = 2) -> NDArray[Any]:

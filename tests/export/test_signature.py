@@ -14,9 +14,14 @@ from torch import nn
 
 import resdeploy
 from resdeploy.errors import ResdeployError
+from resdeploy.export.export import export_onnx
+from resdeploy.export.golden import golden_for
+from resdeploy.export.reference import reference_graph
 from resdeploy.export.signature import bind, draw, module_inputs
-from resdeploy.export.source import model_of_module
+from resdeploy.export.source import model_of_module, with_open_sides
+from resdeploy.schema.exports import ExportSpec
 from resdeploy.schema.files import InputSpec
+from resdeploy.verify.certify import certify_file
 
 Pair = collections.namedtuple("Pair", ["boxes", "scores"])
 IMAGE = (3, 8, 8)
@@ -86,14 +91,17 @@ def net(kind):
     return kind(None)
 
 
-def proved(module, input_shape, tmp_path, *, batch="dynamic"):
-    """Export a module, prove the file, and return it."""
-    path = tmp_path / "model.onnx"
-    report = resdeploy.export(module, path, input_shape=input_shape, batch=batch)
-    assert report.verification.passed
-    verdict = resdeploy.verify(path, module, input_shape=input_shape, num_inputs=8)
-    assert verdict.verdict == "PROVED", (verdict.reasons, verdict.unproved)
-    return onnx.load(path)
+def proved(module, input_shape, tmp_path, *, batch="dynamic", dynamic=()):
+    """Export a module, hold the file's graph against the reference's, and return it."""
+    path, fixed = tmp_path / "model.onnx", None if batch == "dynamic" else batch
+    source = with_open_sides(model_of_module(module, input_shape), dynamic)
+    assert export_onnx(source, ExportSpec(batch=batch), path).verification.passed
+    golden = golden_for(source, num_inputs=3, in_detail=False, batch=fixed)
+    model = onnx.load(path)
+    candidate = certify_file(model, reference_graph(source, golden, batch=fixed))
+    assert not candidate.missing
+    assert (candidate.structure.passed, candidate.static.passed) == (True, True)
+    return model
 
 
 INPUTS = {
@@ -127,6 +135,15 @@ def test_inputs_are_those_of_forward_by_name(case, tmp_path):
     assert [value.name for value in model.graph.input] == names
 
 
+def test_several_inputs_are_verified_whole(tmp_path):
+    """Conformance and single layers too: integers and bools among the floats."""
+    module, shapes, _ = INPUTS["integers and numbers"]
+    module, path = net(module), tmp_path / "model.onnx"
+    resdeploy.export(module, path, input_shape=shapes)
+    verdict = resdeploy.verify(path, module, input_shape=shapes, num_inputs=4)
+    assert verdict.verdict == "PROVED", (verdict.reasons, verdict.unproved)
+
+
 def test_inputs_that_change_places_are_seen(tmp_path):
     """Both have one shape: nothing but the numbers and the wiring tells them apart."""
     module, shapes = net(TwoImages), {"left": IMAGE, "right": IMAGE}
@@ -144,7 +161,7 @@ def test_inputs_that_change_places_are_seen(tmp_path):
 def test_a_file_of_several_inputs_is_a_reference(tmp_path):
     proved(net(ImageAndIntegers), INPUTS["integers and numbers"][1], tmp_path)
     path = tmp_path / "model.onnx"
-    verdict = resdeploy.verify(path, path, num_inputs=4)
+    verdict = resdeploy.verify(path, path, num_inputs=4, conformance=False)
     assert verdict.verdict == "PROVED", verdict.unproved
 
 
@@ -316,3 +333,46 @@ def test_the_runtime_opens_a_file_without_a_warning(tmp_path, capfd):
     capfd.readouterr()
     onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("sides", "stated"),
+    [
+        (("height", "width"), ["batch", 3, "height", "width"]),
+        (("width",), ["batch", 3, 8, "width"]),
+    ],
+)
+def test_open_sides_are_proved_for_every_size(sides, stated, tmp_path):
+    def forward(net, x):
+        return F.interpolate(net.conv(x), size=x.shape[-2:]).mean(1, keepdim=True)
+
+    model = proved(Net(forward), IMAGE, tmp_path, dynamic=sides)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        dims = value.type.tensor_type.shape.dim
+        found = [dim.dim_param or dim.dim_value for dim in dims]
+        assert [found[0], *found[2:]] == [stated[0], *stated[2:]]
+
+
+def test_a_size_that_is_baked_in_is_not_open(tmp_path):
+    module = Net(lambda net, x: net.conv(x).view(len(x), 6 * 6 * 6)[:, :4])
+    with pytest.raises(ResdeployError) as raised:
+        resdeploy.export(
+            module, tmp_path / "model.onnx", input_shape=IMAGE, dynamic=("height", "width")
+        )
+    assert "leave --dynamic out" in raised.value.fix
+
+
+def test_a_bundle_of_several_inputs_is_checked_and_asked_by_name(tmp_path):
+    module, shapes = net(TwoImages), {"left": IMAGE, "right": IMAGE}
+    resdeploy.bundle(module, tmp_path / "two.zip", input_shape=shapes, num_inputs=4)
+    assert resdeploy.check(tmp_path / "two.zip").passed
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((2, *IMAGE), np.float32) for name in shapes}
+    np.savez(tmp_path / "x.npz", **arrays)
+    report = resdeploy.predict(tmp_path / "two.zip", tmp_path / "x.npz")
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(arrays[name]) for name in shapes)).argmax(1)
+    assert [one.classes[0].index for one in report.predictions] == expected.tolist()
+    np.savez(tmp_path / "half.npz", left=arrays["left"])
+    with pytest.raises(ResdeployError, match="takes left, right, each by its name; there is left"):
+        resdeploy.predict(tmp_path / "two.zip", tmp_path / "half.npz")
