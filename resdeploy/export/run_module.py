@@ -171,7 +171,8 @@ def refuse_random(module: nn.Module, inputs: np.ndarray, *, batch: int | None = 
         ).astype(np.float64)
         for _ in range(2)
     )
-    if not np.allclose(first, second, rtol=_SAME, atol=_SAME * np.abs(first).max(), equal_nan=True):
+    largest = float(np.abs(first[np.isfinite(first)]).max(initial=0.0))
+    if not np.allclose(first, second, rtol=_SAME, atol=_SAME * largest, equal_nan=True):
         raise UnsupportedModelError(
             f"{type(module).__name__} answers at random: two runs on the same input differ.",
             fix="call eval() on all of it; leave dropout, noise and random numbers out of forward",
