@@ -344,7 +344,8 @@ def test_the_runtime_opens_a_file_without_a_warning(tmp_path, capfd):
 )
 def test_open_sides_are_proved_for_every_size(sides, stated, tmp_path):
     def forward(net, x):
-        return F.interpolate(net.conv(x), size=x.shape[-2:]).mean(1, keepdim=True)
+        y = F.relu(net.bn(net.conv(x)))
+        return F.interpolate(y, size=x.shape[-2:], mode="bilinear")
 
     model = proved(Net(forward), IMAGE, tmp_path, dynamic=sides)
     for value in (model.graph.input[0], model.graph.output[0]):
