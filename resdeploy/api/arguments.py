@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.files import InputShape as InputShape
+from resdeploy.schema.files import stated_inputs
 from resdeploy.schema.recipes import DataSpec, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from resdeploy.export.source import SourceModel
 
 __all__ = [
-    *("Data", "Inputs", "Layout", "OnProgress", "OnStage", "PathLike", "Providers", "Source"),
+    *("Data", "InputShape", "Inputs", "Layout", "OnProgress", "OnStage", "PathLike"),
+    *("Providers", "Source"),
     *("data_of", "export_spec", "is_onnx", "is_path", "model_of", "one_of", "optional_data"),
     *("optional_path", "path_of", "session_of", "sessions_of", "silent", "source_spec"),
 ]
@@ -124,14 +127,13 @@ def export_spec(
     return for_target(spec, opset=opset, target=optional_path(target, "target"))
 
 
-def source_spec(source: object, input_shape: Sequence[int] | None = None) -> SourceSpec | None:
+def source_spec(source: object, input_shape: InputShape | None = None) -> SourceSpec | None:
     """Return the request for a trained model in a file; None for a live one."""
     if isinstance(source, SourceSpec):
         return source
     if not isinstance(source, str | os.PathLike):
         return None
-    shape = None if input_shape is None else tuple(input_shape)
-    return SourceSpec(path=os.fspath(source), input_shape=shape)
+    return SourceSpec(path=os.fspath(source), **stated_inputs(input_shape))
 
 
 def is_onnx(spec: SourceSpec) -> bool:
@@ -142,7 +144,7 @@ def is_onnx(spec: SourceSpec) -> bool:
 def model_of(
     source: "Source",
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     embed_preprocess: bool = False,
     layout: Layout = "NCHW",
     name: str = "source",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, get_args, overload
 
 from resdeploy.api.arguments import (
+    InputShape,
     OnProgress,
     PathLike,
     Providers,
@@ -28,7 +29,7 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
-from resdeploy.schema.files import SourceSpec
+from resdeploy.schema.files import InputSpec, SourceSpec, inputs_of
 from resdeploy.schema.sessions import SessionSpec
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _PROFILE_RUNS = 50
 class _Timing(TypedDict, total=False):
     provider: Providers | None
     batch_size: int | Sequence[int]
+    input_shape: InputShape | None
     num_runs: int
     num_warmup: int | None
     scenario: Scenario
@@ -70,6 +72,7 @@ def bench(
     *,
     provider: Providers | None = None,
     batch_size: int | Sequence[int] = 1,
+    input_shape: InputShape | None = None,
     num_runs: int = 200,
     num_warmup: int | None = None,
     scenario: Scenario = "single-stream",
@@ -91,6 +94,8 @@ def bench(
         provider: where to run: names, or `SessionSpec`s, each timed; None for cpu, and of a bundle
             for the settings that `tune` found for this machine.
         batch_size: samples of one run; of several, each is timed with each of `provider`.
+        input_shape: of one sample, where the model leaves sizes open; of a bundle, by default
+            that of its golden inputs.
         num_runs: number of timed runs.
         num_warmup: runs of warm-up; None until the times have settled.
         scenario: one run after the other; all at once; or at random times.
@@ -136,6 +141,7 @@ def bench(
         seed=seed,
         loadgen=loadgen,
         num_profile_runs=_PROFILE_RUNS if profile else 0,
+        inputs=inputs_of(input_shape),
     )
     if num_warmup is not None:
         spec = dataclasses.replace(spec, num_warmup=num_warmup, max_warmup=num_warmup)
@@ -156,6 +162,8 @@ def bench(
             return bundle.model, bundle
 
         path, opened = opened_model(path)
+        if opened is not None:
+            specs = [_with_sizes(one, opened) for one in specs]
         if not is_compared:
             return _sweep(_ways(path, specs, opened if provider is None else None), on_progress)
         if runner is None and other is not None and other.suffix == ".json":
@@ -277,6 +285,21 @@ def _ways(
 
     found = [(spec, *fastest_way(bundle, batch_size=spec.batch_size)) for spec in specs]
     return [(path, dataclasses.replace(spec, session=session)) for spec, path, session in found]
+
+
+def _with_sizes(spec: BenchSpec, bundle: "BundleFolder") -> BenchSpec:
+    """Return the spec with the sizes of the golden inputs, where none are asked for."""
+    from resdeploy.data.named_inputs import each_input
+
+    tensors, golden = bundle.manifest.inputs, bundle.golden.inputs
+    if spec.inputs or all(isinstance(n, int) for one in tensors for n in one.shape[1:]):
+        return spec
+    arrays = each_input(golden[:1])
+    inputs = [
+        InputSpec(name=one.name, shape=array.shape[1:])
+        for one, array in zip(tensors, arrays, strict=True)
+    ]
+    return dataclasses.replace(spec, inputs=tuple(inputs))
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:

@@ -13,6 +13,7 @@ from resdeploy import __version__
 from resdeploy.api.arguments import (
     Data,
     Inputs,
+    InputShape,
     Layout,
     OnStage,
     PathLike,
@@ -46,7 +47,7 @@ def bundle(
     source: "Source",
     out: PathLike,
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     name: str | None = None,
     data: Data | None = None,
     num_inputs: int | None = 32,
@@ -54,6 +55,7 @@ def bundle(
     opset: int | None = None,
     target: PathLike | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
+    dynamic: Sequence[str] = (),
     embed_preprocess: bool = False,
     layout: Layout = "NCHW",
     input_names: Sequence[str] = (),
@@ -80,6 +82,7 @@ def bundle(
         opset: as of `export`.
         target: as of `export`.
         batch: as of `export`.
+        dynamic: as of `export`.
         embed_preprocess: as of `export`.
         layout: as of `export`.
         input_names: as of `export`.
@@ -117,7 +120,7 @@ def bundle(
     )
     given = source_spec(source, input_shape)
     is_file = given is not None and is_onnx(given)
-    if is_file and (embed_preprocess or layout != "NCHW" or export != ExportSpec()):
+    if is_file and (embed_preprocess or layout != "NCHW" or dynamic or export != ExportSpec()):
         raise ResdeployError(
             "An ONNX file is packed as it is: opset, batch, target and preprocessing are its own.",
             where=str(given.path) if given else None,
@@ -142,6 +145,9 @@ def bundle(
             trained = model_of(
                 source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
             )
+            from resdeploy.export.source import with_open_sides
+
+            trained = with_open_sides(trained, dynamic)
             parts = _exported(trained, export, model, chosen, num_inputs, on_stage)
         on_stage("pack")
         manifest = _pack(parts, model, path, name=name, force=force)
@@ -170,7 +176,8 @@ def _exported(
     from resdeploy.export.golden import golden_for
     from resdeploy.export.reference import reference_or_reason
 
-    golden = golden_for(trained, data=data, num_inputs=num_inputs)
+    fixed = None if spec.batch == "dynamic" else spec.batch
+    golden = golden_for(trained, data=data, num_inputs=num_inputs, batch=fixed)
     report = export_onnx(trained, spec, model, golden=golden, on_stage=on_stage)
     if not model.is_file():
         raise ResdeployError(
@@ -178,7 +185,7 @@ def _exported(
             where=trained.description,
             fix="run resdeploy export on it, which shows the verdict",
         )
-    return _parts(trained, report, golden, reference_or_reason(trained, golden))
+    return _parts(trained, report, golden, reference_or_reason(trained, golden, batch=fixed))
 
 
 def _parts(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from resdeploy.api.arguments import (
+    InputShape,
     Layout,
     OnStage,
     PathLike,
@@ -22,11 +23,12 @@ def export(
     source: "Source",
     out: PathLike,
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     opset: int | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
     fold: bool = True,
     target: PathLike | None = None,
+    dynamic: Sequence[str] = (),
     embed_preprocess: bool = False,
     layout: Layout = "NCHW",
     input_names: Sequence[str] = (),
@@ -42,6 +44,7 @@ def export(
         input_shape: of one sample, without the batch; a module needs it.
         opset: the ONNX operator set; None for 18, or what the target reads.
         batch: "dynamic", or a fixed number of samples.
+        dynamic: sides of images to leave open too, of "height" and "width".
         fold: fold every BatchNorm that may be folded.
         target: the record that `resdeploy probe -o` wrote on the target; or the name of a board,
             such as "rknn", or of a runtime, as in "onnxruntime-1.18".
@@ -76,9 +79,11 @@ def export(
         output_names=output_names,
     )
     from resdeploy.export.export import export_onnx
+    from resdeploy.export.source import with_open_sides
 
     on_stage("load")
     model = model_of(
         source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
     )
+    model = with_open_sides(model, dynamic)
     return export_onnx(model, spec, path, force=force, on_stage=on_stage)

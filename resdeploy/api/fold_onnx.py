@@ -24,6 +24,7 @@ import onnx_ir as ir
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_write
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
+from resdeploy.graph.drop_unused import drop_unused
 from resdeploy.graph.float64 import UnknownOperatorError, evaluate_float64, tensors_of
 from resdeploy.graph.onnx_file import OnnxFile, fed_inputs, read_onnx
 from resdeploy.schema.folds import FoldReport
@@ -114,7 +115,9 @@ def _fold(source: _Source, target: Path, *, must_be_judged: bool) -> FoldReport:
         data = _data_name(target)
         ir.save(model, target, external_data=data, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
     elif report.folded:
-        target.write_bytes(_serialised(ir.to_proto(model)))
+        written = ir.to_proto(model)
+        drop_unused(written)
+        target.write_bytes(_serialised(written))
     else:
         shutil.copyfile(source.path, target)
     if not report.folded:

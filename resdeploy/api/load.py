@@ -3,9 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, get_args, overload
 
-from resdeploy.api.arguments import PathLike, Providers, Source, is_path, model_of, one_of, path_of
+from resdeploy.api.arguments import (
+    InputShape,
+    PathLike,
+    Providers,
+    Source,
+    is_path,
+    model_of,
+    one_of,
+    path_of,
+)
 from resdeploy.errors import ResdeployError
-from resdeploy.schema.files import SourceSpec, UsualPreprocess
+from resdeploy.schema.files import SourceSpec, UsualPreprocess, stated_inputs
 from resdeploy.schema.recipes import Scalar
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ def load(
     *,
     arch: str,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
     weights: str | None = None,
     preprocess_as: UsualPreprocess | None = None,
@@ -34,14 +43,14 @@ def load(
     labels: PathLike | None = None,
 ) -> "SourceModel": ...
 @overload
-def load(source: "nn.Module", *, input_shape: Sequence[int]) -> "SourceModel": ...
+def load(source: "nn.Module", *, input_shape: InputShape) -> "SourceModel": ...
 @overload
 def load(
     source: "Source",
     *,
     arch: str | None = None,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
     weights: str | None = None,
     preprocess_as: UsualPreprocess | None = None,
@@ -57,7 +66,7 @@ def load(
     *,
     arch: str | None = None,
     options: Mapping[str, Scalar] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     recipe: str | None = None,
     weights: str | None = None,
     preprocess_as: UsualPreprocess | None = None,
@@ -134,7 +143,6 @@ def load(
             path=str(path),
             arch=arch,
             options={name: str(value) for name, value in (options or {}).items()},
-            input_shape=None if input_shape is None else tuple(input_shape),
             recipe=recipe,
             weights=weights,
             preprocess_as=preprocess_as,
@@ -143,6 +151,7 @@ def load(
             resize=resize,
             crop=() if crop is None else (crop,) if isinstance(crop, int) else tuple(crop),
             labels=None if labels is None else str(path_of(labels, "labels")),
+            **stated_inputs(input_shape),
         )
     elif unfit := [name for name in given if name != "input_shape"]:
         raise ResdeployError(f"{unfit[0]} is for a file; this is {type(source).__name__}.")

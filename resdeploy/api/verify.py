@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from resdeploy.api.arguments import (
     Data,
+    InputShape,
     OnStage,
     PathLike,
     Providers,
@@ -23,6 +24,7 @@ from resdeploy.api.arguments import (
 )
 from resdeploy.api.sources import as_onnx, form_of, reference_of_onnx
 from resdeploy.errors import ResdeployError
+from resdeploy.schema.files import IMAGE_SIDES, InputSpec, TensorSpec, stated_inputs
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import PrecisionName
 
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from resdeploy.schema.verdicts import Accepts, VerifyReport
     from resdeploy.session.session import Session
     from resdeploy.verify.certify import Reference
+    from resdeploy.verify.golden_file import Golden
 
 __all__ = ["verify"]
 
 _NUM_INPUTS = 32
+_NUM_OTHER_SIZE = 4
 
 
 def verify(
@@ -45,7 +49,7 @@ def verify(
     reference: "Source | None" = None,
     *,
     golden: PathLike | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     data: Data | None = None,
     inputs: "PathLike | NDArray[Any] | None" = None,
     num_inputs: int | None = None,
@@ -60,7 +64,7 @@ def verify(
     """Prove that an ONNX file computes, on each provider, what the reference does in float64.
 
     Args:
-        model: an ONNX file with one input, or a bundle, whose file is taken.
+        model: an ONNX file, or a bundle, whose file is taken.
         reference: the trained model: a `Model`, a torch module in eval mode, a checkpoint's path;
             or the path of an ONNX file, of a bundle.
         golden: a golden.npz instead. It holds outputs only, so that wiring, weights and layers
@@ -138,6 +142,7 @@ def verify(
         return replace(report, accepts=accept)
     original: Reference | str
     notes: tuple[str, ...] = ()
+    elsewhere: Golden | None = None
     if request is not None and _is_file(request):
         answers, original = reference_of_onnx(
             request,
@@ -148,11 +153,18 @@ def verify(
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
+        from resdeploy.export.source import of_another_size
+        from resdeploy.session.run import fixed_batch
 
         source = _source_for(sessions[0], reference, input_shape)
-        given = _given(inputs, source.preprocess, num_inputs)
-        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
-        original, notes = reference_or_reason(source, answers), source.notes
+        given = _given(inputs, source.preprocess, num_inputs, source.input_names)
+        batch = fixed_batch(sessions[0])
+        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
+        original = reference_or_reason(source, answers, batch=batch)
+        notes = source.notes
+        if source.open_sides:
+            larger = of_another_size(source)
+            elsewhere = golden_for(larger, num_inputs=_NUM_OTHER_SIZE, batch=batch)
     from resdeploy.verify.verdict import judge_model
 
     report = judge_model(
@@ -167,12 +179,36 @@ def verify(
         on_stage=on_stage,
         on_fault=on_fault,
     )
-    return replace(report, source=notes)
+    report = replace(report, source=notes)
+    if elsewhere is None:
+        return report
+    on_stage("another size")
+    return _with_other_size(
+        report, judge_session_outputs(path, elsewhere, sessions, precision=precision)
+    )
 
 
 def _is_file(request: SourceSpec) -> bool:
     """Return True for an ONNX file, or a bundle with one."""
     return request.path is not None and form_of(Path(request.path)) != "trained"
+
+
+def _with_other_size(report: "VerifyReport", other: "VerifyReport") -> "VerifyReport":
+    """Return a report with the reasons against the outputs for samples of another size."""
+    verdicts = [
+        replace(
+            one,
+            comparison=replace(
+                one.comparison,
+                reasons=(
+                    *one.comparison.reasons,
+                    *(f"{other.golden.inputs}: {why}" for why in beside.comparison.reasons),
+                ),
+            ),
+        )
+        for one, beside in zip(report.verdicts, other.verdicts, strict=True)
+    ]
+    return replace(report, verdicts=tuple(verdicts))
 
 
 def _refuse_contradictions(
@@ -203,23 +239,35 @@ def _refuse_contradictions(
 
 
 def _source_for(
-    session: "Session", reference: Any, input_shape: Sequence[int] | None
+    session: "Session", reference: Any, input_shape: InputShape | None
 ) -> "SourceModel":
     """Return the reference, as a model of pixels where the candidate is one."""
     from resdeploy.data.input_kinds import FLOATS, KINDS
     from resdeploy.data.preprocess import kind_for
+    from resdeploy.export.source import with_open_sides
     from resdeploy.session.session import input_specs
 
-    tensor = input_specs(session)[0]
-    sizes = tuple(size for size in tensor.shape[1:] if isinstance(size, int))
-    if input_shape is None and len(sizes) == len(tensor.shape[1:]):
-        input_shape = sizes
-    shape = input_shape if source_spec(reference) is None else None
+    tensors = input_specs(session)
+    stated = input_shape or _stated(tensors)
+    request = source_spec(reference)
+    if request is not None and request.factory and not (request.input_shape or request.inputs):
+        reference = replace(request, **stated_inputs(stated))
+    shape = stated if request is None else None
     source = model_of(reference, input_shape=shape, name="reference")
-    if KINDS.get(tensor.dtype, FLOATS).is_raw and not kind_for(source.preprocess).is_raw:
+    sides = [
+        side
+        for side, axis in IMAGE_SIDES.items()
+        for one in tensors[:1]
+        if len(one.shape) == len(IMAGE_SIDES) + 2 and not isinstance(one.shape[axis], int)
+    ]
+    if sides and (source.preprocess is None or not source.preprocess.embedded):
+        source = with_open_sides(source, sides)
+    is_raw = KINDS.get(tensors[0].dtype, FLOATS).is_raw if tensors else False
+    if is_raw and not kind_for(source.preprocess).is_raw:
         from resdeploy.export.embedded import embed_preprocess
 
         return embed_preprocess(source)
+    sizes = tuple(tensors[0].shape[1:]) if len(tensors) == 1 else ()
     if len(sizes) == 3 and sizes != source.input_shape == (sizes[2], *sizes[:2]):
         from resdeploy.export.channels_last import channels_last
 
@@ -227,16 +275,41 @@ def _source_for(
     return source
 
 
+def _stated(tensors: Sequence[TensorSpec]) -> "list[InputSpec] | None":
+    """Return the inputs that a candidate states, without its batch; None where one is open."""
+    from resdeploy.data.input_kinds import FLOATS, KINDS, PIXELS
+
+    if not all(isinstance(size, int) for tensor in tensors for size in tensor.shape[1:]):
+        return None
+    return [
+        InputSpec(
+            name=tensor.name if len(tensors) > 1 else "",
+            shape=tuple(size for size in tensor.shape[1:] if isinstance(size, int)),
+            dtype="float32"
+            if KINDS.get(tensor.dtype, FLOATS) in (FLOATS, PIXELS)
+            else tensor.dtype,
+        )
+        for tensor in tensors
+    ]
+
+
 def _given(
-    inputs: Any, preprocess: "Preprocess | None", most: int | None
+    inputs: Any,
+    preprocess: "Preprocess | None",
+    most: int | None,
+    names: Sequence[str] = (),
 ) -> "tuple[NDArray[Any], str] | None":
     """Return the given inputs with their description for the record; None without any."""
     if inputs is None:
         return None
     import numpy as np
 
-    from resdeploy.data.samples import inputs_from_raw, read_inputs
+    from resdeploy.data.samples import inputs_from_raw, read_inputs, read_named
 
+    if names:
+        records = [record for _, record in read_named(inputs, names, most=most)]
+        where = path_of(inputs, "inputs").name if is_path(inputs) else "given arrays"
+        return np.stack(records), f"{len(records)} inputs of {where}"
     if is_path(inputs):
         path = path_of(inputs, "inputs")
         found: NDArray[Any] = read_inputs(path, preprocess, most=most)

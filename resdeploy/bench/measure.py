@@ -15,6 +15,7 @@ from resdeploy.bench.loadgen import Times, drive, require_loadgen
 from resdeploy.bench.runners import Runner, activate
 from resdeploy.bench.stability import machine_reasons, unstable_reasons
 from resdeploy.data.input_kinds import KINDS
+from resdeploy.data.named_inputs import by_name, joined
 from resdeploy.errors import ResdeployError
 from resdeploy.files import file_info
 from resdeploy.machine.environment import read_environment
@@ -47,6 +48,11 @@ class TimedRunner:
     once: Callable[[], Sequence[np.ndarray]]
     on_run: Callable[[int], None] | None = None
     num_done: int = 0
+
+    @property
+    def feed(self) -> dict[str, np.ndarray]:
+        """The inputs by name."""
+        return by_name(self.values, [tensor.name for tensor in self.runner.inputs])
 
     def time(self, launch: Callable[[], object]) -> int:
         """Return the time of one `launch`, in nanoseconds."""
@@ -141,7 +147,7 @@ def measure(
         profile = read_profile(
             model,
             spec.session,
-            {stand.runner.input.name: stand.values},
+            stand.feed,
             num_runs=spec.num_profile_runs,
             num_threads=spec.session.num_threads or environment.num_cpus_allowed,
         )
@@ -150,7 +156,7 @@ def measure(
         model=file_info(model, relative_to=model.parent),
         session=stand.runner.info,
         environment=environment,
-        input_shape=stand.values.shape,
+        input_shape=next(iter(stand.feed.values())).shape,
         load_ns=stand.load_ns,
         warmup_ns=tuple(warmup_ns),
         latencies_ns=times.latencies_ns,
@@ -189,13 +195,20 @@ def set_up(
     start_ns = time.perf_counter_ns()
     runner = activate(model, spec)
     load_ns = time.perf_counter_ns() - start_ns
-    tensor = runner.input
-    shape = _input_shape(tensor, spec.batch_size, where=str(model))
+    shapes = {
+        tensor.name: _input_shape(tensor, spec, only=len(runner.inputs) == 1, where=str(model))
+        for tensor in runner.inputs
+    }
     if inputs is None:
-        values = KINDS[tensor.dtype].draw(shape, seed=_INPUT_SEED)
+        arrays = {
+            tensor.name: KINDS[tensor.dtype].draw(shapes[tensor.name], seed=_INPUT_SEED)
+            for tensor in runner.inputs
+        }
     else:
-        values = np.resize(inputs, (spec.batch_size, *inputs.shape[1:]))
-    values = values.astype(tensor.dtype)
+        repeated = np.resize(inputs, (spec.batch_size, *inputs.shape[1:]))
+        arrays = by_name(repeated, [*shapes])
+    arrays = {t.name: arrays[t.name].astype(t.dtype) for t in runner.inputs}
+    values = joined(arrays) if len(arrays) > 1 else arrays[runner.inputs[0].name]
     with runner.errors():
         once = runner.infer(values)
     return TimedRunner(
@@ -290,18 +303,32 @@ def _gpu_growth(before: MachineState, after: MachineState) -> int | None:
     return pairs[0][1].used_bytes - pairs[0][0].used_bytes
 
 
-def _input_shape(tensor: TensorSpec, batch_size: int, *, where: str) -> tuple[int, ...]:
-    """Return the input's shape with its batch dimension set to `batch_size`."""
+def _input_shape(tensor: TensorSpec, spec: BenchSpec, *, only: bool, where: str) -> tuple[int, ...]:
+    """Return the input's shape with its batch and its open sizes as they are asked for."""
+    batch_size = spec.batch_size
     if not tensor.shape:
         raise ResdeployError(f"The input {tensor.name!r} has no batch dimension.", where=where)
     batch, *rest = tensor.shape
+    asked = [one.shape for one in spec.inputs if one.name == tensor.name or (only and not one.name)]
+    if asked:
+        fits = len(asked[0]) == len(rest) and all(
+            not isinstance(size, int) or size == given
+            for size, given in zip(rest, asked[0], strict=True)
+        )
+        if not fits:
+            raise ResdeployError(
+                f"The input {tensor.name!r} takes samples of shape {tuple(rest)}, not {asked[0]}.",
+                where=where,
+                fix="give a size for each open dimension, and the model's own for the others",
+            )
+        rest = list(asked[0])
     sizes = [size for size in rest if isinstance(size, int)]
     if len(sizes) != len(rest):
         raise ResdeployError(
             f"The input {tensor.name!r} has shape {list(tensor.shape)}: more than its batch is "
             "dynamic, so there is no one size to time.",
             where=where,
-            fix="export the model with fixed sizes",
+            fix="give the size to time, as in --input 3,224,224",
         )
     if isinstance(batch, int) and batch != batch_size:
         raise ResdeployError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.bench.runners import Runner
+from resdeploy.data.named_inputs import by_name
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.files import TensorSpec
@@ -35,9 +36,13 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
     with _errors(model):
         core = openvino.Core()
         read = core.read_model(model)
-        entry = read.input(0)
-        shape = (spec.batch_size, *(size.get_length() for size in list(entry.partial_shape)[1:]))
-        read.reshape(list(shape))
+        asked = {one.name: one.shape for one in spec.inputs}
+        shapes = {}
+        for entry in read.inputs:
+            sizes = asked.get(entry.any_name) or (asked.get("") if len(read.inputs) == 1 else None)
+            sizes = sizes or tuple(size.get_length() for size in list(entry.partial_shape)[1:])
+            shapes[entry.any_name] = (spec.batch_size, *sizes)
+        read.reshape({name: list(shape) for name, shape in shapes.items()})
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if spec.session.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = spec.session.num_threads
@@ -45,7 +50,8 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
         request = compiled.create_infer_request()
 
     def infer(values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
-        return lambda: list(request.infer({0: values}).values())
+        feed = by_name(values, [*shapes])
+        return lambda: list(request.infer(feed).values())
 
     return Runner(
         file=model,
@@ -56,10 +62,13 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
             active_providers=("CPU",),
             nodes_by_provider=None,
         ),
-        input=TensorSpec(
-            name=entry.any_name,
-            dtype=str(np.dtype(entry.element_type.to_dtype())),
-            shape=("N", *shape[1:]),
+        inputs=tuple(
+            TensorSpec(
+                name=entry.any_name,
+                dtype=str(np.dtype(entry.element_type.to_dtype())),
+                shape=("N", *shapes[entry.any_name][1:]),
+            )
+            for entry in read.inputs
         ),
         infer=infer,
         errors=lambda: _errors(model),

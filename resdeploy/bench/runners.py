@@ -29,9 +29,9 @@ class Runner:
     Attributes:
         file: its file; None where a factory made it.
         info: its session.
-        input: its one input, whose first dimension is the batch.
-        infer: from an input to a call that runs once, host memory to host memory, and returns the
-            outputs, each (N, ...).
+        inputs: its inputs, whose first dimension is the batch.
+        infer: from samples, as of `data.named_inputs`, to a call that runs once, host memory to
+            host memory, and returns the outputs, each (N, ...).
         bind: from an input to a call that runs once through an I/O binding, with input and output
             in device memory; None where the runtime has none.
         errors: a block that translates the runtime's exceptions.
@@ -41,7 +41,7 @@ class Runner:
 
     file: Path | None
     info: SessionInfo
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     infer: Callable[[NDArray[Any]], Callable[[], Sequence[NDArray[Any]]]]
     errors: Callable[[], AbstractContextManager[None]]
     bind: Callable[[NDArray[Any]], Callable[[], object]] | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from resdeploy.bench.runners import Runner
 from resdeploy.data.input_kinds import KINDS
+from resdeploy.data.named_inputs import by_name
 from resdeploy.errors import ProviderError, ResdeployError
 from resdeploy.schema.benchmarks import BenchSpec
 from resdeploy.schema.sessions import Placement, SessionInfo
@@ -31,7 +32,7 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
     """Open a session, proven to run on its provider.
 
     Raises:
-        ResdeployError: the model cannot be read, or has no one input that can be drawn.
+        ResdeployError: the model cannot be read, or has inputs that cannot be drawn.
         ProviderError: the provider did not start.
     """
     assert model is not None
@@ -47,7 +48,7 @@ def activate_by_default(model: Path | None, spec: BenchSpec) -> Runner:
     """Open a session as ONNX Runtime's first example does: a provider's name and nothing else.
 
     Raises:
-        ResdeployError: the model cannot be read, or has no one input that can be drawn.
+        ResdeployError: the model cannot be read, or has inputs that cannot be drawn.
         ProviderError: the runtime ran on another provider.
     """
     provider = providers.find_provider(spec.session.provider)
@@ -86,21 +87,20 @@ def replace_options(provider: str, options: Mapping[str, str]) -> None:
 def _runner(model: Path, session: Session) -> Runner:
     ort = session.ort
     inputs = input_specs(session)
-    if len(inputs) != 1:
-        raise ResdeployError(
-            f"The model has {len(inputs)} inputs; a model with one can be timed.", where=str(model)
-        )
-    (tensor,) = inputs
-    if tensor.dtype not in KINDS:
-        raise ResdeployError(
-            f"The input {tensor.name!r} is {tensor.dtype}; a model that takes floating-point "
-            "numbers or pixels can be timed.",
-            where=str(model),
-        )
+    names = [tensor.name for tensor in inputs]
+    for tensor in inputs:
+        if tensor.dtype not in KINDS:
+            raise ResdeployError(
+                f"The input {tensor.name!r} is {tensor.dtype}; a model that takes numbers, bools "
+                "or pixels can be timed.",
+                where=str(model),
+            )
+    if not inputs:
+        raise ResdeployError("The model has no inputs.", where=str(model))
     in_force = ort.get_provider_options().get(ort.get_providers()[0], {})
 
     def infer(values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
-        feed = {tensor.name: values}
+        feed = by_name(values, names)
         if session.recorded is not None:
             return functools.partial(session.recorded.run, feed)
         return functools.partial(ort.run, None, feed)
@@ -108,26 +108,27 @@ def _runner(model: Path, session: Session) -> Runner:
     return Runner(
         file=model,
         info=session.info,
-        input=tensor,
+        inputs=inputs,
         infer=infer,
-        bind=functools.partial(_bind, session, tensor.name),
+        bind=functools.partial(_bind, session, names),
         errors=functools.partial(run_errors, session.info),
         options={str(name): str(value) for name, value in in_force.items()},
     )
 
 
-def _bind(session: Session, name: str, values: NDArray[Any]) -> Callable[[], object]:
+def _bind(session: Session, names: Sequence[str], values: NDArray[Any]) -> Callable[[], object]:
     """Return a call that runs through an I/O binding, or replays the recorded graph, which has one.
 
     Input and output lie in the memory of the provider.
     """
     ort, recorded = session.ort, session.recorded
     if recorded is not None:
-        return functools.partial(recorded.launch, recorded.recorded({name: values}))
+        return functools.partial(recorded.launch, recorded.recorded(by_name(values, names)))
     device = providers.find_provider(session.info.spec.provider).memory
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
     binding = ort.io_binding()
-    binding.bind_ortvalue_input(name, value)
+    for name, array in by_name(values, names).items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        binding.bind_ortvalue_input(name, value)
     for output in ort.get_outputs():
         binding.bind_output(output.name, device, 0)
     return functools.partial(ort.run_with_iobinding, binding)

@@ -1,6 +1,6 @@
 """Runner on torch: a checkpoint or a user's module, in one of several forms."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree
 
 from resdeploy.bench.runners import Runner, TorchForm, find_runner
 from resdeploy.errors import EnvironmentLacksError, ReportedError, ResdeployError
-from resdeploy.export.source import load_source
+from resdeploy.export.signature import bind
+from resdeploy.export.source import SourceModel, load_source
 from resdeploy.schema.benchmarks import BenchSpec
-from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.files import InputSpec, TensorSpec
 from resdeploy.schema.sessions import SessionInfo
 from resdeploy.session.providers import find_provider
 from resdeploy.training.checkpoint import CHECKPOINT_NAME
 
 __all__ = ["activate"]
+
+_IMAGE_RANK = 4
 
 
 def activate(model: Path | None, spec: BenchSpec) -> Runner:
@@ -56,7 +60,7 @@ def activate(model: Path | None, spec: BenchSpec) -> Runner:
             active_providers=(str(device),),
             nodes_by_provider=None,
         ),
-        input=TensorSpec(name="input", dtype="float32", shape=("N", *source.input_shape)),
+        inputs=_inputs(source),
         infer=network.infer,
         bind=network.bind,
         errors=lambda: _errors(source.description),
@@ -92,68 +96,85 @@ class _Network:
         is_last = form.channels_last and is_image
         self._layout = torch.channels_last if is_last else torch.contiguous_format
         module = module.to(device=device, memory_format=self._layout)  # type: ignore[call-overload]
-        self._call: Callable[[torch.Tensor], Any] = module
+        self._module = module
+        self._call: Callable[..., Any] = module
         if form.compile is not None:
             self._call = torch.compile(module, mode=form.compile)
-        self._replay: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._replay: Callable[..., Any] | None = None
 
     def infer(self, values: NDArray[Any]) -> Callable[[], list[NDArray[Any]]]:
-        on_host = torch.from_numpy(values)
-        forward = self._forward(on_host)
+        on_host, names = self._arguments(values)
+        forward = self._forward(on_host, names)
 
         def once() -> list[NDArray[Any]]:
-            return [forward(self._moved(on_host)).cpu().numpy()]
+            leaves = _pytree.tree_leaves(forward(*map(self._moved, on_host)))
+            return [y.cpu().numpy() for y in leaves if isinstance(y, torch.Tensor)]
 
         return once
 
     def bind(self, values: NDArray[Any]) -> Callable[[], object]:
-        on_host = torch.from_numpy(values)
-        forward, on_device = self._forward(on_host), self._moved(on_host)
+        on_host, names = self._arguments(values)
+        forward, on_device = self._forward(on_host, names), [*map(self._moved, on_host)]
 
         def once() -> None:
-            forward(on_device)
+            forward(*on_device)
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
 
         return once
 
-    def _moved(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self._device).contiguous(memory_format=self._layout)
+    def _arguments(self, values: NDArray[Any]) -> tuple[list[torch.Tensor], list[str]]:
+        """Return the arguments of a call, and the names of those that are given by name, last."""
+        args, kwargs = bind(self._module, values, torch.float32)
+        return [*args, *kwargs.values()], [*kwargs]
 
-    def _forward(self, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        is_image = x.ndim == _IMAGE_RANK
+        layout = self._layout if is_image else torch.contiguous_format
+        return x.to(self._device).contiguous(memory_format=layout)
+
+    def _forward(
+        self, examples: Sequence[torch.Tensor], names: Sequence[str]
+    ) -> Callable[..., Any]:
+        def plain(*inputs: torch.Tensor) -> Any:
+            num = len(inputs) - len(names)
+            half = self._form.half
+            with torch.no_grad(), torch.autocast(self._device.type, torch.float16, enabled=half):
+                return self._call(*inputs[:num], **dict(zip(names, inputs[num:], strict=True)))
+
         if not self._form.cuda_graph:
-            return self._plain
+            return plain
         if self._replay is None:
-            self._replay = _recorded(self._plain, self._moved(example))
+            self._replay = _recorded(plain, [*map(self._moved, examples)])
         return self._replay
 
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
-        half = self._form.half
-        with torch.no_grad(), torch.autocast(self._device.type, torch.float16, enabled=half):
-            output: torch.Tensor = self._call(x)
-            return output
+
+def _inputs(source: SourceModel) -> tuple[TensorSpec, ...]:
+    inputs = source.inputs or (InputSpec(name="input", shape=source.input_shape),)
+    return tuple(
+        TensorSpec(name=one.name, dtype=one.dtype, shape=("N", *one.shape)) for one in inputs
+    )
 
 
-def _recorded(
-    forward: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _recorded(forward: Callable[..., Any], examples: Sequence[torch.Tensor]) -> Callable[..., Any]:
     """Return `forward` recorded as a CUDA graph, which reads and writes the same memory each time.
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs"
     """
-    held = example.clone()
+    held = [example.clone() for example in examples]
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # the first searches and allocations must not be recorded
-            forward(held)
+            forward(*held)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = forward(held)
+        output = forward(*held)
 
-    def replay(x: torch.Tensor) -> torch.Tensor:
-        held.copy_(x)
+    def replay(*inputs: torch.Tensor) -> Any:
+        for memory, x in zip(held, inputs, strict=True):
+            memory.copy_(x)
         graph.replay()
         return output
 

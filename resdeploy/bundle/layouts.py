@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 
 from resdeploy.bundle.folder import write_text
+from resdeploy.data.named_inputs import by_name
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.files import atomic_directory
 from resdeploy.schema.files import TensorSpec, numpy_name
@@ -142,7 +143,9 @@ def write_onnx_test_data(
             rows = slice(index * size, (index + 1) * size)
             data_set = folder / f"test_data_set_{index}"
             data_set.mkdir()
-            _save(data_set / "input_0.pb", golden.inputs[rows], inputs[0].name)
+            fed = by_name(golden.inputs[rows], [tensor.name for tensor in inputs])
+            for k, (name, array) in enumerate(fed.items()):
+                _save(data_set / f"input_{k}.pb", array, name)
             start = {True: 0, False: 0}
             for k, tensor in enumerate(outputs):
                 shape, dtype = _shape_of_one(tensor), numpy_name(tensor.dtype)

@@ -30,7 +30,7 @@ def readme_text(manifest: Manifest) -> str:
         "",
         '    pip install "resdeploy[cpu]"         # no torch; ONNX Runtime 1.18 or newer',
         "    resdeploy check .                    # every byte, then the numbers on this machine",
-        f"    resdeploy predict . {_example(manifest.preprocess)}",
+        f"    resdeploy predict . {_example(manifest)}",
         "    resdeploy bench model.onnx           # latency and throughput on this machine",
         "    resdeploy doctor                     # if something does not run: what, and the fix",
         "",
@@ -59,8 +59,11 @@ _OWN_REFERENCE = (
 )
 
 
-def _example(preprocess: Preprocess | None) -> str:
+def _example(manifest: Manifest) -> str:
     """Return an example input of this model, and the output of the command."""
+    preprocess = manifest.preprocess
+    if len(manifest.inputs) > 1:
+        return "x.npz            # the likeliest classes; an array for each input, by its name"
     if preprocess is None:
         return "x.npy            # the likeliest classes; float32 network inputs"
     if preprocess.color == "none":

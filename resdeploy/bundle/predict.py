@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.bundle.folder import BundleFolder
-from resdeploy.data.samples import read_samples
+from resdeploy.data.samples import read_named, read_samples
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.session.run import run_session
-from resdeploy.session.session import Session
+from resdeploy.session.session import Session, input_specs
 
 __all__ = ["ModelCard", "card_of", "predict_classes", "softmax"]
 
@@ -56,11 +56,13 @@ def predict_classes(
         ResdeployError: an input does not fit the model, or an output is not finite.
     """
     predictions: list[Prediction] = []
-    samples = read_samples(inputs, card.preprocess)
+    fed = [tensor.name for tensor in input_specs(session)]
+    is_single = len(fed) == 1
+    samples = read_samples(inputs, card.preprocess) if is_single else read_named(inputs, fed)
     while group := list(islice(samples, _BATCH_SIZE)):
         names, arrays = zip(*group, strict=True)
-        if len(shapes := {array.shape for array in arrays}) > 1:
-            raise ResdeployError(f"The inputs have different shapes: {sorted(shapes)}.")
+        if len(shapes := {str(array.shape if is_single else array.dtype) for array in arrays}) > 1:
+            raise ResdeployError(f"The inputs have different shapes: {', '.join(sorted(shapes))}.")
         predictions += [
             _prediction(name, scores_K, card, num_classes)
             for name, scores_K in zip(names, run_session(session, np.stack(arrays)), strict=True)

@@ -128,6 +128,7 @@ def bench(
     \b
     Example:
         resdeploy bench digits.onnx
+        resdeploy bench segmentation.onnx --input 3,480,640
         resdeploy bench resnet50.onnx --provider cuda --batch 1,8,32 --json
         resdeploy bench resnet50.onnx --scenario server --qps 20
         resdeploy bench resnet50.onnx --loadgen --min-duration 600
@@ -157,12 +158,16 @@ def bench(
         other_model = None if against is None else Path(against)
         job = bench_job(model, devices.options, against=other_model, compared=compared)
         finish(devices.run(job), emit)
+    asked = against_source.inputs or against_source.input_shape
+    if against_source.factory is None and against_source.arch is None:
+        against_source = dataclasses.replace(against_source, inputs=(), input_shape=None)
     sessions = [dataclasses.replace(provider, num_threads=n) for n in num_threads or (None,)]
     with show_steps(f"bench {model.name}") as on_progress:
         report = bench_model(
             model,
             provider=sessions if compared or session_was_given() else None,
             loadgen=driver,
+            input_shape=asked,
             against=against,
             against_source=None if against_source == SourceSpec() else against_source,
             against_provider=with_options(provider, against_options) if against_options else None,

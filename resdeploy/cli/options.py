@@ -12,7 +12,13 @@ from click.core import ParameterSource
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.machine.boards import BOARDS
 from resdeploy.schema.codec import dump_json
-from resdeploy.schema.files import SourceSpec, UsualPreprocess
+from resdeploy.schema.files import (
+    IMAGE_SIDES,
+    InputSpec,
+    SourceSpec,
+    UsualPreprocess,
+    stated_inputs,
+)
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
@@ -137,6 +143,15 @@ def _batch(_context: Any, _option: Any, text: str) -> int | Literal["dynamic"]:
     return int(text)
 
 
+def _sides(_context: Any, option: click.Parameter, text: str) -> tuple[str, ...]:
+    sides = tuple(text.split(",")) if text else ()
+    if not {*sides} <= {*IMAGE_SIDES}:
+        raise click.BadParameter(
+            f"{text!r} is not of {', '.join(IMAGE_SIDES)}", param_hint=option.opts[0]
+        )
+    return sides
+
+
 def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options about the form of an exported model."""
     opset = click.option(
@@ -144,6 +159,13 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     batch = click.option(
         "--batch", default="dynamic", callback=_batch, help="dynamic, or a number of samples."
+    )
+    dynamic = click.option(
+        "--dynamic",
+        metavar="height,width",
+        default="",
+        callback=_sides,
+        help="Sides of images to leave open too.",
     )
     preprocess = click.option(
         "--preprocess",
@@ -178,7 +200,7 @@ def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=_names,
         help="Of the file, in its order.  [default: logits]",
     )
-    return opset(board(batch(layout(inputs(outputs(preprocess(command)))))))
+    return opset(board(batch(dynamic(layout(inputs(outputs(preprocess(command))))))))
 
 
 def _names(_context: Any, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -301,8 +323,23 @@ def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) 
     return dict(text.split("=", 1) for text in texts)
 
 
-def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    return _numbers(context, option, text, "a shape such as 3,224,224") or None
+_TYPES = ("float32", "int64", "int32", "bool")
+_INPUT_FORM = "a shape such as 3,224,224, left=3,224,224, or ids=int64:128"
+
+
+def _inputs(context: Any, option: click.Parameter, texts: Sequence[str]) -> tuple[InputSpec, ...]:
+    found = []
+    for text in texts:
+        name, equals, rest = text.rpartition("=")
+        dtype, colon, sizes = rest.rpartition(":")
+        if (equals and not name) or (colon and dtype not in _TYPES):
+            types = f", with a type of {', '.join(_TYPES)}" if colon else ""
+            raise click.BadParameter(
+                f"{text!r} is not {_INPUT_FORM}{types}", param_hint=option.opts[0]
+            )
+        shape = _numbers(context, option, sizes, _INPUT_FORM) if sizes or not colon else ()
+        found.append(InputSpec(name=name, shape=shape, dtype=dtype or "float32"))
+    return tuple(found)
 
 
 def _reals(_context: Any, option: click.Parameter, text: str | None) -> tuple[float, ...]:
@@ -351,12 +388,14 @@ _SOURCE_OPTIONS = {
         help="A function, class or instance of a torch module, also FILE.py:NAME, or a "
         "TorchScript file; its code is run.",
     ),
-    "input_shape": click.option(
+    "input_shapes": click.option(
         "--input",
-        "input_shape",
-        metavar="C,H,W",
-        callback=_shape,
-        help="Shape of one sample, for --model, other image sizes, and open ones in ONNX.",
+        "input_shapes",
+        metavar="[NAME=][TYPE:]C,H,W",
+        multiple=True,
+        callback=_inputs,
+        help="Shape of one sample, for --model, other image sizes, and open ones in ONNX; of "
+        "several inputs, each by its name in forward, or in order.",
     ),
     "recipe": click.option(
         "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
@@ -397,6 +436,7 @@ def source_options(name: str) -> Decorator:
 
     def gather(**values: Any) -> SourceSpec:
         path = values.pop(name, None)
-        return SourceSpec(path=None if path is None else str(path), **values)
+        asked = stated_inputs(values.pop("input_shapes"))
+        return SourceSpec(path=None if path is None else str(path), **values, **asked)
 
     return gathered(name, gather, _SOURCE_OPTIONS)

@@ -29,8 +29,9 @@ def predict(
     BUNDLE may be an ONNX file, too, whose metadata then says what it can.
 
     IMAGE is an image file, a folder of them, or an .npy or .npz (array x) with uint8 images,
-    float32 network inputs or, for models of vectors, one vector a row. Every byte of the bundle is
-    checked first; the preprocessing is that of the training, to the pixel. Probabilities are the
+    float32 network inputs or, for models of vectors, one vector a row; for a model of several
+    inputs, an .npz with an array for each, by its name. Every byte of the bundle is checked
+    first; the preprocessing is that of the training, to the pixel. Probabilities are the
     softmax of the model's outputs, in float64. Without an option of the session, the
     fastest settings that `tune` found for this machine apply, if any.
 

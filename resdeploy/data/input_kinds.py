@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from resdeploy.errors import ResdeployError
 
-__all__ = ["FLOATS", "KINDS", "PIXELS", "InputKind", "require_kind"]
+__all__ = ["BOOLS", "FLOATS", "INTEGERS", "KINDS", "PIXELS", "InputKind", "require_kind"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +56,30 @@ PIXELS = InputKind(
     is_raw=True,
     order=(0, 2, 3, 1),
 )
-KINDS = {dtype: kind for kind in (FLOATS, PIXELS) for dtype in kind.dtypes}
+# Such as the indices of an embedding's rows, of which the smallest has two.
+INTEGERS = InputKind(
+    dtypes=("int64", "int32"),
+    sample=lambda rng, shape: rng.integers(0, 2, shape),
+    drawn="integers, 0 and 1",
+)
+BOOLS = InputKind(
+    dtypes=("bool",),
+    sample=lambda rng, shape: rng.integers(0, 2, shape).astype(np.bool_),
+    drawn="bools",
+)
+KINDS = {dtype: kind for kind in (FLOATS, PIXELS, INTEGERS, BOOLS) for dtype in kind.dtypes}
 
 
 def require_kind(samples: NDArray[Any], dtype: str, *, name: str) -> None:
     """Raise ResdeployError unless `samples` are of the kind that the model's input `name` takes."""
-    if KINDS.get(dtype) is not KINDS.get(samples.dtype.name):
-        pixels = " or ".join(dtype for dtype, kind in KINDS.items() if kind.is_raw)
-        raise ResdeployError(
-            f"The model's input {name!r} takes {dtype}, not {samples.dtype}.",
-            fix=f"feed pixels ({pixels}) to a model whose preprocessing is embedded, "
-            "and to no other",
-        )
+    wanted, found = KINDS.get(dtype), KINDS.get(samples.dtype.name)
+    if wanted is found:
+        return
+    pixels = " or ".join(dtype for dtype, kind in KINDS.items() if kind.is_raw)
+    is_of_pixels = any(kind is not None and kind.is_raw for kind in (wanted, found))
+    raise ResdeployError(
+        f"The model's input {name!r} takes {dtype}, not {samples.dtype}.",
+        fix=f"feed pixels ({pixels}) to a model whose preprocessing is embedded, and to no other"
+        if is_of_pixels
+        else f"give an array of {dtype}",
+    )

@@ -5,7 +5,7 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resdeploy.data.named_inputs import joined
 from resdeploy.data.preprocess import load_image, preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import Preprocess
@@ -24,6 +25,7 @@ __all__ = [
     "inputs_from_raw",
     "read_arrays",
     "read_inputs",
+    "read_named",
     "read_samples",
 ]
 
@@ -117,6 +119,41 @@ def read_inputs(
             )
         rows.append(sample)
     return np.stack(rows)
+
+
+def read_named(
+    inputs: Any, names: Sequence[str], *, most: int | None = None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name and the record of each sample of a model with several inputs.
+
+    Args:
+        inputs: arrays by name, such as {"left": (N, 3, 224, 224), …}; an `.npz` with such; or
+            several of these.
+        names: of the model's inputs.
+        most: samples of each; None for all.
+
+    Raises:
+        ResdeployError: an array is missing, or they are not of one length.
+        TypeError: an input is none of these.
+    """
+    for place, one in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
+        if isinstance(one, str | os.PathLike):
+            where, arrays = str(one), read_arrays(Path(one))
+        elif isinstance(one, Mapping):
+            where, arrays = f"input {place}", {n: np.asarray(y) for n, y in one.items()}
+        else:
+            raise TypeError(f"an input must be a path or arrays by name, not {type(one).__name__}")
+        found = [*arrays] if isinstance(arrays, dict) else []
+        if not isinstance(arrays, dict) or {*names} - {*found}:
+            raise ResdeployError(
+                f"The model takes {', '.join(names)}, each by its name"
+                + (f"; there is {', '.join(found)}." if found else "."),
+                where=where,
+                fix=f"write an .npz: numpy.savez(path, {', '.join(f'{n}=…' for n in names)})",
+            )
+        wide = {n: y.astype(np.float32) if y.dtype.kind == "f" else y for n, y in arrays.items()}
+        for row, record in enumerate(joined({name: wide[name] for name in names})[:most]):
+            yield f"{where}[{row}]", record
 
 
 def _files(path: Path) -> list[Path]:

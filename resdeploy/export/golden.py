@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from resdeploy.data.datasets import load_labelled
-from resdeploy.data.preprocess import kind_for, preprocess_batch
+from resdeploy.data.named_inputs import sample_shape, values_per_sample
+from resdeploy.data.preprocess import preprocess_batch
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.near_ties import find_near_ties
 from resdeploy.export.precision_noise import drift_noise, simulated_noise, weight_noise
-from resdeploy.export.run_module import module_outputs, run_module
-from resdeploy.export.source import SourceModel
+from resdeploy.export.run_module import module_outputs, refuse_random, run_module
+from resdeploy.export.source import SourceModel, seeded_inputs
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
@@ -52,6 +53,7 @@ def make_golden(
     source: str,
     inputs_description: str,
     in_detail: bool = True,
+    batch: int | None = None,
 ) -> Golden:
     """Return `module`'s outputs for `inputs` in float64, and the error of its own float32.
 
@@ -63,14 +65,17 @@ def make_golden(
         inputs_description: what the inputs are, for the record.
         in_detail: also find out how far rounding carries each output, and what lower precisions
             would do; it takes as long again.
+        batch: the one batch size that the module takes; None if it takes any.
 
     Raises:
+        UnsupportedModelError: the module fails, or answers at random.
         ResdeployError: the module's outputs are NaN, or infinite not by design, in float32 or even
             in float64; or no tensors with one row for each sample (`module_outputs`).
     """
     # Before the copy: a pruned module can be copied only once it was run without gradients.
-    own = module_outputs(module, inputs, dtype=torch.float32)
-    exact = module_outputs(copy.deepcopy(module).double(), inputs, dtype=torch.float64)
+    own = module_outputs(module, inputs, dtype=torch.float32, batch=batch)
+    refuse_random(module, inputs, batch=batch)
+    exact = module_outputs(copy.deepcopy(module).double(), inputs, dtype=torch.float64, batch=batch)
     golden = golden_from_outputs(
         inputs,
         exact,
@@ -90,10 +95,10 @@ def make_golden(
     if not in_detail:
         return golden
     own_NK = float_columns([*own.values()], golden.info.outputs)
-    return _with_detail(golden, module, own_NK.astype(np.float64))
+    return _with_detail(golden, module, own_NK.astype(np.float64), batch)
 
 
-def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
+def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray, batch: int | None) -> Golden:
     """Return `golden` with sigma and the noise of other precisions, as far as they can be had."""
     inputs, reference = golden.inputs, golden.reference
     if not reference.shape[1]:
@@ -105,11 +110,11 @@ def _with_detail(golden: Golden, module: nn.Module, own: np.ndarray) -> Golden:
         # Beside what rounding its pixels' normalisation adds, it is the network inside.
         inputs, variance = input_roundings(inputs, preprocess)
     has_enough = len(inputs) >= FEWEST_FOR_SYSTEMATIC
-    constant_noise = weight_noise(module, inputs) if has_enough else None
+    constant_noise = weight_noise(module, inputs, batch=batch) if has_enough else None
     try:
         program = trace_any_batch(module, inputs)
         precision_noise = simulated_noise(program, inputs, reference, own)
-        num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // math.prod(inputs.shape[1:]))
+        num_spread = max(_FEWEST_SPREAD, _SPREAD_ELEMENTS // values_per_sample(inputs))
         sigma = propagated_sigma(
             program,
             inputs[:num_spread],
@@ -147,8 +152,7 @@ def _checked_by_draws(
     draws are beyond chance (once in a million) has their deviation instead; and all are multiplied
     by the root mean square of what was drawn for the others.
     """
-    num_values = math.prod(inputs.shape[1:])
-    affordable = _DRAWN_ELEMENTS // num_values
+    affordable = _DRAWN_ELEMENTS // values_per_sample(inputs)
     count = min(len(sigma_MK), max(1, affordable))
     num_draws = max(1, min(_MOST_DRAWS, affordable // count))
     drawn_DMK = np.stack(
@@ -182,6 +186,7 @@ def golden_for(
     given: tuple[np.ndarray, str] | None = None,
     num_inputs: int | None = None,
     in_detail: bool = True,
+    batch: int | None = None,
 ) -> Golden:
     """Return the golden reference of a trained model on real data, or on given or seeded inputs.
 
@@ -193,14 +198,14 @@ def golden_for(
             None for synthetic ones.
         num_inputs: how many; by default 32 synthetic ones.
         in_detail: see `make_golden`.
+        batch: likewise.
 
     Raises:
         ResdeployError: the data cannot be read or does not fit the model.
     """
     labels, preprocess = None, source.preprocess
     if data is None:
-        shape = (num_inputs or _NUM_SYNTHETIC, *source.input_shape)
-        inputs, description = given or kind_for(preprocess).seeded(shape)
+        inputs, description = given or seeded_inputs(source, num_inputs or _NUM_SYNTHETIC)
     elif preprocess is None:
         raise ResdeployError(
             "How samples become inputs of this model is not known.",
@@ -214,10 +219,10 @@ def golden_for(
         inputs = preprocess_batch(samples.x[:num_inputs], preprocess)
         labels = None if samples.y is None else samples.y[:num_inputs]
         description = f"{which} {len(inputs)} held-out samples of {title}"
-    if inputs.shape[1:] != source.input_shape:
+    if sample_shape(inputs) != source.sample_shape:
         raise ResdeployError(
-            f"The data has samples of shape {inputs.shape[1:]}; the model takes "
-            f"{source.input_shape}.",
+            f"The data has samples of shape {sample_shape(inputs)}; the model takes "
+            f"{source.sample_shape}.",
             where=description if data is None else data.name,
         )
     return make_golden(
@@ -227,4 +232,5 @@ def golden_for(
         source=source.description,
         inputs_description=description,
         in_detail=in_detail,
+        batch=batch,
     )

@@ -28,6 +28,7 @@ from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import input_roundings, split_preprocess
 from resdeploy.export.interpret import GraphWalker, output_nodes
 from resdeploy.export.run_module import AllFloat64
+from resdeploy.export.signature import bind, tensors
 from resdeploy.export.trace import trace
 from resdeploy.export.trace_refusals import call_arguments, operator_name
 from resdeploy.schema.verdicts import OutputInfo
@@ -86,13 +87,15 @@ def find_near_ties(
     module, preprocess = split_preprocess(module)
     if preprocess is not None:
         inputs, _ = input_roundings(inputs, preprocess)
-    two = torch.from_numpy(np.concatenate([inputs[:1], inputs[-1:]]))
+    two = np.concatenate([inputs[:1], inputs[-1:]])
     found = [np.zeros((0, 3), np.int64)]
     with torch.no_grad():
         try:
-            program = trace(module, (two,))
+            args, kwargs = bind(module, two, torch.float32)
+            program = trace(module, args, by_name=kwargs)
             with AllFloat64():
-                exact = trace(copy.deepcopy(module).double(), (two.double(),))
+                args, kwargs = bind(module, two, torch.float64)
+                exact = trace(copy.deepcopy(module).double(), args, by_name=kwargs)
         except UnsupportedModelError:
             return found[0]
         column = 0
@@ -123,10 +126,10 @@ def _alternatives(
         exactly = GraphWalker(exact, (*fine.floats, *fine.sizes))
     num = len(fine.floats)
     for start in range(0, len(inputs), BATCH_SIZE):
-        batch = torch.from_numpy(inputs[start : start + BATCH_SIZE])
-        noisy = walker.run([batch], _call)
+        batch = inputs[start : start + BATCH_SIZE]
+        noisy = walker.run(tensors(batch, torch.float32), _call)
         with AllFloat64():
-            values = exactly.run([batch.double()], _call)
+            values = exactly.run(tensors(batch, torch.float64), _call)
             known = {**exactly.constants, **dict(zip(fine.sizes, values[num:], strict=True))}
             margin = sum(map(_margin, values[:num], noisy))
             for decided in _decided(fine, values[:num], margin, known):

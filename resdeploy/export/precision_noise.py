@@ -21,10 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from resdeploy.data.named_inputs import values_per_sample
 from resdeploy.export.aten_layers import as_layer
 from resdeploy.export.interpret import GraphWalker
 from resdeploy.export.rounding import MOST_HALVINGS
 from resdeploy.export.run_module import run_module
+from resdeploy.export.signature import rows_of, tensors
 from resdeploy.export.variance_rules import with_drift
 from resdeploy.schema.verdicts import PrecisionNoise
 from resdeploy.verify.compare import level_infinities
@@ -66,7 +68,7 @@ def simulated_noise(
         float32_NK: the float32 outputs for them, which were computed and not simulated.
     """
     walker = GraphWalker(program)
-    affordable = _SIMULATED_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    affordable = _SIMULATED_ELEMENTS // max(1, values_per_sample(inputs))
     count = max(_FEWEST_SIMULATED, min(_MOST_SIMULATED, affordable))
     x, infinite = inputs[:count], np.isinf(reference_NK[:count])
     reference = np.where(infinite, 0.0, reference_NK[:count])
@@ -90,7 +92,9 @@ def simulated_noise(
     )
 
 
-def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
+def weight_noise(
+    module: nn.Module, inputs: NDArray[np.float32], *, batch: int | None = None
+) -> float:
     """Return the mean shift of the outputs over all inputs when parameters are rounded.
 
     No average over inputs takes it away: weights rounded to float32, and scales that float32
@@ -101,10 +105,11 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
     Args:
         module: in eval mode, unfolded; it is copied, not changed.
         inputs: (N, ...), of which the first 32 are used: fewer only make the mean larger.
+        batch: the one batch size that the module takes; None if it takes any.
     """
     inputs = inputs[:_NUM_WEIGHT_INPUTS]
     generator = torch.Generator().manual_seed(_SEED)
-    exact_NK = _run(module, inputs)
+    exact_NK = _run(module, inputs, batch)
     total = 0.0
     for _ in range(_NUM_DRAWS):
         rounded = copy.deepcopy(module)
@@ -113,7 +118,7 @@ def weight_noise(module: nn.Module, inputs: NDArray[np.float32]) -> float:
                 if tensor.is_floating_point():
                     draw = 2 * torch.rand(tensor.shape, generator=generator) - 1
                     tensor.mul_(1 + _MEASURED_ROUNDOFF * draw)
-        shift_K = (_run(rounded, inputs) - exact_NK).mean(axis=0)
+        shift_K = (_run(rounded, inputs, batch) - exact_NK).mean(axis=0)
         total += float(shift_K @ shift_K)
     return math.sqrt(total / _NUM_DRAWS) * (FLOAT32_ROUNDOFF / _MEASURED_ROUNDOFF)
 
@@ -133,20 +138,21 @@ def drift_noise(
         reference_NK: the float64 outputs for them.
     """
     walker = GraphWalker(program)
-    batch = torch.from_numpy(inputs[:_NUM_WEIGHT_INPUTS]).double()
+    inputs = inputs[:_NUM_WEIGHT_INPUTS]
+    batch = tensors(inputs, torch.float64)
     largest = 0.0
     for halvings in range(0, MOST_HALVINGS + 1, 2):
         call = functools.partial(with_drift, halvings=halvings)
         with torch.no_grad():
-            outputs = torch.cat([y.flatten(1) for y in walker.run([batch], call)], dim=1).numpy()
-        outputs, reference = level_infinities(outputs, reference_NK[: len(batch)])
+            outputs = torch.cat([rows_of(y) for y in walker.run(batch, call)], dim=1).numpy()
+        outputs, reference = level_infinities(outputs, reference_NK[: len(inputs)])
         shift_K = (outputs - reference).mean(axis=0)
         largest = max(largest, float(np.linalg.norm(shift_K)))
     return largest
 
 
-def _run(module: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    rows_NK = run_module(module, inputs, dtype=torch.float32).astype(np.float64)
+def _run(module: nn.Module, inputs: NDArray[np.float32], batch: int | None) -> NDArray[np.float64]:
+    rows_NK = run_module(module, inputs, dtype=torch.float32, batch=batch).astype(np.float64)
     return np.where(np.isinf(rows_NK), 0.0, rows_NK)
 
 
@@ -181,8 +187,8 @@ def _simulated(
         return target(*args, **kwargs)
 
     with torch.no_grad():
-        outputs = walker.run([torch.from_numpy(inputs)], call)
-        return torch.cat([output.flatten(1) for output in outputs], dim=1).double().numpy()
+        outputs = walker.run(tensors(inputs, torch.float32), call)
+        return torch.cat([rows_of(output) for output in outputs], dim=1).double().numpy()
 
 
 def _is_a_fold(node: fx.Node) -> bool:

@@ -15,11 +15,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from resdeploy.data.named_inputs import by_name
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.exact_numbers import python_numbers, recover_numbers
 from resdeploy.export.run_module import AllFloat64
-from resdeploy.export.source import SourceModel, example_inputs, stated_metadata
+from resdeploy.export.signature import bind
+from resdeploy.export.source import SourceModel, example_samples, stated_metadata
 from resdeploy.export.trace import BATCH_DIMENSION, trace
 from resdeploy.export.translate import translate
 from resdeploy.fold.pipeline import optimize
@@ -36,20 +38,20 @@ __all__ = ["reference_graph", "reference_or_reason"]
 _MOST_OF_THE_NOISE = 0.01
 
 
-def reference_graph(source: SourceModel, golden: Golden) -> Reference:
+def reference_graph(source: SourceModel, golden: Golden, *, batch: int | None = None) -> Reference:
     """Return the reference graph of `source`.
 
     Args:
         source: the trained model; it is copied, not changed.
         golden: its outputs, made by `golden_for`.
+        batch: the one batch size that it takes; None if it takes any.
 
     Raises:
         UnsupportedModelError: the model cannot be traced or translated, or its graph does not
             compute in float64 what the module does.
     """
     module, preprocess = split_preprocess(copy.deepcopy(source.module).double())
-    inputs = tuple(x.double() for x in example_inputs(source))
-    model, folds = _folded(module, inputs, preprocess)
+    model, folds = _folded(module, source, preprocess, batch)
     # The traced program and the evaluator are circles of references: each holds the weights.
     gc.collect()
     _check(model, golden, source.description)
@@ -62,30 +64,48 @@ def reference_graph(source: SourceModel, golden: Golden) -> Reference:
     )
 
 
-def reference_or_reason(source: SourceModel, golden: Golden) -> Reference | str:
+def reference_or_reason(
+    source: SourceModel, golden: Golden, *, batch: int | None = None
+) -> Reference | str:
     """Return the reference graph, or the reason for its absence: outputs can still be judged."""
     try:
-        return reference_graph(source, golden)
+        return reference_graph(source, golden, batch=batch)
     except UnsupportedModelError as error:
         return error.what
 
 
 def _folded(
-    module: nn.Module, inputs: tuple[torch.Tensor, ...], preprocess: Preprocess | None
+    module: nn.Module, source: SourceModel, preprocess: Preprocess | None, fixed: int | None
 ) -> tuple[onnx.ModelProto, FoldReport]:
     """Return a module's graph, folded, and the folds."""
     with AllFloat64():
+        args, kwargs = bind(module, example_samples(source), torch.float64)
         try:
-            program = trace(module, inputs)
+            program = trace(module, args, by_name=kwargs, open_sides=source.open_sides)
             batch: str | None = BATCH_DIMENSION
         except UnsupportedModelError:
-            program = trace(module, inputs, dynamic_batch=False)
+            samples = example_samples(source, batch_size=fixed or 2)
+            args, kwargs = bind(module, samples, torch.float64)
+            program = trace(
+                module,
+                args,
+                by_name=kwargs,
+                dynamic_batch=False,
+                open_sides=source.open_sides,
+            )
             batch = None
     opset = 18
     numbers = python_numbers(program)
     model = translate(program, opset=opset)
     recover_numbers(model, numbers)
-    optimized = optimize(model, opset=opset, batch_dimension=batch, embed=preprocess)
+    optimized = optimize(
+        model,
+        opset=opset,
+        batch_dimension=batch,
+        embed=preprocess,
+        open_sides=source.open_sides,
+        input_names=source.input_names,
+    )
     return ir.to_proto(optimized.model), optimized.fold
 
 
@@ -95,7 +115,8 @@ def _check(model: onnx.ModelProto, golden: Golden, where: str) -> None:
     count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
     expected_NK = np.resize(golden.reference, (count, golden.reference.shape[1]))
-    found = [*evaluate_float64(model, {model.graph.input[0].name: samples}).values()]
+    feeds = by_name(samples, [value.name for value in model.graph.input])
+    found = [*evaluate_float64(model, feeds).values()]
     outputs_NK, expected_NK = level_infinities(
         float_columns(found, golden.info.outputs), expected_NK
     )

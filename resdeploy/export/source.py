@@ -1,20 +1,27 @@
 """Turn what a command is given (SRC) into a module in eval mode, with what is known about it."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from resdeploy.errors import ResdeployError
+from resdeploy.data.input_kinds import FLOATS
+from resdeploy.data.preprocess import kind_for
+from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.factory import own_module
+from resdeploy.export.signature import draw, module_inputs, tensors
 from resdeploy.export.source_inputs import SourceInputs, inputs_of
 from resdeploy.networks import build_network, input_shape
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
+from resdeploy.schema.files import IMAGE_SIDES, InputShape, InputSpec, stated_inputs
 from resdeploy.schema.folds import FoldedSite
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
 from resdeploy.training.checkpoint import (
@@ -29,10 +36,14 @@ from resdeploy.weights.foreign_network import find_network, weights_for
 __all__ = [
     "SourceModel",
     "example_inputs",
+    "example_samples",
     "fit_for_folded",
     "load_source",
     "model_of_module",
+    "of_another_size",
     "require_module",
+    "seeded_inputs",
+    "with_open_sides",
 ]
 
 
@@ -42,11 +53,13 @@ class SourceModel:
 
     Attributes:
         module: in eval mode, on the CPU.
-        input_shape: of one sample, without the batch.
+        input_shape: of one sample, without the batch; of several inputs, that of the first.
         description: what it is, without paths of this machine.
         info: the network, its preprocessing and labels; None for a module of the user's own.
         stated: the preprocessing and labels that were asked for, of a module of the user's own.
-        notes: a line for each thing that was found in the files, or left out.
+        notes: a line for each thing that was found in the files, left out, or done to the module.
+        inputs: by name, in the order of `forward`; () for a single one of floats without a name.
+        open_sides: those of images that are to stay open, of "height" and "width".
     """
 
     module: nn.Module
@@ -55,6 +68,8 @@ class SourceModel:
     info: CheckpointInfo | None
     stated: SourceInputs | None = None
     notes: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
+    open_sides: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -67,6 +82,16 @@ class SourceModel:
         """The names of the classes; empty where they are not known."""
         known = self.info or self.stated
         return () if known is None else known.labels
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs; () for a single one without."""
+        return tuple(one.name for one in self.inputs)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """The shape of one sample, or those of its inputs by name."""
+        return {one.name: one.shape for one in self.inputs} or self.input_shape
 
     def __repr__(self) -> str:
         return f"Model({self.description!r}, input_shape={self.input_shape})"
@@ -108,13 +133,13 @@ def load_source(spec: SourceSpec) -> SourceModel:
 
 
 def model_of_module(
-    module: object, input_shape: Sequence[int] | None, *, name: str = "module"
+    module: object, input_shape: InputShape | None, *, name: str = "module"
 ) -> SourceModel:
     """Return a live module as a trained model.
 
     Args:
         module: a torch module in eval mode on the CPU; it is not copied.
-        input_shape: of one sample, without the batch.
+        input_shape: of one sample, without the batch; of several inputs, by name.
         name: what the caller calls it.
 
     Raises:
@@ -122,7 +147,8 @@ def model_of_module(
         TypeError: `module` is none.
     """
     module, kind = require_module(module, name), type(module).__name__
-    if input_shape is None:
+    asked = _asked(SourceSpec(**stated_inputs(input_shape)))
+    if not asked:
         raise ResdeployError(
             "The shape of the module's input is not known.",
             where=kind,
@@ -139,7 +165,15 @@ def model_of_module(
         raise ResdeployError(
             f"The module is on {', '.join(sorted(devices))}.", where=kind, fix="call .cpu() first"
         )
-    return SourceModel(module=module, input_shape=tuple(input_shape), description=kind, info=None)
+    converted, done = _in_float32(module)
+    return SourceModel(
+        module=converted,
+        input_shape=asked[0].shape,
+        description=kind,
+        info=None,
+        notes=done,
+        inputs=module_inputs(module, asked),
+    )
 
 
 def require_module(module: object, name: str) -> nn.Module:
@@ -150,13 +184,75 @@ def require_module(module: object, name: str) -> nn.Module:
     return module
 
 
-def example_inputs(source: SourceModel, *, batch_size: int = 2) -> tuple[torch.Tensor, ...]:
-    """Return seeded inputs to trace with; two samples, as torch.export bakes in sizes 0 and 1."""
-    generator = torch.Generator().manual_seed(0)
-    shape = source.input_shape
+def seeded_inputs(source: SourceModel, num: int) -> tuple[NDArray[Any], str]:
+    """Return seeded samples as the model takes them, and their description."""
+    if source.inputs:
+        return draw(source.inputs, num)
+    inputs, description = kind_for(source.preprocess).seeded((num, *source.input_shape))
+    if source.open_sides:
+        description += f" of {' x '.join(map(str, source.input_shape))}"
+    return inputs, description
+
+
+def example_samples(source: SourceModel, *, batch_size: int = 2) -> NDArray[Any]:
+    """Return seeded samples to trace with; two, as torch.export bakes in sizes 0 and 1."""
     if source.preprocess is not None and source.preprocess.embedded:
-        shape = source.preprocess.input_shape  # the network behind the preprocessing is traced
-    return (torch.randn(batch_size, *shape, generator=generator),)
+        # The network behind the preprocessing is traced.
+        return FLOATS.draw((batch_size, *source.preprocess.input_shape))
+    return seeded_inputs(source, batch_size)[0]
+
+
+def with_open_sides(source: SourceModel, sides: Sequence[str]) -> SourceModel:
+    """Return `source` with sides of its images open.
+
+    Raises:
+        ResdeployError: there is no such side; no input is an image; or the preprocessing, which
+            makes images of one size, is part of the model.
+    """
+    if not sides:
+        return source
+    shapes = [one.shape for one in source.inputs] or [source.input_shape]
+    if unknown := sorted({*sides} - {*IMAGE_SIDES}):
+        raise ResdeployError(
+            f"{unknown[0]!r} is no side of an image.", fix=f"give {', '.join(IMAGE_SIDES)}"
+        )
+    if not any(len(shape) == len(IMAGE_SIDES) + 1 for shape in shapes):
+        raise ResdeployError(
+            f"No input is an image (C, H, W): {', '.join(map(str, shapes))}.",
+            where=source.description,
+            fix="leave --dynamic out",
+        )
+    if source.preprocess is not None and source.preprocess.embedded:
+        raise ResdeployError(
+            "The embedded preprocessing is of images of one size.",
+            where=source.description,
+            fix="leave --dynamic or --preprocess embed out",
+        )
+    return dataclasses.replace(source, open_sides=tuple(sides))
+
+
+def of_another_size(source: SourceModel) -> SourceModel:
+    """Return `source` with the last of its open sides twice as long.
+
+    Twice, as a network may take multiples of some number alone.
+    """
+    side = IMAGE_SIDES[source.open_sides[-1]] - 1
+
+    def longer(shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != len(IMAGE_SIDES) + 1:
+            return shape
+        return (*shape[:side], 2 * shape[side], *shape[side + 1 :])
+
+    return dataclasses.replace(
+        source,
+        input_shape=longer(source.input_shape),
+        inputs=tuple(dataclasses.replace(i, shape=longer(i.shape)) for i in source.inputs),
+    )
+
+
+def example_inputs(source: SourceModel) -> tuple[torch.Tensor, ...]:
+    """Return seeded inputs of a batch of two."""
+    return tuple(tensors(example_samples(source), torch.float32))
 
 
 def fit_for_folded(module: nn.Module, sites: Sequence[FoldedSite]) -> None:
@@ -225,31 +321,68 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
 
 def _from_factory(spec: SourceSpec) -> SourceModel:
     assert spec.factory is not None
-    if spec.input_shape is None:
+    asked = _asked(spec)
+    if not asked:
         raise ResdeployError(
             "A module of your own needs its input shape.",
             where=f"--model {spec.factory}",
             fix=f"--model {spec.factory} --input 3,224,224",
         )
-    module = own_module(spec.factory, spec.input_shape)
+    module = own_module(spec.factory, asked[0].shape)
     notes: tuple[str, ...] = ()
     if spec.path is not None:
         found, notes = weights_for(module, read_foreign(spec.path), weights=spec.weights)
         load_into(module, found, source=spec.path)
-    inputs = inputs_of(spec, spec.input_shape)
+    module, done = _in_float32(module)
+    inputs = inputs_of(spec, asked[0].shape)
     return SourceModel(
         module=module.eval(),
-        input_shape=spec.input_shape,
+        input_shape=asked[0].shape,
         description=f"{type(module).__name__} of {_without_folder(spec.factory)}",
         info=None,
         stated=inputs,
-        notes=(*notes, *inputs.notes),
+        notes=(*notes, *done, *inputs.notes),
+        inputs=module_inputs(module, asked),
     )
 
 
 def _without_folder(factory: str) -> str:
     place, colon, name = factory.rpartition(":")
     return f"{Path(place).name}{colon}{name}"
+
+
+def _asked(spec: SourceSpec) -> tuple[InputSpec, ...]:
+    """Return the inputs that a request states, () for none."""
+    if spec.input_shape is not None:
+        return (InputSpec(name="", shape=spec.input_shape),)
+    return spec.inputs
+
+
+def _in_float32(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a module in float32, a copy where it is in another type, and a note of what was done.
+
+    float16 and bfloat16 are widened, which is exact; float64 is rounded, as a file of float32 is.
+
+    Raises:
+        UnsupportedModelError: it has complex parameters or buffers.
+    """
+    kinds = set()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_complex():
+            raise UnsupportedModelError(
+                f"The module has complex numbers (`{name}`, {str(tensor.dtype)[6:]}), which ONNX "
+                "has no operators for.",
+                where=type(module).__name__,
+                fix="hold real and imaginary parts in two buffers",
+            )
+        if tensor.is_floating_point():
+            kinds.add(str(tensor.dtype)[6:])
+    if not kinds - {"float32"}:
+        return module, ()
+    narrow = sorted(kinds & {"float16", "bfloat16"})
+    done = [f"its {' and '.join(narrow)} numbers are widened to float32"] if narrow else []
+    done += ["its float64 numbers are rounded to float32"] if "float64" in kinds else []
+    return copy.deepcopy(module).float(), (f"module: {', '.join(done)}",)
 
 
 def _empty_network(model: ModelSpec) -> nn.Module:

@@ -6,8 +6,10 @@ module may be called twice, a hook may sit between, a subclass may do something 
 """
 
 import inspect
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,16 +19,19 @@ from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.inner_graphs import each_graph, inline_regions
-from resdeploy.export.run_module import name_outputs
+from resdeploy.export.run_module import know_dataclasses, name_outputs
 from resdeploy.export.trace_refusals import (
     call_arguments,
     module_path,
     refuse_what_onnx_would_drop,
 )
+from resdeploy.schema.files import IMAGE_SIDES
 
 __all__ = ["BATCH_DIMENSION", "output_names", "trace"]
 
 BATCH_DIMENSION = "batch"
+
+_IMAGE_RANK = 4
 
 aten = torch.ops.aten
 
@@ -39,7 +44,12 @@ _BATCH_NORMS = (
 
 
 def trace(
-    module: nn.Module, example_inputs: Sequence[torch.Tensor], *, dynamic_batch: bool = True
+    module: nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    *,
+    by_name: Mapping[str, torch.Tensor] | None = None,
+    dynamic_batch: bool = True,
+    open_sides: Sequence[str] = (),
 ) -> torch.export.ExportedProgram:
     """Return `module` as an exported program whose graph is functional (no in-place operation).
 
@@ -47,19 +57,27 @@ def trace(
         module: in the mode (eval or train) it is to be judged in; it is not changed.
         example_inputs: the positional inputs; with `dynamic_batch`, axis 0 of each is the batch
             and must be at least 2 long, as torch.export treats sizes 0 and 1 as fixed.
+        by_name: the other inputs.
         dynamic_batch: trace for any batch size.
+        open_sides: of images, of any size too: "height", "width".
 
     Raises:
         UnsupportedModelError: the module cannot be traced, bakes its batch size in, or does
             what its ONNX graph would not (`trace_refusals`).
     """
-    dynamic_shapes = _dynamic_shapes(module, example_inputs) if dynamic_batch else None
+    args, kwargs = tuple(example_inputs), dict(by_name or {})
+    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)} if dynamic_batch else {}
+    sides = {IMAGE_SIDES[name]: torch.export.Dim.DYNAMIC for name in open_sides}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module, tuple(example_inputs), dynamic_shapes=dynamic_shapes
-            )
+        with _quiet_torch(), torch.no_grad():
+            shapes = _dynamic_shapes(module, args, kwargs, batch, sides) if batch or sides else None
+            try:
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            except Exception:
+                # Such as an output of a dataclass that nobody told torch about.
+                if not know_dataclasses(module(*args, **kwargs)):
+                    raise
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             _resolve_lazy_views(program)
             inline_regions(program)
             _drop_metadata_checks(program)
@@ -75,6 +93,7 @@ def trace(
             where=_user_line(error),
             fix=(
                 "make the forward pass free of data-dependent Python control flow"
+                + (", or leave --dynamic out" if open_sides else "")
                 + (", or fix the batch size with --batch N" if dynamic_batch else "")
             ),
         ) from error
@@ -90,14 +109,51 @@ def output_names(program: torch.export.ExportedProgram) -> list[str]:
     return name_outputs(p for p, arg in paths if not isinstance(arg, ConstantArgument))
 
 
-def _dynamic_shapes(module: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Return, by parameter of `forward`, that axis 0 of each input is the batch."""
-    batch = {0: torch.export.Dim(BATCH_DIMENSION, min=1)}
-    bound = inspect.signature(module.forward).bind(*example_inputs)
-    return {
-        name: tuple(batch for _ in value) if isinstance(value, tuple) else batch
-        for name, value in bound.arguments.items()
-    }
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Hold back what torch warns of and logs as it traces: the error says what matters."""
+    logger = logging.getLogger("torch")
+    was_disabled = {one: one.disabled for one in (logger, *_children(logger))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for one in was_disabled:
+                one.disabled = True
+            yield
+        finally:
+            for one, disabled in was_disabled.items():
+                one.disabled = disabled
+
+
+def _children(logger: logging.Logger) -> list[logging.Logger]:
+    known = logging.Logger.manager.loggerDict
+    return [
+        one
+        for name, one in known.items()
+        if name.startswith(f"{logger.name}.") and isinstance(one, logging.Logger)
+    ]
+
+
+def _dynamic_shapes(
+    module: nn.Module,
+    args: tuple[torch.Tensor, ...],
+    kwargs: dict[str, torch.Tensor],
+    batch: dict[int, Any],
+    sides: dict[int, Any],
+) -> dict[str, Any]:
+    """Return, by parameter of `forward`, the open axes of each input."""
+
+    def axes(x: torch.Tensor) -> dict[int, Any]:
+        return {**batch, **(sides if x.ndim == _IMAGE_RANK else {})}
+
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if isinstance(value, tuple):
+            found[name] = tuple(axes(one) for one in value)
+        else:
+            found[name] = axes(value)
+    return found
 
 
 def _resolve_lazy_views(program: torch.export.ExportedProgram) -> None:

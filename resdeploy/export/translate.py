@@ -47,7 +47,23 @@ def translate(program: torch.export.ExportedProgram, *, opset: int) -> ir.Model:
                 fix="replace the operator it names, or fix the batch size with --batch N",
             ) from error
     assert translated is not None
+    _part_names(translated.model.graph)
     return translated.model
+
+
+def _part_names(graph: ir.Graph) -> None:
+    """Rename each value that an operator computes under the name of a buffer, or of another value.
+
+    The exporter calls values by their operators: a buffer called `mean` meets a torch.mean.
+    """
+    taken = {*graph.initializers, *(value.name for value in graph.inputs)}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            name, number = value.name, 1
+            while value.name in taken:
+                value.name = f"{name}_{(number := number + 1)}"
+            if value.name:
+                taken.add(value.name)
 
 
 @contextmanager

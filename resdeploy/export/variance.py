@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from resdeploy.export.interpret import GraphWalker
+from resdeploy.export.signature import bind, rows_of, tensors
 from resdeploy.export.trace import trace
 from resdeploy.export.value_with_variance import ValueWithVariance, value_of, variance_of
 from resdeploy.export.variance_rules import propagate
@@ -66,10 +67,9 @@ def propagated_sigma(
     with torch.no_grad():
         for start in range(0, len(inputs), BATCH_SIZE):
             here = slice(start, start + BATCH_SIZE)
-            batch = torch.from_numpy(inputs[here]).double()
-            own = torch.zeros_like(batch) if variance is None else torch.from_numpy(variance[here])
-            outputs = walker.run([ValueWithVariance(batch, own.double())], call)
-            rows.append(torch.cat([variance_of(output).flatten(1) for output in outputs], dim=1))
+            batch = _with_variance(inputs[here], None if variance is None else variance[here])
+            outputs = walker.run(batch, call)
+            rows.append(torch.cat([rows_of(variance_of(output)) for output in outputs], dim=1))
     return unit_roundoff * torch.cat(rows).sqrt().numpy()
 
 
@@ -107,14 +107,25 @@ def draw_outputs(
         results = propagate(node, args, kwargs, unit_roundoff=FLOAT32_ROUNDOFF)
         return fx.node.map_aggregate(results, rounded)
 
-    batch = torch.from_numpy(inputs).double()
-    own = torch.zeros_like(batch) if variance is None else torch.from_numpy(variance).double()
+    batch = [rounded(value) for value in _with_variance(inputs, variance)]
     with torch.no_grad():
-        outputs = walker.run([rounded(ValueWithVariance(batch, own))], call)
-        return torch.cat([value_of(output).flatten(1) for output in outputs], dim=1).numpy()
+        outputs = walker.run(batch, call)
+        return torch.cat([rows_of(value_of(output)) for output in outputs], dim=1).numpy()
 
 
-def trace_any_batch(module: nn.Module, inputs: NDArray[np.float32]) -> torch.export.ExportedProgram:
+def _with_variance(inputs: NDArray[Any], variance: NDArray[np.float32] | None) -> list[Any]:
+    """Return the model's inputs, those of floats with the variance of their own errors."""
+    found: list[Any] = []
+    for x in tensors(inputs, torch.float64):
+        if x.is_floating_point():
+            own = torch.zeros_like(x) if variance is None else torch.from_numpy(variance).double()
+            found.append(ValueWithVariance(x, own))
+        else:
+            found.append(x)
+    return found
+
+
+def trace_any_batch(module: nn.Module, inputs: NDArray[Any]) -> torch.export.ExportedProgram:
     """Return `module` as a program for any batch size; `module` is not changed.
 
     Raises:
@@ -122,4 +133,5 @@ def trace_any_batch(module: nn.Module, inputs: NDArray[np.float32]) -> torch.exp
     """
     # torch.export takes a batch of one for a fixed size.
     two = np.concatenate([inputs[:1], inputs[-1:]])
-    return trace(module, (torch.from_numpy(two),))
+    args, kwargs = bind(module, two, torch.float32)
+    return trace(module, args, by_name=kwargs)

@@ -56,6 +56,8 @@ def optimize(
     batch_dimension: str | None,
     fold: bool = True,
     embed: Preprocess | None = None,
+    open_sides: Sequence[str] = (),
+    input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Optimized:
@@ -68,14 +70,22 @@ def optimize(
         fold: fold its BatchNorms.
         embed: the preprocessing of a model that is to take pixels: its centre is taken off them
             (`take_pixels`), its scale goes into the weights (`fold_batchnorm`).
-        output_names: of the outputs; () for those of `name_io`.
+        open_sides: of images, "height" or "width".
+        input_names: of the inputs; () for those of `name_io`.
+        output_names: likewise of the outputs.
         on_stage: told the name of each stage as it begins.
 
     Raises:
         UnsupportedModelError: a pass cannot handle the graph.
     """
     on_stage("simplify")
-    model, reports = simplified(model, batch_dimension=batch_dimension, output_names=output_names)
+    model, reports = simplified(
+        model,
+        batch_dimension=batch_dimension,
+        open_sides=open_sides,
+        input_names=input_names,
+        output_names=output_names,
+    )
     on_stage("fold")
     centre_C, scale_C = (None, None) if embed is None else centre_and_scale(embed)
     report = fold_batchnorm(model, batchnorm=fold, input_scale=scale_C)
@@ -94,7 +104,12 @@ def optimize(
 
 
 def simplified(
-    model: ir.Model, *, batch_dimension: str | None, output_names: Sequence[str] = ()
+    model: ir.Model,
+    *,
+    batch_dimension: str | None,
+    open_sides: Sequence[str] = (),
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
 ) -> tuple[ir.Model, list[PassReport]]:
     """Return `model` simplified, with its notes (`editor.NOTES`) and computed constants unrounded.
 
@@ -102,7 +117,13 @@ def simplified(
         UnsupportedModelError: a pass cannot handle the graph.
     """
     reports = [
-        name_io(model, batch_dimension=batch_dimension, outputs=output_names),
+        name_io(
+            model,
+            batch_dimension=batch_dimension,
+            open_sides=open_sides,
+            inputs=input_names,
+            outputs=output_names,
+        ),
         # Before simplify, which drops the module names nodes are called by.
         strip_metadata(model, keep_notes=True),
         resolve_castlike(model),  # before the next ones, which then see that these are constants

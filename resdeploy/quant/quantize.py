@@ -12,6 +12,7 @@ import onnx
 
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
+from resdeploy.graph.drop_unused import drop_unused
 from resdeploy.graph.onnx_file import fed_inputs, load_onnx
 from resdeploy.machine.compatibility import read_target
 from resdeploy.machine.environment import read_cpu_features
@@ -137,6 +138,7 @@ def quantize_file(
             )
         if report.failures:
             raise _NotGoodEnoughError
+        drop_unused(quantized)
         temporary.write_bytes(quantized.SerializeToString(deterministic=True))
         report = dataclasses.replace(report, output=out.name)
     return report

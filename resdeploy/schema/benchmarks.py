@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from resdeploy.schema.codec import Record, record
-from resdeploy.schema.files import FileInfo, SourceSpec, Verdict
+from resdeploy.schema.files import FileInfo, InputSpec, SourceSpec, Verdict
 from resdeploy.schema.machines import Environment, MachineState
 from resdeploy.schema.sessions import Placement, SessionInfo, SessionSpec
 
@@ -53,6 +53,7 @@ class BenchSpec(Record):
             or runs asked for at random times ("server"), of that `seed`.
         qps: mean runs per second of "server".
         loadgen: let MLCommons LoadGen drive the runs instead of `num_runs`.
+        inputs: the shapes of a sample, for sizes that the model leaves open.
     """
 
     session: SessionSpec
@@ -67,6 +68,7 @@ class BenchSpec(Record):
     seed: int = 0
     loadgen: LoadgenSpec | None = None
     runner: RunnerSpec = RunnerSpec()
+    inputs: tuple[InputSpec, ...] = ()
 
 
 @record

@@ -43,7 +43,8 @@ class ExportSpec(Record):
 class ExportReport(Record):
     """An exported file, its folds, its passes, and its verification.
 
-    `source` has a line for each thing that was found in the trained model's files, or left out.
+    `source` has a line for each thing that was found in the trained model's files, left out, or
+    done to the module first, such as widening its numbers.
     """
 
     spec: ExportSpec

@@ -1,12 +1,15 @@
 """Files, tensors and trained models, as every stage names them."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from resdeploy.schema.codec import Record, record
 
-__all__ = ["FileInfo", "SourceSpec", "TensorSpec", "UsualPreprocess", "Verdict", "numpy_name"]
+__all__ = [
+    *("IMAGE_SIDES", "FileInfo", "InputShape", "InputSpec", "SourceSpec", "TensorSpec"),
+    *("UsualPreprocess", "Verdict", "inputs_of", "numpy_name", "stated_inputs"),
+]
 
 UsualPreprocess = Literal["imagenet", "cifar10", "half", "unit"]
 
@@ -30,6 +33,19 @@ class TensorSpec(Record):
 
 
 @record
+class InputSpec(Record):
+    """An input of a trained model: its parameter of `forward`, and one sample of it.
+
+    `name` is "" for the next parameter. Seeded integers are drawn below `num_values`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    num_values: int = 2
+
+
+@record
 class FileInfo(Record):
     """A file by content; `path` is relative to the record that names it, with `/`."""
 
@@ -45,7 +61,7 @@ class SourceSpec(Record):
     `path` is a run directory, a resdeploy checkpoint, or weights from elsewhere, of the
     architecture `arch` with its `options` as text, which are found if they are not given; None
     with a `factory`, "package.module:NAME", "path/to/file.py:NAME" or a TorchScript file, that is
-    or makes a trained torch module, whose samples are of `input_shape`.
+    or makes a trained torch module, whose samples are of `input_shape`, or are of several `inputs`.
 
     Attributes:
         weights: of several sets in the file, the one that is meant: "raw", "ema", or its prefix.
@@ -62,6 +78,7 @@ class SourceSpec(Record):
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     factory: str | None = None
     input_shape: tuple[int, ...] | None = None
+    inputs: tuple[InputSpec, ...] = ()
     recipe: str | None = None
     weights: str | None = None
     preprocess_as: UsualPreprocess | None = None
@@ -70,3 +87,30 @@ class SourceSpec(Record):
     resize: int | None = None
     crop: tuple[int, ...] = ()
     labels: str | None = None
+
+
+# The axes of images (N, C, H, W) that an export may leave open.
+IMAGE_SIDES = {"height": 2, "width": 3}
+
+# Of one sample; of several inputs by their names in `forward`; or inputs, which have a type.
+InputShape = Sequence[int] | Mapping[str, Sequence[int]] | Sequence[InputSpec]
+
+
+def inputs_of(shape: InputShape | None) -> tuple[InputSpec, ...]:
+    """Return the inputs that a shape states, () for None; one without a name is the next."""
+    if not shape:
+        return ()
+    if isinstance(shape, Mapping):
+        return tuple(InputSpec(name=name, shape=tuple(sizes)) for name, sizes in shape.items())
+    inputs = tuple(one for one in shape if isinstance(one, InputSpec))
+    return inputs or (InputSpec(name="", shape=tuple(n for n in shape if isinstance(n, int))),)
+
+
+def stated_inputs(shape: InputShape | None) -> dict[str, Any]:
+    """Return the fields of a `SourceSpec` for its inputs: a plain shape, or inputs by name."""
+    inputs = inputs_of(shape)
+    if not inputs:
+        return {}
+    if inputs == (InputSpec(name="", shape=inputs[0].shape),):
+        return {"input_shape": inputs[0].shape}
+    return {"inputs": inputs}

@@ -295,7 +295,7 @@ def _profile(winner: Candidate, environment: Environment) -> Profile | None:
         return read_profile(
             winner.variant.path,
             session,
-            {stand.runner.input.name: stand.values},
+            stand.feed,
             num_runs=_PROFILE_RUNS,
             num_threads=session.num_threads or environment.num_cpus_allowed,
         )

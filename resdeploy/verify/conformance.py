@@ -1,12 +1,14 @@
 """Conformance of a session, tried: other batches, other graph levels, odd values."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from resdeploy.data.named_inputs import each_input, map_floats
 from resdeploy.errors import ReportedError
 from resdeploy.schema.sessions import GraphLevel, SessionSpec
 from resdeploy.schema.verdicts import Conformance
@@ -139,8 +141,8 @@ def _stress(
 
     The other one is the CPU without optimisation, and with all of it for that session itself.
     """
-    if golden.inputs.dtype.kind != "f":
-        missing.append("stress inputs: pixels have no steps small enough to measure rounding by")
+    if not any(array.dtype.kind == "f" for array in each_input(golden.inputs[:1])):
+        missing.append("stress inputs: integers have no steps small enough to measure rounding by")
         return {}
     if golden.exact is not None:
         missing.append("stress inputs: integer outputs have no reference there")
@@ -184,25 +186,30 @@ def _steps(
 
     A step is constant over the sample, so that a constant sample stays one.
     """
-    per_sample = tuple(range(1, inputs.ndim))
-    sizes = np.abs(inputs.astype(np.float64)).max(axis=per_sample, keepdims=True)
-    sizes = np.maximum(sizes, np.abs(golden.inputs).max())
-    return [
-        (
-            _floats(session, golden, (inputs + step * sizes).astype(inputs.dtype), batch_size=1),
-            _floats(session, golden, (inputs - step * sizes).astype(inputs.dtype), batch_size=1),
-        )
-        for step in _STEPS
-    ]
+
+    def moved(x: np.ndarray, ordinary: np.ndarray, *, step: float) -> np.ndarray:
+        per_sample = tuple(range(1, x.ndim))
+        sizes = np.abs(x.astype(np.float64)).max(axis=per_sample, keepdims=True)
+        sizes = np.maximum(sizes, np.abs(ordinary).max())
+        return np.asarray((x + step * sizes).astype(x.dtype))
+
+    def outputs(step: float) -> np.ndarray:
+        there = map_floats(functools.partial(moved, step=step), inputs, golden.inputs)
+        return _floats(session, golden, there, batch_size=1)
+
+    return [(outputs(step), outputs(-step)) for step in _STEPS]
 
 
 def _odd_inputs(inputs: np.ndarray) -> dict[str, np.ndarray]:
     """Return inputs no larger than ordinary ones that take unusual ways through the arithmetic."""
-    values = np.array([0.0, inputs.min(), inputs.max()], inputs.dtype)
-    shape = (len(values), *inputs.shape[1:])
-    per_sample = (-1, *(1 for _ in inputs.shape[1:]))
+
+    def constant(x: np.ndarray) -> np.ndarray:
+        values = np.array([0.0, x.min(), x.max()], x.dtype)
+        per_sample = (-1, *(1 for _ in x.shape[1:]))
+        return np.broadcast_to(values.reshape(per_sample), (len(values), *x.shape[1:])).copy()
+
     return {
-        "constant": np.broadcast_to(values.reshape(per_sample), shape).copy(),
+        "constant": map_floats(constant, inputs),
         "subnormal": _scaled(inputs[:1], _SUBNORMAL),
     }
 
@@ -214,12 +221,21 @@ def _extreme_inputs(golden: Golden, session: Session) -> np.ndarray | None:
         large = _scaled(inputs[:1], 2.0**log2)
         if np.isfinite(_floats(session, golden, large, batch_size=1)).all():
             extreme = _scaled(inputs[:1], 2.0 ** (log2 - _MARGIN_LOG2))
-            return extreme if np.abs(extreme).max() > np.abs(inputs).max() else None
+            return extreme if _largest(extreme) > _largest(inputs) else None
     return None
 
 
+def _largest(inputs: np.ndarray) -> float:
+    floats = [array for array in each_input(inputs) if array.dtype.kind == "f"]
+    return max(float(np.abs(array).max()) for array in floats)
+
+
 def _scaled(inputs: np.ndarray, largest: float) -> np.ndarray:
-    """Return `inputs` times a number that makes `largest` their largest magnitude."""
-    exact = inputs.astype(np.float64)
-    magnitude = np.abs(exact).max()
-    return (exact * (largest / magnitude if magnitude else 0.0)).astype(inputs.dtype)
+    """Return `inputs` times a number that makes `largest` the largest magnitude of each."""
+
+    def scaled(x: np.ndarray) -> np.ndarray:
+        exact = x.astype(np.float64)
+        magnitude = np.abs(exact).max()
+        return np.asarray((exact * (largest / magnitude if magnitude else 0.0)).astype(x.dtype))
+
+    return map_floats(scaled, inputs)

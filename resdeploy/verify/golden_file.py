@@ -37,7 +37,8 @@ class Golden:
 
     Attributes:
         inputs: (N, ...): float32, preprocessed; or uint8, the pixels
-            themselves, where the preprocessing is part of the model.
+            themselves, where the preprocessing is part of the model; or records (N,) of several
+            inputs by name (`data.named_inputs`).
         reference: (N, K) float64, the outputs of the model computed in float64.
         noise_l2: (N,) float64, for each input the Euclidean norm over K of the error of PyTorch
             in float32, that is, of its output minus `reference`.
@@ -147,9 +148,13 @@ def _damaged(what: str, where: str) -> BundleError:
 def _problems(golden: Golden) -> Iterator[str]:
     """Yield what is wrong with the arrays; what follows a problem may not make sense."""
     num_inputs, reference, sigma = golden.info.num_inputs, golden.reference, golden.sigma
-    kind = KINDS.get(golden.inputs.dtype.name, FLOATS)
+    fields = golden.inputs.dtype.names or ()
+    arrays = {f"inputs.{name}": golden.inputs[name] for name in fields} or {"inputs": golden.inputs}
     wanted: list[tuple[str, NDArray[Any] | None, str, int]] = [
-        ("inputs", golden.inputs, kind.dtypes[0], max(2, golden.inputs.ndim)),
+        *(
+            (name, array, KINDS.get(array.dtype.name, FLOATS).dtypes[0], max(2, array.ndim))
+            for name, array in arrays.items()
+        ),
         ("reference", reference, "float64", 2),
         ("noise_l2", golden.noise_l2, "float64", 1),
         ("labels", golden.labels, "int64", 1),

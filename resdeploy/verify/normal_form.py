@@ -3,7 +3,8 @@
 1. Local functions are inlined, a branch whose condition is constant is taken, constants are
    computed in float64; every BatchNormalization that folds is folded.
 2. Shapes are carried through the graph as polynomials of the open dimensions of the inputs, so that
-   one comparison holds for every size. A shape that depends on the values of the input is refused.
+   one comparison holds for every size. The first, the batch, is common to all inputs. A shape that
+   depends on the values of the input is refused.
 3. Each operator is written in its one way, by the rules of `normal/`.
 
 Anything that is not on the list, or in a corner that no rule states, is refused by name: what it
@@ -456,11 +457,11 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _stated_shape(value: onnx.ValueInfoProto, which: int) -> tuple[Size, ...]:
-    """Return an input's shape; open dimensions are named by their place, those of one name once."""
+    """Return an input's shape; open dimensions are named by their place, but for the one batch."""
     if not value.type.tensor_type.HasField("shape"):
         raise UnsupportedModelError("An input has no shape.", where=value.name)
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else symbol(f"n{which}.{axis}")
+        dim.dim_value if dim.HasField("dim_value") else symbol(f"n{which if axis else 0}.{axis}")
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
     )
 

@@ -37,7 +37,7 @@ def judge_outputs(
     """Return the verdict on the outputs of `model` for each session of `specs`, in that order.
 
     Args:
-        model: an ONNX file with one input.
+        model: an ONNX file.
         golden: inputs, float64 reference and the noise of float32.
         specs: where to run it.
         precision: the arithmetic it is said to compute in, whose noise is the yardstick.

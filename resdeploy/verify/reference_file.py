@@ -5,7 +5,8 @@ off: it errs as PyTorch does (R between 0.9 and 1.1 over 11 networks). Where the
 operator in two ways, their distance would be no noise, and the reference is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from resdeploy.data.input_kinds import KINDS, InputKind
+from resdeploy.data.named_inputs import by_name, joined
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import AFFINE_OPERATORS, Array
@@ -30,6 +32,8 @@ from resdeploy.verify.reference_agreement import refuse_disagreement
 
 __all__ = ["load_reference"]
 
+_OTHER_FLOATS = ("float16", "float64")
+
 
 def load_reference(
     path: Path,
@@ -42,7 +46,8 @@ def load_reference(
     """Return the outputs of the model in `path`, and its graph.
 
     Args:
-        path: an ONNX file with one input: float32, or pixels.
+        path: an ONNX file with inputs of known shapes, but for their batch: float32, integers, or
+            pixels.
         num_inputs: how many seeded inputs, where none are given.
         open_model: opens a serialised model in the runtime, in float32, without optimisations.
         input_shape: of one sample, for a model that leaves it open.
@@ -55,11 +60,16 @@ def load_reference(
     """
     file = read_onnx(path)
     model = file.model
-    name, fixed_batch, shape, kind = _only_input(model, path, input_shape or _shape_of(given))
-    inputs, description = given or kind.seeded((num_inputs, *shape))
-    if list(inputs.shape[1:]) != shape:
+    fed = fed_inputs(model)
+    wanted = input_shape or (None if given is None else given[0].shape[1:])
+    taken = [_input(value, path, wanted if len(fed) == 1 else None) for value in fed]
+    names, fixed_batch = [one.name for one in taken], _fixed_batch(taken, path)
+    inputs, description = given or _seeded(taken, num_inputs)
+    shapes = [array.shape[1:] for array in by_name(inputs[:1], names).values()]
+    if shapes != [one.shape for one in taken]:
         raise ResdeployError(
-            f"The inputs have shape {inputs.shape[1:]}; the reference takes {tuple(shape)}.",
+            f"The inputs have shape {_listed(shapes)}; the reference takes "
+            f"{_listed([one.shape for one in taken])}.",
             where=description,
         )
     doubled = to_float64(model)
@@ -67,7 +77,7 @@ def load_reference(
     runtime = open_model(model.SerializeToString())
 
     def outputs(run: Evaluate) -> dict[str, Array]:
-        return run_outputs(lambda batch: run({name: batch}), inputs, fixed=fixed_batch)
+        return run_outputs(lambda batch: run(by_name(batch, names)), inputs, fixed=fixed_batch)
 
     golden = golden_from_outputs(
         inputs,
@@ -80,7 +90,7 @@ def load_reference(
         ),
     )
     worst = np.repeat(inputs[[_furthest(golden)]], fixed_batch or 1, axis=0)
-    refuse_disagreement(model, doubled, {name: worst}, open_model)
+    refuse_disagreement(model, doubled, by_name(worst, names), open_model)
     folded = ir.from_proto(doubled)
     report = fold_batchnorm(folded, split_input=True)
     stated = {e.key: e.value for e in model.metadata_props if e.key in JUDGED_METADATA}
@@ -139,34 +149,53 @@ def _furthest(golden: Golden) -> int:
     return int(np.argmax(np.nan_to_num(distances_N, posinf=np.inf)))
 
 
-def _shape_of(given: tuple[Array, str] | None) -> tuple[int, ...] | None:
-    return None if given is None else given[0].shape[1:]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Input:
+    """An input of the reference; `batch` is its batch size if fixed, `shape` of one sample."""
+
+    name: str
+    batch: int | None
+    shape: tuple[int, ...]
+    kind: InputKind
+    dtype: str
 
 
-def _only_input(
-    model: onnx.ModelProto, path: Path, wanted: tuple[int, ...] | None
-) -> tuple[str, int | None, list[int], InputKind]:
-    """Return the input's name, its batch size if fixed, a sample's shape, and its kind.
-
-    Where the model leaves a size open, it is that of `wanted`.
-    """
-    inputs = fed_inputs(model)
-    if len(inputs) != 1:
-        raise ResdeployError(
-            f"The reference has {len(inputs)} inputs; verify knows models of one.", where=str(path)
-        )
-    tensor = inputs[0].type.tensor_type
+def _input(value: onnx.ValueInfoProto, path: Path, wanted: tuple[int, ...] | None) -> _Input:
+    """Return what is known of an input; a size that it leaves open is that of `wanted`."""
+    tensor = value.type.tensor_type
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
     if wanted is not None and len(wanted) == len(sizes) - 1:
         sizes[1:] = [size or more for size, more in zip(sizes[1:], wanted, strict=True)]
-    shape = [size for size in sizes[1:] if size]
+    shape = tuple(size for size in sizes[1:] if size)
     dtype = numpy_name(onnx.TensorProto.DataType.Name(tensor.elem_type).lower())
     kind = KINDS.get(dtype)
-    if len(shape) != len(sizes) - 1 or kind is None or dtype != kind.dtypes[0]:
+    if not sizes or len(shape) != len(sizes) - 1 or kind is None or dtype in _OTHER_FLOATS:
         raise UnsupportedModelError(
-            f"The input {inputs[0].name!r} of the reference is not float32, or pixels, of a known "
-            "shape.",
+            f"The input {value.name!r} of the reference is not float32, integers or pixels, of a "
+            "known shape.",
             where=str(path),
             fix="give the shape of one sample, as in --input 3,224,224",
         )
-    return inputs[0].name, sizes[0], shape, kind
+    return _Input(name=value.name, batch=sizes[0], shape=shape, kind=kind, dtype=dtype)
+
+
+def _fixed_batch(inputs: Sequence[_Input], path: Path) -> int | None:
+    sizes = {one.batch for one in inputs if one.batch is not None}
+    if not inputs or len(sizes) > 1:
+        raise UnsupportedModelError(
+            "The reference has no inputs, or inputs of several batch sizes.",
+            where=str(path),
+            fix="export it with one batch for all inputs",
+        )
+    return next(iter(sizes), None)
+
+
+def _seeded(inputs: Sequence[_Input], num: int) -> tuple[Array, str]:
+    if len(inputs) == 1:
+        return inputs[0].kind.seeded((num, *inputs[0].shape))
+    arrays = {one.name: one.kind.draw((num, *one.shape), seed=k) for k, one in enumerate(inputs)}
+    return joined(arrays), f"{num} seeded samples of {', '.join(arrays)}"
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))

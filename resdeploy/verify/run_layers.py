@@ -3,13 +3,13 @@
 Shapes: N inputs, of which all are run as one batch.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from resdeploy.data.named_inputs import by_name, values_per_sample
 from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64 import evaluate_float64
 from resdeploy.graph.onnx_file import fed_inputs
@@ -59,14 +59,16 @@ def certify_nodes(
         unit_roundoff: u of the arithmetic that is claimed.
     """
     names = dict.fromkeys(name for node in layers for name in (node.reads, node.writes))
-    affordable = _MOST_ELEMENTS // max(1, math.prod(inputs.shape[1:]))
+    affordable = _MOST_ELEMENTS // max(1, values_per_sample(inputs))
     batch = inputs[: max(1, min(_MOST_INPUTS, affordable))]
-    (value,) = fed_inputs(model)
-    name, fixed = value.name, value.type.tensor_type.shape.dim[0].dim_value
-    if fixed:
-        batch = np.resize(inputs, (fixed, *inputs.shape[1:]))
-    values = dict(run(expose(model, list(names)), {name: batch}))
-    values[name] = batch
+    fed = {value.name: value for value in fed_inputs(model)}
+    fixed = next((size for value in fed.values() if (size := _fixed_batch(value))), None)
+    batch = np.resize(batch, (fixed, *batch.shape[1:])) if fixed else batch
+    feeds = {
+        name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(_type(fed[name])), copy=False)
+        for name, array in by_name(batch, [*fed]).items()
+    }
+    values = {**run(expose(model, list(names)), feeds), **feeds}
     protos = {output: node for node in model.graph.node for output in node.output}
     found: list[NodeError] = []
     fault = None
@@ -85,6 +87,16 @@ def certify_nodes(
         if fault is None and not error.of_estimate <= 1:
             fault = NodeFault(node=node, inputs=x, computed=y, exact=exact, error=error)
     return judge_nodes(found, num_inputs=min(len(batch), len(inputs))), fault
+
+
+def _type(value: onnx.ValueInfoProto) -> int:
+    return int(value.type.tensor_type.elem_type)
+
+
+def _fixed_batch(value: onnx.ValueInfoProto) -> int | None:
+    """Return the batch that an input takes; None if it is open."""
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[0].dim_value) or None if dims else None
 
 
 def expose(model: onnx.ModelProto, names: Sequence[str]) -> bytes:

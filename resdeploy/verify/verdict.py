@@ -38,7 +38,7 @@ def judge_model(
     """Return the full verdict on `model`: its wiring, weights, layers, outputs and conformance.
 
     Args:
-        model: an ONNX file with one input.
+        model: an ONNX file.
         original: the reference graph; or why there is none, and outputs and layers alone can be
             judged.
         golden: inputs, float64 reference outputs of `original` and the noise of float32.

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import small_kinds
 from click.testing import CliRunner
@@ -35,10 +36,17 @@ def quantize(files, *arguments, name="out.onnx"):
     return CliRunner().invoke(cli, command)
 
 
+def warnings_on_opening(path, capfd):
+    """Return what ONNX Runtime writes to standard error, at its default severity."""
+    capfd.readouterr()
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return capfd.readouterr().err
+
+
 FAST = ("--method", "percentile", "--refine", "off", "--max-flips", "0.2")
 
 
-def test_int8_is_written_with_what_the_model_says_of_itself(files):
+def test_int8_is_written_with_what_the_model_says_of_itself(files, capfd):
     result = quantize(files, *FAST)
     assert result.exit_code == 0, result.output
     assert "PASS" in result.stdout
@@ -46,6 +54,7 @@ def test_int8_is_written_with_what_the_model_says_of_itself(files):
     model = onnx.load(files / "out.onnx")
     assert "QuantizeLinear" in [node.op_type for node in model.graph.node]
     assert model.metadata_props[0].key == "resdeploy.preprocess"
+    assert warnings_on_opening(files / "out.onnx", capfd) == ""
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -62,13 +71,15 @@ def test_a_model_of_pixels_stays_one(files, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_lower_floats_are_written(files, precision):
+def test_lower_floats_are_written(files, precision, capfd):
     result = quantize(files, "--precision", precision, "--max-flips", "0.2", "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert record["kind"] == "QuantReport"
     assert record["spec"]["precision"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
     assert (files / "out.onnx").is_file()
+    if precision == "fp16":  # the CPU has no kernels of bfloat16
+        assert warnings_on_opening(files / "out.onnx", capfd) == ""
 
 
 def test_nothing_is_written_where_the_budget_does_not_hold(files):
