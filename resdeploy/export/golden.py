@@ -25,8 +25,9 @@ from resdeploy.export.source import SourceModel, seeded_inputs
 from resdeploy.export.variance import draw_outputs, propagated_sigma, trace_any_batch
 from resdeploy.schema.recipes import DataSpec
 from resdeploy.schema.verdicts import GoldenInfo
+from resdeploy.statistics.paired import student_quantile
 from resdeploy.verify.compare import level_infinities
-from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC, chi_square_quantile
+from resdeploy.verify.end_to_end import FEWEST_FOR_SYSTEMATIC, Z_MAX_LIMIT, chi_square_quantile
 from resdeploy.verify.golden_file import Golden
 from resdeploy.verify.named_outputs import float_columns, golden_from_outputs
 
@@ -150,7 +151,10 @@ def _checked_by_draws(
 
     Sigma takes errors that meet again for independent: too small where they add. An output whose
     draws are beyond chance (once in a million) has their deviation instead; and all are multiplied
-    by the root mean square of what was drawn for the others.
+    by the root mean square of what was drawn for the others. Where one is beyond chance and there
+    are draws enough, no deviation stays below that of its own draws, widened by what Student's
+    distribution allows so few of them at the limit of z: errors that add at half of the outputs
+    add a little at the others, too.
     """
     affordable = _DRAWN_ELEMENTS // values_per_sample(inputs)
     count = min(len(sigma_MK), max(1, affordable))
@@ -175,6 +179,10 @@ def _checked_by_draws(
     ratios = drawn_MK[is_chance & (expected_MK > 0)] / expected_MK[is_chance & (expected_MK > 0)]
     sigma_MK = sigma_MK * math.sqrt(max(1.0, float(np.mean(ratios)) if len(ratios) else 1.0))
     sigma_MK[:count] = np.where(is_chance, sigma_MK[:count], np.sqrt(drawn_MK))
+    if num_draws == _MOST_DRAWS and not is_chance.all():
+        within = math.erf(Z_MAX_LIMIT / math.sqrt(2))
+        widened = student_quantile(within, degrees=num_draws) / Z_MAX_LIMIT
+        sigma_MK[:count] = np.maximum(sigma_MK[:count], widened * np.sqrt(drawn_MK))
     norm = float(np.linalg.norm(reference_MK))
     return sigma_MK, math.sqrt(float(drawn_MK.sum())) / norm if norm else None
 
