@@ -120,12 +120,15 @@ def verify(
         return replace(report, accepts=accept)
     original: Reference | str
     if request is not None and is_onnx(request):
+        _refuse_another_file(sessions[0], path_of(request.path, "reference"))
         answers, original = _from_onnx(request, specs[0], inputs, num_inputs)
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
+        from resdeploy.export.same_network import refuse_another_network
 
         source = _source_for(sessions[0], reference, input_shape)
+        refuse_another_network(sessions[0], source)
         given = _given(inputs, source.preprocess, num_inputs)
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs)
         original = reference_or_reason(source, answers)
@@ -206,6 +209,17 @@ def _source_for(
 
         return embed_preprocess(source)
     return source
+
+
+def _refuse_another_file(session: "Session", reference: Path) -> None:
+    """Refuse an ONNX file of other shapes than the session's, before its float64 outputs."""
+    from resdeploy.session.session import input_specs, open_session, output_specs
+    from resdeploy.verify.same_shapes import refuse_other_shapes
+
+    other = open_session(reference, SessionSpec(graph_level="disabled"))
+    for kind, specs in (("input", input_specs), ("output", output_specs)):
+        found, expected = ([one.shape for one in specs(of)] for of in (session, other))
+        refuse_other_shapes(kind, found, expected, reference=reference.name)
 
 
 def _given(
