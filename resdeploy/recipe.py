@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import ResdeployError
+from resdeploy.near import did_you_mean
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.recipes import DataSpec, Recipe, TrainPrecision
 
-__all__ = ["adjust_recipe", "load_recipe", "zoo", "zoo_directory"]
+__all__ = ["adjust_recipe", "find_recipe", "load_recipe", "zoo", "zoo_directory"]
 
 
 def zoo_directory() -> Path:
@@ -32,7 +33,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         ResdeployError: there is no such recipe, or it is incomplete or contradicts itself.
     """
-    path = _find(name_or_path)
+    path = find_recipe(name_or_path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -82,7 +83,12 @@ def adjust_recipe(
     return dataclasses.replace(recipe, data=data or recipe.data, train=train)
 
 
-def _find(name_or_path: str | Path) -> Path:
+def find_recipe(name_or_path: str | Path) -> Path:
+    """Return the file of a recipe: that of a named model, of a folder, or itself.
+
+    Raises:
+        ResdeployError: there is none.
+    """
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "recipe.toml"
@@ -93,5 +99,9 @@ def _find(name_or_path: str | Path) -> Path:
         return named
     raise ResdeployError(
         f"There is no recipe {str(name_or_path)!r}.",
-        fix=f"give a path to a recipe.toml, or one of: {', '.join(zoo())}",
+        fix=did_you_mean(
+            str(name_or_path),
+            zoo(),
+            otherwise=f"give a path to a recipe.toml, or one of: {', '.join(zoo())}",
+        ),
     )

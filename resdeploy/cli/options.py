@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from resdeploy.cli.parameter_types import ARCHITECTURE, FACTORY, OUTPUT, PROVIDER, RECIPE
+from resdeploy.cli.shapes import parse_shape
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.schema.codec import dump_json
 from resdeploy.schema.recipes import SourceSpec
@@ -57,17 +59,14 @@ class Percent(Points):
         return super().convert(str(value).removesuffix("%"), param, ctx)
 
 
-def _numbers(
-    _context: Any,
-    option: click.Parameter,
-    text: str | None,
-    form: str = "a list of numbers such as 1,8,32",
-) -> tuple[int, ...]:
+def _numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{text!r} is not {form}", param_hint=option.opts[0])
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=option.opts[0]
+        )
     return tuple(map(int, parts))
 
 
@@ -104,9 +103,16 @@ def emit(
         from resdeploy.cli.render import render
 
         render(record)
-    if not (getattr(record, "passed", True) if passed is None else passed):
-        if note:
-            click.echo(note, err=True)
+    if passed is None:
+        passed = getattr(record, "passed", True)
+    if not passed and note:
+        click.echo(note, err=True)
+    if not as_json:
+        from resdeploy.cli.next_step import next_step
+
+        if (line := next_step(click.get_current_context(), passed=passed)) is not None:
+            click.echo(f"next: {line}", err=True)
+    if not passed:
         raise SystemExit(exit_code)
 
 
@@ -187,7 +193,7 @@ def _click_option(name: str) -> Decorator:
     option = SESSION_OPTIONS[name]
     flag, settings = option.flag, {"default": option.default, "help": option.help}
     if name == "provider":
-        settings["help"] = _PROVIDER_HELP
+        settings |= {"help": _PROVIDER_HELP, "type": PROVIDER, "metavar": "NAME"}
     elif option.kind is bool:
         settings["is_flag"] = True
         flag += f"/--no-{flag[2:]}" if option.default else ""
@@ -214,6 +220,8 @@ def providers_option(*, default: tuple[str, ...] = ("cpu",), remark: str = "") -
         SESSION_OPTIONS["provider"].flag,
         "providers",
         multiple=True,
+        type=PROVIDER,
+        metavar="NAME",
         default=default,
         help=f"{_PROVIDER_HELP} May be given several times.{remark}",
     )
@@ -251,7 +259,7 @@ def session_was_given() -> bool:
 def output_option(help_text: str, *, required: bool = True, **settings: Any) -> Decorator:
     """Return the option `-o`, a path to write."""
     return click.option(
-        "-o", "--output", "out", type=PATH, required=required, help=help_text, **settings
+        "-o", "--output", "out", required=required, help=help_text, **{"type": OUTPUT, **settings}
     )
 
 
@@ -267,13 +275,18 @@ def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) 
     return dict(text.split("=", 1) for text in texts)
 
 
-def _shape(context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    return _numbers(context, option, text, "a shape such as 3,224,224") or None
+def _shape(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else parse_shape(text, flag=option.opts[0])
 
 
 # By the field of `SourceSpec`.
 _SOURCE_OPTIONS = {
-    "arch": click.option("--arch", help="The network that weights from elsewhere belong to."),
+    "arch": click.option(
+        "--arch",
+        type=ARCHITECTURE,
+        metavar="NAME",
+        help="The network that weights from elsewhere belong to.",
+    ),
     "options": click.option(
         "--arch-option",
         "options",
@@ -285,6 +298,7 @@ _SOURCE_OPTIONS = {
     "factory": click.option(
         "--model",
         "factory",
+        type=FACTORY,
         metavar="PACKAGE.MODULE:FUNCTION",
         help="A function that returns a torch module of yours; its code is run.",
     ),
@@ -296,7 +310,10 @@ _SOURCE_OPTIONS = {
         help="Shape of one sample, for --model, other image sizes, and open ones in ONNX.",
     ),
     "recipe": click.option(
-        "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
+        "--recipe",
+        type=RECIPE,
+        metavar="NAME|PATH",
+        help="Take preprocessing and labels from this recipe, by name or path.",
     ),
 }
 
