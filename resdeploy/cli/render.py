@@ -50,7 +50,7 @@ def render(record: Any) -> None:
             out.print(line.drawn(out.width))
         else:
             # A terminal's own wrapping would cut words; elsewhere a line stays one.
-            out.print(coloured(line), soft_wrap=not out.is_terminal, overflow="ignore")
+            out.print(coloured(line), soft_wrap=not out.is_terminal, overflow="ignore", crop=False)
 
 
 @functools.singledispatch

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from resdeploy.cli import cli
+from resdeploy.cli.render import render
 from resdeploy.cli.tables import Grid, coloured, shared_width
+from resdeploy.schema.machines import DoctorReport, Finding
 
 VERDICT = Grid(
     columns=(
@@ -81,6 +83,19 @@ def test_verdicts_have_colours_on_a_terminal_alone(monkeypatch):
 def test_colours_are_off_where_they_are_not_wanted(monkeypatch, variable):
     monkeypatch.setenv(*variable)
     assert "31m" not in spoken("FAIL", force_terminal=True)
+
+
+def test_no_word_of_a_line_is_cut_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    name = "a-name-that-is-longer-than-the-whole-line.json"
+    where = tuple(f"some words about {name} and more".split())
+    finding = Finding(subject="x", verdict="fault", what=" ".join(where), fix=None)
+    render(DoctorReport(providers=("cpu",), findings=(finding,)))
+    shown = capsys.readouterr().out
+    assert set(where) <= set(shown.split())
+    assert all(len(line) <= 30 for line in shown.splitlines() if name not in line)
 
 
 @pytest.mark.parametrize("name", ["", *cli.commands])
