@@ -59,14 +59,17 @@ class Percent(Points):
         return super().convert(str(value).removesuffix("%"), param, ctx)
 
 
-def _numbers(_context: Any, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+def _numbers(
+    _context: Any,
+    option: click.Parameter,
+    text: str | None,
+    form: str = "a list of numbers such as 1,8,32",
+) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(
-            f"{text!r} is not a list of numbers such as 1,8,32", param_hint=option.opts[0]
-        )
+        raise click.BadParameter(f"{text!r} is not {form}", param_hint=option.opts[0])
     return tuple(map(int, parts))
 
 
