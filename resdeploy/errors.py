@@ -16,6 +16,8 @@ Anything else that escapes is a bug, and exit code 70.
 
 from typing import ClassVar
 
+from resdeploy.extras import install_extra
+
 __all__ = [
     "EXIT_BUG",
     "EXIT_CHECK_FAILED",
@@ -78,7 +80,7 @@ class MissingExtraError(EnvironmentLacksError):
     def __init__(self, package: str, *, extra: str) -> None:
         super().__init__(
             f"The package {package!r} is not installed.",
-            fix=f'pip install "resdeploy[{extra}]"',
+            fix=install_extra(extra),
         )
         self.package = package
         self.extra = extra

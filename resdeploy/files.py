@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "file_info",
     "refuse_existing_directory",
+    "refuse_output",
     "refuse_outside_weight",
     "sha256_file",
 ]
@@ -155,13 +156,8 @@ def atomic_directory(
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """Give a private folder next to `target`, and remove it at the end in any case."""
+    _refuse_missing_folder(target)
     parent = target.absolute().parent
-    if not parent.is_dir():
-        raise ResdeployError(
-            "The folder to write to does not exist.",
-            where=str(parent),
-            fix="create it first, or give another output path",
-        )
     try:
         workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
     except OSError as error:
@@ -187,6 +183,26 @@ def _workplace(target: Path) -> Iterator[Path]:
 def _refuse_existing_file(path: Path, *, force: bool) -> None:
     # Renaming over a device or a folder would destroy it, or fail after all the work.
     _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
+
+
+def _refuse_missing_folder(target: Path) -> None:
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise ResdeployError(
+            "The folder to write to does not exist.",
+            where=str(parent),
+            fix=f"create it first (mkdir -p {target.parent}), or give another output path",
+        )
+
+
+def refuse_output(path: Path, *, force: bool) -> None:
+    """Raise what the path of an output, a file or a folder, tells before the work.
+
+    Raises:
+        ResdeployError: there is something and `force` is not given, or no folder around it.
+    """
+    _refuse_missing_folder(path)
+    _refuse_existing(path, "a file or folder", is_one=path.is_file() or path.is_dir(), force=force)
 
 
 def refuse_existing_directory(path: Path, *, force: bool, marker: str | None) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import ResdeployError
+from resdeploy.near import did_you_mean
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.recipes import DataSpec, Preprocess, Recipe, TrainPrecision
 
-__all__ = ["adjust_recipe", "load_inputs", "load_recipe", "zoo", "zoo_directory"]
+__all__ = [
+    *("adjust_recipe", "find_recipe", "load_inputs", "load_recipe", "zoo"),
+    "zoo_directory",
+]
 
 
 def zoo_directory() -> Path:
@@ -32,7 +36,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         ResdeployError: there is no such recipe, or it is incomplete or contradicts itself.
     """
-    path = _find(name_or_path)
+    path = find_recipe(name_or_path)
     recipe = from_json(Recipe, _read(path), where=str(path))
     if recipe.labels and len(recipe.labels) != recipe.model.num_classes:
         raise ResdeployError(
@@ -48,7 +52,7 @@ def load_inputs(name_or_path: str | Path) -> tuple[Preprocess | None, tuple[str,
     Raises:
         ResdeployError: there is no such recipe, it holds neither, or something that no recipe has.
     """
-    path = _find(name_or_path)
+    path = find_recipe(name_or_path)
     data = _read(path)
     known = {field.name for field in dataclasses.fields(Recipe)}
     if unknown := sorted(set(data) - known):
@@ -114,7 +118,12 @@ def adjust_recipe(
     return dataclasses.replace(recipe, data=data or recipe.data, train=train)
 
 
-def _find(name_or_path: str | Path) -> Path:
+def find_recipe(name_or_path: str | Path) -> Path:
+    """Return the file of a recipe: that of a named model, of a folder, or itself.
+
+    Raises:
+        ResdeployError: there is none.
+    """
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "recipe.toml"
@@ -125,5 +134,9 @@ def _find(name_or_path: str | Path) -> Path:
         return named
     raise ResdeployError(
         f"There is no recipe {str(name_or_path)!r}.",
-        fix=f"give a path to a recipe.toml, or one of: {', '.join(zoo())}",
+        fix=did_you_mean(
+            str(name_or_path),
+            zoo(),
+            otherwise=f"give a path to a recipe.toml, or one of: {', '.join(zoo())}",
+        ),
     )

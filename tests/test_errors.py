@@ -1,5 +1,8 @@
 """The exception tree: what a caller may catch, which exit code it means, what a user reads."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from resdeploy import errors
@@ -12,6 +15,7 @@ from resdeploy.errors import (
     ResdeployError,
     UnsupportedModelError,
 )
+from resdeploy.extras import install_extra, packages_of
 
 
 def test_a_message_has_what_where_and_fix_on_lines_of_their_own():
@@ -51,7 +55,36 @@ def test_a_missing_package_names_the_extra_that_brings_it():
     assert isinstance(error, EnvironmentLacksError)
     assert (error.package, error.extra) == ("onnxruntime", "cpu")
     assert "'onnxruntime'" in error.what
-    assert error.fix == 'pip install "resdeploy[cpu]"'
+    assert error.fix == install_extra("cpu")
+
+
+def test_an_extra_is_installed_from_this_checkout_as_no_index_has_it():
+    root = Path(__file__).parent.parent
+    assert install_extra("cpu") == f'pip install -e "{root}[cpu]"'
+
+
+def test_the_packages_of_an_extra_are_those_of_the_extras_in_it():
+    requirements = [
+        "click>=8.1.7",
+        'onnxruntime>=1.18; extra == "cpu"',
+        "torch>=2.9; extra == 'export'",
+        'resdeploy[export]; extra == "train"',
+        'scikit-learn>=1.5; extra == "train"',
+    ]
+    assert packages_of("cpu", requirements) == ['"onnxruntime>=1.18"']
+    assert packages_of("train", requirements) == ['"torch>=2.9"', '"scikit-learn>=1.5"']
+
+
+def test_nothing_is_advised_that_no_index_has():
+    """`pip install resdeploy` finds nothing: the wheel or the checkout is named."""
+    root = Path(__file__).parent.parent
+    files = [*root.glob("resdeploy/**/*.py"), *root.glob("docs/*.md"), root / "README.md"]
+    offenders = [
+        str(path)
+        for path in files
+        if re.search(r"pip install [-\w ]*[\"']?resdeploy(?!-)", path.read_text(encoding="utf-8"))
+    ]
+    assert offenders == []
 
 
 def test_the_exit_codes_are_all_different():

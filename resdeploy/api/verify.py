@@ -26,7 +26,7 @@ from resdeploy.api.sources import as_onnx, form_of, reference_of_onnx
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.files import IMAGE_SIDES, InputSpec, TensorSpec, stated_inputs
 from resdeploy.schema.recipes import SourceSpec
-from resdeploy.schema.sessions import PrecisionName
+from resdeploy.schema.sessions import PrecisionName, SessionSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -144,6 +144,8 @@ def verify(
     notes: tuple[str, ...] = ()
     elsewhere: Golden | None = None
     if request is not None and _is_file(request):
+        with as_onnx(path_of(request.path, "reference")) as file:
+            _refuse_another_file(sessions[0], file)
         answers, original = reference_of_onnx(
             request,
             num_inputs=num_inputs or _NUM_INPUTS,
@@ -153,10 +155,12 @@ def verify(
     else:
         from resdeploy.export.golden import golden_for
         from resdeploy.export.reference import reference_or_reason
+        from resdeploy.export.same_network import refuse_another_network
         from resdeploy.export.source import of_another_size
         from resdeploy.session.run import fixed_batch
 
         source = _source_for(sessions[0], reference, input_shape)
+        refuse_another_network(sessions[0], source)
         given = _given(inputs, source.preprocess, num_inputs, source.input_names)
         batch = fixed_batch(sessions[0])
         answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
@@ -291,6 +295,17 @@ def _stated(tensors: Sequence[TensorSpec]) -> "list[InputSpec] | None":
         )
         for tensor in tensors
     ]
+
+
+def _refuse_another_file(session: "Session", reference: Path) -> None:
+    """Refuse an ONNX file of other shapes than the session's, before its float64 outputs."""
+    from resdeploy.session.session import input_specs, open_session, output_specs
+    from resdeploy.verify.same_shapes import refuse_other_shapes
+
+    other = open_session(reference, SessionSpec(graph_level="disabled"))
+    for kind, specs in (("input", input_specs), ("output", output_specs)):
+        found, expected = ([one.shape for one in specs(of)] for of in (session, other))
+        refuse_other_shapes(kind, found, expected, reference=reference.name)
 
 
 def _given(

@@ -1,5 +1,6 @@
 """The README.md inside a bundle, for a user without any other page."""
 
+from resdeploy import __version__
 from resdeploy.data.preprocess import kind_for
 from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.files import TensorSpec
@@ -28,7 +29,8 @@ def readme_text(manifest: Manifest) -> str:
         "",
         "## In this folder",
         "",
-        '    pip install "resdeploy[cpu]"         # no torch; ONNX Runtime 1.18 or newer',
+        "    # the wheel of resdeploy; no torch; ONNX Runtime 1.18 or newer",
+        f'    pip install "resdeploy-{__version__}-py3-none-any.whl[cpu]"',
         "    resdeploy check .                    # every byte, then the numbers on this machine",
         f"    resdeploy predict . {_example(manifest)}",
         "    resdeploy bench model.onnx           # latency and throughput on this machine",

@@ -7,9 +7,9 @@ from typing import Any, get_args
 import click
 
 from resdeploy.cli.bench_options import SESSION_FIELDS, loadgen_spec, with_options
-from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
+from resdeploy.cli.command import Command
+from resdeploy.cli.on_devices import Devices, device_options, finish
 from resdeploy.cli.options import (
-    PATH,
     POSITIVE,
     Emit,
     Number,
@@ -20,6 +20,7 @@ from resdeploy.cli.options import (
     session_was_given,
     source_options,
 )
+from resdeploy.cli.parameter_types import MODEL
 from resdeploy.schema.benchmarks import Scenario
 from resdeploy.schema.recipes import SourceSpec
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
@@ -27,8 +28,8 @@ from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 _ABOVE_0 = Number(min=0, min_open=True)
 
 
-@click.command(cls=DeviceCommand)
-@click.argument("model", type=PATH)
+@click.command(cls=Command)
+@click.argument("model", type=MODEL)
 @numbers_option(
     "--batch",
     "batch_size",
@@ -135,7 +136,8 @@ def bench(
         resdeploy bench resnet50.onnx --profile --threads 1
         resdeploy bench new.onnx --against old.onnx --fail-if-slower 3%
         resdeploy bench resnet50.onnx --threads 2 --against-option threads=1
-        resdeploy bench resnet50.onnx --against torch-compile:resnet50.pth --arch resnet50
+        resdeploy bench resnet50.onnx --against torch-compile:resnet50.pth \\
+            --arch resnet50
         resdeploy bench digits.zip --on pi@kitchen.local --runs 500
     """
     from resdeploy.api.bench import bench as bench_model

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
     PATH,
     POSITIVE,
@@ -17,21 +18,22 @@ from resdeploy.cli.options import (
     output_option,
     source_options,
 )
+from resdeploy.cli.parameter_types import DATA, SOURCE
 from resdeploy.schema.recipes import SourceSpec
 
 _layout_option = functools.partial(click.option, type=PATH, metavar="DIR")
 
 
-@click.command()
-@click.argument("source", required=False, type=PATH)
+@click.command(cls=Command)
+@click.argument("source", required=False, type=SOURCE)
 @output_option("The folder to write, or one file: NAME.zip.")
 @source_options("source")
 @click.option("--name", help="The model's name.  [default: from -o]")
-@click.option("--data", help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
+@click.option("--data", type=DATA, help="Golden inputs from this data: NAME, NAME:PATH, x.npz.")
 @click.option("--num-inputs", default=32, type=POSITIVE)
 @click.option(
     "--reference",
-    type=PATH,
+    type=SOURCE,
     help="What an ONNX file is held to: the trained model, or an ONNX file.  [default: itself]",
 )
 @export_options

@@ -5,13 +5,15 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
-from resdeploy.cli.options import PATH, Emit, accept_option, json_option, sessions_options
+from resdeploy.cli.command import Command
+from resdeploy.cli.on_devices import Devices, device_options, finish
+from resdeploy.cli.options import Emit, accept_option, json_option, sessions_options
+from resdeploy.cli.parameter_types import MODEL
 from resdeploy.schema.sessions import SessionSpec
 
 
-@click.command(cls=DeviceCommand)
-@click.argument("bundle", type=PATH)
+@click.command(cls=Command)
+@click.argument("bundle", type=MODEL)
 @sessions_options
 @accept_option
 @click.option("--digest", help="The bundle's digest, as you received it by another way.")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import Emit, force_option, json_option, output_option
 
 
-@click.command()
+@click.command(cls=Command)
 @output_option("The folder to write.", required=False, default="demo-out")
 @force_option
 @json_option

@@ -2,11 +2,12 @@
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import Emit, json_option, providers_option
 from resdeploy.errors import EnvironmentLacksError
 
 
-@click.command()
+@click.command(cls=Command)
 @providers_option()
 @json_option
 def doctor(providers: tuple[str, ...], emit: Emit) -> None:

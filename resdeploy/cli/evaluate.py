@@ -5,15 +5,19 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, Emit, json_option, max_drop_option, session_options
+from resdeploy.cli.command import Command
+from resdeploy.cli.options import Emit, json_option, max_drop_option, session_options
+from resdeploy.cli.parameter_types import DATA, MODEL
 
 
-@click.command()
-@click.argument("model", type=PATH)
-@click.option("--data", required=True, help="Labelled samples: NAME, NAME:PATH, x.npz, a folder.")
+@click.command(cls=Command)
+@click.argument("model", type=MODEL)
+@click.option(
+    "--data", required=True, type=DATA, help="Labelled samples: NAME, NAME:PATH, x.npz, a folder."
+)
 @click.option(
     "--against",
-    type=PATH,
+    type=MODEL,
     metavar="OTHER",
     help="Another model on the same samples, such as its former version or a larger one.",
 )
@@ -36,7 +40,8 @@ def evaluate(
     \b
     Example:
         resdeploy evaluate digits-bundle --data digits
-        resdeploy evaluate int8.onnx --data cifar10:data --against resnet20.onnx --max-drop 0.5
+        resdeploy evaluate int8.onnx --data cifar10:data --against resnet20.onnx \\
+            --max-drop 0.5
     """
     if max_drop is not None and against is None:
         raise click.UsageError("--max-drop needs another model to compare with: --against OTHER")

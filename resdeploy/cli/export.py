@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
-    PATH,
     Emit,
     export_options,
     force_option,
@@ -14,11 +14,12 @@ from resdeploy.cli.options import (
     output_option,
     source_options,
 )
+from resdeploy.cli.parameter_types import TRAINED
 from resdeploy.schema.recipes import SourceSpec
 
 
-@click.command()
-@click.argument("source", required=False, type=PATH)
+@click.command(cls=Command)
+@click.argument("source", required=False, type=TRAINED)
 @output_option("The ONNX file to write.")
 @source_options("source")
 @export_options

@@ -5,19 +5,20 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
-    PATH,
     Emit,
     force_option,
     json_option,
     output_option,
     source_options,
 )
+from resdeploy.cli.parameter_types import SOURCE
 from resdeploy.schema.recipes import SourceSpec
 
 
-@click.command("fold-bn")
-@click.argument("source", required=False, type=PATH)
+@click.command("fold-bn", cls=Command)
+@click.argument("source", required=False, type=SOURCE)
 @output_option("The folded model to write.", required=False)
 @source_options("source")
 @click.option("--dry-run", is_flag=True, help="Report only; write nothing.")

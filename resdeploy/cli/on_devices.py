@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from resdeploy.cli.command import as_written
 from resdeploy.cli.options import PATH, Emit, gathered
 from resdeploy.errors import ReportedError
 from resdeploy.schema.remotes import DeviceSpec, RemoteReport
@@ -15,25 +16,13 @@ if TYPE_CHECKING:
     from resdeploy.remote.fleet_run import DeviceJob
     from resdeploy.remote.jobs import Options
 
-__all__ = ["DeviceCommand", "Devices", "device_options", "finish"]
+__all__ = ["Devices", "device_options", "finish"]
 
-_GIVEN = f"{__name__}.given"
 # Options about this machine: they do not travel.
 _STAYING = {
     *("addresses", "fleet", "emit", "against", "out", "force", "work"),
     *("data", "calibration", "variants"),
 }
-
-
-class DeviceCommand(click.Command):
-    """A command that can run on devices: it keeps its options as they were written."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and keep the texts."""
-        words = list(args)
-        rest = super().parse_args(ctx, args)
-        ctx.meta[_GIVEN] = self.make_parser(ctx).parse_args(words)[0]
-        return rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +41,8 @@ class Devices:
     def options(self) -> "Options":
         """The options of the command that travel, as they were written."""
         context = click.get_current_context()
-        given = context.meta[_GIVEN]
-        options: list[tuple[str, ...]] = []
-        for option in context.command.params:
-            if option.name in _STAYING or not isinstance(option, click.Option):
-                continue
-            value = given.get(option.name)
-            if option.is_flag:
-                # Of a pair such as --spinning/--no-spinning, the one that was written.
-                names = option.opts if value else option.secondary_opts
-                options += [(names[0],)] if value is not None and names else []
-            elif option.multiple:
-                options += [(option.opts[0], one) for one in value or ()]
-            elif isinstance(value, str):
-                options.append((option.opts[0], value))
-        return tuple(options)
+        travelling = {one.name for one in context.command.params if one.name} - _STAYING
+        return tuple(as_written(context, travelling))
 
     @functools.cached_property
     def specs(self) -> tuple[DeviceSpec, ...]:
@@ -99,7 +75,7 @@ def finish(report: RemoteReport, emit: Emit) -> NoReturn:
     raise click.exceptions.Exit
 
 
-# The command, a `DeviceCommand`, gets `devices`.
+# The command, a `Command`, gets `devices`.
 device_options = gathered(
     "devices",
     Devices,

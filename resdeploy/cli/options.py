@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from resdeploy.cli.parameter_types import ARCHITECTURE, FACTORY, OUTPUT, PROVIDER, RECIPE
+from resdeploy.cli.shapes import parse_shape
 from resdeploy.errors import EXIT_CHECK_FAILED
 from resdeploy.machine.boards import BOARDS
 from resdeploy.schema.codec import dump_json
@@ -111,9 +113,16 @@ def emit(
         from resdeploy.cli.render import render
 
         render(record)
-    if not (getattr(record, "passed", True) if passed is None else passed):
-        if note:
-            click.echo(note, err=True)
+    if passed is None:
+        passed = getattr(record, "passed", True)
+    if not passed and note:
+        click.echo(note, err=True)
+    if not as_json:
+        from resdeploy.cli.next_step import next_step
+
+        if (line := next_step(click.get_current_context(), passed=passed)) is not None:
+            click.echo(f"next: {line}", err=True)
+    if not passed:
         raise SystemExit(exit_code)
 
 
@@ -243,7 +252,7 @@ def _click_option(name: str) -> Decorator:
     option = SESSION_OPTIONS[name]
     flag, settings = option.flag, {"default": option.default, "help": option.help}
     if name == "provider":
-        settings["help"] = _PROVIDER_HELP
+        settings |= {"help": _PROVIDER_HELP, "type": PROVIDER, "metavar": "NAME"}
     elif option.kind is bool:
         settings["is_flag"] = True
         flag += f"/--no-{flag[2:]}" if option.default else ""
@@ -270,6 +279,8 @@ def providers_option(*, default: tuple[str, ...] = ("cpu",), remark: str = "") -
         SESSION_OPTIONS["provider"].flag,
         "providers",
         multiple=True,
+        type=PROVIDER,
+        metavar="NAME",
         default=default,
         help=f"{_PROVIDER_HELP} May be given several times.{remark}",
     )
@@ -307,7 +318,7 @@ def session_was_given() -> bool:
 def output_option(help_text: str, *, required: bool = True, **settings: Any) -> Decorator:
     """Return the option `-o`, a path to write."""
     return click.option(
-        "-o", "--output", "out", type=PATH, required=required, help=help_text, **settings
+        "-o", "--output", "out", required=required, help=help_text, **{"type": OUTPUT, **settings}
     )
 
 
@@ -327,7 +338,7 @@ _TYPES = ("float32", "int64", "int32", "bool")
 _INPUT_FORM = "a shape such as 3,224,224, left=3,224,224, or ids=int64:128"
 
 
-def _inputs(context: Any, option: click.Parameter, texts: Sequence[str]) -> tuple[InputSpec, ...]:
+def _inputs(_context: Any, option: click.Parameter, texts: Sequence[str]) -> tuple[InputSpec, ...]:
     found = []
     for text in texts:
         name, equals, rest = text.rpartition("=")
@@ -337,7 +348,9 @@ def _inputs(context: Any, option: click.Parameter, texts: Sequence[str]) -> tupl
             raise click.BadParameter(
                 f"{text!r} is not {_INPUT_FORM}{types}", param_hint=option.opts[0]
             )
-        shape = _numbers(context, option, sizes, _INPUT_FORM) if sizes or not colon else ()
+        shape: tuple[int, ...] = ()
+        if sizes or not colon:
+            shape = parse_shape(sizes, flag=option.opts[0], form=_INPUT_FORM)
         found.append(InputSpec(name=name, shape=shape, dtype=dtype or "float32"))
     return tuple(found)
 
@@ -366,7 +379,10 @@ def _crop(context: Any, option: click.Parameter, text: str | None) -> tuple[int,
 # By the field of `SourceSpec`.
 _SOURCE_OPTIONS = {
     "arch": click.option(
-        "--arch", help="The network of weights from elsewhere.  [default: found by their shapes]"
+        "--arch",
+        type=ARCHITECTURE,
+        metavar="NAME",
+        help="The network of weights from elsewhere.  [default: found by their shapes]",
     ),
     "weights": click.option(
         "--weights",
@@ -384,6 +400,7 @@ _SOURCE_OPTIONS = {
     "factory": click.option(
         "--model",
         "factory",
+        type=FACTORY,
         metavar="PACKAGE.MODULE:NAME",
         help="A function, class or instance of a torch module, also FILE.py:NAME, or a "
         "TorchScript file; its code is run.",
@@ -398,7 +415,10 @@ _SOURCE_OPTIONS = {
         "several inputs, each by its name in forward, or in order.",
     ),
     "recipe": click.option(
-        "--recipe", help="Take preprocessing and labels from this recipe, by name or path."
+        "--recipe",
+        type=RECIPE,
+        metavar="NAME|PATH",
+        help="Take preprocessing and labels from this recipe, by name or path.",
     ),
     "preprocess_as": click.option(
         "--preprocess-as",

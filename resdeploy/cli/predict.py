@@ -4,20 +4,21 @@ from pathlib import Path
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
-    PATH,
     POSITIVE,
     Emit,
     json_option,
     session_options,
     session_was_given,
 )
+from resdeploy.cli.parameter_types import FILE, MODEL
 from resdeploy.schema.sessions import SessionSpec
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.argument("inputs", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
+@click.command(cls=Command)
+@click.argument("bundle", type=MODEL)
+@click.argument("inputs", metavar="IMAGE...", nargs=-1, required=True, type=FILE)
 @session_options()
 @click.option("--top", default=5, type=POSITIVE, help="Number of classes to name.")
 @json_option

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
+from resdeploy.cli.command import Command
+from resdeploy.cli.on_devices import Devices, device_options, finish
 from resdeploy.cli.options import Emit, force_option, json_option, output_option
 from resdeploy.files import atomic_write
 from resdeploy.schema.codec import dump_json
 from resdeploy.schema.machines import ProbeReport
 
 
-@click.command(cls=DeviceCommand)
+@click.command(cls=Command)
 @output_option("Also write the record here.", required=False)
 @force_option
 @device_options

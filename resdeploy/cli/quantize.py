@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
-    PATH,
     Emit,
     Number,
     choice_of,
@@ -18,6 +18,7 @@ from resdeploy.cli.options import (
     output_option,
     target_option,
 )
+from resdeploy.cli.parameter_types import DATA, MODEL, RECIPE
 from resdeploy.schema.quants import (
     CalibrationMethod,
     Choice,
@@ -55,17 +56,20 @@ def _kinds(_context: Any, option: click.Parameter, texts: Sequence[str]) -> dict
     return kinds
 
 
-@click.command()
-@click.argument("model", type=PATH)
+@click.command(cls=Command)
+@click.argument("model", type=MODEL)
 @output_option("The ONNX file to write.")
 @click.option("--precision", default="int8", **choice_of(PRECISIONS))
 @click.option(
     "--calibration",
     required=True,
+    type=DATA,
     metavar="DATA",
     help="Samples as in training: NAME, NAME:PATH, x.npz, a folder of images.",
 )
-@click.option("--recipe", help="Take the preprocessing from this recipe, by name or path.")
+@click.option(
+    "--recipe", type=RECIPE, help="Take the preprocessing from this recipe, by name or path."
+)
 @click.option(
     "--method",
     type=click.Choice(["auto", *get_args(CalibrationMethod)]),
@@ -122,8 +126,10 @@ def quantize(model: Path, out: Path, emit: Emit, **options: Any) -> None:
     \b
     Example:
         resdeploy quantize digits.onnx -o digits-int8.onnx --calibration digits
-        resdeploy quantize resnet50.onnx -o int8.onnx --calibration photos --for target.json
-        resdeploy quantize resnet50.onnx -o fp16.onnx --precision fp16 --calibration x.npz
+        resdeploy quantize resnet50.onnx -o int8.onnx --calibration photos \\
+            --for target.json
+        resdeploy quantize resnet50.onnx -o fp16.onnx --precision fp16 \\
+            --calibration x.npz
     """
     from resdeploy.api.quantize import quantize as quantize_model
     from resdeploy.cli.progress import show_stages

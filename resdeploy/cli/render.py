@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import click
 from rich.console import Console
 
 from resdeploy.cli.render_accuracy import render_evaluate, render_quantize
@@ -18,7 +17,7 @@ from resdeploy.cli.render_device import (
     render_remote,
 )
 from resdeploy.cli.render_tune import render_tune, render_tuned
-from resdeploy.cli.tables import Lines, pass_or_fail, table
+from resdeploy.cli.tables import Grid, Lines, coloured, pass_or_fail, table
 from resdeploy.schema.bundles import CheckReport, DemoReport, Manifest
 from resdeploy.schema.exports import ExportReport
 from resdeploy.schema.folds import FoldedSite, FoldReport
@@ -47,10 +46,11 @@ def render(record: Any) -> None:
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = 120  # when piped, so that no figure is cut
     for line in _lines(record):
-        if isinstance(line, str):
-            click.echo(line)
+        if isinstance(line, Grid):
+            out.print(line.drawn(out.width))
         else:
-            out.print(line)
+            # A terminal's own wrapping would cut words; elsewhere a line stays one.
+            out.print(coloured(line), soft_wrap=not out.is_terminal, overflow="ignore", crop=False)
 
 
 @functools.singledispatch

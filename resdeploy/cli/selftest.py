@@ -4,12 +4,14 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.options import PATH, Emit, json_option, source_options, threads_option
+from resdeploy.cli.command import Command
+from resdeploy.cli.options import Emit, json_option, source_options, threads_option
+from resdeploy.cli.parameter_types import SOURCE
 from resdeploy.schema.recipes import SourceSpec
 
 
-@click.command()
-@click.argument("source", required=False, type=PATH)
+@click.command(cls=Command)
+@click.argument("source", required=False, type=SOURCE)
 @source_options("source")
 @click.option(
     "--num-inputs",

@@ -5,16 +5,18 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import POSITIVE, Emit, choice_of, json_option, output_option
+from resdeploy.cli.parameter_types import DATA, RECIPE, RUN
 from resdeploy.schema.recipes import EpochMetrics, TrainPrecision
 
 _PRECISIONS: dict[str, TrainPrecision] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-@click.command()
-@click.argument("recipe")
-@output_option("The run directory.  [default: runs/RECIPE]", required=False)
-@click.option("--data", help="Other data than the recipe's: NAME or NAME:PATH.")
+@click.command(cls=Command)
+@click.argument("recipe", type=RECIPE)
+@output_option("The run directory.  [default: runs/RECIPE]", required=False, type=RUN)
+@click.option("--data", type=DATA, help="Other data than the recipe's: NAME or NAME:PATH.")
 @click.option("--epochs", type=POSITIVE, help="Another length than the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the recipe's.")
 @click.option("--device", default="cpu", help="A torch device: cpu, cuda.")
@@ -44,7 +46,8 @@ def train(recipe: str, out: Path | None, emit: Emit, **options: Any) -> None:
     Example:
         resdeploy train digits-resnet8 -o runs/digits
         resdeploy train cifar10-resnet20 --data cifar10:/data/cifar
-        resdeploy train imagenet-resnet50 --device cuda --precision bf16 --channels-last --compile
+        resdeploy train imagenet-resnet50 --device cuda \\
+            --precision bf16 --channels-last --compile
     """
     from resdeploy.api.train import train as train_recipe
     from resdeploy.cli.progress import show_steps

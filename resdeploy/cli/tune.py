@@ -5,9 +5,9 @@ from typing import Any, get_args
 
 import click
 
-from resdeploy.cli.on_devices import DeviceCommand, Devices, device_options, finish
+from resdeploy.cli.command import Command
+from resdeploy.cli.on_devices import Devices, device_options, finish
 from resdeploy.cli.options import (
-    PATH,
     Emit,
     force_option,
     json_option,
@@ -16,6 +16,7 @@ from resdeploy.cli.options import (
     output_option,
     providers_option,
 )
+from resdeploy.cli.parameter_types import DATA, MODEL
 from resdeploy.cli.quantize import PRECISIONS
 from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.tunings import Objective
@@ -30,8 +31,8 @@ def _precisions(
     return tuple(PRECISIONS[name] for name in names)
 
 
-@click.command(cls=DeviceCommand)
-@click.argument("bundle", type=PATH)
+@click.command(cls=Command)
+@click.argument("bundle", type=MODEL)
 @output_option(
     "The bundle to write, with the settings in it.  [default: only report]", required=False
 )
@@ -41,9 +42,12 @@ def _precisions(
     help="Outputs must pass verification as float32.  [default, without --max-drop]",
 )
 @max_drop_option("Accuracy may be so many points lower, shown on --data.")
-@click.option("--data", help="Labelled samples for --max-drop: NAME, NAME:PATH, x.npz, a folder.")
+@click.option(
+    "--data", type=DATA, help="Labelled samples for --max-drop: NAME, NAME:PATH, x.npz, a folder."
+)
 @click.option(
     "--calibration",
+    type=DATA,
     metavar="DATA",
     help="Training samples: make lower precisions of the model, as `quantize` does, and try them.",
 )
@@ -58,7 +62,7 @@ def _precisions(
     "--variant",
     "variants",
     multiple=True,
-    type=PATH,
+    type=MODEL,
     metavar="MODEL.onnx",
     help="Another form of the model, as from `quantize`. May be given several times.",
 )
@@ -113,10 +117,14 @@ def tune(
     \b
     Example:
         resdeploy tune digits-bundle
-        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --calibration digits
-        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits --variant int8.onnx
-        resdeploy tune digits-bundle --objective throughput --batch 1,8,32 --work search
-        resdeploy tune digits-bundle -o tuned --on pi@kitchen.local --on pi@10.0.0.7
+        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits \\
+            --calibration digits
+        resdeploy tune digits-bundle -o tuned --max-drop 1 --data digits \\
+            --variant int8.onnx
+        resdeploy tune digits-bundle --objective throughput --batch 1,8,32 \\
+            --work search
+        resdeploy tune digits-bundle -o tuned --on pi@kitchen.local \\
+            --on pi@10.0.0.7
     """
     if lossless and options["max_drop"] is not None:
         raise click.UsageError("--lossless and --max-drop exclude each other.")

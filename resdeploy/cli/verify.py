@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
     PATH,
     POSITIVE,
@@ -14,19 +15,22 @@ from resdeploy.cli.options import (
     sessions_options,
     source_options,
 )
+from resdeploy.cli.parameter_types import DATA, FILE, MODEL, SOURCE
 from resdeploy.schema.recipes import SourceSpec
 
 
-@click.command()
-@click.argument("model", type=PATH)
-@click.option("--reference", type=PATH, help="The trained model MODEL came from.")
-@click.option("--golden", type=PATH, help="A golden.npz instead; needs no torch.")
+@click.command(cls=Command)
+@click.argument("model", type=MODEL)
+@click.option("--reference", type=SOURCE, help="The trained model MODEL came from.")
+@click.option("--golden", type=FILE, help="A golden.npz instead; needs no torch.")
 @source_options("reference")
 @sessions_options
-@click.option("--data", help="Verify on held-out samples of this data: NAME, NAME:PATH, x.npz.")
+@click.option(
+    "--data", type=DATA, help="Verify on held-out samples of this data: NAME, NAME:PATH, x.npz."
+)
 @click.option(
     "--inputs",
-    type=PATH,
+    type=FILE,
     help="Verify on these inputs: a folder of images or arrays, or one .npy or .npz.",
 )
 @click.option("--num-inputs", type=POSITIVE, help="Number of inputs.  [default: 32, or all data]")
@@ -64,7 +68,8 @@ def verify(
     \b
     Example:
         resdeploy verify digits.onnx --reference runs/digits --data digits
-        resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 --provider cuda
+        resdeploy verify resnet50.onnx --reference resnet50.pth --arch resnet50 \\
+            --provider cuda
         resdeploy verify tuned.onnx --reference resnet50.onnx --artifacts faults
     """
     from resdeploy.api.verify import verify as verify_model

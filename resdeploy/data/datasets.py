@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.data.cifar import read_cifar
+from resdeploy.data.names import DATA_NAMES, EMBEDDED, IMAGE_SUFFIXES
 from resdeploy.data.preprocess import load_image
-from resdeploy.data.samples import IMAGE_SUFFIXES, Dataset, LabelledSamples, read_arrays
+from resdeploy.data.samples import Dataset, LabelledSamples, read_arrays
 from resdeploy.errors import MissingExtraError, ResdeployError
 from resdeploy.schema.recipes import DataSpec, Preprocess
 
@@ -31,9 +32,6 @@ __all__ = [
     "stratified_split",
     "training_labels",
 ]
-
-EMBEDDED = ("digits", "mnist1d")
-DATA_NAMES = (*EMBEDDED, "cifar10", "cifar100", "image-folder", "npz")
 
 # By data set: a file or a folder, and the fix where there is none.
 _PLACES = {

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resdeploy.data.named_inputs import joined
+from resdeploy.data.names import IMAGE_SUFFIXES
 from resdeploy.data.preprocess import load_image, preprocess_batch
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.recipes import Preprocess
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "Dataset",
     "LabelledSamples",
     "inputs_from_raw",
@@ -29,9 +29,6 @@ __all__ = [
     "read_samples",
 ]
 
-IMAGE_SUFFIXES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
 # What is taken from a folder; a file named by itself may have any name.
 _IMAGES, _ARRAYS = (*IMAGE_SUFFIXES, ".pbm", ".pnm"), (".npy", ".npz")
 

@@ -75,6 +75,13 @@ def for_target(spec: ExportSpec, *, opset: int | None, target: Path | None) -> E
         ResdeployError: the record is missing or is none, there is no board of that name; or its
             runtime reads no such opset, or no such batch.
     """
+    newest_known = _TABLE[-1][1].opset
+    if opset is not None and opset > newest_known:
+        raise ResdeployError(
+            f"There is no opset {opset}: the newest that a runtime reads is {newest_known}.",
+            where=f"--opset {opset}",
+            fix=f"leave --opset away for {spec.opset}, which ONNX Runtime 1.14 or newer reads",
+        )
     chosen = spec if opset is None else dataclasses.replace(spec, opset=opset)
     if target is None:
         return chosen
@@ -129,6 +136,7 @@ def read_target(path: Path) -> ProbeReport:
         raise ResdeployError(
             "The record of the target cannot be read.",
             where=str(path),
-            fix="write it on the target: resdeploy probe -o target.json",
+            fix="write it on the target: resdeploy probe -o target.json; or from here: "
+            "resdeploy probe --on USER@HOST -o target.json",
         ) from error
     return load_json(ProbeReport, text, where=str(path))

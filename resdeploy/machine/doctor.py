@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resdeploy.errors import ReportedError
+from resdeploy.extras import install_extra
 from resdeploy.machine.system import installed_packages
 from resdeploy.schema.machines import DoctorReport, Finding
 from resdeploy.session.providers import Provider, find_provider
@@ -71,7 +72,7 @@ def _packages() -> Iterator[Finding]:
         yield _remark(
             "resdeploy",
             "it runs from a folder and is not installed, so that its needs are unknown",
-            'pip install "resdeploy[cpu]"',
+            install_extra("cpu"),
         )
         return
     for requirement in requirements:
@@ -130,7 +131,7 @@ def _runtime() -> Iterator[Finding]:
         yield _remark(
             "runtime",
             "onnxruntime can be imported, and no installed package owns it",
-            'if that is not your own build: pip install --force-reinstall "resdeploy[cpu]"',
+            "if that is not your own build: pip install --force-reinstall onnxruntime",
         )
 
 
@@ -218,7 +219,7 @@ def _import_failure() -> Finding | None:
             "install another version of it, or a build for this board",
         )
     if "No module named 'onnxruntime'" in last:
-        return _fault("runtime", "onnxruntime is not installed", 'pip install "resdeploy[cpu]"')
+        return _fault("runtime", "onnxruntime is not installed", "pip install onnxruntime")
     if "NumPy 1.x" in run.stderr or "numpy.core.multiarray" in run.stderr:
         return _fault(
             "runtime",

@@ -4,7 +4,6 @@ An option of an architecture is a keyword argument of its class or factory; name
 default are read from the signature, so that there is no second list to keep.
 """
 
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from resdeploy.architectures import unknown_architecture
 from resdeploy.errors import ResdeployError
 from resdeploy.networks.cifar_resnet import CIFAR_DEPTHS, CifarResNet
 from resdeploy.networks.iresnet import IRESNET_LAYOUTS, IResNet
@@ -101,9 +101,7 @@ def find_architecture(name: str) -> Architecture:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    near = difflib.get_close_matches(name, ARCHITECTURES, n=5)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(ARCHITECTURES)}"
-    raise ResdeployError(f"There is no architecture {name!r}.", fix=fix)
+    raise unknown_architecture(name)
 
 
 def parse_options(arch: str, texts: Mapping[str, str]) -> dict[str, Scalar]:

@@ -57,7 +57,7 @@ def failure_of(command: str, ended: CompletedCommand, device: DeviceSpec) -> Rep
     elif "No module named resdeploy" in stderr:
         what = "There is no resdeploy in the device's environment."
         where = f"{where}: {device.environment}"
-        fix = 'pip install "resdeploy[cpu]" in it, or leave out `environment`'
+        fix = "install the wheel of resdeploy and onnxruntime in it, or leave out `environment`"
     elif (match := _REPORTED.search(stderr)) is not None:
         kind = ResdeployError if ended.code == ResdeployError.exit_code else EnvironmentLacksError
         there = where if match["where"] is None else f"{where}: {match['where']}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.errors import ResdeployError
+from resdeploy.near import did_you_mean
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ PROVIDERS: Mapping[str, Provider] = {
             ort_name="CPUExecutionProvider",
             # The choices on the CPU (threads, memory) belong to the session.
             options=lambda spec: {},
-            install='pip install "resdeploy[cpu]"',
+            install="pip install onnxruntime",
             on_cpu=True,
             is_fallback=True,
             has_layer_times=True,
@@ -188,7 +189,7 @@ PROVIDERS: Mapping[str, Provider] = {
             name="openvino",
             ort_name="OpenVINOExecutionProvider",
             options=_openvino_options,
-            install='pip install "resdeploy[openvino]"',
+            install="pip install onnxruntime-ep-openvino",
             plugin="onnxruntime_ep_openvino",
             # An older OpenVINO, which takes every x86-64 CPU; the plugin asks who made it.
             built_in="onnxruntime-openvino",
@@ -226,7 +227,7 @@ PROVIDERS: Mapping[str, Provider] = {
                 # Sums in float16 are too coarse for a float32 model.
                 "AllowLowPrecisionAccumulationOnGPU": "0",
             },
-            install='pip install "resdeploy[cpu]" on a Mac',
+            install="pip install onnxruntime on a Mac",
             computes_float16=True,
         ),
         Provider(
@@ -257,7 +258,12 @@ def find_provider(name: str) -> Provider:
         ResdeployError: there is none; the message lists those there are.
     """
     if name not in PROVIDERS:
+        # ONNX Runtime's own names are long: CPUExecutionProvider is cpu.
+        by_ort_name = {one.ort_name: one.name for one in PROVIDERS.values()}
+        otherwise = f"use one of: {', '.join(PROVIDERS)}"
+        near = by_ort_name.get(name, name)
         raise ResdeployError(
-            f"There is no provider {name!r}.", fix=f"use one of: {', '.join(PROVIDERS)}"
+            f"There is no provider {name!r}.",
+            fix=did_you_mean(near, PROVIDERS, otherwise=otherwise),
         )
     return PROVIDERS[name]

@@ -133,7 +133,7 @@ def test_a_missing_loadgen_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="mlcommons-loadgen") as caught:
         check_spec(spec())
-    assert "resdeploy[loadgen]" in caught.value.fix
+    assert "[loadgen]" in caught.value.fix
 
 
 @needs_loadgen

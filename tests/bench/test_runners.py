@@ -76,7 +76,7 @@ def test_an_unknown_runner_is_refused_by_name():
 @pytest.mark.parametrize(
     ("name", "kind", "fix"),
     [
-        ("torch-compile", MissingExtraError, "resdeploy[export]"),
+        ("torch-compile", MissingExtraError, "[export]"),
         ("openvino", EnvironmentLacksError, "pip install openvino"),
     ],
 )

@@ -1,6 +1,7 @@
 """Each command as a user runs it: what it prints, what it writes, how it exits."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -182,10 +183,14 @@ def test_verify_needs_no_torch_with_a_golden_file(run, checkpoint, exported, tmp
 
 
 @pytest.mark.parametrize(
-    "extra", [("--reference", "x"), ("--data", "digits"), ("--arch", "resnet18"), ("--inputs", ".")]
+    "extra",
+    [
+        ("--reference", __file__),
+        *(("--data", "digits"), ("--arch", "resnet18"), ("--inputs", ".")),
+    ],
 )
 def test_a_golden_file_excludes_what_it_would_ignore(run, exported, extra):
-    result = run("verify", exported, "--golden", "golden.npz", *extra)
+    result = run("verify", exported, "--golden", __file__, *extra)
     assert result.exit_code == 2
     assert "has its own inputs and reference" in result.stderr
 
@@ -276,8 +281,13 @@ def test_bench_against_its_own_other_setting_and_a_limit(run, exported):
         (("--profile", "--provider", "cuda"), "cannot be timed on cuda"),
     ],
 )
-def test_bench_refuses_options_that_do_not_go_together(run, tmp_path, options, message):
-    result = run("bench", tmp_path / "model.onnx", *options)
+def test_bench_refuses_options_that_do_not_go_together(
+    run, tmp_path, monkeypatch, options, message
+):
+    for name in ("model.onnx", "o.onnx", "o.json"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    result = run("bench", "model.onnx", *options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 
@@ -307,8 +317,19 @@ def test_check_exits_2_for_a_damaged_bundle(run, checkpoint, tmp_path):
     assert result.stdout == ""
 
 
-def test_a_run_that_is_piped_prints_no_progress(run, checkpoint, tmp_path):
-    assert run("export", checkpoint, "-o", tmp_path / "model.onnx").stderr == ""
+def test_a_run_that_is_piped_prints_a_line_for_each_stage_and_what_comes_next(
+    run, checkpoint, tmp_path
+):
+    out = tmp_path / "model.onnx"
+    *stages, last = run("export", checkpoint, "-o", out).stderr.splitlines()
+    assert stages[0].endswith(" s  load")
+    assert all(re.fullmatch(r"export: +\d+\.\d s  [a-z].*", line) for line in stages)
+    assert len(set(stages)) == len(stages) > 3
+    assert last == f"next: resdeploy verify {out} --reference {checkpoint}"
+
+
+def test_with_json_nothing_comes_next(run, exported):
+    assert "next:" not in run("bench", exported, "--runs", 1, "--json").stderr
 
 
 def test_records_are_json_without_nan(run, exported, checkpoint):

@@ -178,7 +178,7 @@ def test_a_truncated_file(run, source, folder):
 
 def test_a_missing_file(run, tmp_path, folder):
     result = run("fold-bn", tmp_path / "nowhere.onnx", "-o", folder / "folded.onnx")
-    assert_refused(result, folder, "There is no such model file.")
+    assert_refused(result, folder, "There is no such file.")
 
 
 def with_external_weight(path, location: str, *, write: bool = True) -> None:

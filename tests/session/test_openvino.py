@@ -201,7 +201,7 @@ def assert_is_missing(model, match):
 def test_a_missing_plugin_names_the_extra_that_brings_it(model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     error = assert_is_missing(model, "package onnxruntime-ep-openvino is not installed")
-    assert error.fix == 'pip install "resdeploy[openvino]"'
+    assert error.fix == "pip install onnxruntime-ep-openvino"
     assert "onnxruntime" in error.where
 
 
@@ -233,7 +233,7 @@ def test_a_plugin_that_does_not_load_names_the_library(model, fake):
 
     fake(register=register)
     error = assert_is_missing(model, r"did not start: libtbb\.so\.12 is missing")
-    assert error.fix == 'pip install "resdeploy[openvino]"'
+    assert error.fix == "pip install onnxruntime-ep-openvino"
 
 
 def test_a_plugin_that_fails_for_another_reason_is_to_be_installed_anew(model, fake):
