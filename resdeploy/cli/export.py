@@ -37,7 +37,7 @@ def export(source: SourceSpec, out: Path, no_fold: bool, emit: Emit, **options: 
         resdeploy export runs/digits -o digits.onnx
         resdeploy export resnet50.pth --arch resnet50 -o resnet50.onnx --batch 1
         resdeploy export runs/digits -o digits.onnx --for target.json
-        resdeploy export resnet50.pth --arch resnet50 -o board.onnx --for rknn --layout nhwc
+        resdeploy export resnet50.pth -o board.onnx --for rknn --layout nhwc
     """
     from resdeploy.api.export import export as export_model
     from resdeploy.cli.progress import show_stages

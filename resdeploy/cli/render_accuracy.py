@@ -93,7 +93,7 @@ def render_quantize(report: QuantReport) -> Lines:
     quality = report.quality
     yield f"result   {report.verdict}  relative error {quality.error:.4f}"
     for output in report.outputs:
-        yield f"output   {output.name} judged as {output.kind} ({output.because})"
+        yield f"output   {output.name} judged as {output.judged_as} ({output.because})"
     for one in quality.outputs:
         of = f"{one.name}: " if len(quality.outputs) > 1 else ""
         yield from (f"         {of}{line}" for line in _output_lines(one, quality))
@@ -123,14 +123,14 @@ def _output_lines(one: OutputQuality, quality: QuantQuality) -> Iterator[str]:
             "scores": f": {_changed(quality)} flips",
             "logit": f": {one.changed:.0f} of {quality.num_inputs} changed sides",
             "classes": "",
-        }[one.kind]
+        }[one.judged_as]
         margin = ""
         if quality.num_flips and quality.largest_flip_margin:
             margin = (
                 f", of margins up to {quality.largest_flip_margin:.3g} "
                 f"(median {quality.median_margin:.3g})"
             )
-        what = {"scores": "predictions", "logit": "decisions", "classes": "classes"}[one.kind]
+        what = {"scores": "predictions", "logit": "decisions", "classes": "classes"}[one.judged_as]
         yield (
             f"{1 - fraction:.2%} of {what} as before{flips}{margin}; shown: at most "
             f"{100 * one.changed_at_most:.3g} % change (exact, one-sided 95 %)"

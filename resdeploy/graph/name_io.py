@@ -66,6 +66,8 @@ def rename_io(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
     Raises:
         ResdeployError: there are more or fewer names, or a name twice.
     """
+    if not inputs and not outputs:
+        return
     graph = model.graph
     for what, names, values in (
         ("input", inputs, graph.inputs),

@@ -167,7 +167,7 @@ def budget_for(
     Raises:
         ResdeployError: a limit is for another kind of output than the model has.
     """
-    decides = any(output.kind in _DECIDING for output in outputs)
+    decides = any(output.judged_as in _DECIDING for output in outputs)
     asked: tuple[tuple[Literal["--max-flips", "--max-drop"], float | None], ...] = (
         ("--max-flips", spec.max_flips),
         ("--max-drop", spec.max_drop),
@@ -176,11 +176,11 @@ def budget_for(
         if limit is not None and not decides:
             one = outputs[0]
             raise ResdeployError(
-                f"{option} is for predictions, and {one.name!r} is {_PLURALS[one.kind]} "
+                f"{option} is for predictions, and {one.name!r} is {_PLURALS[one.judged_as]} "
                 f"({one.because}).",
                 fix="--max-error, its relative error; or --output-kind, if it is something else",
             )
-    if spec.max_error is not None and all(output.kind == "classes" for output in outputs):
+    if spec.max_error is not None and all(output.judged_as == "classes" for output in outputs):
         exact = [output for output in outputs if output.because.endswith("class indices")]
         if len(exact) == len(outputs):
             raise ResdeployError(

@@ -83,7 +83,7 @@ class HeldOut:
             decides=spec.max_flips is not None or spec.max_drop is not None,
         )
         outputs += tuple(
-            JudgedOutput(name=name, kind="map", because="the numbers that it decides by")
+            JudgedOutput(name=name, judged_as="map", because="the numbers that it decides by")
             for name in hidden
         )
         labels, unused = _labels_of(split, outputs, reference, class_names)
@@ -121,7 +121,7 @@ def _labels_of(
         return None, None
     output, labels = deciding[0], split.labels
     values = reference[output.name]
-    if output.kind == "classes":
+    if output.judged_as == "classes":
         places = decisions(output, values)
         if labels.ndim < 1 or labels.size != places.size:
             return None, (
@@ -145,7 +145,7 @@ def _labels_of(
         places = classes_of(labelled, known)
     except ResdeployError as error:
         return None, f"the labels are not used: {error.what}"
-    num_classes = 2 if output.kind == "logit" else values[0].size
+    num_classes = 2 if output.judged_as == "logit" else values[0].size
     odd = places[(places < 0) | (places >= num_classes)]
     if len(odd):
         return None, (
@@ -164,7 +164,9 @@ def _one_class(judge: Judge, names: tuple[str, ...]) -> Iterator[str]:
         num = len(judge.reference[output.name])
         if len(found) == 1 and num > 1:
             place = int(found[0])
-            title = names[place] if output.kind == "scores" and place < len(names) else str(place)
+            title = (
+                names[place] if output.judged_as == "scores" and place < len(names) else str(place)
+            )
             yield (
                 f"all predictions for the {num} held-out samples are of one class ({title}): "
                 "nothing is shown of the others"

@@ -71,11 +71,11 @@ class Judge:
 
 def decisions(output: JudgedOutput, values: Array) -> NDArray[np.int64]:
     """Return the decisions (N, P) of an output that decides; of NaN none that is a class."""
-    if output.kind == "scores":
+    if output.judged_as == "scores":
         found_N = predictions(values.reshape(len(values), -1))
         unknown_N = np.isnan(values).reshape(len(values), -1).any(axis=1)
         return np.where(unknown_N, -1, found_N).astype(np.int64)[:, np.newaxis]
-    if output.kind == "logit":
+    if output.judged_as == "logit":
         logit_N1 = values.reshape(len(values), 1)
         return np.where(np.isnan(logit_N1), -1, logit_N1 > output.threshold).astype(np.int64)
     if values.dtype.kind == "f":
@@ -91,12 +91,12 @@ def _quality(
         found |= _errors(reference, candidate)
     if output.decides:
         found |= _decided(output, reference, candidate, labels)
-    if output.kind == "embedding":
+    if output.judged_as == "embedding":
         found |= _directions(reference, candidate)
-    if output.kind in ("logit", "regression"):
+    if output.judged_as in ("logit", "regression"):
         off = np.abs(candidate.astype(np.float64) - reference)
         found["largest_error"] = float(off.max(initial=0.0)) if np.isfinite(off).all() else np.inf
-    return OutputQuality(name=output.name, kind=output.kind, **found)
+    return OutputQuality(name=output.name, judged_as=output.judged_as, **found)
 
 
 def _errors(reference: Array, candidate: Array) -> dict[str, float]:
@@ -193,9 +193,9 @@ def _changed(output: JudgedOutput, reference: Array, candidate: Array) -> NDArra
 def _margins(output: JudgedOutput, reference: Array) -> NDArray[np.float64]:
     """Return the lead of each decision, (N,); infinite where it has none or several."""
     rows_NK = reference.reshape(len(reference), -1)
-    if output.kind == "scores":
+    if output.judged_as == "scores":
         two_N2 = np.partition(rows_NK.astype(np.float64), -2, axis=1)[:, -2:]
         return np.asarray(two_N2[:, 1] - two_N2[:, 0])
-    if output.kind == "logit":
+    if output.judged_as == "logit":
         return np.abs(rows_NK[:, 0].astype(np.float64) - output.threshold)
     return np.full(len(rows_NK), np.inf)

@@ -74,7 +74,7 @@ def describe_outputs(
             because = "as stated"
             _check_fits(info, kind)
         threshold = 0.5 if kind == "logit" and is_probability else 0.0
-        found.append(JudgedOutput(name=name, kind=kind, because=because, threshold=threshold))
+        found.append(JudgedOutput(name=name, judged_as=kind, because=because, threshold=threshold))
     return tuple(found)
 
 

@@ -70,14 +70,14 @@ class JudgedOutput(Record):
     """
 
     name: str
-    kind: OutputKind
+    judged_as: OutputKind
     because: str
     threshold: float = 0.0
 
     @property
     def decides(self) -> bool:
         """True if its values are decisions, or become some."""
-        return self.kind in ("scores", "logit", "classes")
+        return self.judged_as in ("scores", "logit", "classes")
 
 
 @record
@@ -86,7 +86,7 @@ class OutputQuality(Record):
 
     Attributes:
         name: of the output.
-        kind: what it is judged as.
+        judged_as: its kind.
         num_decisions: those for one input: 1, or the places of a map of classes.
         error: ||candidate - reference|| / ||reference||; None of integers.
         worst_error: that of the input with the largest.
@@ -106,7 +106,7 @@ class OutputQuality(Record):
     """
 
     name: str
-    kind: OutputKind
+    judged_as: OutputKind
     num_decisions: int = 1
     error: float | None = None
     worst_error: float | None = None

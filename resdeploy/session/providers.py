@@ -258,12 +258,12 @@ def find_provider(name: str) -> Provider:
         ResdeployError: there is none; the message lists those there are.
     """
     if name not in PROVIDERS:
-        # ONNX Runtime's own names are long: CPUExecutionProvider is cpu.
+        # ONNX Runtime's own names are long: CPUExecutionProvider is cpu. A GPU's is one of three.
         by_ort_name = {one.ort_name: one.name for one in PROVIDERS.values()}
-        otherwise = f"use one of: {', '.join(PROVIDERS)}"
+        listed = f"use one of: {', '.join(PROVIDERS)}"
         near = by_ort_name.get(name, name)
         raise ResdeployError(
             f"There is no provider {name!r}.",
-            fix=did_you_mean(near, PROVIDERS, otherwise=otherwise),
+            fix=listed if name == "gpu" else did_you_mean(near, PROVIDERS, otherwise=listed),
         )
     return PROVIDERS[name]

@@ -253,6 +253,8 @@ def _no_fit(file: ForeignFile, arch: str | None, options: Mapping[str, object]) 
     fitting = [] if arch is None else find_fits(file.tensors)
     ways = list(dict.fromkeys(_option_text(fit.model) for fit in fitting))
     fix = "give a module of your own, with --model package.module:function --input C,H,W"
+    if file.is_program:
+        fix = f"run the program itself: --model {file.path} --input C,H,W"
     if ways:
         fix = f"these weights fit {' or '.join(ways[:_NUM_LISTED])}"
     elif arch is not None:

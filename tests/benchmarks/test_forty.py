@@ -23,8 +23,8 @@ def test_the_page_has_the_outcome_of_each():
     for name, one in FORTY.items():
         cells = [cell.strip() for cell in row(name).strip("|").split("|")]
         norms = one.get("folded", 0) + one.get("not_folded", 0)
-        folded = f"{one.get('folded', 0)} of {norms}"
-        assert cells[1:3] == [one["outcome"], folded if folded != "0 of 0" else "none"], name
+        folded = f"{one.get('folded', 0)}/{norms}"
+        assert cells[1:3] == [one["outcome"], folded if folded != "0/0" else "none"], name
 
 
 def test_what_is_not_proved_says_why():

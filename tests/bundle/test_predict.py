@@ -182,7 +182,7 @@ def test_without_known_preprocessing_only_network_inputs_are_taken(
     photos, tmp_path, write_flat_bundle
 ):
     bundle = write_flat_bundle(tmp_path / "bare", None)
-    refused(bundle, photos / "a.png", "is not known", fix="--recipe")
+    refused(bundle, photos / "a.png", "is not known", fix="--preprocess-as")
     np.save(tmp_path / "u.npy", np.zeros((1, 1, 4, 4), np.uint8))
     refused(bundle, tmp_path / "u.npy", "is not known")
     np.save(tmp_path / "f.npy", np.ones((1, 1, 4, 4), np.float32))

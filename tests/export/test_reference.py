@@ -78,7 +78,8 @@ def test_a_model_of_fixed_batch_has_a_reference_too(golden):
             return x.reshape(2, 192).sum(dim=1, keepdim=True)
 
     fixed = SourceModel(module=Fixed(), input_shape=(3, 8, 8), description="fixed", info=None)
-    assert reference_graph(fixed, golden_for(fixed, num_inputs=2)).model.graph.node
+    found = reference_graph(fixed, golden_for(fixed, num_inputs=2, batch=2), batch=2)
+    assert found.model.graph.node
 
 
 def test_a_model_and_its_yardstick_take_two_traces(source, monkeypatch):

@@ -247,17 +247,6 @@ def test_a_factory_needs_the_shape_of_its_input(factories):
     assert caught.value.fix == "--model my_models:net --input 3,224,224"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_torchscript_file_without_an_architecture_is_the_program_itself(tmp_path):
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    path = tmp_path / "net.pt"
-    torch.jit.trace(network, torch.randn(2, 3, 8, 8)).save(path)
-    source = load_source(SourceSpec(path=str(path), input_shape=(3, 8, 8)))
-    x = torch.randn(5, 3, 8, 8)
-    assert torch.equal(source.module(x), network(x))
-    assert source.description == "Sequential of net.pt"
-
-
 def test_weights_without_a_head_are_a_network_that_gives_features(tmp_path):
     state = build_network(ModelSpec(arch="cifar_resnet20", num_classes=10)).state_dict()
     path = tmp_path / "backbone.pth"

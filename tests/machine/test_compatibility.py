@@ -114,9 +114,11 @@ def test_for_a_target_the_newest_form_that_it_reads_is_the_limit(
     assert spec == ExportSpec(opset=opset, batch=3, newest_ir_version=ir_version)
 
 
-def test_without_a_target_there_is_no_limit():
+def test_without_a_target_the_newest_opset_that_a_runtime_reads_is_the_limit():
     assert for_target(ExportSpec(), opset=None, target=None) == ExportSpec()
-    assert for_target(ExportSpec(), opset=99, target=None) == ExportSpec(opset=99)
+    assert for_target(ExportSpec(), opset=26, target=None) == ExportSpec(opset=26)
+    with pytest.raises(ResdeployError, match="There is no opset 99"):
+        for_target(ExportSpec(), opset=99, target=None)
 
 
 @pytest.mark.parametrize(("runtime_version", "asked"), [("1.18.0", 22), ("1.6.0", None)])

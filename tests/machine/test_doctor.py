@@ -167,7 +167,12 @@ def test_the_wheel_that_is_here_is_as_it_was_packed(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "stderr", "what", "fix"),
     [
-        (1, "ModuleNotFoundError: No module named 'onnxruntime'", "not installed", "[cpu]"),
+        (
+            1,
+            "ModuleNotFoundError: No module named 'onnxruntime'",
+            "not installed",
+            "pip install onnxruntime",
+        ),
         (1, "compiled using NumPy 1.x\nImportError", "built for NumPy 1", "numpy<2"),
         (1, "ImportError: cannot import name 'x'", "cannot import name", "uninstall every"),
         (-4, "", "SIGILL", "another version"),

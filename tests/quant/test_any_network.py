@@ -57,7 +57,7 @@ def test_a_network_of_this_kind_is_quantised(kind):
     limit = {"max_flips": 0.3} if decides else {}
     quantized, report = quantize_int8(model, Samples.of_array(samples), QuantSpec(**PLAIN, **limit))
     assert report.verdict == "PASS", report.reasons
-    assert [output.kind for output in report.outputs] == kinds.split()
+    assert [output.judged_as for output in report.outputs] == kinds.split()
     operators = {node.op for node in report.kept_float if "there is no integer" in node.reason}
     operators |= {node.op for node in report.kept_float if "between pixels" in node.reason}
     expected = set(in_float.split() if in_float else ()) - {"ArgMax"}

@@ -19,13 +19,13 @@ from resdeploy.statistics.proportions import upper_bound
 
 
 def output(kind):
-    return JudgedOutput(name="y", kind=kind, because="as stated")
+    return JudgedOutput(name="y", judged_as=kind, because="as stated")
 
 
 def measured(num, *, changed=0.0, lost=None, error=0.01, kind="scores"):
     one = OutputQuality(
         name="y",
-        kind=kind,
+        judged_as=kind,
         error=error,
         changed=changed,
         changed_at_most=upper_bound(changed, num),
@@ -122,7 +122,7 @@ def test_too_few_samples_are_known_before_anything_is_searched():
 
 
 def test_one_of_two_heads_that_changes_too_much_is_named():
-    outputs = tuple(JudgedOutput(name=n, kind="scores", because="") for n in "ab")
+    outputs = tuple(JudgedOutput(name=n, judged_as="scores", because="") for n in "ab")
     reference = {n: np.eye(2)[[0] * 40] for n in "ab"}
     candidate = {"a": reference["a"], "b": np.eye(2)[[1] * 40]}
     quality = Judge(outputs=outputs, reference=reference).quality(candidate)
@@ -153,7 +153,7 @@ def test_a_limit_that_is_asked_for_takes_the_place_of_the_default():
 
 
 def test_an_error_is_no_limit_for_class_indices():
-    indices = JudgedOutput(name="y", kind="classes", because="int64 are class indices")
+    indices = JudgedOutput(name="y", judged_as="classes", because="int64 are class indices")
     with pytest.raises(ResdeployError, match="--max-error is for numbers") as error:
         budget_for(QuantSpec(max_error=0.1), (indices,), has_labels=False)
     assert "--max-flips" in error.value.fix

@@ -106,7 +106,7 @@ def test_labels_of_a_logit_are_its_sides():
     sides = (Runner(model, optimize=True).run_rows(x)[:, 0] > 0).astype(np.int64)
     spec = QuantSpec(max_drop=0.9, **PLAIN)
     _, report = quantize_int8(model, Samples.of_array(x, labels=sides), spec)
-    assert report.outputs[0].kind == "logit"
+    assert report.outputs[0].judged_as == "logit"
     assert report.quality.outputs[0].accuracy_before == 1.0
 
 

@@ -7,7 +7,7 @@ from resdeploy.statistics.proportions import upper_bound
 
 
 def quality(kind, reference, candidate, *, labels=None, threshold=0.0):
-    output = JudgedOutput(name="y", kind=kind, because="as stated", threshold=threshold)
+    output = JudgedOutput(name="y", judged_as=kind, because="as stated", threshold=threshold)
     judge = Judge(
         outputs=(output,),
         reference={"y": np.array(reference)},
@@ -86,7 +86,7 @@ def test_embeddings_are_compared_by_direction_and_by_their_nearest_neighbours():
 
 
 def test_several_outputs_count_alike_however_large_their_numbers_are():
-    outputs = tuple(JudgedOutput(name=n, kind="map", because="") for n in ("small", "large"))
+    outputs = tuple(JudgedOutput(name=n, judged_as="map", because="") for n in ("small", "large"))
     reference = {"small": np.full((2, 3, 4), 1.0), "large": np.full((2, 3, 4), 1000.0)}
     judge = Judge(outputs=outputs, reference=reference)
     found = judge.quality({"small": reference["small"] * 1.3, "large": reference["large"] * 1.4})

@@ -29,7 +29,7 @@ ROWS = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
 )
 def test_what_an_output_is_follows_from_its_type_its_shape_and_its_values(values, num_labels, kind):
     (found,) = describe_outputs(MODEL, {"y": values}, {}, num_labels=num_labels)
-    assert found.kind == kind
+    assert found.judged_as == kind
     assert found.because != "as stated"
 
 
@@ -37,31 +37,33 @@ def test_behind_a_sigmoid_the_threshold_is_a_half():
     model = small_kinds.one_number(last="Sigmoid")
     values = np.array([[0.2], [0.9]], np.float32)
     (found,) = describe_outputs(model, {"y": values}, {})
-    assert (found.kind, found.threshold) == ("logit", 0.5)
+    assert (found.judged_as, found.threshold) == ("logit", 0.5)
     (found,) = describe_outputs(model, {"y": values}, {"": "regression"})
-    assert (found.kind, found.because) == ("regression", "as stated")
+    assert (found.judged_as, found.because) == ("regression", "as stated")
 
 
 def test_a_single_number_decides_where_predictions_are_limited():
     values = {"y": np.abs(ROWS[:, :1])}
     (found,) = describe_outputs(MODEL, values, {}, decides=True)
-    assert found.kind == "logit"
+    assert found.judged_as == "logit"
     (found,) = describe_outputs(MODEL, values, {"": "regression"}, decides=True)
-    assert found.kind == "regression"
+    assert found.judged_as == "regression"
 
 
 def test_a_reshape_does_not_hide_the_sigmoid():
     net = Network(input=(4,))
     flat = net.op("Squeeze", net.op("Sigmoid", net.gemm("input", 1)), net.constant(np.array([1])))
     (found,) = describe_outputs(net.model(y=flat), {"y": np.full(3, 0.7, np.float32)}, {})
-    assert (found.kind, found.threshold) == ("logit", 0.5)
+    assert (found.judged_as, found.threshold) == ("logit", 0.5)
 
 
 def test_what_is_stated_goes_before_what_is_detected_output_by_output():
     outputs = {"a": ROWS, "b": ROWS, "index": np.zeros(8, np.int64)}
-    kinds = [o.kind for o in describe_outputs(MODEL, outputs, {"a": "embedding"})]
+    kinds = [o.judged_as for o in describe_outputs(MODEL, outputs, {"a": "embedding"})]
     assert kinds == ["embedding", "scores", "classes"]
-    kinds = [o.kind for o in describe_outputs(MODEL, outputs, {"": "regression", "a": "scores"})]
+    kinds = [
+        o.judged_as for o in describe_outputs(MODEL, outputs, {"": "regression", "a": "scores"})
+    ]
     assert kinds == ["scores", "regression", "classes"]
 
 

@@ -80,6 +80,9 @@ _OTHER_WORDS = {
     ("openvino", "bench/runners.py"),
     ("openvino", "bench/openvino_runner.py"),
     ("cuda", "bench/torch_runner.py"),
+    # The command to suggest after one without options; the name of a board.
+    ("cpu", "cli/next_step.py"),
+    ("qnn", "machine/boards.py"),
 }
 
 
