@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "file_info",
     "refuse_existing_directory",
+    "refuse_existing_file",
     "refuse_outside_weight",
     "sha256_file",
 ]
@@ -97,17 +98,17 @@ def atomic_write(
         ResdeployError: a target exists and `force` is not given, or is not a regular file, or its
             folder is missing or cannot be written to, or the disk is full.
     """
-    _refuse_existing_file(path, force=force)
+    refuse_existing_file(path, force=force)
     with _workplace(path) as workplace:
         temporary = workplace / path.name
         yield temporary
         # Asked again, for the target may have appeared while the block ran.
-        _refuse_existing_file(path, force=force)
+        refuse_existing_file(path, force=force)
         if companion is None or not (workplace / companion).exists():
             temporary.replace(path)
             return
         second = path.with_name(companion)
-        _refuse_existing_file(second, force=force)
+        refuse_existing_file(second, force=force)
         # An old file steps aside first: it must never stand next to the companion of the new one.
         aside = workplace / "old"
         aside.mkdir()
@@ -184,7 +185,8 @@ def _workplace(target: Path) -> Iterator[Path]:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _refuse_existing_file(path: Path, *, force: bool) -> None:
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Raise the errors of `atomic_write` about `path`, before the work that leads there."""
     # Renaming over a device or a folder would destroy it, or fail after all the work.
     _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
 

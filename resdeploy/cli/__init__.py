@@ -20,6 +20,7 @@ from resdeploy.cli.predict import predict
 from resdeploy.cli.probe import probe
 from resdeploy.cli.quantize import quantize
 from resdeploy.cli.selftest import selftest
+from resdeploy.cli.ship import ship
 from resdeploy.cli.train import train
 from resdeploy.cli.tune import tune
 from resdeploy.cli.verify import verify
@@ -81,7 +82,7 @@ def cli() -> None:
     """
 
 
-_MAKING = (train, fold_bn, export, quantize, verify, selftest, bench, bundle)
+_MAKING = (train, fold_bn, export, quantize, verify, selftest, bench, bundle, ship)
 _ON_THE_TARGET = (check, predict, evaluate, tune, probe, doctor)
 for _command in (*_MAKING, *_ON_THE_TARGET, demo):
     cli.add_command(_command)

@@ -8,6 +8,7 @@ import click
 
 from resdeploy.cli.options import (
     PATH,
+    PRECISIONS,
     Emit,
     Number,
     choice_of,
@@ -16,14 +17,9 @@ from resdeploy.cli.options import (
     output_option,
     target_option,
 )
-from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, QuantizedPrecision
+from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes
 from resdeploy.session.providers import PROVIDERS
 
-PRECISIONS: dict[str, QuantizedPrecision] = {
-    "int8": "int8",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-}
 _INSISTED = "".join(
     f", {provider.integer_types} for {provider.name}"
     for provider in PROVIDERS.values()
