@@ -22,6 +22,7 @@ __all__ = [
     "file_info",
     "refuse_existing_directory",
     "refuse_existing_file",
+    "refuse_missing_parent",
     "refuse_outside_weight",
     "sha256_file",
 ]
@@ -156,13 +157,8 @@ def atomic_directory(
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """Give a private folder next to `target`, and remove it at the end in any case."""
+    refuse_missing_parent(target)
     parent = target.absolute().parent
-    if not parent.is_dir():
-        raise ResdeployError(
-            "The folder to write to does not exist.",
-            where=str(parent),
-            fix="create it first, or give another output path",
-        )
     try:
         workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
     except OSError as error:
@@ -183,6 +179,17 @@ def _workplace(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def refuse_missing_parent(path: Path) -> None:
+    """Raise ResdeployError if there is no folder to write `path` to."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ResdeployError(
+            "The folder to write to does not exist.",
+            where=str(parent),
+            fix="create it first, or give another output path",
+        )
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:

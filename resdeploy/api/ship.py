@@ -11,6 +11,7 @@ from resdeploy.api.arguments import (
     OnStage,
     PathLike,
     Source,
+    export_spec,
     model_of,
     one_of,
     optional_data,
@@ -121,10 +122,16 @@ def ship(
     request = source_spec(source, input_shape)
     from resdeploy.bundle.archive import is_archive
     from resdeploy.bundle.folder import MANIFEST
-    from resdeploy.files import refuse_existing_directory, refuse_existing_file
+    from resdeploy.files import (
+        refuse_existing_directory,
+        refuse_existing_file,
+        refuse_missing_parent,
+    )
     from resdeploy.ship.samples import read_samples_of, split_by_content
     from resdeploy.ship.stages import Stages
 
+    refuse_missing_parent(path)
+    export_spec(batch="dynamic", fold=True, opset=None, target=probe)
     if is_archive(path):
         refuse_existing_file(path, force=force)
     else:
@@ -385,8 +392,11 @@ class _Run:
         expected = {"verify": verify_s(costs)}
         for precision in precisions:
             assert self.samples is not None
-            expected[_SHORT_NAMES[precision]] = quantize_s(
-                costs, num_calibration=self.samples.num_calibration
+            is_made = self.stages.has(
+                _SHORT_NAMES[precision], self._quantize_inputs(digest, precision)
+            )
+            expected[_SHORT_NAMES[precision]] = (
+                0.0 if is_made else quantize_s(costs, num_calibration=self.samples.num_calibration)
             )
         expected["tune"] = tune_s(
             costs,
@@ -531,6 +541,8 @@ class _Run:
         note = (
             f"preprocessing: {chosen.name}, by right predictions of {len(few)} samples ({counts})"
         )
+        if 2 * chosen.num_right[chosen.name] < len(few):
+            note += "; so few are right that it may be another: say it with --preprocess-as"
         return chosen.preprocess, note
 
     def _timed(self, bundle: Path, digest: str) -> "Finding":
@@ -567,30 +579,36 @@ class _Run:
             lambda found: from_json(VerifyReport, found, where="verify").verdict,
         )
 
-    def _quantized(
-        self, bundle: Path, digest: str, precision: QuantizedPrecision
-    ) -> tuple[QuantReport, Path]:
-        from resdeploy.api.quantize import quantize
+    def _quantize_options(self, precision: QuantizedPrecision) -> dict[str, Any]:
         from resdeploy.quant.quantize import types_for
-        from resdeploy.ship.samples import split_data
 
-        name = _SHORT_NAMES[precision]
-        samples, _ = split_data(self._samples_folder(), is_labelled=self._is_labelled)
-        # Of more changed predictions than the accuracy may fall by, the search decides.
-        options: dict[str, Any] = {
+        return {
             "precision": precision,
+            # Of more changed predictions than the accuracy may fall by, the search decides.
             "max_flips": max(_BUDGET, self.budget or 0.0),
             "types": types_for(self.providers),
             **_CHEAPEST,
         }
+
+    def _quantize_inputs(self, digest: str, precision: QuantizedPrecision) -> Mapping[str, Any]:
+        return {
+            "bundle": digest,
+            "samples": self._split_digest,
+            "target": _digest_or_none(self.target),
+            **self._quantize_options(precision),
+        }
+
+    def _quantized(
+        self, bundle: Path, digest: str, precision: QuantizedPrecision
+    ) -> tuple[QuantReport, Path]:
+        from resdeploy.api.quantize import quantize
+        from resdeploy.ship.samples import split_data
+
+        name, options = _SHORT_NAMES[precision], self._quantize_options(precision)
+        samples, _ = split_data(self._samples_folder(), is_labelled=self._is_labelled)
         found = self._once(
             name,
-            {
-                "bundle": digest,
-                "samples": self._split_digest,
-                "target": _digest_or_none(self.target),
-                **options,
-            },
+            self._quantize_inputs(digest, precision),
             lambda folder, clock: quantize(
                 bundle / "model.onnx",
                 folder / f"{name}.onnx",
@@ -610,7 +628,7 @@ class _Run:
 
         judged: dict[str, Any] = {}
         if variants:
-            judged = {"max_drop": self.budget, "data": self._judged_on(bundle)}
+            judged = {"max_drop": self.budget, "data": self._judged_on(bundle, digest)}
         inputs = {
             "bundle": digest,
             "variants": {one.name: sha256_file(one) for one in variants},
@@ -693,11 +711,12 @@ class _Run:
 
         return self.stages.once("samples", {"samples": split.digest}, make).folder
 
-    def _judged_on(self, bundle: Path) -> "DataSpec":
+    def _judged_on(self, bundle: Path, digest: str) -> "DataSpec":
         """Return labelled samples; those without get the float32 model's answers as their labels.
 
         A drop in accuracy from these is the share of changed predictions.
         """
+        from resdeploy.schema.recipes import DataSpec
         from resdeploy.ship.samples import split_data, write_labelled
 
         folder = self._samples_folder()
@@ -718,9 +737,7 @@ class _Run:
             )
             return {}
 
-        inputs = {"samples": self._split_digest, "bundle": self.name}
-        from resdeploy.schema.recipes import DataSpec
-
+        inputs = {"samples": self._split_digest, "bundle": digest}
         made = self.stages.once("labelled", inputs, make)
         return DataSpec(name="npz", path=str(made.folder / "labelled.npz"))
 
