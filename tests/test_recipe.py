@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from resdeploy.errors import ResdeployError
-from resdeploy.recipe import adjust_recipe, load_recipe, zoo, zoo_directory
+from resdeploy.recipe import adjust_recipe, load_inputs, load_recipe, zoo, zoo_directory
 from resdeploy.schema.codec import dump_json, load_json
-from resdeploy.schema.recipes import DataSpec, Recipe
+from resdeploy.schema.recipes import DataSpec, Preprocess, Recipe
 
 MINIMAL = """
 [model]
@@ -114,6 +114,32 @@ def test_refuses_labels_that_are_too_many(folder):
     (folder / "labels.txt").write_text("a\nb\nc\n")
     with pytest.raises(ResdeployError, match=r"3 labels for 2 classes(.|\n)*labels\.txt"):
         load_recipe(folder)
+
+
+def test_a_recipe_may_hold_only_what_it_says(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[preprocess]\ninput_shape = [3, 8, 8]\n")
+    assert load_inputs(tmp_path) == (Preprocess(input_shape=(3, 8, 8)), ())
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    assert load_inputs(tmp_path)[1] == ("no", "yes")
+    recipe.write_text("")
+    assert load_inputs(tmp_path) == (None, ("no", "yes"))
+    with pytest.raises(ResdeployError, match="The field 'model' is missing"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "says neither how samples become inputs nor"),
+        ("[preproces]\ninput_shape = [3, 8, 8]", "Unknown field 'preproces'"),
+        ("[preprocess]\ndivisor = 255", "The field 'input_shape' is missing"),
+    ],
+)
+def test_a_recipe_that_says_nothing_of_inputs_is_refused(tmp_path, text, message):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ResdeployError, match=message):
+        load_inputs(tmp_path)
 
 
 def test_an_unknown_name_lists_the_zoo():

@@ -122,8 +122,9 @@ def bundle(
         )
         tensors = {"inputs": report.inputs, "outputs": report.outputs}
         if repository is not None:
-            labels = trained.info.labels if trained.info else ()
-            write_triton(repository, name=name, model=model, labels=labels, force=force, **tensors)
+            write_triton(
+                repository, name=name, model=model, labels=trained.labels, force=force, **tensors
+            )
         if test_data is not None:
             write_onnx_test_data(test_data, model=model, golden=golden, force=force, **tensors)
         if ort_folder is not None:
@@ -159,7 +160,7 @@ def pack_bundle(
         name=name,
         model=model,
         golden=golden,
-        labels=source.info.labels if source.info else (),
+        labels=source.labels,
         preprocess=source.preprocess,
         export=report,
         inputs=report.inputs,

@@ -129,6 +129,7 @@ def _verify(report: VerifyReport) -> Lines:
     )
     title = f"{report.model.path} against {report.golden.source}"
     yield from table(title, columns, [_verdict_row(v, report) for v in report.verdicts])
+    yield from report.source
     yield f"inputs: {report.golden.inputs}"
     if report.reference_accuracy is not None:
         yield f"accuracy of the float64 reference: {report.reference_accuracy:.2%}"

@@ -151,7 +151,7 @@ def _load_labelled_images(spec: DataSpec, preprocess: Preprocess | None) -> Labe
         raise ResdeployError(
             "How an image becomes an input of this model is not known.",
             where=str(path),
-            fix="name a recipe when the model is made, with --recipe, or give an .npz of inputs",
+            fix="say it when the model is made, with --preprocess-as or --recipe; or give an .npz",
         )
     loose = _image_files(path)
     parts = None if loose else _find_parts(path, spec)

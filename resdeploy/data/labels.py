@@ -104,7 +104,7 @@ def _from_table(text: str) -> tuple[str, ...]:
     counted = [
         i
         for i in range(len(heads))
-        if sorted(row[i] for row in body) == sorted(map(str, range(len(body))))
+        if len(heads) > 1 and i not in named and all(row[i].isdecimal() for row in body)
     ]
     others = [i for i in range(len(heads)) if i not in counted]
     columns = [i for i in named if i in others] or others

@@ -142,7 +142,7 @@ def _from_image(image: Any, preprocess: Preprocess | None) -> NDArray[Any]:
         raise ResdeployError(
             "How an image becomes an input of this model is not known.",
             where=where,
-            fix="give .npy with float32 network inputs, or bundle the model with --recipe",
+            fix="give .npy with float32 network inputs, or bundle the model with --preprocess-as",
         )
     inputs_NCHW = preprocess_batch(load_image(image, preprocess)[np.newaxis], preprocess)
     return np.asarray(inputs_NCHW[0])
@@ -174,7 +174,7 @@ def inputs_from_raw(raw: NDArray[Any], preprocess: Preprocess | None) -> NDArray
     if raw.dtype.kind != "f":
         raise ResdeployError(
             f"How a raw sample ({raw.dtype}) becomes an input of this model is not known.",
-            fix="give float32 network inputs, or bundle the model with --recipe",
+            fix="give float32 network inputs, or bundle the model with --preprocess-as",
         )
     return raw.astype(np.float32)
 

@@ -53,11 +53,11 @@ def embed_preprocess(source: SourceModel) -> SourceModel:
         ResdeployError: its preprocessing is not known, or is not one of images.
     """
     preprocess = source.preprocess
-    if source.info is None or preprocess is None:
+    if preprocess is None:
         raise ResdeployError(
             "How samples become inputs of this model is not known: there is nothing to embed.",
             where=source.description,
-            fix="name a recipe whose preprocessing applies, with --recipe",
+            fix="say it, with --preprocess-as, with --mean and --std, or with --recipe",
         )
     if preprocess.color == "none" or preprocess.input_shape != source.input_shape:
         raise ResdeployError(
@@ -66,11 +66,12 @@ def embed_preprocess(source: SourceModel) -> SourceModel:
             where=source.description,
         )
     embedded = dataclasses.replace(preprocess, embedded=True)
-    return SourceModel(
+    return dataclasses.replace(
+        source,
         module=EmbeddedNetwork(source.module, embedded).eval(),
         input_shape=tuple(embedded.input_shape[axis - 1] for axis in kind_for(embedded).order[1:]),
-        description=source.description,
-        info=dataclasses.replace(source.info, preprocess=embedded),
+        info=source.info and dataclasses.replace(source.info, preprocess=embedded),
+        stated=source.stated and dataclasses.replace(source.stated, preprocess=embedded),
     )
 
 

@@ -205,7 +205,7 @@ def golden_for(
         raise ResdeployError(
             "How samples become inputs of this model is not known.",
             where=source.description,
-            fix="name a recipe whose preprocessing applies, with --recipe",
+            fix="say it, with --preprocess-as, with --mean and --std, or with --recipe",
         )
     else:
         samples = load_labelled(data, preprocess)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
-from resdeploy.export.source_inputs import inputs_of
-from resdeploy.networks import build_network
+from resdeploy.export.source_inputs import SourceInputs, inputs_of
+from resdeploy.networks import build_network, input_shape
 from resdeploy.schema.codec import to_json
 from resdeploy.schema.exports import LABELS_KEY, PREPROCESS_KEY
 from resdeploy.schema.folds import FoldedSite
@@ -45,7 +45,8 @@ class SourceModel:
         module: in eval mode, on the CPU.
         input_shape: of one sample, without the batch.
         description: what it is, without paths of this machine.
-        info: the network and its preprocessing; None for the module of a factory.
+        info: the network, its preprocessing and labels; None for a module of the user's own.
+        stated: the preprocessing and labels that were asked for, of a module of the user's own.
         notes: a line for each thing that was found in the files, or left out.
     """
 
@@ -53,12 +54,20 @@ class SourceModel:
     input_shape: tuple[int, ...]
     description: str
     info: CheckpointInfo | None
+    stated: SourceInputs | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> Preprocess | None:
         """The way from a raw sample to an input; None where that is not known."""
-        return None if self.info is None else self.info.preprocess
+        known = self.info or self.stated
+        return None if known is None else known.preprocess
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes; empty where they are not known."""
+        known = self.info or self.stated
+        return () if known is None else known.labels
 
     def __repr__(self) -> str:
         return f"Model({self.description!r}, input_shape={self.input_shape})"
@@ -67,10 +76,10 @@ class SourceModel:
 def stated_metadata(source: SourceModel) -> dict[str, str]:
     """Return labels and preprocessing as JSON, by the keys under which a file of it holds them."""
     found = {}
-    if source.info is not None and source.info.labels:
-        found[LABELS_KEY] = json.dumps(source.info.labels)
-    if source.info is not None and source.info.preprocess is not None:
-        found[PREPROCESS_KEY] = json.dumps(to_json(source.info.preprocess))
+    if source.labels:
+        found[LABELS_KEY] = json.dumps(source.labels)
+    if source.preprocess is not None:
+        found[PREPROCESS_KEY] = json.dumps(to_json(source.preprocess))
     return found
 
 
@@ -176,10 +185,16 @@ def _from_own_checkpoint(spec: SourceSpec, path: Path) -> SourceModel:
             where=str(file),
             fix="leave --arch out: a resdeploy checkpoint says what it is",
         )
+    if spec.weights is not None:
+        raise ResdeployError(
+            "A resdeploy checkpoint holds one set of weights.",
+            where=str(file),
+            fix="leave --weights out",
+        )
     module = _empty_network(info.model)
     fit_for_folded(module, info.folded)
     load_into(module, state_dict, source=str(file))
-    inputs = inputs_of(info.model, spec, info=info)
+    inputs = inputs_of(spec, input_shape(info.model), num_classes=info.model.num_classes, info=info)
     folded = ", folded" if info.folded else ""
     return SourceModel(
         module=module.eval(),
@@ -195,7 +210,9 @@ def _from_foreign_weights(spec: SourceSpec, path: Path) -> SourceModel:
     found = find_network(file, arch=spec.arch, options=spec.options, weights=spec.weights)
     module = _empty_network(found.model)
     load_into(module, found.state_dict, source=str(path))
-    inputs = inputs_of(found.model, spec, file=file)
+    inputs = inputs_of(
+        spec, input_shape(found.model), num_classes=found.model.num_classes, file=file
+    )
     return SourceModel(
         module=module.eval(),
         input_shape=inputs.input_shape,
@@ -234,12 +251,14 @@ def _from_factory(spec: SourceSpec) -> SourceModel:
     if spec.path is not None:
         found, notes = weights_for(module, read_foreign(spec.path), weights=spec.weights)
         load_into(module, found, source=spec.path)
+    inputs = inputs_of(spec, spec.input_shape)
     return SourceModel(
         module=module.eval(),
         input_shape=spec.input_shape,
         description=f"{type(module).__name__} of {spec.factory}",
         info=None,
-        notes=notes,
+        stated=inputs,
+        notes=(*notes, *inputs.notes),
     )
 
 

@@ -7,10 +7,9 @@ from typing import TypeVar
 from resdeploy.data.labels import load_labels
 from resdeploy.data.usual_preprocess import asked_preprocess, says_preprocess
 from resdeploy.errors import ResdeployError
-from resdeploy.networks import input_shape
 from resdeploy.recipe import load_inputs
 from resdeploy.schema.files import SourceSpec
-from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
+from resdeploy.schema.recipes import CheckpointInfo, Preprocess
 from resdeploy.weights.beside import Found, class_names, preprocessing
 from resdeploy.weights.foreign_file import ForeignFile
 
@@ -30,9 +29,10 @@ class SourceInputs:
 
 
 def inputs_of(
-    model: ModelSpec,
     spec: SourceSpec,
+    input_shape: tuple[int, ...],
     *,
+    num_classes: int | None = None,
     info: CheckpointInfo | None = None,
     file: ForeignFile | None = None,
 ) -> SourceInputs:
@@ -41,10 +41,17 @@ def inputs_of(
     What `spec` says comes first, then its recipe, then the checkpoint's own record `info`, then
     what lies beside the weights in `file`.
 
+    Args:
+        spec: the request.
+        input_shape: of one sample, where nothing says another.
+        num_classes: of the network; None where that is not known.
+        info: the checkpoint's record.
+        file: weights from elsewhere.
+
     Raises:
         ResdeployError: a request contradicts the network, or itself.
     """
-    shape = spec.input_shape or input_shape(model)
+    shape = spec.input_shape or input_shape
     preprocess = None if info is None else info.preprocess
     labels = () if info is None else info.labels
     notes: list[str] = []
@@ -59,13 +66,13 @@ def inputs_of(
         preprocess = asked_preprocess(spec, preprocess, shape)
     if spec.labels is not None:
         labels = load_labels(spec.labels)
-        _check_count(labels, model, spec.labels)
+        _check_count(labels, num_classes, spec.labels)
         notes.append(f"class names: {len(labels)}, from {spec.labels}")
-    elif file is not None and not labels:
-        names, note = _beside(class_names(file, model.num_classes), "class names")
+    elif file is not None and num_classes is not None and not labels:
+        names, note = _beside(class_names(file, num_classes), "class names")
         labels = names or ()
         notes += note
-    if preprocess is not None and (file is None or spec.input_shape is None):
+    if preprocess is not None and (info is not None or spec.input_shape is None):
         shape = preprocess.input_shape
     return SourceInputs(input_shape=shape, preprocess=preprocess, labels=labels, notes=tuple(notes))
 
@@ -79,10 +86,10 @@ def _beside(found: Found[T] | None, what: str) -> tuple[T | None, list[str]]:
     return found.value, [f"{what}: from {found.source}"]
 
 
-def _check_count(labels: Sequence[str], model: ModelSpec, source: str) -> None:
-    if len(labels) != model.num_classes:
+def _check_count(labels: Sequence[str], num_classes: int | None, source: str) -> None:
+    if num_classes is not None and len(labels) != num_classes:
         raise ResdeployError(
-            f"{len(labels)} labels for {model.num_classes} classes.",
+            f"{len(labels)} labels for {num_classes} classes.",
             where=source,
             fix="give one name for each output of the network",
         )

@@ -123,7 +123,7 @@ def preprocessing(
             check_preprocess(found)
         except (_NotExpressibleError, ResdeployError) as error:
             return Found(value=None, source=source, refusal=str(error))
-        except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError) as error:
             reason = f"it is not in its program's form ({type(error).__name__}: {error})"
             return Found(value=None, source=source, refusal=reason)
         if input_shape not in (None, found.input_shape):

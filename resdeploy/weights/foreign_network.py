@@ -310,7 +310,8 @@ def _notes(fit: Fit, file: ForeignFile, *, found: bool) -> tuple[str, ...]:
     options = "".join(f", {name}={value}" for name, value in fit.model.options.items())
     notes = []
     if found:
-        classes = f"{fit.model.num_classes} classes"
+        count = fit.model.num_classes
+        classes = f"{count} classes" if count else "without a head, its outputs are features"
         notes.append(
             f"network: {fit.model.arch}{options}, {classes}, by the weights' names and shapes"
         )

@@ -11,11 +11,11 @@ there must be no part of it:
 3. what lies under other roots is left out.
 
 Options of whole numbers (channels, width) are solved for: each moves some size in proportion. Of
-those that name a choice, the values are tried; values of the same shapes leave the default.
+those that name a choice, the value is taken that has most in common with the file, one after the
+other; values of the same names and shapes leave the default.
 """
 
 import functools
-import itertools
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +43,7 @@ _NOT_IN_INFERENCE = re.compile(
     r"|\w+_classifier|rotation\w*|ema|\w+_ema|ema_\w+|optimizer\w*|\w*scheduler\w*|scaler|epoch"
     r"|step|global_step|best_\w+|acc\w*|teacher|momentum_\w+)([._].*)?"
 )
-_MOST_CHOICES = 64
+_MOST_TRIED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +85,15 @@ def find_fits(
     fits: list[Fit] = []
     for view in views(shapes, anchors):
         near = [name for name in archs if _blocks(defaults[name]) == _blocks(view.names)]
-        found = [fit for name in near if (fit := _fit(name, given, view, shapes))]
-        # Only what no defaults fit has other options.
-        fits += found or [fit for name in near for fit in _first_fit(name, given, view, shapes)]
+        # Only what no defaults fit has other sizes, and then other choices.
+        for search, candidates in (
+            (_fit, near),
+            (_fit_in_size, near),
+            (_fit_with_choices, _likeliest(near, given, view, shapes)),
+        ):
+            if found := [fit for name in candidates if (fit := search(name, given, view, shapes))]:
+                fits += found
+                break
     used = {id(fit): frozenset(fit.names.values()) for fit in fits}
     whole = [f for f in fits if not any(used[id(f)] < used[id(other)] for other in fits)]
     # The same network by two views, where a scheme changed only what is left out.
@@ -129,72 +135,135 @@ def nearest_differences(
     return best[1], {name: tensors[full] for name, full in best[2].names.items()}
 
 
-def _first_fit(arch: str, given: Mapping[str, Scalar], view: View, shapes: Shapes) -> list[Fit]:
-    """Return the fit with the fewest options that are not the defaults, if any."""
-    for choice in _choices(arch, given):
-        try:
-            found = _fit(arch, {**given, **choice}, view, shapes)
-        except ResdeployError:  # a choice that the architecture does not take with another
-            continue
-        if found is not None:
-            return [found]
-    return []
-
-
 def _fit(arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes) -> Fit | None:
-    """Return the fit with these options, and others for its sizes, or None."""
-    wanted = _shapes_of(arch, options)
-    missing = {n for n in wanted if n not in view.names and not n.endswith(_COUNTER)}
-    if missing and not all(name.startswith(_classifier_of(arch, options)) for name in missing):
+    """Return the fit with just these options, or None."""
+    if not _has_names(arch, options, view):
         return None
-    if (found := _match(arch, options, view, shapes)) is not None:
-        return found
+    return _match(arch, options, view, shapes)
+
+
+def _fit_in_size(
+    arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> Fit | None:
+    """Return the fit with these options and others for the sizes, or None."""
+    if not _has_names(arch, options, view):
+        return None
     solved = _solve_numbers(arch, options, view, shapes)
-    return _match(arch, {**options, **solved}, view, shapes) if solved else None
+    return _match(arch, {**options, **solved}, view, shapes)
+
+
+def _fit_with_choices(
+    arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> Fit | None:
+    """Return the fit with other choices too: step by step the one that has most in common."""
+    best = _likeness(arch, options, view, shapes)
+    while True:
+        nearer = max(
+            ((_likeness(arch, {**options, **c}, view, shapes), c) for c in _choices(arch, options)),
+            key=lambda pair: pair[0],
+            default=(best, {}),
+        )
+        if nearer[0] <= best:
+            return None
+        best, options = nearer[0], {**options, **nearer[1]}
+        if (found := _fit_in_size(arch, options, view, shapes)) is not None:
+            return found
+
+
+def _likeliest(
+    archs: Iterable[str], options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> list[str]:
+    """Return the architectures that have most in common with the file; each costs seconds."""
+    scores = {name: _likeness(name, options, view, shapes) for name in archs}
+    return sorted(scores, key=lambda name: scores[name], reverse=True)[:_MOST_TRIED]
+
+
+def _likeness(
+    arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> tuple[float, float]:
+    """Return the shares of names, and of names with their shapes, that are in common."""
+    try:
+        wanted = _shapes_of(arch, options)
+    except ResdeployError:  # a choice that the architecture does not take with another
+        return 0.0, 0.0
+    same = sum(n in view.names and shapes[view.names[n]] == shape for n, shape in wanted.items())
+    return _in_common(wanted, view.names), same / len(wanted)
+
+
+def _has_names(arch: str, options: Mapping[str, Scalar], view: View) -> bool:
+    """Test for the names of all weights, but for those of the last layer."""
+    wanted = _shapes_of(arch, options)
+    missing = [n for n in wanted if n not in view.names and not n.endswith(_COUNTER)]
+    if not missing:
+        return True
+    last = _classifier_of(arch, options)
+    return bool(last) and all(name.startswith(last) for name in missing)
 
 
 def _match(arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes) -> Fit | None:
-    wanted = _shapes_of(arch, options)
     last = _classifier_of(arch, options)
-    names: dict[str, str] = {}
-    for name, shape in wanted.items():
-        full = view.names.get(name)
-        if name.startswith(last):
-            continue
-        if full is not None and shapes[full] == shape:
-            names[name] = full
-        elif not name.endswith(_COUNTER):
-            return None
-    prefix, num_classes = "", 1
-    if last:
-        head = _find_classifier(wanted, last, view, shapes)
-        if head is None:
-            return None
-        prefix, num_classes = head
-        names |= {n: prefix + n.removeprefix(last) for n in wanted if n.startswith(last)}
-    if _contradicted(wanted, names, view):
+    head = _find_classifier(arch, options, last, view, shapes) if last else None
+    num_classes = head[1] if head else _solve_classes(arch, options, view, shapes)
+    if num_classes is None:
+        return None
+    wanted = _shapes_of(arch, options, num_classes)
+    names = {name: view.names[name] for name in wanted if name in view.names}
+    if head:
+        names |= {n: head[0] + n.removeprefix(last) for n in wanted if n.startswith(last)}
+    fits = all(
+        shapes[names[name]] == shape if name in names else name.endswith(_COUNTER)
+        for name, shape in wanted.items()
+    )
+    if not fits or _contradicted(wanted, names, view):
         return None
     return Fit(
         model=ModelSpec(arch=arch, num_classes=num_classes, options=options),
         view=view,
         names=names,
-        classifier=None if prefix in ("", view.root + last) else prefix.removesuffix("."),
+        classifier=head[0].removesuffix(".") if head and head[0] != view.root + last else None,
     )
 
 
+def _solve_classes(
+    arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> int | None:
+    """Return the number of classes where no one layer decides it; 0 for a trunk without a head."""
+    one, other = (_shapes_of(arch, options, num_classes) for num_classes in (10, 11))
+    moved = [name for name in one if one[name] != other.get(name)]
+    if len({name.rpartition(".")[0] for name in moved}) != 1:
+        there = next((name for name in moved if name in view.names), None)
+        return None if there is None else shapes[view.names[there]][0]
+    # A head that is not understood is no trunk alone.
+    heads = {name.partition(".")[0] for name in CLASSIFIERS}
+    if any(
+        name.startswith(tuple(f"{p}{h}." for p in _places(view) for h in heads)) for name in shapes
+    ):
+        return None
+    try:
+        _shapes_of(arch, options, 0)
+    except ResdeployError:  # an architecture that has always a head
+        return None
+    return 0
+
+
+def _places(view: View) -> tuple[str, ...]:
+    """Return the prefixes under which a classifier may lie: the trunk's, and that around it."""
+    around = view.root.removesuffix(".").rpartition(".")[0]
+    return tuple(dict.fromkeys((view.root, f"{around}." if around else "")))
+
+
 def _find_classifier(
-    wanted: Shapes, last: str, view: View, shapes: Shapes
+    arch: str, options: Mapping[str, Scalar], last: str, view: View, shapes: Shapes
 ) -> tuple[str, int] | None:
     """Return the full prefix of the last layer in the file, and the number of classes.
 
     It has the network's name for it, or another of `CLASSIFIERS` beside the trunk or around it.
     """
+    wanted = _shapes_of(arch, options)
     leaves = {n.removeprefix(last): shape[1:] for n, shape in wanted.items() if n.startswith(last)}
-    around = view.root.removesuffix(".").rpartition(".")[0]
-    places = dict.fromkeys((view.root, f"{around}." if around else ""))
     prefixes = {
         f"{place}{name}.": f"{place}{name.partition('.')[0]}."
-        for place in places
+        for place in _places(view)
         for name in CLASSIFIERS
     }
     if f"{last}weight" in view.names:
@@ -264,24 +333,17 @@ def _classifier_of(arch: str, options: Mapping[str, Scalar]) -> str:
 
 
 def _choices(arch: str, given: Mapping[str, Scalar]) -> Iterator[Mapping[str, Scalar]]:
-    """Yield values for options that name a choice: for none, for one, for two, and so on."""
-    kinds = {
-        name: _values(option.annotation, option.default)
-        for name, option in ARCHITECTURES[arch].options.items()
-        if name not in given and name not in _TRAINING_OPTIONS
-    }
-    changes = {name: values for name, values in kinds.items() if values}
-    combinations = (
-        dict(zip(names, values, strict=True))
-        for count in range(len(changes) + 1)
-        for names in itertools.combinations(changes, count)
-        for values in itertools.product(*(changes[name] for name in names))
-    )
-    return itertools.islice(combinations, _MOST_CHOICES)
+    """Yield each value of each option that names a choice and is not given."""
+    for name, option in ARCHITECTURES[arch].options.items():
+        if name not in given and name not in _TRAINING_OPTIONS:
+            for value in _values(name, option.annotation, option.default):
+                yield {name: value}
 
 
-def _values(kind: Any, default: Any) -> list[Scalar]:
+def _values(name: str, kind: Any, default: Any) -> list[Scalar]:
     """Return the values of an option other than its default, where they can be counted."""
+    if name == "dropout":
+        return [0.5]  # any: in inference it moves the number in a name, and nothing else
     if kind is bool:
         return [not default]
     if typing.get_origin(kind) is Literal:

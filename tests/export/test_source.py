@@ -1,12 +1,14 @@
 """SRC: what a command may be given, and what each wrong thing is told."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
+from resdeploy.export.embedded import embed_preprocess
 from resdeploy.export.source import example_inputs, load_source
 from resdeploy.networks import build_network
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess, SourceSpec
@@ -87,6 +89,81 @@ def test_a_recipe_brings_preprocessing_and_labels(foreign):
     assert len(info.labels) == 10
 
 
+IMAGES = ModelSpec(arch="resnet8_tiny", num_classes=3)
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Weights for images in a folder of timm's, with all that it says."""
+    network = build_network(IMAGES)
+    torch.save({"model": network.state_dict()}, tmp_path / "pytorch_model.bin")
+    cfg = {"input_size": [3, 48, 48], "crop_pct": 0.75, "mean": MEAN, "std": STD}
+    config = {"pretrained_cfg": cfg, "label_names": ["nut", "bolt", "screw"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_what_lies_beside_the_weights_is_taken(images, as_folder):
+    path = images if as_folder else images / "pytorch_model.bin"
+    source = load_source(SourceSpec(path=str(path)))
+    assert source.preprocess == Preprocess(
+        input_shape=(3, 48, 48), divisor=255, mean=MEAN, std=STD, resize=64
+    )
+    assert source.input_shape == (3, 48, 48)
+    assert source.labels == ("nut", "bolt", "screw")
+    assert source.notes == (
+        "network: resnet8_tiny, 3 classes, by the weights' names and shapes",
+        "weights: model",
+        "preprocessing: from config.json",
+        "class names: from config.json: label_names",
+    )
+
+
+def test_what_is_asked_for_comes_before_what_lies_beside(images):
+    spec = SourceSpec(path=str(images), std=(1.0,), labels=str(images / "names.txt"))
+    (images / "names.txt").write_text("a\nb\nc\n")
+    source = load_source(spec)
+    assert (source.preprocess.mean, source.preprocess.std) == (MEAN, (1.0,))
+    assert source.labels == ("a", "b", "c")
+    assert not any(note.startswith("preprocessing") for note in source.notes)
+    half = load_source(SourceSpec(path=str(images), preprocess_as="half", input_shape=(3, 40, 40)))
+    assert half.preprocess.input_shape == half.input_shape == (3, 40, 40)
+
+
+def test_what_lies_beside_is_not_taken_for_another_size(images):
+    source = load_source(SourceSpec(path=str(images), input_shape=(3, 32, 32)))
+    assert source.preprocess is None
+    assert source.input_shape == (3, 32, 32)
+    assert any("not taken from config.json" in note for note in source.notes)
+
+
+def test_labels_must_be_as_many_as_the_outputs(images):
+    with pytest.raises(ResdeployError, match="1000 labels for 3 classes"):
+        load_source(SourceSpec(path=str(images), labels="imagenet"))
+
+
+def test_preprocessing_and_labels_may_be_asked_of_a_checkpoint_of_ours(tmp_path):
+    info = CheckpointInfo(model=IMAGES, labels=("x", "y", "z"))
+    save_checkpoint(tmp_path / "a.safetensors", build_network(IMAGES), info)
+    spec = SourceSpec(path=str(tmp_path / "a.safetensors"), preprocess_as="cifar10")
+    source = load_source(spec)
+    assert source.preprocess.mean == (0.4914, 0.4822, 0.4465)
+    assert source.labels == ("x", "y", "z")
+    with pytest.raises(ResdeployError, match="one set of weights"):
+        load_source(dataclasses.replace(spec, weights="ema"))
+
+
+def test_a_recipe_may_hold_preprocessing_alone(images):
+    recipe = images / "recipe.toml"
+    recipe.write_text("[preprocess]\ninput_shape = [3, 24, 24]\ndivisor = 255\n")
+    source = load_source(SourceSpec(path=str(images), recipe=str(recipe)))
+    assert source.preprocess == Preprocess(input_shape=(3, 24, 24), divisor=255)
+    assert source.input_shape == (3, 24, 24)
+    assert source.labels == ("nut", "bolt", "screw")
+
+
 def test_an_arch_that_contradicts_the_checkpoint_is_refused(own):
     with pytest.raises(ResdeployError, match="is a residual_mlp, not a resnet50") as caught:
         load_source(SourceSpec(path=str(own), arch="resnet50"))
@@ -139,6 +216,20 @@ def test_a_factory_makes_any_module(factories):
     assert source.info is None
     assert not source.module.training
     assert example_inputs(source)[0].shape == (2, 3, 8, 8)
+
+
+def test_a_factory_may_have_preprocessing_and_labels(factories, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    spec = SourceSpec(
+        factory=f"{factories}:net",
+        input_shape=(3, 8, 8),
+        preprocess_as="unit",
+        labels=str(tmp_path / "names.txt"),
+    )
+    source = load_source(spec)
+    assert source.preprocess == Preprocess(input_shape=(3, 8, 8), divisor=255)
+    assert source.labels == ("a", "b")
+    assert embed_preprocess(source).preprocess.embedded
 
 
 def test_a_factory_takes_weights_too(factories, tmp_path):
