@@ -502,22 +502,23 @@ class _Run:
         return self._model
 
     def _with_inputs(self, model: "SourceModel", split: "SplitSamples") -> "SourceModel":
-        info = model.info
-        if info is None:
-            raise ResdeployError(
-                "How a sample becomes an input of this module is not known.",
-                where=model.description,
-                fix="leave --data out, or give the weights with --arch",
-            )
-        labels, preprocess, notes = info.labels, info.preprocess, [*model.notes]
-        if not labels and split.has_names and len(split.labels) == info.model.num_classes:
+        from resdeploy.export.choose_preprocess import num_classes_of
+        from resdeploy.export.source_inputs import SourceInputs
+
+        labels, preprocess, notes = model.labels, model.preprocess, [*model.notes]
+        if not labels and split.has_names and len(split.labels) == num_classes_of(model):
             labels = split.labels
             notes.append(f"class names: the {len(labels)} folders of the samples")
         if preprocess is None:
             preprocess, note = self._chosen_preprocess(model, split, labels)
             notes.append(note)
-        found = dataclasses.replace(info, labels=labels, preprocess=preprocess)
-        return dataclasses.replace(model, info=found, notes=tuple(notes))
+        if model.info is not None:
+            info = dataclasses.replace(model.info, labels=labels, preprocess=preprocess)
+            return dataclasses.replace(model, info=info, notes=tuple(notes))
+        stated = SourceInputs(
+            input_shape=model.input_shape, preprocess=preprocess, labels=labels, notes=()
+        )
+        return dataclasses.replace(model, stated=stated, notes=tuple(notes))
 
     def _chosen_preprocess(
         self, model: "SourceModel", split: "SplitSamples", labels: tuple[str, ...]

@@ -19,7 +19,7 @@ from resdeploy.export.source import SourceModel
 from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.recipes import Preprocess
 
-__all__ = ["ChosenPreprocess", "choose_preprocess"]
+__all__ = ["ChosenPreprocess", "choose_preprocess", "num_classes_of"]
 
 _BATCH_SIZE = 8
 
@@ -62,6 +62,16 @@ def choose_preprocess(
         num_right[name] = _num_right(source, found[name], images, classes_N)
     best = max(num_right, key=num_right.__getitem__)
     return ChosenPreprocess(name=best, preprocess=found[best], num_right=num_right)
+
+
+def num_classes_of(source: SourceModel) -> int | None:
+    """Return the number of classes of a network; None where its output is no row of scores."""
+    if source.info is not None:
+        return source.info.model.num_classes
+    with torch.no_grad():
+        scores = source.module(torch.zeros(1, *source.input_shape))
+    is_row = isinstance(scores, torch.Tensor) and scores.ndim == 2
+    return int(scores.shape[1]) if is_row else None
 
 
 def _num_right(

@@ -49,13 +49,36 @@ def clock(monkeypatch):
         ]
 
     monkeypatch.setattr(search, "time_in_turn", time_in_turn)
-    monkeypatch.setattr(search, "_FINAL_BLOCKS", 2)
+    monkeypatch.setattr(search, "_FINAL_BLOCKS", 3)
     monkeypatch.setattr(search, "_profile", lambda *_: None)
     return factor
 
 
 def shipped(checkpoint, out, **options):
     return resdeploy.ship(checkpoint, out, providers=["cpu"], **options)
+
+
+@pytest.fixture(scope="module")
+def half_done(checkpoint, photos, tmp_path_factory):
+    """Return the folder of a run that was stopped before its search, and the stages it named."""
+    seen, folder = [], tmp_path_factory.mktemp("half")
+
+    def stop_before_the_search(stage):
+        seen.append(stage)
+        if stage == "tune":
+            raise KeyboardInterrupt
+
+    options = {"data": photos, "max_drop": 0.3, "on_stage": stop_before_the_search}
+    with pytest.raises(KeyboardInterrupt):
+        shipped(checkpoint, folder / "parts.zip", **options)
+    assert [path.name for path in folder.iterdir()] == ["parts.zip.work"]
+    return folder / "parts.zip.work", seen
+
+
+@pytest.fixture
+def work(half_done, tmp_path):
+    shutil.copytree(half_done[0], tmp_path / "work", symlinks=True)
+    return tmp_path / "work"
 
 
 def test_without_samples_float32_is_shipped_proved(checkpoint, tmp_path, clock):
@@ -71,10 +94,10 @@ def test_without_samples_float32_is_shipped_proved(checkpoint, tmp_path, clock):
 
 
 def test_int8_within_the_budget_is_shipped_and_judged_on_other_photos(
-    checkpoint, photos, tmp_path, clock
+    checkpoint, photos, tmp_path, clock, work
 ):
     clock["int8.onnx"] = 0.1
-    report = shipped(checkpoint, tmp_path / "parts.zip", data=photos, max_drop=0.3)
+    report = shipped(checkpoint, tmp_path / "parts.zip", data=photos, max_drop=0.3, work=work)
     assert (report.samples.num_calibration, report.samples.num_held_out) == (20, 80)
     assert report.quants[0].num_calibration < 20
     tried = [trial for trial in report.tuning.trials if trial.model == "int8.onnx"]
@@ -90,10 +113,11 @@ def test_int8_within_the_budget_is_shipped_and_judged_on_other_photos(
 
 
 def test_too_few_samples_for_the_budget_are_said_before_the_search(
-    checkpoint, photos, tmp_path, clock
+    checkpoint, photos, tmp_path, clock, work
 ):
     notes = []
-    report = shipped(checkpoint, tmp_path / "b", data=photos, max_drop=0.005, on_note=notes.append)
+    options = {"data": photos, "max_drop": 0.005, "work": work, "on_note": notes.append}
+    report = shipped(checkpoint, tmp_path / "parts.zip", **options)
     (reason,) = report.reasons
     assert "0.5 points cannot be shown on 80 held-out samples: 736 are needed" in reason
     assert "--max-drop 4.6" in reason
@@ -105,15 +129,15 @@ def test_too_few_samples_for_the_budget_are_said_before_the_search(
 
 
 def test_an_int8_that_is_not_shown_to_be_good_enough_is_not_shipped(
-    checkpoint, photos, tmp_path, clock, monkeypatch
+    checkpoint, photos, tmp_path, clock, monkeypatch, work
 ):
-    """Half of its answers are others: it is not shipped, though it is fast."""
+    """All of its answers are wrong: it is not shipped, though it is fast."""
     from resdeploy.bundle import evaluate
     from resdeploy.tune import judge
 
     right = evaluate.answer
 
-    def half_wrong(model, *arguments):
+    def all_wrong(model, *arguments):
         answers = right(model, *arguments)
         if model.name == "int8.onnx":
             answers.predicted[:] = (answers.truth + 1) % 10
@@ -121,9 +145,9 @@ def test_an_int8_that_is_not_shown_to_be_good_enough_is_not_shipped(
             answers.predicted[:] = answers.truth
         return answers
 
-    monkeypatch.setattr(judge, "answer", half_wrong)
+    monkeypatch.setattr(judge, "answer", all_wrong)
     clock["int8.onnx"] = 0.1
-    report = shipped(checkpoint, tmp_path / "b", data=photos, max_drop=0.3)
+    report = shipped(checkpoint, tmp_path / "parts.zip", data=photos, max_drop=0.3, work=work)
     assert report.tuning.settings.model == "model.onnx"
     assert any(
         one.startswith("int8.onnx: drop 100.00 points") and "not shown" in one
@@ -143,32 +167,19 @@ def test_samples_without_labels_are_judged_by_changed_predictions(
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_finished(
-    checkpoint, photos, tmp_path, clock, monkeypatch
+    checkpoint, photos, tmp_path, clock, work, half_done
 ):
-    def interrupt(stage):
-        if stage == "tune: judge answers, 0 of 11":
-            raise KeyboardInterrupt
-
-    options = {"data": photos, "max_drop": 0.3}
-    seen = []
-
-    def stop_in_the_search(stage):
-        seen.append(stage)
-        if stage.startswith("tune: judge"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        shipped(checkpoint, tmp_path / "b", on_stage=stop_in_the_search, **options)
-    assert "verify: float64 reference" in seen
-    assert not (tmp_path / "b").exists()
+    assert "verify: float64 reference" in half_done[1]
     again = []
-    report = shipped(checkpoint, tmp_path / "b", on_stage=again.append, **options)
+    options = {"data": photos, "max_drop": 0.3, "work": work, "on_stage": again.append}
+    report = shipped(checkpoint, tmp_path / "parts.zip", **options)
     assert report.passed
     assert [one.stage for one in report.stages if one.was_kept] == [
         *("export", "time a run", "verify", "int8")
     ]
+    assert all(one.told_s in (None, 0) for one in report.stages if one.was_kept)
     assert "verify: float64 reference" not in again
-    assert not (tmp_path / "b.work").exists()
+    assert not work.exists()
 
 
 def test_another_checkpoint_does_not_take_up_the_findings_of_this_one(
