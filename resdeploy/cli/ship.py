@@ -9,6 +9,7 @@ from resdeploy.cli.options import (
     PATH,
     Emit,
     Number,
+    accept_option,
     force_option,
     json_option,
     max_drop_option,
@@ -39,6 +40,7 @@ from resdeploy.schema.files import SourceSpec
 @precisions_option
 @providers_option(default=(), remark="  [default: all that start here]")
 @target_option
+@accept_option
 @work_option("The folder with finished stages.  [default: beside -o, until the end]")
 @force_option
 @json_option
