@@ -181,13 +181,22 @@ def _likeliest(
 def _likeness(
     arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes
 ) -> tuple[float, float]:
-    """Return the shares of names, and of names with their shapes, that are in common."""
+    """Return the shares of names, and of sizes, that are in common."""
     try:
         wanted = _shapes_of(arch, options)
     except ResdeployError:  # a choice that the architecture does not take with another
         return 0.0, 0.0
-    same = sum(n in view.names and shapes[view.names[n]] == shape for n, shape in wanted.items())
+    there = {name: shapes[view.names[name]] for name in wanted if name in view.names}
+    # Size by size: of a stem, the kernel is found before the channels are solved for.
+    same = sum(_same_sizes(wanted[name], shape) for name, shape in there.items())
     return _in_common(wanted, view.names), same / len(wanted)
+
+
+def _same_sizes(shape: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """Return the share of equal sizes in two shapes; 0 where one has more axes."""
+    if len(shape) != len(other):
+        return 0.0
+    return sum(a == b for a, b in zip(shape, other, strict=True)) / max(1, len(shape))
 
 
 def _has_names(arch: str, options: Mapping[str, Scalar], view: View) -> bool:
