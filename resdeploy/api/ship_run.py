@@ -187,7 +187,8 @@ class ShipRun:
         for precision in precisions:
             assert self.samples is not None
             is_made = self.stages.has(
-                _SHORT_NAMES[precision], self._quantize_inputs(digest, precision)
+                _SHORT_NAMES[precision],
+                _of_this_version(self._quantize_inputs(digest, precision)),
             )
             expected[_SHORT_NAMES[precision]] = (
                 0.0 if is_made else quantize_s(costs, num_calibration=self.samples.num_calibration)
@@ -199,7 +200,7 @@ class ShipRun:
             num_samples=num_held_out if precisions else num_golden,
         )
         expected["finish"] = check_s(costs, num_golden=num_golden)
-        if self.stages.has("verify", self._verify_inputs(digest)):
+        if self.stages.has("verify", _of_this_version(self._verify_inputs(digest))):
             expected["verify"] = 0.0
         self.told = expected
         shown = ", ".join(f"{name} {_duration(s)}" for name, s in expected.items() if s)
@@ -229,7 +230,7 @@ class ShipRun:
         outcome: Callable[[Any], str],
     ) -> "Finding":
         self.on_stage(stage)
-        found = self.stages.once(stage, {**inputs, "version": __version__}, make)
+        found = self.stages.once(stage, _of_this_version(inputs), make)
         self.log.append(
             ShipStage(
                 stage=stage,
@@ -549,6 +550,10 @@ class ShipRun:
             f"resdeploy predict {name} {sample}",
             f"resdeploy bench {name}",
         )
+
+
+def _of_this_version(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**inputs, "version": __version__}
 
 
 def _unknown() -> Mapping[str, Any]:
