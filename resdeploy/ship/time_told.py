@@ -16,8 +16,8 @@ _VERIFY_PER_REFERENCE = 1.5
 _RUNS_PER_CALIBRATION = 8.0
 # Models built and sessions opened, however small the network is.
 _QUANTIZE_BASE_S = 2.0
-# Blocks of the race that a candidate lives through, in the mean.
-_BLOCKS_PER_CANDIDATE = 3.0
+# Blocks of the race, of at most eight, that a candidate lives through in the mean.
+_BLOCKS_PER_CANDIDATE = 5.0
 _FINAL_PROCESSES = 16
 
 
