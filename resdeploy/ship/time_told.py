@@ -15,7 +15,7 @@ _VERIFY_PER_REFERENCE = 1.5
 # For each calibration sample: all its tensors counted into histograms, its share of the judgements.
 _RUNS_PER_CALIBRATION = 8.0
 # Models built and sessions opened, however small the network is.
-_QUANTIZE_BASE_S = 2.0
+_QUANTIZE_BASE_S = 5.0
 # Blocks of the race, of at most eight, that a candidate lives through in the mean.
 _BLOCKS_PER_CANDIDATE = 5.0
 _FINAL_PROCESSES = 16
