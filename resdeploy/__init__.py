@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from resdeploy.api.load import load
     from resdeploy.api.predict import predict
     from resdeploy.api.quantize import quantize
+    from resdeploy.api.ship import ship
     from resdeploy.api.train import train
     from resdeploy.api.tune import tune
     from resdeploy.api.verify import verify
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "predict",
     "quantize",
+    "ship",
     "train",
     "tune",
     "verify",

@@ -21,6 +21,8 @@ __all__ = [
     "atomic_write",
     "file_info",
     "refuse_existing_directory",
+    "refuse_existing_file",
+    "refuse_missing_parent",
     "refuse_output",
     "refuse_outside_weight",
     "sha256_file",
@@ -98,17 +100,17 @@ def atomic_write(
         ResdeployError: a target exists and `force` is not given, or is not a regular file, or its
             folder is missing or cannot be written to, or the disk is full.
     """
-    _refuse_existing_file(path, force=force)
+    refuse_existing_file(path, force=force)
     with _workplace(path) as workplace:
         temporary = workplace / path.name
         yield temporary
         # Asked again, for the target may have appeared while the block ran.
-        _refuse_existing_file(path, force=force)
+        refuse_existing_file(path, force=force)
         if companion is None or not (workplace / companion).exists():
             temporary.replace(path)
             return
         second = path.with_name(companion)
-        _refuse_existing_file(second, force=force)
+        refuse_existing_file(second, force=force)
         # An old file steps aside first: it must never stand next to the companion of the new one.
         aside = workplace / "old"
         aside.mkdir()
@@ -156,7 +158,7 @@ def atomic_directory(
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """Give a private folder next to `target`, and remove it at the end in any case."""
-    _refuse_missing_folder(target)
+    refuse_missing_parent(target)
     parent = target.absolute().parent
     try:
         workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
@@ -180,19 +182,21 @@ def _workplace(target: Path) -> Iterator[Path]:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _refuse_existing_file(path: Path, *, force: bool) -> None:
-    # Renaming over a device or a folder would destroy it, or fail after all the work.
-    _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
-
-
-def _refuse_missing_folder(target: Path) -> None:
-    parent = target.absolute().parent
+def refuse_missing_parent(path: Path) -> None:
+    """Raise ResdeployError if there is no folder to write `path` to."""
+    parent = path.absolute().parent
     if not parent.is_dir():
         raise ResdeployError(
             "The folder to write to does not exist.",
             where=str(parent),
-            fix=f"create it first (mkdir -p {target.parent}), or give another output path",
+            fix=f"create it first (mkdir -p {path.parent}), or give another output path",
         )
+
+
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Raise the errors of `atomic_write` about `path`, before the work that leads there."""
+    # Renaming over a device or a folder would destroy it, or fail after all the work.
+    _refuse_existing(path, "a regular file", is_one=path.is_file(), force=force)
 
 
 def refuse_output(path: Path, *, force: bool) -> None:
@@ -201,7 +205,7 @@ def refuse_output(path: Path, *, force: bool) -> None:
     Raises:
         ResdeployError: there is something and `force` is not given, or no folder around it.
     """
-    _refuse_missing_folder(path)
+    refuse_missing_parent(path)
     _refuse_existing(path, "a file or folder", is_one=path.is_file() or path.is_dir(), force=force)
 
 

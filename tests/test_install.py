@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import venv
@@ -148,6 +149,24 @@ def test_a_bundle_made_here_checks_predicts_and_times_on_a_bare_installation(
     ):  # fmt: skip
         assert mine["index"] == theirs["index"]
         assert mine["probability"] == pytest.approx(theirs["probability"], rel=1e-4)
+
+
+def test_the_commands_that_ship_prints_run_where_there_is_no_torch(wheel, bundle, tmp_path):
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from resdeploy.cli import cli
+
+    out = tmp_path / "parts.zip"
+    shipped = CliRunner().invoke(
+        cli, ["ship", str(bundle / "net.safetensors"), "-o", str(out), "--json"]
+    )
+    assert shipped.exit_code == 0, shipped.output
+    report = json.loads(shipped.stdout)
+    python = environment_in(tmp_path / "env", f"{wheel}[cpu]")
+    Image.new("L", (20, 30), 90).save(tmp_path / "photo.jpg")
+    for command in report["commands"]:
+        run(python, tmp_path, *shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ ALLOWED = {
     "quant": {"numpy", "onnx", "onnxruntime"},
     "tune": RUNTIME,
     "tune.variants": {"numpy", "onnx", "onnxruntime"},
+    "ship": {"numpy"},
     "api": set(),
     "api.fold_onnx": ONNX | RUNTIME,
     **dict.fromkeys(("api.demo", "api.selftest"), HEAVY),

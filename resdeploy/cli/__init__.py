@@ -37,6 +37,7 @@ _HELP = {
         "tune": "Find the fastest way to run it on this machine.",
         "bench": "Time it: latency, throughput, one model against another.",
         "bundle": "Pack it for a device, with its proof.",
+        "ship": "All of that in one go, within a budget.",
     },
     "On the device": {
         "check": "Prove a bundle again, here or over SSH.",

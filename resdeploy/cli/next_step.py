@@ -57,6 +57,8 @@ def next_step(context: click.Context, *, passed: bool) -> str | None:
             words = ["bench", options["model"], "--profile"]
         case "check" if passed and devices:
             words = ["bench", options["bundle"], *devices]
+        case "ship" if passed:
+            words = ["check", options["out"]]
         case "check" if passed:
             words = ["predict", options["bundle"], "IMAGE"]
         case "predict":

@@ -21,11 +21,13 @@ from resdeploy.schema.files import (
     UsualPreprocess,
     stated_inputs,
 )
+from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.sessions import SESSION_OPTIONS, SessionSpec
 from resdeploy.session.providers import PROVIDERS
 
 __all__ = [
-    *("PATH", "POSITIVE", "Emit", "Number", "Percent", "choice_of", "export_options"),
+    *("PATH", "POSITIVE", "PRECISIONS", "Emit", "Number", "Percent", "choice_of"),
+    *("export_options", "precisions_option", "work_option"),
     *("force_option", "gathered", "json_option", "max_drop_option", "numbers_option"),
     *("accept_option", "output_option", "providers_option", "session_options", "session_was_given"),
     *("sessions_options", "source_options", "target_option", "threads_option"),
@@ -34,6 +36,11 @@ __all__ = [
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 Emit = Callable[..., None]
+PRECISIONS: Mapping[str, QuantizedPrecision] = {
+    "int8": "int8",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -325,6 +332,32 @@ def output_option(help_text: str, *, required: bool = True, **settings: Any) -> 
 def max_drop_option(help_text: str) -> Decorator:
     """Return the option `--max-drop`, a budget for the accuracy."""
     return click.option("--max-drop", type=Points(min=0, max=100), metavar="POINTS", help=help_text)
+
+
+def _precisions(_context: Any, _option: Any, text: str | None) -> tuple[QuantizedPrecision, ...]:
+    names = () if text is None else tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in PRECISIONS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+    return tuple(PRECISIONS[name] for name in names)
+
+
+precisions_option = click.option(
+    "--precision",
+    "precisions",
+    metavar="P[,P...]",
+    callback=_precisions,
+    help="Those to make: int8, fp16, bf16.  [default: int8; fp16 where a provider computes in it]",
+)
+
+
+def work_option(help_text: str) -> Decorator:
+    """Return the option `--work`, a folder from which a run that was stopped goes on."""
+    return click.option(
+        "--work",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help=help_text,
+    )
 
 
 def _arch_options(_context: Any, option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import click
 
 from resdeploy.cli.command import Command
 from resdeploy.cli.options import (
+    PRECISIONS,
     Emit,
     Number,
     choice_of,
@@ -19,20 +20,9 @@ from resdeploy.cli.options import (
     target_option,
 )
 from resdeploy.cli.parameter_types import DATA, MODEL, RECIPE
-from resdeploy.schema.quants import (
-    CalibrationMethod,
-    Choice,
-    IntegerTypes,
-    OutputKind,
-    QuantizedPrecision,
-)
+from resdeploy.schema.quants import CalibrationMethod, Choice, IntegerTypes, OutputKind
 from resdeploy.session.providers import PROVIDERS
 
-PRECISIONS: dict[str, QuantizedPrecision] = {
-    "int8": "int8",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-}
 _INSISTED = "".join(
     f", {provider.integer_types} for {provider.name}"
     for provider in PROVIDERS.values()

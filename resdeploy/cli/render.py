@@ -16,7 +16,7 @@ from resdeploy.cli.render_device import (
     render_probe,
     render_remote,
 )
-from resdeploy.cli.render_tune import render_tune, render_tuned
+from resdeploy.cli.render_tune import render_tune, render_tuned, tuned_line
 from resdeploy.cli.tables import Grid, Lines, coloured, pass_or_fail, table
 from resdeploy.schema.bundles import CheckReport, DemoReport, Manifest
 from resdeploy.schema.exports import ExportReport
@@ -24,6 +24,7 @@ from resdeploy.schema.folds import FoldedSite, FoldReport
 from resdeploy.schema.recipes import TrainReport
 from resdeploy.schema.remotes import RemoteReport
 from resdeploy.schema.sessions import Placement
+from resdeploy.schema.ships import ShipReport
 from resdeploy.schema.verdicts import (
     Attribution,
     Comparison,
@@ -348,6 +349,40 @@ def _check(report: CheckReport) -> Lines:
     yield from _verify(report.verification)
     for tuned in report.tuned:
         yield from render_tuned(tuned)
+
+
+@_lines.register
+def _ship(report: ShipReport) -> Lines:
+    rows = [
+        (
+            one.stage,
+            one.outcome,
+            "kept" if one.was_kept else _seconds(one.duration_s),
+            "" if one.told_s is None else _seconds(one.told_s),
+        )
+        for one in report.stages
+    ]
+    yield from table(
+        f"{report.source} to {report.output}", ("stage", "outcome", "took", "told"), rows
+    )
+    if report.told_s:
+        yield (
+            f"time: {_seconds(report.took_s)} for what was told as {_seconds(report.told_s)} "
+            f"({report.took_s / report.told_s - 1:+.0%})"
+        )
+    yield f"shipped: {tuned_line(report.tuning)}"
+    if report.tuning.best.evidence:
+        yield f"evidence: {report.tuning.best.evidence}"
+    yield from (f"not in a lower precision: {reason}" for reason in report.reasons)
+    yield f"digest: {report.digest}"
+    yield "on the device:"
+    yield from (f"  {command}" for command in report.commands)
+    yield pass_or_fail(report.passed)
+
+
+def _seconds(duration_s: float) -> str:
+    """Return a duration in seconds, in full from ten on."""
+    return f"{duration_s:.1f} s" if duration_s < 10 else f"{duration_s:.0f} s"
 
 
 @_lines.register

@@ -14,21 +14,12 @@ from resdeploy.cli.options import (
     max_drop_option,
     numbers_option,
     output_option,
+    precisions_option,
     providers_option,
+    work_option,
 )
 from resdeploy.cli.parameter_types import DATA, MODEL
-from resdeploy.cli.quantize import PRECISIONS
-from resdeploy.schema.quants import QuantizedPrecision
 from resdeploy.schema.tunings import Objective
-
-
-def _precisions(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[QuantizedPrecision, ...]:
-    names = () if text is None else tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in PRECISIONS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRECISIONS)}")
-    return tuple(PRECISIONS[name] for name in names)
 
 
 @click.command(cls=Command)
@@ -51,13 +42,7 @@ def _precisions(
     metavar="DATA",
     help="Training samples: make lower precisions of the model, as `quantize` does, and try them.",
 )
-@click.option(
-    "--precision",
-    "precisions",
-    metavar="P[,P...]",
-    callback=_precisions,
-    help="Those to make: int8, fp16, bf16.  [default: int8; fp16 where a provider computes in it]",
-)
+@precisions_option
 @click.option(
     "--variant",
     "variants",
@@ -84,12 +69,7 @@ def _precisions(
     type=click.IntRange(min=20),
     help="Of each process, at most: 20 in the first block, then what fits into 3 seconds.",
 )
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Keep results in this folder: a stopped search goes on from there.",
-)
+@work_option("Keep results in this folder: a stopped search goes on from there.")
 @force_option
 @device_options
 @json_option

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ from resdeploy.schema.recipes import DataSpec, Preprocess
 
 __all__ = [
     "DATA_NAMES",
+    "FolderImage",
     "epoch_order",
+    "folder_images",
     "labelled_arrays",
     "load_dataset",
     "load_labelled",
@@ -180,6 +182,36 @@ def training_labels(
         return loose, None, ()
     parts = _find_parts(path, spec)
     return *parts.train, parts.labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderImage:
+    """An image of a folder, with its class and its part as far as the folder has such."""
+
+    path: Path
+    label: str | None = None
+    part: Literal["train", "test"] | None = None
+
+
+def folder_images(spec: DataSpec) -> tuple[FolderImage, ...]:
+    """Return all images of a folder, in the order of their names; none is opened.
+
+    Raises:
+        ResdeployError: there is no such folder, or it holds no images.
+    """
+    path = _existing(spec)
+    if loose := _image_files(path):
+        return tuple(FolderImage(path=one) for one in loose)
+    parts = _find_parts(path, spec)
+    sides: tuple[tuple[Literal["train", "test"], _Part], ...] = (
+        ("train", parts.train),
+        ("test", parts.test),
+    )
+    return tuple(
+        FolderImage(path=one, label=parts.labels[y], part=None if parts.is_split_here else part)
+        for part, (files, labels_N) in sides
+        for one, y in zip(files, labels_N, strict=True)
+    )
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    *("binomial_chances", "clopper_pearson", "mcnemar_exact", "num_trials_to_show"),
-    *("paired_difference_interval", "upper_bound"),
+    *("binomial_chances", "clopper_pearson", "fewest_samples", "mcnemar_exact"),
+    *("num_trials_to_show", "paired_difference_interval", "upper_bound"),
 ]
 
 # More trials than these nobody makes, and a sum over them takes a second.
@@ -168,6 +168,22 @@ def paired_difference_interval(
     low = found - reach(b / n - low_1, high_2 - c / n)
     high = found + reach(high_1 - b / n, c / n - low_2)
     return max(-1.0, low), min(1.0, high)
+
+
+def fewest_samples(difference: float, *, confidence: float = 0.95) -> int:
+    """Return the fewest samples whose `paired_difference_interval` can be within `difference`.
+
+    That is if not one of them disagrees. The interval then ends where Clopper and Pearson's of no
+    hit does, at 1 - (alpha / 2)^(1 / n), alpha = 1 - confidence.
+
+    Raises:
+        ValueError: no number of samples shows that difference, or no such confidence.
+    """
+    if not 0 < difference <= 1:
+        raise ValueError(f"a difference of {difference} cannot be shown")
+    if difference == 1:
+        return 1
+    return math.ceil(math.log(_tail_of(confidence)) / math.log1p(-difference))
 
 
 def binomial_chances(

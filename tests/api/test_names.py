@@ -11,7 +11,7 @@ import resdeploy
 
 VERBS = {
     *("load", "export", "fold_batchnorm", "verify", "quantize", "tune", "bench", "bundle"),
-    *("check", "predict", "evaluate", "train"),
+    *("check", "predict", "evaluate", "train", "ship"),
 }
 NOUNS = {"Bundle", "Model", "SessionSpec"}
 

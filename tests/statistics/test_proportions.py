@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.statistics.coverage import drop_cell
 from resdeploy.statistics.proportions import (
     clopper_pearson,
+    fewest_samples,
     mcnemar_exact,
     num_trials_to_show,
     paired_difference_interval,
@@ -142,6 +143,20 @@ def test_the_paired_interval_covers_as_often_as_it_says(num_samples, first_only,
 def test_counts_beyond_the_samples_are_refused(wrong):
     with pytest.raises(ValueError, match="no paired proportions"):
         paired_difference_interval(*wrong)
+
+
+@pytest.mark.parametrize("difference", [0.001, 0.005, 0.01, 0.1, 0.5, 1.0])
+def test_the_fewest_samples_are_just_enough_to_show_a_difference(difference):
+    num = fewest_samples(difference)
+    assert paired_difference_interval(0, 0, num)[1] <= difference
+    if num > 1:
+        assert paired_difference_interval(0, 0, num - 1)[1] > difference
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 1.5])
+def test_a_difference_that_no_number_shows_is_refused(wrong):
+    with pytest.raises(ValueError, match="cannot be shown"):
+        fewest_samples(wrong)
 
 
 # --- one-sided bounds ----------------------------------------------------------------------------
