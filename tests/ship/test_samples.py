@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.data.datasets import load_labelled, training_files
+from resdeploy.data.datasets import load_labelled, training_labels
 from resdeploy.errors import ResdeployError
-from resdeploy.quant.samples import load_calibration
+from resdeploy.quant.calibration_data import load_calibration
 from resdeploy.schema.recipes import DataSpec, Preprocess
 from resdeploy.ship.samples import read_samples_of, split_by_content, split_data, write_split
 
@@ -102,7 +102,7 @@ def test_both_sides_are_read_by_the_other_verbs(photos, tmp_path):
     split = split_by_content(read_samples_of(data), where="photos")
     write_split(data, split, tmp_path / "split")
     calibration, held_out = split_data(tmp_path / "split", is_labelled=True)
-    assert len(training_files(calibration)) == 6
+    assert len(training_labels(calibration)[0]) == 6
     labelled = load_labelled(held_out, PIXELS)
     assert labelled.labels == ("kind0", "kind1", "kind2")
     assert sorted(labelled.y.tolist()) == [0] * 6 + [1] * 6 + [2] * 6
@@ -116,7 +116,7 @@ def test_photos_without_classes_are_split_too(tmp_path):
     write_split(data, split, tmp_path / "split")
     calibration, held_out = split_data(tmp_path / "split", is_labelled=False)
     assert split.labels == ()
-    assert len(training_files(calibration)) == 3
+    assert len(training_labels(calibration)[0]) == 3
     assert len(load_labelled(held_out, PIXELS).x) == 9
 
 
