@@ -354,13 +354,16 @@ class _Reader:
                 raise op.refuse("cuts sizes of several axes")
             found = first[slice(starts[0], ends[0], steps[0])]
         elif kind == "Squeeze":
-            found = first.reshape(()) if first.size == 1 else first
+            axes = op.closed_ints(1, "axes")
+            found = np.squeeze(first, None if axes is None else tuple(axes))
         elif kind == "Unsqueeze":
-            found = first.reshape(1) if first.size == 1 else first
+            found = np.expand_dims(first, tuple(op.closed_ints(1, "axes") or ()))
         elif kind == "Reshape":
             found = first.reshape([int(n) for n in arrays[1]])
         elif kind == "ReduceProd":
-            found = np.array([product(first.ravel().tolist()), None], object)[:-1]
+            if first.ndim != 1 or op.flag("noop_with_empty_axes"):
+                raise op.refuse("multiplies sizes of several axes, or none")
+            found = np.array([product(first.tolist()), None], object)[:-1]
             found = found if op.flag("keepdims", 1) else found.reshape(())
         elif kind == "Equal":
             found = np.array(
