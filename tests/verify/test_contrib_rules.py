@@ -244,11 +244,11 @@ REFUSED = {
         TWO + "q = ReduceMax(r, %[1]) " + fused("SkipLayerNormalization", "r, q, g8"),
         "broadcasts its skip",
     ),
-    "another operator": (fused("Inverse", "x"), r"com\.microsoft\.Inverse is not on the closed"),
+    "another operator": (fused("Inverse", "x"), "is not on the closed list"),
 }
 
 
 @pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_corner_of_a_fused_operator_is_refused_by_name(body, message):
-    with pytest.raises(UnsupportedModelError, match=message):
+    with pytest.raises(UnsupportedModelError, match=rf"\w {message}"):
         skeleton_of(case(body))

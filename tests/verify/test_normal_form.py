@@ -357,8 +357,10 @@ def test_an_old_operator_trains_unless_it_is_told(body, opset, trains):
 
 
 def test_an_attribute_that_no_operator_has_is_refused():
-    with pytest.raises(UnsupportedModelError, match=r"Relu has no attribute 'alpha' in opset 18"):
+    why = r"Relu has no attribute 'alpha' in opset 18"
+    with pytest.raises(UnsupportedModelError, match=why) as refused:
         skeleton_of(model("y = Relu<alpha=0.5>(x)"))
+    assert refused.value.where == "y"
 
 
 def test_random_numbers_of_constants_are_refused():
@@ -388,4 +390,10 @@ def test_a_branch_has_constants_of_its_own():
 def test_a_branch_with_a_constant_of_an_outer_name_is_refused():
     proto = model("w2 = Neg(w) " + INNER.format(name="w"))
     with pytest.raises(UnsupportedModelError, match="an inner value of an outer name"):
+        skeleton_of(proto, fold=False)
+
+
+def test_a_branch_with_a_value_of_an_outer_name_is_refused():
+    proto = model("p = Abs(x) " + INNER.format(name="k"))
+    with pytest.raises(UnsupportedModelError, match="has an inner value of an outer name"):
         skeleton_of(proto, fold=False)
