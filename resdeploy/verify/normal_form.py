@@ -23,7 +23,7 @@ import onnx_ir as ir
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import Array
-from resdeploy.graph.float64 import evaluate_float64, to_float64
+from resdeploy.graph.float64 import evaluate_float64, nodes_of, tensors_of, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, opset_of
 from resdeploy.verify.compare_structure import Affine, Numbers, Skeleton
 from resdeploy.verify.normal.builder import FLOATS, Builder, Known, Tensor, Value
@@ -91,8 +91,9 @@ def may_fold(model: onnx.ModelProto) -> bool:
 def _refuse_narrowing(model: onnx.ModelProto, narrowest: str) -> None:
     """Refuse a rounding on the way, which the fold in float64 would not see."""
     narrow = {code for code, name in _TYPES.items() if _WIDTHS[name] < _WIDTHS[narrowest]}
-    stored = {tensor.data_type for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    stored = {tensor.data_type for tensor in tensors_of(model)}
+    stored |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    for node in nodes_of(model):
         if node.op_type == "CastLike" and narrow & stored:
             raise UnsupportedModelError("CastLike may round.", where=node.name)
         if node.op_type == "Cast" and any(a.i in narrow for a in node.attribute if a.name == "to"):
