@@ -271,6 +271,12 @@ def test_nearest_to_fewer_in_opset_10_is_refused():
     assert skeleton_of(case(shrunk.format("linear"), opset=10)).nodes
 
 
+@pytest.mark.parametrize("places", ["i = ArgMax<axis=1>(x)", "v, i = TopK(x, %[8])"])
+def test_places_are_whole_numbers(places):
+    node = skeleton_of(case(places + AS_REAL)).nodes[-1]
+    assert (node.op, dict(node.attributes)["from"]) == ("Cast", "int64")
+
+
 def test_antialiasing_is_another_network():
     half = 'y = Resize<mode="linear"{}>(x, , $[1.0, 1.0, 0.5, 0.5])'
     smooth = [case(half.format(f", antialias={flag}")) for flag in (1, 1, 0)]
