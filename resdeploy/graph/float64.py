@@ -23,6 +23,7 @@ __all__ = [
     "UnknownOperatorError",
     "evaluate_float64",
     "float64_evaluator",
+    "nodes_of",
     "tensors_of",
     "to_float64",
 ]
@@ -105,7 +106,7 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in (*graph.input, *graph.output):
             if value.type.tensor_type.elem_type in _FLOATS:
                 value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    for node in _nodes_of(doubled):
+    for node in nodes_of(doubled):
         _double_attributes(node)
     return doubled
 
@@ -116,7 +117,7 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for graph in _graphs_of(model):
         yield from graph.initializer
         sparse_tensors += graph.sparse_initializer
-    for node in _nodes_of(model):
+    for node in nodes_of(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
@@ -128,7 +129,8 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from (sparse.values, sparse.indices)
 
 
-def _nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node of `model`, in every graph and function."""
     for graph in _graphs_of(model):
         yield from graph.node
     for function in model.functions:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.fold.fold_batchnorm import fold_batchnorm
 from resdeploy.graph.affine_layer import Array
-from resdeploy.graph.float64 import evaluate_float64, to_float64
+from resdeploy.graph.float64 import evaluate_float64, nodes_of, tensors_of, to_float64
 from resdeploy.graph.onnx_file import fed_inputs, opset_of
 from resdeploy.verify.compare_structure import Affine, Numbers, Skeleton
 from resdeploy.verify.normal.builder import FLOATS, Builder, Known, Tensor, Value
@@ -92,8 +92,9 @@ def may_fold(model: onnx.ModelProto) -> bool:
 def _refuse_narrowing(model: onnx.ModelProto, narrowest: str) -> None:
     """Refuse a rounding on the way, which the fold in float64 would not see."""
     narrow = {code for code, name in _TYPES.items() if _WIDTHS[name] < _WIDTHS[narrowest]}
-    stored = {tensor.data_type for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    stored = {tensor.data_type for tensor in tensors_of(model)}
+    stored |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    for node in nodes_of(model):
         if node.op_type == "CastLike" and narrow & stored:
             raise UnsupportedModelError("CastLike may round.", where=node.name)
         if node.op_type == "Cast" and any(a.i in narrow for a in node.attribute if a.name == "to"):
@@ -357,13 +358,16 @@ class _Reader:
                 raise op.refuse("cuts sizes of several axes")
             found = first[slice(starts[0], ends[0], steps[0])]
         elif kind == "Squeeze":
-            found = first.reshape(()) if first.size == 1 else first
+            axes = op.closed_ints(1, "axes")
+            found = np.squeeze(first, None if axes is None else tuple(axes))
         elif kind == "Unsqueeze":
-            found = first.reshape(1) if first.size == 1 else first
+            found = np.expand_dims(first, tuple(op.closed_ints(1, "axes") or ()))
         elif kind == "Reshape":
             found = first.reshape([int(n) for n in arrays[1]])
         elif kind == "ReduceProd":
-            found = np.array([product(first.ravel().tolist()), None], object)[:-1]
+            if first.ndim != 1 or op.flag("noop_with_empty_axes"):
+                raise op.refuse("multiplies sizes of several axes, or none")
+            found = np.array([product(first.tolist()), None], object)[:-1]
             found = found if op.flag("keepdims", 1) else found.reshape(())
         elif kind == "Equal":
             found = np.array(

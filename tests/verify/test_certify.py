@@ -1,5 +1,6 @@
 """L0 to L2 on real graphs: what is certified, what is caught, what is missing and why."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx import numpy_helper, parser
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.graph.float64 import to_float64
 from resdeploy.graph.resolve_castlike import resolve_castlike
-from resdeploy.verify.certify import Reference, certify_file, certify_run
+from resdeploy.verify.certify import JUDGED_METADATA, Reference, certify_file, certify_run
 from resdeploy.verify.fault_file import write_fault
 from resdeploy.verify.reference_file import load_reference
 from resdeploy.verify.weights import ROUNDED_ONCE_ULP
@@ -154,6 +155,57 @@ def test_another_form_is_said_to_prove_nothing():
         "`Relu_1` (Relu) of the reference is `Abs_1` (Abs) of the candidate"
     )
     assert "1 of 3 layers have no counterpart" in candidate.missing["static"]
+
+
+MEAN, LABELS = JUDGED_METADATA
+
+
+def certified_with(metadata, reference_metadata, body=FOLDED):
+    model = network(body)
+    onnx.helper.set_model_props(model, metadata)
+    reference = dataclasses.replace(reference_of(network()), metadata=reference_metadata)
+    return certify_file(model, reference)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected", "same"),
+    [
+        ('{"a": 1, "b": [2.0]}', '{"b": [2], "a": 1.0}', True),
+        ('{"a": 1}', '{"a": 2}', False),
+        ('["cat", "dog"]', '["dog", "cat"]', False),
+        ("no JSON", "no JSON", True),
+        ("no JSON", "none either", False),
+    ],
+)
+def test_what_predictions_go_by_is_compared_by_its_values(stated, expected, same):
+    candidate = certified_with({LABELS: stated, "note": "x"}, {LABELS: expected})
+    assert (candidate.metadata.judged, candidate.metadata.unknown) == ((LABELS,), ())
+    assert candidate.metadata.reasons == (
+        () if same else (f"the file's {LABELS} is not the reference's",)
+    )
+    assert "metadata" not in candidate.missing
+
+
+def test_metadata_that_the_reference_does_not_state_is_missing():
+    candidate = certified_with({MEAN: "{}", LABELS: "[]"}, {LABELS: "[]"})
+    assert (candidate.metadata.judged, candidate.metadata.unknown) == ((LABELS,), (MEAN,))
+    assert candidate.missing["metadata"] == f"the file states {MEAN}, and the reference does not"
+
+
+def test_a_graph_that_is_not_understood_has_its_metadata_judged():
+    candidate = certified_with({LABELS: "[1]"}, {LABELS: "[2]"}, FOLDED.replace("Relu", "Det"))
+    assert candidate.metadata.reasons
+    why = "Det is not on the closed list of operators. (`Det_1`)"
+    assert candidate.missing == {"structure": why, "static": why}
+
+
+def test_weights_beside_other_operators_are_not_shown_to_be_wrong():
+    """A network of the same form with another attribute: its weights may be meant for it."""
+    body = FOLDED.replace("h = Conv<pads=[1,1,1,1]>", "h = Conv<pads=[2,2,0,0]>")
+    model = network(body, **with_one_weight_changed("w2", 1e-2))
+    candidate = certify_file(model, reference_of(network()))
+    assert candidate.structure.differences
+    assert (candidate.structure.passed, bool(candidate.static.reasons)) == (False, True)
 
 
 def test_without_a_reference_nodes_are_judged_by_their_own_weights():

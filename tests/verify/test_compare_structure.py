@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from resdeploy.verify.compare_structure import Affine, Skeleton, SkeletonNode, align
+from resdeploy.verify.compare_structure import Affine, Numbers, Skeleton, SkeletonNode, align
 
 
 def affine(*shape: int) -> Affine:
@@ -110,3 +110,30 @@ def test_another_number_of_outputs_is_seen():
     one = residual()
     two = Skeleton(nodes=one.nodes, outputs=(4, 0))
     assert not align(one, two).result.isomorphic
+
+
+def numbers(*values, roundings):
+    return Numbers.of(values, roundings=roundings)
+
+
+def test_products_of_constants_keep_what_lies_behind_them():
+    found = numbers(2.0, -3.0, roundings=1).times(numbers(4.0, 0.5, roundings=2))
+    assert found.values.tolist() == [8.0, -1.5]
+    assert found.magnitude.tolist() == [8.0, 1.5]
+    assert found.roundings == 3
+
+
+def test_no_number_times_an_open_bound_is_none():
+    found = Numbers.zero().times(Numbers.of(-np.inf))
+    assert (found.values.item(), found.magnitude.item()) == (0.0, 0.0)
+    assert Numbers.of(2.0).times(Numbers.of(-np.inf)).values.item() == -np.inf
+
+
+def test_sums_of_constants_have_the_size_of_their_largest_term():
+    found = numbers(2.0, -3.0, roundings=1).plus(numbers(-2.0, 1.0, roundings=2))
+    assert found.values.tolist() == [0.0, -2.0]
+    assert found.magnitude.tolist() == [2.0, 3.0]
+    assert found.roundings == 3
+    one = numbers(2.0, roundings=1)
+    assert one.plus(Numbers.zero()) is one
+    assert Numbers.zero().plus(one) is one

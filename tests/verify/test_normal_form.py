@@ -228,3 +228,179 @@ def test_two_conventions_of_resizing_are_one_where_no_open_side_becomes_one(scal
         for place in ("half_pixel", "pytorch_half_pixel")
     ]
     assert align(*found).result.isomorphic == same
+
+
+def constant_of(body, **settings):
+    """Return the shift of the last operator."""
+    return skeleton_of(model(body, inputs=ROWS, **settings)).nodes[-1].numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(16, "bfloat16"), (10, "float16"), (11, "float64"), (1, "float32")]
+)
+def test_a_cast_rounds_a_constant(code, kind):
+    """Narrowed and widened again, it is not what it was."""
+    body = f"n = Cast<to={code}>(gamma) g = Cast<to=1>(n) y = Add(x, g)"
+    exact = WEIGHTS["gamma"].astype(np.float32)
+    found = constant_of(body)
+    np.testing.assert_array_equal(found.values.ravel(), exact.astype(kind).astype(np.float32))
+    assert found.dtype == "float32"
+
+
+def test_a_cast_to_whole_numbers_cuts_a_constant():
+    found = constant_of("n = Cast<to=7>(gamma) g = Cast<to=1>(n) y = Add(x, g)")
+    np.testing.assert_array_equal(found.values.ravel(), np.trunc(WEIGHTS["gamma"]))
+
+
+def test_a_sixth_and_other_numbers_of_attributes():
+    """1/6 is what torch computes with; the attribute holds its float32."""
+    body = "y = HardSigmoid<alpha=0.16666667, beta=0.5>(x)"
+    scale = skeleton_of(model(body, inputs=ROWS)).nodes[-1].numbers[0]
+    assert scale.values.item() == 1 / 6
+    body = body.replace("0.16666667", "0.2")
+    scale = skeleton_of(model(body, inputs=ROWS)).nodes[-1].numbers[0]
+    assert (scale.values.item(), scale.roundings) == (float(np.float32(0.2)), 1)
+    (node,) = skeleton_of(model("y = LeakyRelu<alpha=0.3>(x)", inputs=ROWS)).nodes
+    assert node.numbers[0].roundings == 1
+
+
+def test_a_fold_leaves_the_types_of_constants_as_they_were():
+    """It computes in float64; a number that is float32 in the file is judged as one."""
+    body = (
+        "h = Conv(x, w, b) z = BatchNormalization(h, gamma, beta, mean, var) r = Relu(z)"
+        " k = Constant<value = {}[1] {{0.3}}>() y = Add(r, k)"
+    )
+    for kind, dtype in (("float", np.float32), ("double", np.float64)):
+        proto = model(body.format(kind), inputs=IMAGE.replace("float", kind), dtype=dtype)
+        layer, _, last = skeleton_of(proto).nodes
+        assert layer.affine.dtype == last.numbers[1].dtype == np.dtype(dtype).name
+        assert last.numbers[1].values.item() == dtype(0.3)
+
+
+def test_a_half_precision_layer_is_judged_as_one():
+    body = "h = Conv(x, w, b) y = BatchNormalization(h, gamma, beta, mean, var)"
+    proto = model(body, inputs=IMAGE.replace("float", "float16"), dtype=np.float16)
+    (node,) = skeleton_of(proto).nodes
+    assert node.affine.dtype == "float16"
+
+
+def test_terms_that_cancelled_in_a_bias_are_the_size_of_its_error():
+    proto = model("y = Conv(x, w, b)")
+    for tensor in proto.graph.initializer:
+        tensor.name = {"w": "conv.weight", "b": "conv.bias"}[tensor.name]
+    proto.graph.node[0].input[1:] = ["conv.weight", "conv.bias"]
+    own = np.abs(WEIGHTS["b"].astype(np.float32))
+    (node,) = skeleton_of(proto).nodes
+    np.testing.assert_array_equal(node.affine.bias_magnitude, own)
+    terms = np.array([7.0, 0, 7, 0, 7, 0])
+    for name, magnitudes, expected in (
+        ("conv", terms, np.maximum(own, terms)),
+        ("other", terms, own),
+        ("conv", terms[:5], own),
+    ):
+        (node,) = skeleton_of(proto, bias_magnitudes={name: magnitudes}).nodes
+        np.testing.assert_array_equal(node.affine.bias_magnitude, expected)
+
+
+def test_a_cast_to_the_claimed_type_is_none_and_a_narrower_one_is_refused():
+    proto = model("h = Cast<to=1>(x) y = Cast<to=11>(h)", inputs="double[N, 6] x", dtype=np.float64)
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    assert skeleton_of(proto, narrowest="float32").nodes == ()
+    with pytest.raises(UnsupportedModelError, match="rounds to float32") as refused:
+        skeleton_of(proto, narrowest="float64")
+    assert refused.value.where == "h"
+
+
+@pytest.mark.parametrize(
+    ("narrowing", "message"),
+    [
+        ("n = Cast<to=10>(x) h = Cast<to=1>(n)", "Cast rounds its values"),
+        ("n = CastLike(x, half) h = CastLike(n, x)", "CastLike may round"),
+        (
+            "k = Constant<value = float16[1] {1}>() n = CastLike(x, k) h = CastLike(n, x)",
+            "CastLike may round",
+        ),
+        (
+            (
+                "t = Constant<value = bool {1}>() h = If(t) <"
+                "then_branch = a () => (p) { n = Cast<to=10>(x) p = Cast<to=1>(n) },"
+                " else_branch = b () => (q) { q = Abs(x) }>"
+            ),
+            "Cast rounds its values",
+        ),
+    ],
+)
+def test_a_rounding_before_a_batchnorm_is_refused(narrowing, message):
+    """The fold in float64 would not see it."""
+    body = narrowing + " y = BatchNormalization(h, g4, g4, g4, g4)"
+    proto = model(body, weights={"g4": np.ones(4)})
+    if "half" in narrowing:
+        proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float16), "half"))
+    with pytest.raises(UnsupportedModelError, match=message):
+        skeleton_of(proto, narrowest="float32")
+    skeleton_of(proto, narrowest="float16")
+
+
+@pytest.mark.parametrize(
+    ("body", "opset", "trains"),
+    [
+        ("y = Dropout(x)", 6, True),
+        ("y = Dropout<is_test=1>(x)", 6, False),
+        ("y = Dropout(x)", 7, False),
+        ("y = BatchNormalization(x, g4, g4, g4, g4)", 6, True),
+        ("y = BatchNormalization<is_test=1>(x, g4, g4, g4, g4)", 6, False),
+        ("y = BatchNormalization<is_test=1, spatial=0>(x, g4, g4, g4, g4)", 6, True),
+        ("y = BatchNormalization(x, g4, g4, g4, g4)", 7, False),
+        ("y = BatchNormalization<spatial=0>(x, g4, g4, g4, g4)", 7, True),
+    ],
+)
+def test_an_old_operator_trains_unless_it_is_told(body, opset, trains):
+    proto = model(body, opset=opset, weights={"g4": np.ones(4)})
+    if trains:
+        with pytest.raises(UnsupportedModelError, match=r"at random|training mode"):
+            skeleton_of(proto, fold=False)
+    else:
+        skeleton_of(proto, fold=False)
+
+
+def test_an_attribute_that_no_operator_has_is_refused():
+    why = r"Relu has no attribute 'alpha' in opset 18"
+    with pytest.raises(UnsupportedModelError, match=why) as refused:
+        skeleton_of(model("y = Relu<alpha=0.5>(x)"))
+    assert refused.value.where == "y"
+
+
+def test_random_numbers_of_constants_are_refused():
+    body = "t = Constant<value = bool {1}>() d = Dropout(c, , t) y = Add(x, d)"
+    with pytest.raises(UnsupportedModelError, match="draws at random"):
+        skeleton_of(model(body, inputs="float[N, 5] x"))
+
+
+def test_bounds_of_whole_numbers_are_no_real_numbers():
+    body = "i = Cast<to=7>(x) j = Clip(i, low) y = Cast<to=1>(j)"
+    with pytest.raises(UnsupportedModelError, match="no real number"):
+        skeleton_of(model(body, weights={"low": np.array(0)}))
+
+
+INNER = (
+    "t = Constant<value = bool {{1}}>() y = If(t) <"
+    "then_branch = a () => (p) <float[1] {name} = {{2.0}}> {{ p = Mul(x, {name}) }},"
+    " else_branch = b () => (q) {{ q = Abs(x) }}>"
+)
+
+
+def test_a_branch_has_constants_of_its_own():
+    (node,) = skeleton_of(model(INNER.format(name="k"))).nodes
+    assert (node.op, node.numbers[0].values.item()) == ("ScaleShift", 2.0)
+
+
+def test_a_branch_with_a_constant_of_an_outer_name_is_refused():
+    proto = model("w2 = Neg(w) " + INNER.format(name="w"))
+    with pytest.raises(UnsupportedModelError, match="an inner value of an outer name"):
+        skeleton_of(proto, fold=False)
+
+
+def test_a_branch_with_a_value_of_an_outer_name_is_refused():
+    proto = model("p = Abs(x) " + INNER.format(name="k"))
+    with pytest.raises(UnsupportedModelError, match="has an inner value of an outer name"):
+        skeleton_of(proto, fold=False)

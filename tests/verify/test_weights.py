@@ -64,6 +64,28 @@ def test_a_fold_in_float32_is_one_factor_for_each_row():
     assert not judge(layer(exact, bias), layer(row_apart, bias)).passed
 
 
+def test_a_fold_in_float32_is_one_factor_for_each_output_of_a_transposed_convolution():
+    """Of a weight (inputs, outputs of a group, ...), outputs count group by group."""
+    rng = np.random.default_rng(1)
+    weight = np.float32(rng.normal(size=(4, 3, 5, 5)))
+    factor = np.float32(rng.uniform(0.5, 2, 6))
+    off = np.array([1, 1, 1, -1, -1, -1]) * np.float32(2**-22)
+
+    def scaled(factor, kind):
+        by_input = np.repeat(factor.reshape(2, 3), 2, axis=0)[:, :, None, None]
+        folded = weight.astype(kind) * by_input
+        numbers = layer(folded, np.zeros(6))
+        return dataclasses.replace(numbers, op="ConvTranspose", attributes=(("group", "2"),))
+
+    exact = scaled(factor.astype(float), float)
+    folded = scaled(factor + factor * off, np.float32)
+    result = judge(exact, folded)
+    assert 0.5 < result.max_ulp < FOLD_LIMIT_ULP
+    assert result.passed
+    as_one_group = [dataclasses.replace(x, attributes=(("group", "1"),)) for x in (exact, folded)]
+    assert not judge(*as_one_group).passed
+
+
 def numbers(values, *, roundings=1) -> SkeletonNode:
     constants = Numbers.of(values, roundings=roundings)
     return SkeletonNode(

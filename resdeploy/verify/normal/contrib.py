@@ -22,6 +22,8 @@ def _fused_conv(r: Reading, op: Operator) -> Sequence[Value]:
     if (added := op.at(3)) is not None:
         if not isinstance(added, Tensor):
             raise op.refuse("adds a constant")
+        if added.shape != found.shape:
+            raise op.refuse("adds a value of another shape")
         found = r.build.total([found, added], found.shape)
     return [_activated(r, op, found)]
 
@@ -45,7 +47,9 @@ def _without_activation(op: Operator, op_type: str, num_operands: int) -> Operat
 
 def _activated(r: Reading, op: Operator, x: Tensor) -> Tensor:
     kind = op.string("activation")
-    given = [float(v) for v in op.attributes.get("activation_params", ())]
+    apart = [op.attributes.get(f"activation_{name}") for name in ("alpha", "beta")]  # of FusedGemm
+    stated = op.attributes.get("activation_params") or [v for v in apart if v is not None]
+    given = [float(v) for v in stated]
     if not kind:
         return x
     if kind == "Relu":

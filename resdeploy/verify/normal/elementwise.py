@@ -171,6 +171,8 @@ def _sum(r: Reading, op: Operator, values: Sequence[Value], signs: Sequence[floa
     """Return a sum: its tensors, then its constants as a shift."""
     shape = broadcast([value.shape for value in values])
     build = r.build
+    if not all(value.is_float for value in values):
+        return _plain(r, op)[0]
     tensors, merge, shift = [], [], Numbers.zero()
     for value, sign, name in zip(values, signs, op.node.input, strict=True):
         if isinstance(value, Known):
@@ -178,8 +180,6 @@ def _sum(r: Reading, op: Operator, values: Sequence[Value], signs: Sequence[floa
         else:
             tensors.append(value if sign > 0 else build.scaled(value, Numbers.of(-1.0)))
             merge.append(r.is_read_once(name))
-    if not all(tensor.is_float for tensor in tensors):
-        return _plain(r, op)[0]
     if len(tensors) == 1:
         return build.scale_shift(tensors[0], Numbers.one(), shift, shape)
     found = build.total(tensors, shape, merge=merge)

@@ -70,8 +70,6 @@ def _cast(r: Reading, op: Operator) -> Sequence[Value]:
 
 def _cast_values(values: Array, dtype: str) -> Array:
     """Return constants as they are stored in another type."""
-    if dtype in ("float64", "bfloat16"):
-        return values
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 

@@ -200,12 +200,21 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
     """
     x = op.tensor()
     mode = op.string("mode", "nearest")
-    factors, shape = _resized(r, op, x)
-    if shape == x.shape and all(f in (None, 1.0) for f in factors):
-        return [x]
     place = op.string(
         "coordinate_transformation_mode", "half_pixel" if r.opset > 10 else "asymmetric"
     )
+    if (
+        op.string("keep_aspect_ratio_policy", "stretch") != "stretch"
+        or place == "tf_crop_and_resize"
+    ):
+        raise op.refuse("crops, or keeps an aspect ratio")
+    if op.attributes.get("axes"):
+        raise op.refuse("names its axes")
+    factors, shape = _resized(r, op, x)
+    if shape == x.shape and all(f in (None, 1.0) for f in factors):
+        return [x]
+    if r.opset == 10 and mode == "nearest" and any(f is None or f < 1 for f in factors):
+        raise op.refuse("shrinks by nearest in opset 10, where the runtime rounds up")
     rounding = op.string("nearest_mode", "round_prefer_floor" if r.opset > 10 else "floor")
     attributes: dict[str, Any] = {"mode": mode}
     if op.node.op_type == "Upsample":
@@ -236,13 +245,6 @@ def _resize(r: Reading, op: Operator) -> Sequence[Value]:
         ]
         if any(stated):
             attributes["factors"] = stated
-    if (
-        op.string("keep_aspect_ratio_policy", "stretch") != "stretch"
-        or place == "tf_crop_and_resize"
-    ):
-        raise op.refuse("crops, or keeps an aspect ratio")
-    if op.attributes.get("axes"):
-        raise op.refuse("names its axes")
     return [r.build.add("Resize", [x], shape, attributes=attributes)]
 
 
