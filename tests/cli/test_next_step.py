@@ -28,6 +28,7 @@ STEPS = {
     "bench a.onnx --against b.onnx": None,
     "bench a.onnx --provider cuda": None,
     "bundle run -o parts": "check parts",
+    "ship run -o parts.zip": "check parts.zip",
     "check parts": "predict parts IMAGE",
     "check parts --on pi@kitchen": "bench parts --on pi@kitchen",
     "predict parts a.png": "evaluate parts --data FOLDER",
