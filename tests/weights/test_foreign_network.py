@@ -317,10 +317,12 @@ def test_a_classifier_among_other_layers_is_none():
         find_network(file_of(trunk | head | renamed(head, ("head.0.", "classifier."))))
 
 
-def test_a_trunk_without_a_classifier_says_what_is_missing():
-    with pytest.raises(ResdeployError, match=r"2 missing: fc\.weight, fc\.bias") as caught:
-        find_network(file_of(without(weights_of(), "fc.")))
-    assert "--model package.module:function" in caught.value.fix
+def test_a_trunk_without_a_classifier_gives_features():
+    weights = without(weights_of(), "fc.")
+    network = find_network(file_of(weights))
+    assert_found(network, weights)
+    assert network.model.num_classes == 0
+    assert "resnet18, without a head, its outputs are features" in network.notes[0]
 
 
 @pytest.mark.parametrize("name", ["last_linear", "classifier", "fc.1", "linear"])
