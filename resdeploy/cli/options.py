@@ -420,7 +420,8 @@ _SOURCE_OPTIONS = {
     "weights": click.option(
         "--weights",
         metavar="raw|ema|PREFIX",
-        help="Which of several sets of weights in a file is meant.",
+        help="Which of several sets of weights in a file is meant.  [default: the averaged ones of "
+        "timm's and torchvision's training files; asked for others]",
     ),
     "options": click.option(
         "--arch-option",

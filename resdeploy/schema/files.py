@@ -64,7 +64,8 @@ class SourceSpec(Record):
     or makes a trained torch module, whose samples are of `input_shape`, or are of several `inputs`.
 
     Attributes:
-        weights: of several sets in the file, the one that is meant: "raw", "ema", or its prefix.
+        weights: of several sets in the file, the one that is meant: "raw", "ema", or its prefix;
+            None for the averaged ones of timm's and torchvision's training scripts.
         recipe: whose preprocessing and labels apply.
         preprocess_as: a usual preprocessing, by name.
         mean: per channel, of pixels in 0…1, or in 0…255 if one is above 1; so is `std`.

@@ -26,6 +26,8 @@ _IN_FOLDER = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+_DEEPEST = 40
+_MOST_SEEN = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ def read_foreign(path: str | Path) -> ForeignFile:
     content = load_torch_file(file)
     is_program = isinstance(content, StandIn) and type(content).origin.startswith("__torch__.")
     tensors, modules = {}, []
-    for name, value in _leaves(content, is_program=is_program):
+    for name, value in _leaves(content, path, is_program=is_program):
         if isinstance(value, Tensor):
             # A tensor of its own: a pickle may set attributes of the one that it makes.
             tensors[name] = Tensor.detach(value)
@@ -114,28 +116,39 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _leaves(
-    content: Any, path: str = "", *, is_program: bool, depth: int = 0
-) -> Iterator[tuple[str, Any]]:
-    """Yield tensors and pickled modules with their dotted names."""
-    if depth > 40:  # a dictionary that holds itself
-        return
-    if isinstance(content, StandIn) and (array := array_of(content)) is not None:
-        content = torch.from_numpy(array.copy())
-    if isinstance(content, Tensor):
-        yield path, content
-        return
-    if isinstance(content, StandIn):
-        if "_modules" in content.fields and "_parameters" in content.fields:
-            yield path, content
-            return
-        if not is_program:
-            return
-        content = content.fields
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            name = f"{path}.{key}" if path else str(key)
-            yield from _leaves(value, name, is_program=is_program, depth=depth + 1)
+def _leaves(content: Any, path: Path, *, is_program: bool) -> Iterator[tuple[str, Any]]:
+    """Yield tensors and pickled modules with their dotted names.
+
+    Raises:
+        ResdeployError: so many dictionaries share others that the names have no end.
+    """
+    # Each with its name, and the identities of the dictionaries that it lies in.
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", content, ())]
+    num_seen = 0
+    while waiting:
+        name, value, around = waiting.pop()
+        num_seen += 1
+        if num_seen > _MOST_SEEN:
+            raise ResdeployError(
+                f"The file's dictionaries lie in one another in more than {_MOST_SEEN:,} ways.",
+                where=str(path),
+                fix="save model.state_dict()",
+            )
+        if (array := array_of(value)) is not None:
+            value = torch.from_numpy(array.copy())
+        is_module = isinstance(value, StandIn) and {"_modules", "_parameters"} <= {*value.fields}
+        if isinstance(value, Tensor) or is_module:
+            yield name, value
+            continue
+        items = value.fields if isinstance(value, StandIn) and is_program else value
+        # One that holds itself has no more to say the second time.
+        if isinstance(items, Mapping) and id(value) not in around and len(around) < _DEEPEST:
+            inside = (*around, id(value))
+            waiting += [
+                (f"{name}.{key}" if name else str(key), item, inside)
+                for key, item in reversed([*items.items()])
+                if isinstance(item, Tensor | StandIn | Mapping)
+            ]
 
 
 def _pickled_module(path: Path, name: str) -> ResdeployError:

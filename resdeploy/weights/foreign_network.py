@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,9 @@ from resdeploy.weights.network_search import (
 __all__ = ["ForeignNetwork", "find_network", "weights_for"]
 
 _EMA = re.compile(r"(?i)(^|[._])(ema|swa|averaged|avg|shadow)([._]|$)")
+# The entries of averaged weights that timm loads before any other (timm/models/_helpers.py,
+# load_state_dict), each with that of the weights which they are the average of.
+_PREFERRED = {"state_dict_ema": "state_dict", "model_ema": "model"}
 _NUM_LISTED = 4
 # Variants whose weights have the names and shapes of the plain network: blurred pooling without
 # weights, strides in the 1x1 convolution, other activations.
@@ -52,7 +55,8 @@ def find_network(
         file: the weights.
         arch: the architecture; None to find it.
         options: its options, as text.
-        weights: which set is meant where there are several: "raw", "ema", or its prefix.
+        weights: which set is meant where there are several: "raw", "ema", or its prefix; None for
+            the averaged one of timm's and torchvision's training scripts.
 
     Raises:
         ResdeployError: no network fits, or several do, or there are several sets of weights; the
@@ -67,14 +71,14 @@ def find_network(
     if not fits:
         raise _no_fit(file, arch, parsed)
     prefixes = {fit.view.root: _Set(root=fit.view.root, names=fit.names) for fit in fits}
-    root = _chosen([*prefixes.values()], file, weights).root
-    fit = _the_one([fit for fit in fits if fit.view.root == root], file, given=arch is not None)
+    chosen = _chosen([*prefixes.values()], file, weights)
+    fit = _the_one([fit for fit in fits if fit.view.root == chosen.root], file)
     if arch is None:
         _check_words(fit, file)
     state_dict = {name: file.tensors[full] for name, full in fit.names.items()}
-    return ForeignNetwork(
-        model=fit.model, state_dict=state_dict, notes=_notes(fit, file, found=arch is None)
-    )
+    notes = _notes(fit, file, found=arch is None)
+    weights_notes = _notes_of_weights(replace(chosen, names=fit.names), file)
+    return ForeignNetwork(model=fit.model, state_dict=state_dict, notes=(*notes, *weights_notes))
 
 
 def weights_for(
@@ -104,14 +108,24 @@ def weights_for(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Set:
-    """A set of weights under one root, "" or with a dot at its end."""
+    """A set of weights under one root, "" or with a dot at its end.
+
+    Attributes:
+        preferred: True for averaged weights that were taken before raw ones, unasked.
+    """
 
     root: str
     names: Mapping[str, str]
+    preferred: bool = False
 
     @property
     def is_averaged(self) -> bool:
         return _EMA.search(self.root) is not None
+
+    @property
+    def entry(self) -> str:
+        """The entry of the file's root that it lies in."""
+        return self.root.partition(".")[0]
 
     @property
     def title(self) -> str:
@@ -124,7 +138,10 @@ def _root(names: Mapping[str, str]) -> str:
 
 
 def _chosen(sets: Sequence[_Set], file: ForeignFile, weights: str | None) -> _Set:
-    """Return the set that is meant by `weights`; of equal ones the first, raw before averaged."""
+    """Return the set that is meant by `weights`; of equal ones the first, raw before averaged.
+
+    Without `weights`, of two sets of which one is the other's average that one.
+    """
     sets = sorted(sets, key=lambda one: (one.is_averaged, one.root))
     if weights in ("raw", "ema"):
         meant = [one for one in sets if one.is_averaged == (weights == "ema")]
@@ -143,6 +160,10 @@ def _chosen(sets: Sequence[_Set], file: ForeignFile, weights: str | None) -> _Se
             fix="leave --weights out" if len(sets) == 1 else "name one of these with --weights",
         )
     if len(meant) > 1 and not _are_equal(meant, file.tensors):
+        raw, *_, last = meant
+        is_pair = len(meant) == 2 and _PREFERRED.get(last.entry) == raw.entry
+        if weights is None and is_pair:
+            return replace(last, preferred=True)
         kinds = [one.is_averaged for one in meant]
         ways = [
             "--weights ema"
@@ -172,7 +193,7 @@ def _are_equal(sets: Iterable[_Set], tensors: Mapping[str, Tensor]) -> bool:
 # --- which network --------------------------------------------------------------------------------
 
 
-def _the_one(fits: Sequence[Fit], file: ForeignFile, *, given: bool) -> Fit:
+def _the_one(fits: Sequence[Fit], file: ForeignFile) -> Fit:
     """Return the one fit, by what the file itself says where shapes do not tell."""
     if len(fits) == 1:
         return fits[0]
@@ -323,11 +344,14 @@ def _notes(fit: Fit, file: ForeignFile, *, found: bool) -> tuple[str, ...]:
         notes.append(f"classifier: {fit.classifier}")
     if file.is_program:
         notes.append("program: TorchScript's own is not used, its weights alone")
-    return (*notes, *_notes_of_weights(_Set(root=fit.view.root, names=fit.names), file))
+    return tuple(notes)
 
 
 def _notes_of_weights(chosen: _Set, file: ForeignFile) -> tuple[str, ...]:
-    notes = [f"weights: {chosen.root.removesuffix('.')}"] if chosen.root else []
+    notes = [f"weights: {chosen.title}"] if chosen.root else []
+    if chosen.preferred:
+        said = f"the averaged ones ({chosen.title}), as timm loads them"
+        notes = [f"weights: {said}; --weights raw for the others"]
     used = set(chosen.names.values())
     left = [name for name in file.tensors if name not in used]
     if left:

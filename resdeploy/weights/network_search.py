@@ -13,12 +13,15 @@ there must be no part of it:
 Options of whole numbers (channels, width) are solved for: each moves some size in proportion. Of
 those that name a choice, the value is taken that has most in common with the file, one after the
 other; values of the same names and shapes leave the default.
+
+Networks are built, without memory, to compare names and shapes; which of them is worth it, their
+outlines say.
 """
 
 import functools
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,15 +29,15 @@ import torch
 from torch import Tensor
 
 from resdeploy.errors import ResdeployError
-from resdeploy.networks import ARCHITECTURES, build_network, find_architecture
+from resdeploy.networks import ARCHITECTURES, build_network
 from resdeploy.schema.recipes import ModelSpec, Scalar
 from resdeploy.weights.naming import CLASSIFIERS, View, views
+from resdeploy.weights.outlines import COUNTER, Outline, known_outlines, outline_of
 
-__all__ = ["Fit", "find_fits", "fit_names", "nearest_differences"]
+__all__ = ["Fit", "find_fits", "fit_names", "nearest_differences", "outline_of_architecture"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_COUNTER = "num_batches_tracked"
 # No option of inference: the same weights, the same outputs.
 _TRAINING_OPTIONS = ("zero_init_last_gamma", "norm_momentum", "norm_eps")
 _NOT_IN_INFERENCE = re.compile(
@@ -63,6 +66,10 @@ class Fit:
     classifier: str | None
 
 
+# Of an architecture with its options, in a view of a file's shapes.
+Search = Callable[[str, Mapping[str, Scalar], View, Shapes], Fit | None]
+
+
 def find_fits(
     tensors: Mapping[str, Tensor],
     *,
@@ -78,26 +85,39 @@ def find_fits(
         ResdeployError: there is no such architecture, or an option that it has not.
     """
     given = dict(options or {})
-    archs = [*ARCHITECTURES] if arch is None else [find_architecture(arch).name]
+    outlines = known_outlines() if arch is None else {arch: outline_of_architecture(arch, given)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    defaults = {name: _shapes_of(name, given) for name in archs}
-    anchors = {next(iter(wanted)) for wanted in defaults.values()}
     fits: list[Fit] = []
-    for view in views(shapes, anchors):
-        near = [name for name in archs if _blocks(defaults[name]) == _blocks(view.names)]
+    for view in views(shapes, {outline.anchor for outline in outlines.values()}):
+        near = {name: one for name, one in outlines.items() if one.is_near(view)}
+        same = [name for name, one in near.items() if one.has_sizes_of(view, shapes)]
+        resized = [name for name, one in near.items() if one.has_names_of(view)]
         # Only what no defaults fit has other sizes, and then other choices.
-        for search, candidates in (
-            (_fit, near),
-            (_fit_in_size, near),
-            (_fit_with_choices, _likeliest(near, given, view, shapes)),
-        ):
-            if found := [fit for name in candidates if (fit := search(name, given, view, shapes))]:
-                fits += found
-                break
+        fits += (
+            _found(_fit, same, given, view, shapes)
+            or _found(_fit_in_size, resized, given, view, shapes)
+            or _found(_fit_with_choices, _likeliest(near, given, view, shapes), given, view, shapes)
+        )
     used = {id(fit): frozenset(fit.names.values()) for fit in fits}
     whole = [f for f in fits if not any(used[id(f)] < used[id(other)] for other in fits)]
     # The same network by two views, where a scheme changed only what is left out.
     return [*{(f.model.arch, used[id(f)]): f for f in reversed(whole)}.values()][::-1]
+
+
+def outline_of_architecture(arch: str, options: Mapping[str, Scalar] | None = None) -> Outline:
+    """Return the outline of an architecture, which is built for it.
+
+    Raises:
+        ResdeployError: as `find_fits`.
+    """
+    given = dict(options or {})
+    return outline_of(_shapes_of(arch, given), _classifier_of(arch, given))
+
+
+def _found(
+    search: Search, archs: Iterable[str], options: Mapping[str, Scalar], view: View, shapes: Shapes
+) -> list[Fit]:
+    return [fit for name in archs if (fit := search(name, options, view, shapes)) is not None]
 
 
 def fit_names(
@@ -107,7 +127,7 @@ def fit_names(
 
     The module is of any architecture; its names are taken as they are.
     """
-    needed = [name for name in wanted if not name.endswith(_COUNTER)] or [*wanted]
+    needed = [name for name in wanted if not name.endswith(COUNTER)] or [*wanted]
     found: list[Mapping[str, str]] = []
     roots = {name.removesuffix(needed[0]) for name in tensors if name.endswith(needed[0])}
     for root in sorted(root for root in roots if root in ("",) or root.endswith(".")):
@@ -202,7 +222,7 @@ def _same_sizes(shape: tuple[int, ...], other: tuple[int, ...]) -> float:
 def _has_names(arch: str, options: Mapping[str, Scalar], view: View) -> bool:
     """Test for the names of all weights, but for those of the last layer."""
     wanted = _shapes_of(arch, options)
-    missing = [n for n in wanted if n not in view.names and not n.endswith(_COUNTER)]
+    missing = [n for n in wanted if n not in view.names and not n.endswith(COUNTER)]
     if not missing:
         return True
     last = _classifier_of(arch, options)
@@ -220,7 +240,7 @@ def _match(arch: str, options: Mapping[str, Scalar], view: View, shapes: Shapes)
     if head:
         names |= {n: head[0] + n.removeprefix(last) for n in wanted if n.startswith(last)}
     fits = all(
-        shapes[names[name]] == shape if name in names else name.endswith(_COUNTER)
+        shapes[names[name]] == shape if name in names else name.endswith(COUNTER)
         for name, shape in wanted.items()
     )
     if not fits or _contradicted(wanted, names, view):
@@ -297,21 +317,15 @@ def _contradicted(wanted: Shapes, names: Mapping[str, str], view: View) -> bool:
         if full in used:
             continue
         if name.partition(".")[0] in modules:
-            if not name.endswith(_COUNTER):
+            if not name.endswith(COUNTER):
                 return True
         elif not _NOT_IN_INFERENCE.fullmatch(name):
             return True
     return False
 
 
-def _blocks(names: Iterable[str]) -> frozenset[str]:
-    """Return the numbered blocks, `layer1.0`, `layer1.1`, …, which no option adds or takes away."""
-    parts = (name.split(".") for name in names)
-    return frozenset(".".join(p[:2]) for p in parts if len(p) > 3 and p[1].isdecimal())
-
-
 def _in_common(wanted: Iterable[str], names: Iterable[str]) -> float:
-    ours, theirs = ({n for n in group if not n.endswith(_COUNTER)} for group in (wanted, names))
+    ours, theirs = ({n for n in group if not n.endswith(COUNTER)} for group in (wanted, names))
     return len(ours & theirs) / len(ours | theirs)
 
 

@@ -138,35 +138,50 @@ def element_type(kind: Any) -> torch.dtype:
     return kind
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Return what a stand-in holds as dictionaries, lists and scalars; None where that is nothing.
 
     A namespace or a dataclass becomes the dictionary of its attributes, an enumeration its value,
-    a path its text, a NumPy array a list, and OmegaConf's containers what they contain.
+    a path its text, a NumPy array a list, and OmegaConf's containers what they contain. What is
+    shared stays so; what lies in itself is None there.
     """
+    return _plain(value, {}, depth=0)
+
+
+def _plain(value: Any, made: dict[int, tuple[Any, Any]], *, depth: int) -> Any:
+    """Return the plain form; `made` has, by identity, an object, kept alive, and its form."""
+    if not isinstance(value, Mapping | list | tuple | set | frozenset | StandIn):
+        return value if isinstance(value, str | int | float | bool) else None
+    if id(value) in made:
+        return made[id(value)][1]
     if depth > _DEEPEST:
         return None
+    made[id(value)] = value, None
+    form = _form_of(value, made, depth=depth + 1)
+    made[id(value)] = value, form
+    return form
+
+
+def _form_of(value: Any, made: dict[int, tuple[Any, Any]], *, depth: int) -> Any:
     if isinstance(value, Mapping):
-        return {key: plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth + 1) for item in value]
+        return {key: _plain(item, made, depth=depth) for key, item in value.items()}
     if not isinstance(value, StandIn):
-        return value if isinstance(value, str | int | float | bool) else None
+        return [_plain(item, made, depth=depth) for item in value]
     if (array := array_of(value)) is not None:
         return array.tolist()
     fields = value.fields
     if "_content" in fields:
-        return plain(fields["_content"], depth + 1)
+        return _plain(fields["_content"], made, depth=depth)
     if type(value).origin.startswith("omegaconf.") and "_val" in fields:
-        return plain(fields["_val"], depth + 1)
+        return _plain(fields["_val"], made, depth=depth)
     if type(value).origin.startswith("pathlib."):
         return str(PurePosixPath(*(part for part in value.args if isinstance(part, str))))
     if fields:
-        return plain(fields, depth + 1)
+        return _plain(fields, made, depth=depth)
     if value.members:
-        return plain(value.members, depth + 1)
+        return _plain(value.members, made, depth=depth)
     # An enumeration's member, or a set.
-    return plain(value.args[0], depth + 1) if len(value.args) == 1 else None
+    return _plain(value.args[0], made, depth=depth) if len(value.args) == 1 else None
 
 
 def array_of(value: Any) -> np.ndarray[Any, Any] | None:

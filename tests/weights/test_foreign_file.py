@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resdeploy.errors import ResdeployError
+from resdeploy.weights import foreign_file
 from resdeploy.weights.foreign_file import is_weights_folder, read_foreign
 
 WEIGHTS = {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "fc.bias": torch.ones(2)}
@@ -138,6 +139,40 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert not is_weights_folder(tmp_path)
     with pytest.raises(ResdeployError, match=r"holds neither a run of resdeploy nor weights"):
         read_foreign(tmp_path)
+
+
+# --- dictionaries in one another ------------------------------------------------------------------
+
+
+def test_a_dictionary_that_holds_itself_is_read_once(tmp_path):
+    content = {"state_dict": dict(WEIGHTS), "config": {"lr": 0.1}}
+    content["again"] = content["and again"] = content
+    content["config"].update(whole=content, own=content["config"], other=content["config"])
+    torch.save(content, tmp_path / "a.pt")
+    file = read_foreign(tmp_path / "a.pt")
+    assert_same_tensors(file.tensors, {f"state_dict.{name}": t for name, t in WEIGHTS.items()})
+    assert file.words["config"] == {"lr": 0.1, "whole": None, "own": None, "other": None}
+
+
+def test_a_dictionary_in_two_places_is_read_in_both(tmp_path):
+    torch.save({"model": WEIGHTS, "best": {"net": WEIGHTS}}, tmp_path / "a.pt")
+    names = {f"{root}.{name}" for root in ("model", "best.net") for name in WEIGHTS}
+    assert set(read_foreign(tmp_path / "a.pt").tensors) == names
+
+
+def test_dictionaries_that_share_others_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign_file, "_MOST_SEEN", 2_000)
+    content = {"w": torch.ones(1)}
+    for _ in range(30):
+        content = {"a": content, "b": content, "c": [content] * 9}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(
+        ResdeployError, match=r"lie in one another in more than 2,000 ways"
+    ) as caught:
+        read_foreign(tmp_path / "a.pt")
+    assert caught.value.where == str(tmp_path / "a.pt")
+    torch.save({"w": torch.ones(1), "words": {"deep": content["c"]}}, tmp_path / "b.pt")
+    assert set(read_foreign(tmp_path / "b.pt").tensors) == {"w"}
 
 
 # --- TorchScript ----------------------------------------------------------------------------------

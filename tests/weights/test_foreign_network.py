@@ -115,9 +115,10 @@ def test_counters_may_be_missing_and_statistics_may_not():
 @pytest.mark.parametrize(
     ("raw", "averaged"),
     [
-        ("state_dict.", "state_dict_ema."),
-        ("model.", "model_ema.module."),
         ("state_dict.model.", "state_dict.ema_model.module."),
+        ("state_dict.model.", "state_dict.model_ema."),
+        ("student.", "model_ema."),
+        ("model.", "state_dict_ema."),
         ("state_dict.model.", "callbacks.EMACallback.ema_weights."),
         ("net.", "swa_model."),
         ("online.", "ema."),
@@ -132,6 +133,44 @@ def test_raw_and_averaged_weights_are_a_choice(raw, averaged):
     assert_found(find_network(file, weights="raw"), one)
     assert_found(find_network(file, weights="ema"), other)
     assert_found(find_network(file, weights=averaged.removesuffix(".")), other)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("state_dict.", "state_dict_ema."),
+        ("state_dict.module.", "state_dict_ema.module."),
+        ("state_dict.module._orig_mod.", "state_dict_ema."),
+        ("model.", "model_ema."),
+        ("model.", "model_ema.module."),
+    ],
+)
+def test_averaged_weights_of_a_training_script_come_before_the_raw_ones(raw, averaged):
+    one, other = weights_of(), weights_of(seed=1)
+    file = file_of(
+        under(raw, one) | under(averaged, other) | {"model_ema.n_averaged": torch.tensor(3)}
+    )
+    network = find_network(file)
+    assert_found(network, other)
+    title = averaged.removesuffix(".")
+    said = f"weights: the averaged ones ({title}), as timm loads them; --weights raw for the others"
+    assert said in network.notes
+    assert any(
+        note.startswith("left out: ") and raw.partition(".")[0] in note for note in network.notes
+    )
+    raw_network = find_network(file, weights="raw")
+    assert_found(raw_network, one)
+    assert f"weights: {raw.removesuffix('.')}" in raw_network.notes
+    assert f"weights: {title}" in find_network(file, weights="ema").notes
+
+
+def test_averaged_weights_beside_two_raw_sets_are_a_choice():
+    sets = ("state_dict.", "state_dict_ema.", "best.")
+    tensors = {}
+    for seed, prefix in enumerate(sets):
+        tensors |= under(prefix, weights_of(seed=seed))
+    with pytest.raises(ResdeployError, match="3 sets of weights"):
+        find_network(file_of(tensors))
 
 
 def test_averaged_weights_alone_need_no_choice():
@@ -278,10 +317,12 @@ def test_a_classifier_among_other_layers_is_none():
         find_network(file_of(trunk | head | renamed(head, ("head.0.", "classifier."))))
 
 
-def test_a_trunk_without_a_classifier_is_a_network_of_features():
-    network = find_network(file_of(without(weights_of(), "fc.")))
+def test_a_trunk_without_a_classifier_gives_features():
+    weights = without(weights_of(), "fc.")
+    network = find_network(file_of(weights))
+    assert_found(network, weights)
     assert network.model.num_classes == 0
-    assert "fc.weight" not in network.state_dict
+    assert "resnet18, without a head, its outputs are features" in network.notes[0]
 
 
 @pytest.mark.parametrize("name", ["last_linear", "classifier", "fc.1", "linear"])
@@ -449,3 +490,10 @@ def test_a_module_with_averaged_weights_beside_it_is_a_choice():
         weights_for(small(), file_of(tensors))
     found, _ = weights_for(small(), file_of(tensors), weights="ema")
     assert torch.equal(found["0.weight"], tensors["ema.0.weight"])
+
+
+def test_a_module_takes_the_averaged_weights_of_a_training_script():
+    tensors = under("model.", small().state_dict()) | under("model_ema.", small().state_dict())
+    found, notes = weights_for(small(), file_of(tensors))
+    assert torch.equal(found["0.weight"], tensors["model_ema.0.weight"])
+    assert notes[0].startswith("weights: the averaged ones (model_ema)")
