@@ -251,3 +251,39 @@ def test_a_model_that_returns_its_input_is_refused(tmp_path, module):
     with pytest.raises(UnsupportedModelError, match="computes nothing"):
         export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("open_sides", [(), ("height", "width")])
+@pytest.mark.parametrize("resize", [{"size": (12, 12)}, {"scale_factor": 0.6}])
+def test_a_nearest_value_that_rounding_chooses_is_refused(tmp_path, resize, open_sides):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x * 2, mode="nearest", **resize)
+
+    source = SourceModel(
+        module=Net().eval(),
+        input_shape=(3, 20, 20),
+        description="",
+        info=None,
+        open_sides=open_sides,
+    )
+    with pytest.raises(UnsupportedModelError, match="nearest, where rounding may take") as caught:
+        export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale_factor", [2, 3.0, (2, 4)])
+def test_nearest_by_a_whole_factor_takes_open_sides(tmp_path, scale_factor):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x * 2, scale_factor=scale_factor, mode="nearest")
+
+    source = SourceModel(
+        module=Net().eval(),
+        input_shape=(3, 6, 10),
+        description="",
+        info=None,
+        open_sides=("height", "width"),
+    )
+    assert export_onnx(source, ExportSpec(), tmp_path / "model.onnx").verification.passed
