@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from resdeploy import __version__
-from resdeploy.data.named_inputs import values_per_sample
+from resdeploy.data.named_inputs import by_name, values_per_sample
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export.embedded import split_preprocess
 from resdeploy.export.golden import golden_for
@@ -33,6 +34,8 @@ from resdeploy.export.translate import translate
 from resdeploy.files import atomic_write
 from resdeploy.fold.pipeline import optimize
 from resdeploy.graph.drop_unused import drop_unused
+from resdeploy.graph.float64 import evaluate_float64
+from resdeploy.graph.float64_corners import CornerError
 from resdeploy.graph.lower_opset import OLDEST_OPSET
 from resdeploy.graph.name_io import rename_io
 from resdeploy.machine.boards import Board, find_board
@@ -78,7 +81,8 @@ def export_onnx(
 
     Raises:
         ResdeployError: the request is wrong, or `out` cannot be written.
-        UnsupportedModelError: the model cannot be traced or translated.
+        UnsupportedModelError: the model cannot be traced or translated, or its outputs differ in a
+            corner of an operator that runtimes read in two ways.
     """
     _check_opset(spec.opset)
     try:
@@ -153,9 +157,27 @@ def _verified(
         if verification is None or not here.passed:
             verification = here
         if not here.passed:
+            _refuse_corner(file, own)
             break
     assert verification is not None
     return verification
+
+
+def _refuse_corner(file: Path, golden: Golden) -> None:
+    """Raise CornerError if the outputs differ where runtimes do not agree on an operator."""
+    model = onnx.load(file)
+    count = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    samples = np.resize(golden.inputs, (count, *golden.inputs.shape[1:]))
+    try:
+        evaluate_float64(model, by_name(samples, [value.name for value in model.graph.input]))
+    except CornerError as error:
+        raise CornerError(
+            error.what,
+            where=error.where,
+            fix="write that step in another way; for nearest, resize by a whole factor",
+        ) from error
+    except UnsupportedModelError:
+        return  # it is not known what the operators compute: the outputs alone are judged
 
 
 def _write(
@@ -188,6 +210,7 @@ def _write(
         on_stage=on_stage,
     )
     model = optimized.model
+    _refuse_identity(model)
     if spec.newest_ir_version is not None:
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
@@ -214,6 +237,15 @@ def _write(
         versions=stage_versions(),
         source=source.notes,
     )
+
+
+def _refuse_identity(model: ir.Model) -> None:
+    """Raise UnsupportedModelError for a file in which no kernel would run."""
+    if all(node.op_type == "Identity" for node in model.graph):
+        raise UnsupportedModelError(
+            "The model computes nothing: it returns its inputs as they are.",
+            fix="export a model whose forward pass computes its outputs",
+        )
 
 
 def _refuse_lacking(model: ir.Model, board: Board) -> None:

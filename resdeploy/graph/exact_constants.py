@@ -8,8 +8,11 @@ rounded at each step, and once more when something is folded into them. So a con
 computed waits in float64, under a value that still has the type of the model; a fold reads all its
 digits.
 
+So are the axes of a reduction made constants, which torch's exporter sends through a Reshape. With
+axes that are computed, onnxsim infers no shape of the result, and makes ones of what Shape returns.
+
 Left to others, which compute each value in its own type
-1. values only moved about: there is nothing to round;
+1. other values that are only moved about: there is nothing to round;
 2. operators unknown to float64's evaluator;
 3. what a value goes through on the way to or from an operator that is not of a closed list: a cast
    between types of floats or to integers (bits that are cut off, weights that were made coarse on
@@ -52,8 +55,10 @@ _DRAWS = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 
 def compute_exactly(model: ir.Model) -> PassReport:
-    """Make a constant of each float that is computed from constants alone, in place."""
+    """Make a constant of each float, and of axes, computed from constants alone, in place."""
     wanted = _computed_constants(model.graph)
+    for value in wanted:
+        value.dtype = value.dtype or ir.DataType.INT64  # axes, whose type nobody has to state
     try:
         values = _evaluate(model, [str(value.name) for value in wanted]) if wanted else {}
     except UnsupportedModelError:  # 2
@@ -61,7 +66,8 @@ def compute_exactly(model: ir.Model) -> PassReport:
     for value in wanted:
         if value.name not in values:
             continue
-        tensor = ir.tensor(values[value.name], dtype=ir.DataType.DOUBLE, name=value.name)
+        dtype = ir.DataType.DOUBLE if value.dtype in _FLOATS else ir.DataType.INT64
+        tensor = ir.tensor(values[value.name], dtype=dtype, name=value.name)
         constant = ir.Value(name=value.name, type=value.type, const_value=tensor)
         constant.shape = ir.Shape(tensor.shape.numpy())
         value.replace_all_uses_with(constant)
@@ -86,7 +92,7 @@ def round_once(model: ir.Model) -> None:
 
 
 def _computed_constants(graph: ir.Graph) -> list[ir.Value]:
-    """Return the floats that arithmetic makes of constants, and that something else reads."""
+    """Return the floats that arithmetic makes of constants, where others read them, and axes."""
     constant: dict[ir.Node, bool] = {}  # whether there is arithmetic in it
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
@@ -103,11 +109,17 @@ def _computed_constants(graph: ir.Graph) -> list[ir.Value]:
         value
         for node, rounds in constant.items()
         for value in node.outputs
-        if rounds
-        and value.dtype in _FLOATS
+        if ((rounds and value.dtype in _FLOATS) or _are_axes(value))
         and not value.is_graph_output()
         and any(reader not in constant for reader, _ in value.uses())
     ]
+
+
+def _are_axes(value: ir.Value) -> bool:
+    """True for the axes of a reduction that are computed."""
+    return why_it_varies(value) is not None and any(
+        reader.op_type.startswith("Reduce") and index == 1 for reader, index in value.uses()
+    )
 
 
 def _around_other_functions(constant: Mapping[ir.Node, bool]) -> set[ir.Node]:

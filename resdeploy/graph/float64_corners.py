@@ -20,7 +20,7 @@ from resdeploy.graph.affine_layer import Array
 from resdeploy.graph.float64_operators import WRITTEN_OUT
 from resdeploy.graph.float64_resize import Axis, nearest, places, resized_axes
 
-__all__ = ["CORNERS", "GUARDED", "OLDEST_OPSET", "Corner", "UnknownOperatorError"]
+__all__ = ["CORNERS", "GUARDED", "OLDEST_OPSET", "Corner", "CornerError", "UnknownOperatorError"]
 
 # Before it, operators broadcast by an attribute, and ONNX Runtime does not promise to read them.
 OLDEST_OPSET = 7
@@ -28,6 +28,10 @@ OLDEST_OPSET = 7
 
 class UnknownOperatorError(UnsupportedModelError):
     """An operator, or a corner of one, whose meaning in float64 is not known here."""
+
+
+class CornerError(UnknownOperatorError):
+    """A corner of an operator, in which two evaluators do not agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -389,7 +393,7 @@ class _Guarded(OpRun):
         )
         for corner in CORNERS:
             if self.op_type in corner.operators and corner.holds(call):
-                raise UnknownOperatorError(
+                raise CornerError(
                     f"{self.op_type} ({corner.name}) is no reference in float64: {corner.why}.",
                     where=f"the node {self.onnx_node.name or self.output[0]!r}",
                 )

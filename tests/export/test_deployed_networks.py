@@ -18,16 +18,9 @@ KEPT = {
 }
 
 
-# ONNX Runtime refuses its file: the sizes of its Resize have a batch of 1.
-BROKEN = ("DeepLabV3",)
-
-
-def marks(name):
-    broken = [pytest.mark.xfail(strict=True)] if name in BROKEN else []
-    return [*broken, *([] if name in FAST else [pytest.mark.slow])]
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in NETWORKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in NETWORKS]
+)
 def test_is_exported_folded_and_proved(tmp_path, name):
     module, shape = build(name), NETWORKS[name][1]
     exported = resdeploy.export(module, tmp_path / "m.onnx", input_shape=shape)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from resdeploy.errors import ResdeployError, UnsupportedModelError
@@ -216,3 +217,73 @@ def test_golden_inputs_of_the_caller_are_used(source, tmp_path):
     golden = golden_for(source, num_inputs=5)
     report = export_onnx(source, ExportSpec(), tmp_path / "model.onnx", golden=golden)
     assert report.verification.golden.num_inputs == 5
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda y: F.adaptive_avg_pool2d(y, 1),
+        lambda y: y.mean((2, 3), keepdim=True),
+        lambda y: y.amax((-1, -2), keepdim=True),
+        lambda y: y.sum(-1, keepdim=True),
+    ],
+)
+def test_what_was_reduced_is_resized_in_any_batch(tmp_path, reduce):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return F.interpolate(reduce(y), size=y.shape[-2:], mode="bilinear")
+
+    torch.manual_seed(0)
+    source = SourceModel(module=Net().eval(), input_shape=(3, 6, 8), description="", info=None)
+    assert export_onnx(source, ExportSpec(), tmp_path / "model.onnx").verification.passed
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Identity(), nn.Dropout(0.5), nn.Sequential(nn.Identity(), nn.Identity())]
+)
+def test_a_model_that_returns_its_input_is_refused(tmp_path, module):
+    source = SourceModel(module=module.eval(), input_shape=(4,), description="", info=None)
+    with pytest.raises(UnsupportedModelError, match="computes nothing"):
+        export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("open_sides", [(), ("height", "width")])
+@pytest.mark.parametrize("resize", [{"size": (12, 12)}, {"scale_factor": 0.6}])
+def test_a_nearest_value_that_rounding_chooses_is_refused(tmp_path, resize, open_sides):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x * 2, mode="nearest", **resize)
+
+    source = SourceModel(
+        module=Net().eval(),
+        input_shape=(3, 20, 20),
+        description="",
+        info=None,
+        open_sides=open_sides,
+    )
+    with pytest.raises(UnsupportedModelError, match="nearest, where rounding may take") as caught:
+        export_onnx(source, ExportSpec(), tmp_path / "model.onnx")
+    assert caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale_factor", [2, 3.0, (2, 4)])
+def test_nearest_by_a_whole_factor_takes_open_sides(tmp_path, scale_factor):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x * 2, scale_factor=scale_factor, mode="nearest")
+
+    source = SourceModel(
+        module=Net().eval(),
+        input_shape=(3, 6, 10),
+        description="",
+        info=None,
+        open_sides=("height", "width"),
+    )
+    assert export_onnx(source, ExportSpec(), tmp_path / "model.onnx").verification.passed
