@@ -145,11 +145,12 @@ def bundle(
             )
         else:
             trained = model_of(
-                source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
+                source,
+                input_shape=input_shape,
+                embed_preprocess=embed_preprocess,
+                layout=layout,
+                dynamic=dynamic,
             )
-            from resdeploy.export.source import with_open_sides
-
-            trained = with_open_sides(trained, dynamic)
             parts = _exported(trained, export, model, chosen, num_inputs, on_stage)
         on_stage("pack")
         manifest = _pack(parts, model, path, name=name, force=force)
