@@ -147,14 +147,20 @@ def model_of(
     input_shape: InputShape | None = None,
     embed_preprocess: bool = False,
     layout: Layout = "NCHW",
+    dynamic: Sequence[str] = (),
     name: str = "source",
 ) -> "SourceModel":
     """Return the trained model of a source, with its preprocessing inside if that is asked for.
 
-    With `layout` NHWC it takes its images with their channels last.
+    With `layout` NHWC it takes its images with their channels last; sides in `dynamic` stay open.
     """
     from resdeploy.export.embedded import embed_preprocess as embedded
-    from resdeploy.export.source import SourceModel, load_source, model_of_module
+    from resdeploy.export.source import (
+        SourceModel,
+        load_source,
+        model_of_module,
+        with_open_sides,
+    )
 
     if (spec := source_spec(source, input_shape)) is not None:
         model = load_source(spec)
@@ -163,7 +169,8 @@ def model_of(
     else:
         model = model_of_module(source, input_shape, name=name)
     if embed_preprocess:
-        return embedded(model)
+        return with_open_sides(embedded(model), dynamic)
+    model = with_open_sides(model, dynamic)
     if layout == "NHWC":
         from resdeploy.export.channels_last import channels_last
 

@@ -29,7 +29,7 @@ from resdeploy.schema.benchmarks import (
     RunnerSpec,
     Scenario,
 )
-from resdeploy.schema.files import InputSpec, SourceSpec, inputs_of
+from resdeploy.schema.files import SourceSpec, inputs_of
 from resdeploy.schema.sessions import SessionSpec
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def bench(
 
         path, opened = opened_model(path)
         if opened is not None:
-            specs = [_with_sizes(one, opened) for one in specs]
+            sizes_asked = spec.inputs or opened.golden_sizes
+            specs = [dataclasses.replace(one, inputs=sizes_asked) for one in specs]
         if not is_compared:
             return _sweep(_ways(path, specs, opened if provider is None else None), on_progress)
         if runner is None and other is not None and other.suffix == ".json":
@@ -285,21 +286,6 @@ def _ways(
 
     found = [(spec, *fastest_way(bundle, batch_size=spec.batch_size)) for spec in specs]
     return [(path, dataclasses.replace(spec, session=session)) for spec, path, session in found]
-
-
-def _with_sizes(spec: BenchSpec, bundle: "BundleFolder") -> BenchSpec:
-    """Return the spec with the sizes of the golden inputs, where none are asked for."""
-    from resdeploy.data.named_inputs import each_input
-
-    tensors, golden = bundle.manifest.inputs, bundle.golden.inputs
-    if spec.inputs or all(isinstance(n, int) for one in tensors for n in one.shape[1:]):
-        return spec
-    arrays = each_input(golden[:1])
-    inputs = [
-        InputSpec(name=one.name, shape=array.shape[1:])
-        for one, array in zip(tensors, arrays, strict=True)
-    ]
-    return dataclasses.replace(spec, inputs=tuple(inputs))
 
 
 def _sweep(ways: Sequence[tuple[Path, BenchSpec]], on_progress: OnProgress) -> BenchReport:

@@ -7,7 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy import __version__
 from resdeploy.api.arguments import (
@@ -35,6 +35,8 @@ from resdeploy.schema.exports import ExportReport, ExportSpec
 from resdeploy.schema.recipes import DataSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from resdeploy.api.bundle_onnx import Parts
     from resdeploy.export.source import SourceModel
     from resdeploy.verify.certify import Reference
@@ -143,11 +145,12 @@ def bundle(
             )
         else:
             trained = model_of(
-                source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
+                source,
+                input_shape=input_shape,
+                embed_preprocess=embed_preprocess,
+                layout=layout,
+                dynamic=dynamic,
             )
-            from resdeploy.export.source import with_open_sides
-
-            trained = with_open_sides(trained, dynamic)
             parts = _exported(trained, export, model, chosen, num_inputs, on_stage)
         on_stage("pack")
         manifest = _pack(parts, model, path, name=name, force=force)
@@ -286,10 +289,8 @@ class Bundle:
         Raises:
             BundleError: it is damaged, or is no bundle.
             EnvironmentLacksError: the provider did not start.
-            ResdeployError: its outputs are no class scores.
         """
         from resdeploy.bundle.archive import opened_bundle
-        from resdeploy.bundle.evaluate import require_class_scores
         from resdeploy.bundle.tuned_settings import fastest_way
         from resdeploy.session.session import open_session
 
@@ -299,7 +300,6 @@ class Bundle:
             model, session = (self._folder.model, spec) if spec else fastest_way(self._folder)
             self._model = Path(model).name
             self._session = open_session(model, session)
-            require_class_scores(self._session, where=self._folder.manifest.name)
             # Also at the end of the program, so that nothing unpacked is left behind.
             self._close = weakref.finalize(self, stack.pop_all().close)
         self.name: str = self._folder.manifest.name
@@ -310,7 +310,8 @@ class Bundle:
         """Name the likeliest classes of one sample: an image, its file, or an array.
 
         Raises:
-            ResdeployError: it is several samples, or does not fit the model.
+            ResdeployError: it is several samples, or does not fit the model, or the outputs are no
+                class scores.
         """
         found = self.predict(sample, top=top).predictions
         if len(found) != 1:
@@ -320,18 +321,40 @@ class Bundle:
             )
         return found[0]
 
-    def predict(self, inputs: Inputs, *, top: int = 5) -> PredictReport:
+    def predict(
+        self, inputs: Inputs, *, top: int = 5, out: PathLike | None = None, force: bool = False
+    ) -> PredictReport:
         """Name the `top` likeliest classes of each input, as `resdeploy.predict` does.
+
+        With `out`, the outputs are written there instead, as by `resdeploy.predict`.
+
+        Raises:
+            ResdeployError: an input does not fit the model, its outputs are no class scores and
+                there is no `out`, `out` exists, or the bundle was closed.
+        """
+        from resdeploy.bundle.predict import card_of, predict_with
+
+        self._refuse_closed()
+        card, written = card_of(self._folder), optional_path(out, "out")
+        return predict_with(
+            card, self._model, self._session, inputs, top=top, out=written, force=force
+        )
+
+    def outputs(self, inputs: Inputs) -> "dict[str, NDArray[Any]]":
+        """Return the model's outputs for N inputs by name, each (N, ...), whatever they are.
 
         Raises:
             ResdeployError: an input does not fit the model, or the bundle was closed.
         """
+        from resdeploy.bundle.predict import card_of, predict_outputs
+
+        self._refuse_closed()
+        _, outputs = predict_outputs(self._session, inputs, card_of(self._folder).preprocess)
+        return outputs
+
+    def _refuse_closed(self) -> None:
         if not self._close.alive:
             raise ResdeployError("The bundle was closed.", where=self.name, fix="open it again")
-        from resdeploy.bundle.predict import card_of, predict_classes
-
-        card = card_of(self._folder)
-        return predict_classes(card, self._model, self._session, inputs, num_classes=top)
 
     def close(self) -> None:
         """Close the session, and delete unpacked files."""

@@ -74,18 +74,25 @@ def onnx_parts(
         UnsupportedModelError: the reference has operators that cannot be computed in float64.
     """
     from resdeploy.bundle.evaluate import stated_records
+    from resdeploy.data.usual_preprocess import says_preprocess
     from resdeploy.session.session import input_specs, open_session, output_specs
     from resdeploy.verify.outputs import judge_outputs
 
     path = Path(spec.path or "")
-    if unfit := [name for name in ("arch", "options", "factory") if getattr(spec, name)]:
+    if unfit := [name for name in ("arch", "options", "factory", "weights") if getattr(spec, name)]:
         raise ResdeployError(f"An ONNX file needs no {unfit[0]}.", where=str(path))
     _copy_whole(path, model)
     session = open_session(model, SessionSpec())
     inputs = input_specs(session)
     preprocess, labels = stated_records(session, where=str(path))
+    if spec.labels is not None or says_preprocess(spec):
+        raise ResdeployError(
+            "An ONNX file takes its preprocessing and class names from a recipe.",
+            where=str(path),
+            fix="write a recipe.toml with [preprocess] and a labels.txt beside it: --recipe PATH",
+        )
     if spec.recipe is not None:
-        preprocess, labels = _of_recipe(spec.recipe, inputs[0])
+        preprocess, labels = _of_recipe(spec.recipe, inputs[0], preprocess, labels)
     given, truth = _held_out(data, preprocess, num_inputs)
     golden, graph = _judge(spec, reference, given, num_inputs)
     golden = dataclasses.replace(golden, labels=truth)
@@ -143,24 +150,28 @@ def _copy_whole(path: Path, model: Path) -> None:
     model.write_bytes(file.model.SerializeToString(deterministic=True))
 
 
-def _of_recipe(name: str, tensor: TensorSpec) -> tuple[Preprocess, tuple[str, ...]]:
-    """Return the preprocessing and the labels of a recipe, in the layout of the model's input."""
+def _of_recipe(
+    name: str, tensor: TensorSpec, preprocess: Preprocess | None, labels: tuple[str, ...]
+) -> tuple[Preprocess | None, tuple[str, ...]]:
+    """Return what a recipe says in place of these, in the layout of the model's input."""
     from resdeploy.data.preprocess import fed_shape
-    from resdeploy.recipe import load_recipe
+    from resdeploy.recipe import load_inputs
 
-    recipe = load_recipe(name)
+    found, named = load_inputs(name)
+    labels = named or labels
+    if found is None:
+        return preprocess, labels
     stated = tensor.shape[1:]
     for layout in ("NCHW", "NHWC"):
-        preprocess = dataclasses.replace(recipe.preprocess, layout=layout)
+        preprocess = dataclasses.replace(found, layout=layout)
         sizes = fed_shape(preprocess)
         if len(sizes) == len(stated) and all(
             not isinstance(known, int) or known == size
             for known, size in zip(stated, sizes, strict=True)
         ):
-            return preprocess, recipe.labels
+            return preprocess, labels
     raise ResdeployError(
-        f"The recipe makes samples of shape {recipe.preprocess.input_shape}; the model takes "
-        f"{stated}.",
+        f"The recipe makes samples of shape {found.input_shape}; the model takes {stated}.",
         where=name,
         fix="name the recipe that the model was trained by, or a recipe.toml of your own",
     )

@@ -79,11 +79,13 @@ def export(
         output_names=output_names,
     )
     from resdeploy.export.export import export_onnx
-    from resdeploy.export.source import with_open_sides
 
     on_stage("load")
     model = model_of(
-        source, input_shape=input_shape, embed_preprocess=embed_preprocess, layout=layout
+        source,
+        input_shape=input_shape,
+        embed_preprocess=embed_preprocess,
+        layout=layout,
+        dynamic=dynamic,
     )
-    model = with_open_sides(model, dynamic)
     return export_onnx(model, spec, path, force=force, on_stage=on_stage)

@@ -198,6 +198,7 @@ def require_class_scores(session: Session, *, where: str) -> None:
             + ", ".join(f"{o.name} {'x'.join(map(str, o.shape))}" for o in outputs)
             + ".",
             where=where,
+            fix="run resdeploy predict with -o FILE.npz, which writes the outputs themselves",
         )
 
 

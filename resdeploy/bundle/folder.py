@@ -27,12 +27,13 @@ from types import MappingProxyType
 from typing import Any
 
 from resdeploy.bundle.page import readme_text
+from resdeploy.data.named_inputs import each_input
 from resdeploy.errors import BundleError, ResdeployError
 from resdeploy.files import atomic_directory, file_info, sha256_file
 from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.exports import ExportReport
-from resdeploy.schema.files import FileInfo, TensorSpec
+from resdeploy.schema.files import FileInfo, InputSpec, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.tunings import TunedSettings, TunedTarget
 from resdeploy.schema.verdicts import FileProof
@@ -72,6 +73,18 @@ class BundleFolder:
     model: Path
     golden: Golden
     labels: tuple[str, ...]
+
+    @property
+    def golden_sizes(self) -> tuple[InputSpec, ...]:
+        """The inputs in the size of the golden ones; () where the model leaves none open."""
+        tensors = self.manifest.inputs
+        if all(isinstance(size, int) for one in tensors for size in one.shape[1:]):
+            return ()
+        arrays = each_input(self.golden.inputs[:1])
+        return tuple(
+            InputSpec(name=one.name, shape=array.shape[1:])
+            for one, array in zip(tensors, arrays, strict=True)
+        )
 
 
 def write_bundle(

@@ -1,24 +1,30 @@
-"""Predictions of a model: the likeliest classes of each input.
+"""Predictions of a model: the likeliest classes of each input, or its outputs themselves.
 
 Shapes: N inputs, K classes.
 """
 
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resdeploy.bundle.evaluate import require_class_scores
 from resdeploy.bundle.folder import BundleFolder
 from resdeploy.data.samples import read_named, read_samples
 from resdeploy.errors import ResdeployError
+from resdeploy.files import atomic_write, file_info
 from resdeploy.schema.bundles import ClassScore, Prediction, PredictReport
+from resdeploy.schema.files import TensorSpec
 from resdeploy.schema.recipes import Preprocess
-from resdeploy.session.run import run_session
+from resdeploy.session.run import run_session, session_outputs
 from resdeploy.session.session import Session, input_specs
 
-__all__ = ["ModelCard", "card_of", "predict_classes", "softmax"]
+__all__ = ["ModelCard", "card_of", "predict_classes", "predict_outputs", "predict_with", "softmax"]
 
 # Samples in memory at a time.
 _BATCH_SIZE = 8
@@ -44,36 +50,101 @@ def card_of(bundle: BundleFolder) -> ModelCard:
     )
 
 
-def predict_classes(
-    card: ModelCard, model: str, session: Session, inputs: Any, *, num_classes: int = 5
+def predict_with(
+    card: ModelCard,
+    model: str,
+    session: Session,
+    inputs: Any,
+    *,
+    top: int,
+    out: Path | None = None,
+    force: bool = False,
 ) -> PredictReport:
+    """Return the `top` likeliest classes of every input, or write the outputs for it to `out`.
+
+    `session` is of the file `model`; `inputs` are those of `read_samples`, or of `read_named`.
+
+    Raises:
+        ResdeployError: an input does not fit the model; without `out`, its outputs are no class
+            scores; or `out` exists and `force` is not given.
+    """
+    report = PredictReport(
+        name=card.name, digest=card.digest, model=model, session=session.info, predictions=()
+    )
+    if out is None:
+        require_class_scores(session, where=card.name)
+        return replace(report, predictions=predict_classes(card, session, inputs, num_classes=top))
+    names, outputs = predict_outputs(session, inputs, card.preprocess)
+    with atomic_write(out, force=force) as path, zipfile.ZipFile(path, "w") as archive:
+        # By hand, as numpy.savez takes no array that is called `file`.
+        for name, array in outputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return replace(
+        report,
+        predictions=tuple(Prediction(input=name, classes=()) for name in names),
+        file=file_info(out, relative_to=out.parent),
+        outputs=tuple(
+            TensorSpec(name=n, dtype=y.dtype.name, shape=y.shape) for n, y in outputs.items()
+        ),
+    )
+
+
+def predict_classes(
+    card: ModelCard, session: Session, inputs: Any, *, num_classes: int = 5
+) -> tuple[Prediction, ...]:
     """Return the likeliest classes of every input.
 
-    `session` is of the file `model`, a model with one row of class scores, described by `card`;
-    `inputs` are those of `read_samples`; at most `num_classes` classes are named.
+    `session` is of a model with one row of class scores, described by `card`; `inputs` are those of
+    `read_samples`, or of `read_named`; at most `num_classes` classes are named.
 
     Raises:
         ResdeployError: an input does not fit the model, or an output is not finite.
     """
-    predictions: list[Prediction] = []
+    return tuple(
+        _prediction(name, scores_K, card, num_classes)
+        for names, batch in _batches(session, inputs, card.preprocess)
+        for name, scores_K in zip(names, run_session(session, batch), strict=True)
+    )
+
+
+def predict_outputs(
+    session: Session, inputs: Any, preprocess: Preprocess | None
+) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return the names of the N inputs, and the outputs for them by name, each (N, ...).
+
+    Raises:
+        ResdeployError: an input does not fit the model; inputs, or the outputs for them, are of
+            several shapes; or there are no inputs.
+    """
+    names: list[str] = []
+    parts: list[dict[str, NDArray[Any]]] = []
+    for group, batch in _batches(session, inputs, preprocess):
+        names += group
+        parts.append(session_outputs(session, batch))
+        if len(shapes := {str({n: y.shape[1:] for n, y in one.items()}) for one in parts}) > 1:
+            raise ResdeployError(
+                f"The outputs have different shapes: {', '.join(sorted(shapes))}.",
+                where=names[-1],
+                fix="ask for inputs of one size at a time",
+            )
+    if not parts:
+        raise ResdeployError("There are no inputs.", fix="give at least one")
+    return tuple(names), {n: np.concatenate([one[n] for one in parts]) for n in parts[0]}
+
+
+def _batches(
+    session: Session, inputs: Any, preprocess: Preprocess | None
+) -> Iterator[tuple[tuple[str, ...], NDArray[Any]]]:
+    """Yield the samples of a model in batches, with their names."""
     fed = [tensor.name for tensor in input_specs(session)]
     is_single = len(fed) == 1
-    samples = read_samples(inputs, card.preprocess) if is_single else read_named(inputs, fed)
+    samples = read_samples(inputs, preprocess) if is_single else read_named(inputs, fed)
     while group := list(islice(samples, _BATCH_SIZE)):
         names, arrays = zip(*group, strict=True)
         if len(shapes := {str(array.shape if is_single else array.dtype) for array in arrays}) > 1:
             raise ResdeployError(f"The inputs have different shapes: {', '.join(sorted(shapes))}.")
-        predictions += [
-            _prediction(name, scores_K, card, num_classes)
-            for name, scores_K in zip(names, run_session(session, np.stack(arrays)), strict=True)
-        ]
-    return PredictReport(
-        name=card.name,
-        digest=card.digest,
-        model=model,
-        session=session.info,
-        predictions=tuple(predictions),
-    )
+        yield names, np.stack(arrays)
 
 
 def softmax(scores_K: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ def bundle(
         original = dataclasses.replace(
             source, path=None if reference is None else str(reference), recipe=None
         )
-        source = SourceSpec(path=source.path, input_shape=source.input_shape, recipe=source.recipe)
+        source = dataclasses.replace(source, arch=None, options={}, factory=None, weights=None)
     from resdeploy.api.bundle import bundle as bundle_model
     from resdeploy.cli.progress import show_stages
 

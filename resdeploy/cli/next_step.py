@@ -61,7 +61,7 @@ def next_step(context: click.Context, *, passed: bool) -> str | None:
             words = ["check", options["out"]]
         case "check" if passed:
             words = ["predict", options["bundle"], "IMAGE"]
-        case "predict":
+        case "predict" if options["out"] is None:
             words = ["evaluate", options["bundle"], "--data", "FOLDER"]
         case "evaluate" if options["against"] is None:
             words = ["evaluate", options["model"], "--data", options["data"], "--against", "OTHER"]

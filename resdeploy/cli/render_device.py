@@ -13,7 +13,7 @@ __all__ = ["render_doctor", "render_predict", "render_probe", "render_remote"]
 
 
 def render_predict(report: PredictReport) -> Lines:
-    """Yield the classes of each input, the likeliest first."""
+    """Yield the classes of each input, the likeliest first, or the outputs that were written."""
     rows = []
     for prediction in report.predictions:
         for place, scored in enumerate(prediction.classes):
@@ -23,7 +23,12 @@ def render_predict(report: PredictReport) -> Lines:
             )
     session = report.session
     title = f"{report.name} on {session.spec.provider}"
-    yield from table(title, ("input", "class", "probability"), rows)
+    if report.file is None:
+        yield from table(title, ("input", "class", "probability"), rows)
+    else:
+        arrays = [(o.name, o.dtype, "x".join(map(str, o.shape))) for o in report.outputs]
+        yield from table(title, ("output", "type", "shape"), arrays)
+        yield f"{report.file.path}: a row for each of {len(report.predictions)} inputs, in order"
     yield f"digest {report.digest[:16]}, {session.runtime} {session.runtime_version}"
 
 

@@ -50,8 +50,15 @@ def embed_preprocess(source: SourceModel) -> SourceModel:
     """Return `source` as a model of pixels, uint8 (N, H, W, C).
 
     Raises:
-        ResdeployError: its preprocessing is not known, or is not one of images.
+        ResdeployError: its preprocessing is not known, or is not one of images; or it has several
+            inputs.
     """
+    if len(source.inputs) > 1:
+        raise ResdeployError(
+            f"The model takes several inputs: {', '.join(source.input_names)}.",
+            where=source.description,
+            fix="leave --preprocess embed away: preprocessing is that of one image",
+        )
     preprocess = source.preprocess
     if preprocess is None:
         raise ResdeployError(

@@ -15,7 +15,14 @@ from resdeploy.export.signature import bind
 from resdeploy.session.batches import run_outputs, run_rows, side_by_side
 
 __all__ = [
-    *("AllFloat64", "know_dataclasses", "module_outputs", "name_outputs", "refuse_random"),
+    *(
+        "AllFloat64",
+        "know_dataclasses",
+        "module_outputs",
+        "name_outputs",
+        "refuse_failing",
+        "refuse_random",
+    ),
     "run_module",
 ]
 
@@ -115,7 +122,7 @@ def _runner(module: nn.Module, dtype: torch.dtype) -> Callable[[np.ndarray], dic
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         args, kwargs = bind(module, batch, dtype)
         if dtype is not torch.float64:
-            return _named(_called(module, args, kwargs))
+            return _named(run_once(module, args, kwargs))
         try:
             with AllFloat64():
                 outputs = _named(module(*args, **kwargs))
@@ -135,8 +142,12 @@ def _runner(module: nn.Module, dtype: torch.dtype) -> Callable[[np.ndarray], dic
     return run
 
 
-def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a module returns; what it raises is the user's, in words."""
+def run_once(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a module returns.
+
+    Raises:
+        UnsupportedModelError: it fails; the message has the inputs, and what it raised.
+    """
     try:
         return module(*args, **kwargs)
     except Exception as error:  # the user's code may raise anything
@@ -175,7 +186,8 @@ def refuse_random(module: nn.Module, inputs: np.ndarray, *, batch: int | None = 
     if not np.allclose(first, second, rtol=_SAME, atol=_SAME * largest, equal_nan=True):
         raise UnsupportedModelError(
             f"{type(module).__name__} answers at random: two runs on the same input differ.",
-            fix="call eval() on all of it; leave dropout, noise and random numbers out of forward",
+            fix="call eval() on all of it; leave dropout, noise and random numbers out of forward, "
+            "change no input in place, and keep nothing from one call to the next",
         )
 
 

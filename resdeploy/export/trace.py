@@ -6,10 +6,11 @@ module may be called twice, a hook may sit between, a subclass may do something 
 """
 
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils import _pytree
 
 from resdeploy.errors import UnsupportedModelError
 from resdeploy.export.inner_graphs import each_graph, inline_regions
-from resdeploy.export.run_module import know_dataclasses, name_outputs
+from resdeploy.export.run_module import know_dataclasses, name_outputs, run_once
 from resdeploy.export.trace_refusals import (
     call_arguments,
     module_path,
@@ -88,6 +89,8 @@ def trace(
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export has no common base for what it raises
+        with _quiet_torch(), torch.no_grad():
+            run_once(module, args, kwargs)  # a module that fails by itself is no matter of tracing
         raise UnsupportedModelError(
             f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}",
             where=_user_line(error),
@@ -114,7 +117,8 @@ def _quiet_torch() -> Iterator[None]:
     """Hold back what torch warns of and logs as it traces: the error says what matters."""
     logger = logging.getLogger("torch")
     was_disabled = {one: one.disabled for one in (logger, *_children(logger))}
-    with warnings.catch_warnings():
+    # On stderr it prints the graph of a failed trace.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for one in was_disabled:

@@ -94,8 +94,8 @@ def rename_io(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 
 def _part_repeated_outputs(graph: ir.Graph) -> int:
-    """Let an Identity compute each further output of the same value; return how many there are."""
-    seen: set[ir.Value] = set()
+    """Let an Identity compute each output that is an input or another output; return how many."""
+    seen = {*graph.inputs}
     num_changed = 0
     for k, value in enumerate(graph.outputs):
         if value in seen:

@@ -84,7 +84,10 @@ class ClassScore(Record):
 
 @record
 class Prediction(Record):
-    """The likeliest classes of one input, the likeliest first; `input` is its file, and its row."""
+    """The likeliest classes of one input, the likeliest first; `input` is its file, and its row.
+
+    `classes` are () where outputs were written instead.
+    """
 
     input: str
     classes: tuple[ClassScore, ...]
@@ -95,7 +98,8 @@ class PredictReport(Record):
     """Predictions of a bundle's model, in the order of the inputs.
 
     `digest` is the SHA-256 of the bundle's manifest, or of an ONNX file; `model` is the file that
-    was run.
+    was run. `file` is the `.npz` that the outputs were written to in place of classes, `outputs`
+    are its arrays, a row for each input.
     """
 
     name: str
@@ -103,6 +107,8 @@ class PredictReport(Record):
     model: str
     session: SessionInfo
     predictions: tuple[Prediction, ...]
+    file: FileInfo | None = None
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 @record

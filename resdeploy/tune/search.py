@@ -84,6 +84,7 @@ def tune(
         variant=base,
         session=SessionSpec(provider=spec.providers[0]),
         batch_size=spec.batch_sizes[0],
+        inputs=bundle.golden_sizes,
     )
     # Not caught: where the defaults do not start there is nothing to be faster than.
     open_session(bundle.model, default.session)

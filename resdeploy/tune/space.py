@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resdeploy.schema.benchmarks import BenchSpec
+from resdeploy.schema.files import InputSpec
 from resdeploy.schema.quants import QuantReport
 from resdeploy.schema.sessions import PrecisionName, SessionSpec
 from resdeploy.schema.tunings import TuneSpec
@@ -32,15 +33,24 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A form of the model in a session, with the number of samples of a run."""
+    """A form of the model in a session, with the number of samples of a run.
+
+    `inputs` are the sizes to time, where the model leaves them open.
+    """
 
     variant: Variant
     session: SessionSpec
     batch_size: int
+    inputs: tuple[InputSpec, ...] = ()
 
     def bench_spec(self, num_runs: int) -> BenchSpec:
         """Return the spec of its timing, with an adaptive warm-up."""
-        return BenchSpec(session=self.session, batch_size=self.batch_size, num_runs=num_runs)
+        return BenchSpec(
+            session=self.session,
+            batch_size=self.batch_size,
+            num_runs=num_runs,
+            inputs=self.inputs,
+        )
 
 
 def read_variants(paths: Sequence[Path]) -> list[Variant]:
@@ -61,7 +71,9 @@ def candidates_for(
     made = [variant for variant in variants if variant.refused is None]
     for variant, provider in itertools.product(made, spec.providers):
         for session, size in itertools.product(sessions_for(provider, spec), spec.batch_sizes):
-            found.append(Candidate(variant=variant, session=session, batch_size=size))
+            found.append(
+                dataclasses.replace(default, variant=variant, session=session, batch_size=size)
+            )
     return list(dict.fromkeys(found))
 
 

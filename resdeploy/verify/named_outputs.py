@@ -70,7 +70,11 @@ def golden_from_outputs(
         OutputInfo(name=name, dtype=y.dtype.name, shape=y.shape[1:]) for name, y in own.items()
     )
     if not sum(kind.width for kind in kinds):
-        raise ResdeployError("The model has no outputs, or empty ones.", where=info.source)
+        raise ResdeployError(
+            "The model has no outputs, or empty ones.",
+            where=info.source,
+            fix="return at least one tensor, with a row of numbers for each sample",
+        )
     reference_NK = float_columns([*exact.values()], kinds).astype(np.float64)
     own_NK = float_columns([*own.values()], kinds).astype(np.float64)
     _check_finite(reference_NK, own_NK, info)

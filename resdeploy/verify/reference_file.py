@@ -174,7 +174,9 @@ def _input(value: onnx.ValueInfoProto, path: Path, wanted: tuple[int, ...] | Non
             f"The input {value.name!r} of the reference is not float32, integers or pixels, of a "
             "known shape.",
             where=str(path),
-            fix="give the shape of one sample, as in --input 3,224,224",
+            fix="give the shape of one sample, as in --input 3,224,224; where a command has no "
+            "--input, of a bundle made with it: resdeploy bundle MODEL.onnx --input 3,224,224 -o "
+            "NAME.zip",
         )
     return _Input(name=value.name, batch=sizes[0], shape=shape, kind=kind, dtype=dtype)
 

@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
+from onnx import parser
 from PIL import Image
 
+from resdeploy.api.bundle import Bundle
 from resdeploy.api.predict import predict
 from resdeploy.bundle.archive import write_archive
 from resdeploy.bundle.predict import softmax
@@ -205,8 +208,9 @@ def test_a_model_without_a_row_of_scores_is_refused(tmp_path, photos, write_flat
         " (float[N, 1, 4, 4] y) { y = Relu (x) }"
     )
     bundle = write_flat_bundle(tmp_path / "map", GRAY, model_text=text)
-    with pytest.raises(ResdeployError, match="no single row of class scores"):
+    with pytest.raises(ResdeployError, match="no single row of class scores") as caught:
         predict(bundle, [photos], provider="cpu")
+    assert "-o FILE.npz" in caught.value.fix
 
 
 def test_a_changed_bundle_and_a_missing_provider_end_it_before_anything_runs(
@@ -218,3 +222,48 @@ def test_a_changed_bundle_and_a_missing_provider_end_it_before_anything_runs(
     (gray / "labels.txt").write_text("x")
     with pytest.raises(BundleError, match=r"labels\.txt"):
         predict(gray, [photos], provider="cpu")
+
+
+# --- outputs that are no class scores ------------------------------------------------------------
+
+MAPS = (
+    '<ir_version: 8, opset_import: ["": 18]> maps (float[N, 1, 4, 4] x) =>'
+    " (float[N, 1, 4, 4] file, int64[N, 4, 4] mask)"
+    " { file = Relu (x)\n mask = ArgMax <axis = 1, keepdims = 0> (x) }"
+)
+
+
+def test_outputs_of_any_kind_are_written_by_name(tmp_path, photos, gray):
+    onnx.save(parser.parse_model(MAPS), tmp_path / "maps.onnx")
+    inputs = np.random.default_rng(0).normal(size=(9, 1, 4, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", inputs)
+    report = predict(tmp_path / "maps.onnx", tmp_path / "x.npy", out=tmp_path / "y.npz")
+    with np.load(tmp_path / "y.npz") as found:
+        assert {*found} == {"file", "mask"}
+        np.testing.assert_array_equal(found["file"], np.maximum(inputs, 0))
+        assert (found["mask"].dtype, found["mask"].shape) == (np.int64, (9, 4, 4))
+    assert [one.shape for one in report.outputs] == [(9, 1, 4, 4), (9, 4, 4)]
+    assert [one.input for one in report.predictions][8] == f"{tmp_path / 'x.npy'}[8]"
+    with pytest.raises(ResdeployError, match="exists already"):
+        predict(tmp_path / "maps.onnx", tmp_path / "x.npy", out=tmp_path / "y.npz")
+    # Of a bundle, by its own preprocessing.
+    with Bundle(gray) as bundle:
+        expected = [sample.ravel() for _, sample in read_samples([photos], GRAY)]
+        (scores,) = bundle.outputs([photos]).values()
+        np.testing.assert_array_equal(scores, expected)
+
+
+def test_outputs_of_several_sizes_are_refused(tmp_path):
+    text = (
+        '<ir_version: 8, opset_import: ["": 18]> open (float[N, 1, H, W] x) =>'
+        " (float[N, 1, H, W] y) { y = Relu (x) }"
+    )
+    onnx.save(parser.parse_model(text), tmp_path / "open.onnx")
+    sizes = [(8, 1, 4, 4), (1, 1, 5, 5)]
+    with pytest.raises(ResdeployError, match="outputs have different shapes"):
+        predict(
+            tmp_path / "open.onnx",
+            [np.zeros(size, np.float32) for size in sizes],
+            out=tmp_path / "y.npz",
+        )
+    assert not (tmp_path / "y.npz").exists()

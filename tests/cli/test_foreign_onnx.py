@@ -14,6 +14,7 @@ from resdeploy.errors import ResdeployError
 from resdeploy.graph.onnx_file import read_onnx
 from resdeploy.schema.bundles import CheckReport, Manifest, PredictReport
 from resdeploy.schema.codec import load_json
+from resdeploy.schema.files import SourceSpec
 from resdeploy.schema.folds import FoldReport
 from resdeploy.schema.quants import QuantReport
 
@@ -155,6 +156,21 @@ def test_an_onnx_file_is_held_to_the_reference_that_is_given(work):
 def test_a_bundle_of_an_onnx_file_takes_no_option_of_an_export(option, work):
     with pytest.raises(ResdeployError, match="packed as it is"):
         resdeploy.bundle(save(zoo_resnet(**TINY)), "packed", **option)
+
+
+@pytest.mark.parametrize("option", [{"labels": "imagenet"}, {"preprocess_as": "unit"}])
+def test_what_a_bundle_of_an_onnx_file_would_not_use_is_refused(option, work):
+    source = SourceSpec(path=save(zoo_resnet(**TINY)), **option)
+    with pytest.raises(ResdeployError, match="from a recipe") as caught:
+        resdeploy.bundle(source, "packed")
+    assert "--recipe" in caught.value.fix
+
+
+def test_a_recipe_may_hold_preprocessing_alone(work):
+    (work / "recipe.toml").write_text("[preprocess]\ninput_shape = [3, 16, 16]\ndivisor = 255\n")
+    source = SourceSpec(path=save(zoo_resnet(**TINY)), recipe="recipe.toml")
+    manifest = resdeploy.bundle(source, "packed", num_inputs=2)
+    assert (manifest.preprocess.divisor, manifest.num_labels) == (255, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The exported file: what it holds, what it must not hold, and when there is none."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resdeploy.api.arguments import model_of
 from resdeploy.errors import ResdeployError, UnsupportedModelError
 from resdeploy.export import export as export_module
 from resdeploy.export.channels_last import channels_last
+from resdeploy.export.embedded import embed_preprocess
 from resdeploy.export.export import export_onnx
 from resdeploy.export.golden import golden_for, run_module
 from resdeploy.export.source import SourceModel
+from resdeploy.export.source_inputs import SourceInputs
 from resdeploy.networks import build_network
 from resdeploy.schema.exports import ExportSpec
+from resdeploy.schema.files import InputSpec
 from resdeploy.schema.recipes import CheckpointInfo, ModelSpec, Preprocess
 
 MODEL = ModelSpec(arch="cifar_resnet20", num_classes=10)
@@ -152,6 +157,35 @@ def test_a_model_of_images_with_channels_last_keeps_its_names(source, tmp_path):
     assert "layer2.0.conv2/Conv" in {node.name for node in nodes}
     assert turned.preprocess.layout == "NHWC"
     assert not source.module._forward_pre_hooks
+
+
+def test_stated_preprocessing_and_a_named_input_turn_with_the_channels():
+    module = nn.Conv2d(3, 4, 3).eval()
+    stated = SourceInputs(input_shape=(3, 8, 6), preprocess=PREPROCESS, labels=(), notes=())
+    source = SourceModel(
+        module=module,
+        input_shape=(3, 8, 6),
+        description="a layer",
+        info=None,
+        stated=stated,
+        inputs=(InputSpec(name="x", shape=(3, 8, 6)),),
+    )
+    turned = channels_last(source)
+    assert turned.preprocess.layout == "NHWC"
+    assert turned.sample_shape == {"x": (8, 6, 3)}
+
+
+@pytest.mark.parametrize("turn", [channels_last, embed_preprocess])
+def test_several_inputs_have_no_one_layout_or_preprocessing(source, turn):
+    inputs = tuple(InputSpec(name=name, shape=(3, 16, 16)) for name in ("left", "right"))
+    with pytest.raises(ResdeployError, match="several inputs: left, right"):
+        turn(dataclasses.replace(source, inputs=inputs))
+
+
+def test_open_sides_are_those_of_channels_first(source):
+    with pytest.raises(UnsupportedModelError, match="height and width are to stay open") as caught:
+        model_of(source, layout="NHWC", dynamic=("height", "width"))
+    assert "--layout or --dynamic" in caught.value.fix
 
 
 @pytest.mark.parametrize("opset", [8, 99])

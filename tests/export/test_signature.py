@@ -307,6 +307,8 @@ def test_a_buffer_may_be_called_like_an_operator_or_an_input(names, tmp_path):
         (lambda net, x: (net.head(net.look(x)), "cat"), "type str, not a tensor"),
         (lambda net, x: (net.head(net.look(x)), 3), "type int, not a tensor"),
         (lambda net, x: torch.ones(3), "its first axis is not the batch"),
+        (lambda net, x: None, "no outputs"),
+        (lambda net, x: net.head(net.look(x.add_(1))), "two runs on the same input differ"),
         (lambda net, x: net.head(net.look(x[:, :2])), "channels"),
         (lambda net, x: net.head(net.look(x).half()), "Half"),
     ],
@@ -314,6 +316,18 @@ def test_a_buffer_may_be_called_like_an_operator_or_an_input(names, tmp_path):
 def test_what_cannot_be_exported_is_an_error_of_its_own(forward, message, tmp_path):
     with pytest.raises(ResdeployError, match=message):
         resdeploy.export(Net(forward), tmp_path / "model.onnx", input_shape=IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("forward", "names"),
+    [
+        (lambda net, x: {"image": x, "scores": net.head(net.look(x))}, ["image", "scores"]),
+        (lambda net, x: x, ["logits"]),
+    ],
+)
+def test_an_input_may_be_an_output(forward, names, tmp_path):
+    model = proved(Net(forward), IMAGE, tmp_path)
+    assert [value.name for value in model.graph.output] == names
 
 
 def test_shared_weights_are_stored_once_and_none_is_unused(tmp_path):

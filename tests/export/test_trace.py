@@ -131,7 +131,7 @@ def test_a_forward_of_any_number_of_inputs_is_traced():
     assert judge.fold(module, (IMAGES, IMAGES))[1].complete
 
 
-def test_what_cannot_be_traced_is_refused_with_the_line():
+def test_what_cannot_be_traced_is_refused_with_the_line(capfd):
     class Branching(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -139,6 +139,17 @@ def test_what_cannot_be_traced_is_refused_with_the_line():
     with pytest.raises(UnsupportedModelError, match="cannot trace Branching") as caught:
         trace(Branching(), (IMAGES,))
     assert "test_trace.py:" in caught.value.where
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_module_that_fails_by_itself_is_said_to():
+    def failing(net, x):
+        raise KeyError("no such head")
+
+    with pytest.raises(UnsupportedModelError, match="KeyError: 'no such head'") as caught:
+        trace(conv_bn(failing), (IMAGES,))
+    assert "check --input" in caught.value.fix
 
 
 def test_a_baked_batch_size_is_refused():

@@ -143,6 +143,16 @@ def test_one_thread_has_nobody_to_wait_for():
     assert {s.spinning for s in sessions if s.num_threads == 2} == {True, False}
 
 
+def test_open_sizes_are_timed_as_the_golden_inputs(folder, clock):
+    bundle, sizes = read_bundle(folder), []
+    tensor = dataclasses.replace(bundle.manifest.inputs[0], shape=("N", "F"))
+    manifest = dataclasses.replace(bundle.manifest, inputs=(tensor,))
+    clock["time"] = lambda name, spec: sizes.append(spec.inputs) or 1000
+    tune(dataclasses.replace(bundle, manifest=manifest), SPEC, [])
+    assert {one.shape for inputs in sizes for one in inputs} == {(NUM_FEATURES,)}
+    assert bundle.golden_sizes == ()
+
+
 # --- who is let in -------------------------------------------------------------------------------
 
 
