@@ -2,8 +2,8 @@
 
 Each stage is a number of runs of the network that is known beforehand, at a cost that was just
 measured: one run in ONNX Runtime, one process around such runs, the float64 reference. The factors
-that are no such counts are from a ResNet-20 and a ResNet-50: their work grows with the network as its
-runs do.
+that are no such counts are from a ResNet-20 and a ResNet-50: their work grows with the network as
+its runs do.
 """
 
 from dataclasses import dataclass
