@@ -50,15 +50,19 @@ def choose_preprocess(
         raise ResdeployError(
             f"An input of shape {source.input_shape} is no picture.", where=source.description
         )
+    shape = tuple(source.input_shape)
     found: dict[str, Preprocess] = {}
     num_right: dict[str, int] = {}
-    for name in USUAL:
-        try:
-            found[name] = asked_preprocess(
-                SourceSpec(preprocess_as=name), None, tuple(source.input_shape)
-            )
-        except ResdeployError:
-            continue  # it is for pictures of another size
+    for name, usual in USUAL.items():
+        # Where the usual size is another, pictures are scaled to that of the network.
+        is_resized = usual.resize is not None and shape[1:] != usual.input_shape[1:]
+        found[name] = asked_preprocess(
+            SourceSpec(
+                preprocess_as=name, input_shape=shape, resize=min(shape[1:]) if is_resized else None
+            ),
+            None,
+            shape,
+        )
         num_right[name] = _num_right(source, found[name], images, classes_N)
     best = max(num_right, key=num_right.__getitem__)
     return ChosenPreprocess(name=best, preprocess=found[best], num_right=num_right)

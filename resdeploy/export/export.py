@@ -210,7 +210,6 @@ def _write(
         on_stage=on_stage,
     )
     model = optimized.model
-    _refuse_identity(model)
     if spec.newest_ir_version is not None:
         # Of an older form, the file says the same: what the newer ones added is not used here.
         model.ir_version = min(model.ir_version, spec.newest_ir_version)
@@ -237,15 +236,6 @@ def _write(
         versions=stage_versions(),
         source=source.notes,
     )
-
-
-def _refuse_identity(model: ir.Model) -> None:
-    """Raise UnsupportedModelError for a file in which no kernel would run."""
-    if all(node.op_type == "Identity" for node in model.graph):
-        raise UnsupportedModelError(
-            "The model computes nothing: it returns its inputs as they are.",
-            fix="export a model whose forward pass computes its outputs",
-        )
 
 
 def _refuse_lacking(model: ir.Model, board: Board) -> None:

@@ -7,7 +7,7 @@ from deployed_networks import NETWORKS
 
 ROOT = Path(__file__).parents[2]
 FORTY = json.loads((ROOT / "benchmarks/models/forty.json").read_text("utf-8"))["networks"]
-PAGE = (ROOT / "docs/models.md").read_text("utf-8").split("## Forty networks\n")[1]
+PAGE = (ROOT / "docs/models.md").read_text("utf-8").split("## Forty-six networks\n")[1]
 
 
 def row(name):
