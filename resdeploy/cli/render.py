@@ -149,11 +149,14 @@ def _verify(report: VerifyReport) -> Lines:
 
 
 def _last_word(report: VerifyReport) -> Iterator[str]:
-    """Yield the verdict, and for AGREES what was not shown."""
+    """Yield the outcome with the verdict, and for AGREES what was not shown."""
     if report.verdict != "AGREES":
-        yield report.verdict
+        yield "PASS: PROVED" if report.passed else report.verdict
         return
-    yield "AGREES: the outputs do; a file that differs for other inputs is not excluded. Not shown:"
+    yield (
+        f"{pass_or_fail(report.passed)}: AGREES, the outputs do; a file that differs for other "
+        "inputs is not excluded. Not shown:"
+    )
     yield from (f"  {line}" for line in report.unproved)
     if not report.passed:
         yield "  --accept outputs lets this pass"
