@@ -17,7 +17,7 @@ _RUNS_PER_CALIBRATION = 8.0
 # Models built and sessions opened, however small the network is.
 _QUANTIZE_BASE_S = 5.0
 # Blocks of the race, of at most eight, that a candidate lives through in the mean.
-_BLOCKS_PER_CANDIDATE = 5.0
+_BLOCKS_PER_CANDIDATE = 2.6
 _FINAL_PROCESSES = 16
 
 
