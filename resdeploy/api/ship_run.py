@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import secrets
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,15 @@ from resdeploy.schema.codec import from_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport
 from resdeploy.schema.ships import ShipReport, ShipSamples, ShipStage
 from resdeploy.schema.verdicts import Accepts
+from resdeploy.ship.wording import (
+    device_commands,
+    duration_text,
+    lost_reasons,
+    quantized_outcome,
+    samples_line,
+    too_few_reason,
+    tuned_outcome,
+)
 
 if TYPE_CHECKING:
     from resdeploy.export.source import SourceModel
@@ -33,8 +41,6 @@ _NUM_RUNS = 20
 # Golden inputs, of which the float64 reference is most of the work: fewer where they are large.
 _GOLDEN_ELEMENTS = 8 * 3 * 224 * 224
 _MOST_GOLDEN = 32
-# Labelled pictures that tell the preprocessing.
-_NUM_TELLING = 32
 # Of `quantize`, what takes minutes on a large network: ranges alone, and layers left in float32
 # where the budget needs it, are mostly sufficient.
 _CHEAPEST: Mapping[str, Any] = dict.fromkeys(
@@ -83,9 +89,9 @@ class ShipRun:
         from resdeploy.schema.verdicts import VerifyReport
 
         if self.samples is not None:
-            self._say_samples(self.samples)
+            self.on_note(samples_line(self.samples))
         self.providers = self.providers or starting_providers()
-        reasons = self._too_few()
+        reasons = self._no_lower_precision()
         packed = self._packed()
         for line in packed.data["notes"]:
             self.on_note(line)
@@ -116,7 +122,7 @@ class ShipRun:
         searched = self._tuned(bundle, digest, variants)
         tuning = from_json(TuneReport, searched.data, where="tuning")
         is_lower = tuning.settings.model in {one.name for one in variants}
-        reasons = [] if is_lower else [*reasons, *_lost(tuning, variants)]
+        reasons = [] if is_lower else [*reasons, *lost_reasons(tuning, variants)]
         checked = self._finished(searched.folder / "tuned", out, force=force)
         check = from_json(CheckReport, checked.data, where="check")
         return ShipReport(
@@ -132,20 +138,18 @@ class ShipRun:
             reasons=tuple(reasons),
             check=check,
             stages=tuple(self.log),
-            commands=self._commands(out, check.digest, has_preprocess=bool(manifest.preprocess)),
+            commands=device_commands(
+                out,
+                check.digest,
+                accept=self.accept,
+                sample=self._sample,
+                has_preprocess=manifest.preprocess is not None,
+            ),
         )
 
     # --- before the long stages --------------------------------------------------------------
 
-    def _say_samples(self, samples: ShipSamples) -> None:
-        line = (
-            f"samples: {samples.num_calibration} to calibrate with, {samples.num_held_out} others "
-            "to judge by"
-        )
-        copies = samples.num_copies
-        self.on_note(f"{line}; {copies} copies of others left out" if copies else line)
-
-    def _too_few(self) -> list[str]:
+    def _no_lower_precision(self) -> list[str]:
         """Return the reason why no lower precision needs to be tried, if there is one."""
         samples, budget = self.samples, self.budget
         if samples is None or budget is None:
@@ -155,15 +159,7 @@ class ShipRun:
         from resdeploy.statistics.proportions import paired_difference_interval
 
         _, shown = paired_difference_interval(0, 0, samples.num_held_out, confidence=CONFIDENCE)
-        option, scale = ("--max-drop", 100) if samples.is_labelled else ("--max-flips", 1)
-        unit = "points" if samples.is_labelled else "of the predictions"
-        # Upwards, so that what is advised is enough.
-        enough = (int(shown * 1000) + 1) / 1000 * scale
-        reason = (
-            f"{budget * scale:g} {unit} cannot be shown on {samples.num_held_out} held-out "
-            f"samples: {samples.num_needed} are needed, if not one prediction is lost. These can "
-            f"show {option} {enough:g}"
-        )
+        reason = too_few_reason(samples, budget, shown=shown)
         self.on_note(f"no lower precision is tried: {reason}")
         return [reason]
 
@@ -204,8 +200,8 @@ class ShipRun:
         if self.stages.has("verify", _of_this_version(self._verify_inputs(digest))):
             expected["verify"] = 0.0
         self.told = expected
-        shown = ", ".join(f"{name} {_duration(s)}" for name, s in expected.items() if s)
-        self.on_note(f"time: about {_duration(sum(expected.values()))} from here ({shown})")
+        shown = ", ".join(f"{name} {duration_text(s)}" for name, s in expected.items() if s)
+        self.on_note(f"time: about {duration_text(sum(expected.values()))} from here ({shown})")
 
     def _num_candidates(self, forms: int, num_cpus: int, *, lossless: bool) -> tuple[int, int]:
         """Return the number of candidates of the search, and of different ways to compute."""
@@ -291,54 +287,11 @@ class ShipRun:
         Once: the export reads it, and the proof again.
         """
         if self._model is None:
+            from resdeploy.api.ship_inputs import with_found_inputs
+
             model = model_of(self.source, input_shape=self.input_shape)
-            self._model = model if self.split is None else self._with_inputs(model, self.split)
+            self._model = model if self.split is None else with_found_inputs(model, self.split)
         return self._model
-
-    def _with_inputs(self, model: "SourceModel", split: "SplitSamples") -> "SourceModel":
-        from resdeploy.export.choose_preprocess import num_classes_of
-        from resdeploy.export.source_inputs import SourceInputs
-
-        labels, preprocess, notes = model.labels, model.preprocess, [*model.notes]
-        if not labels and split.has_names and len(split.labels) == num_classes_of(model):
-            labels = split.labels
-            notes.append(f"class names: the {len(labels)} folders of the samples")
-        if preprocess is None:
-            preprocess, note = self._chosen_preprocess(model, split, labels)
-            notes.append(note)
-        if model.info is not None:
-            info = dataclasses.replace(model.info, labels=labels, preprocess=preprocess)
-            return dataclasses.replace(model, info=info, notes=tuple(notes))
-        stated = SourceInputs(
-            input_shape=model.input_shape, preprocess=preprocess, labels=labels, notes=()
-        )
-        return dataclasses.replace(model, stated=stated, notes=tuple(notes))
-
-    def _chosen_preprocess(
-        self, model: "SourceModel", split: "SplitSamples", labels: tuple[str, ...]
-    ) -> tuple[Any, str]:
-        telling = [one for one in split.calibration if one.label in labels and split.has_names]
-        if not telling:
-            raise ResdeployError(
-                "How a sample becomes an input of this model is not known, and cannot be told from "
-                "samples without the names of its classes.",
-                where=model.description,
-                fix="say it: --preprocess-as imagenet, or --mean and --std",
-            )
-        import numpy as np
-
-        from resdeploy.export.choose_preprocess import choose_preprocess
-
-        few = telling[:_NUM_TELLING]
-        classes = np.array([labels.index(one.label or "") for one in few])
-        chosen = choose_preprocess(model, [Path(str(one.place)) for one in few], classes)
-        counts = ", ".join(f"{name} {num}" for name, num in chosen.num_right.items())
-        note = (
-            f"preprocessing: {chosen.name}, by right predictions of {len(few)} samples ({counts})"
-        )
-        if 2 * chosen.num_right[chosen.name] < len(few):
-            note += "; so few are right that it may be another: say it with --preprocess-as"
-        return chosen.preprocess, note
 
     def _timed(self, bundle: Path, digest: str) -> "Finding":
         """Time one run, for the time told."""
@@ -418,7 +371,7 @@ class ShipRun:
                 on_stage=self._telling(name, clock),
                 **options,
             ),
-            _quantized_outcome,
+            quantized_outcome,
         )
         return from_json(QuantReport, found.data, where=name), found.folder / f"{name}.onnx"
 
@@ -454,7 +407,7 @@ class ShipRun:
                 ),
                 **judged,
             ),
-            _tuned_outcome,
+            tuned_outcome,
         )
 
     def _finished(self, tuned: Path, out: Path, *, force: bool) -> "Finding":
@@ -486,6 +439,12 @@ class ShipRun:
     @property
     def _is_labelled(self) -> bool:
         return self.samples is not None and self.samples.is_labelled
+
+    @property
+    def _sample(self) -> Path | None:
+        """A held-out picture, to name in the commands for the device."""
+        place = None if self.split is None else self.split.held_out[0].place
+        return place if isinstance(place, Path) else None
 
     @property
     def _split_digest(self) -> str | None:
@@ -540,18 +499,6 @@ class ShipRun:
         made = self.stages.once("labelled", inputs, make)
         return DataSpec(name="npz", path=str(made.folder / "labelled.npz"))
 
-    def _commands(self, out: Path, digest: str, *, has_preprocess: bool) -> tuple[str, ...]:
-        name = shlex.quote(str(out))
-        accept = "" if self.accept == "proof" else f" --accept {self.accept}"
-        sample = "photo.jpg" if has_preprocess else "inputs.npy"
-        if self.split is not None and isinstance(place := self.split.held_out[0].place, Path):
-            sample = shlex.quote(str(place))
-        return (
-            f"resdeploy check {name} --digest {digest}{accept}",
-            f"resdeploy predict {name} {sample}",
-            f"resdeploy bench {name}",
-        )
-
 
 def _of_this_version(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**inputs, "version": __version__}
@@ -570,38 +517,3 @@ def _digest_or_none(path: Path | None) -> str | None:
 
 def _num_golden(input_shape: Sequence[int]) -> int:
     return max(8, min(_MOST_GOLDEN, _GOLDEN_ELEMENTS // math.prod(input_shape)))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
-
-
-def _quantized_outcome(found: Mapping[str, Any]) -> str:
-    if found["failures"]:
-        return f"not made: {found['failures'][0]}"
-    quality = found["quality"]
-    return (
-        f"{quality['num_flips']} of {quality['num_inputs']} predictions changed, "
-        f"{len(found['kept_float'])} layers left in float32"
-    )
-
-
-def _tuned_outcome(found: Mapping[str, Any]) -> str:
-    settings = found["settings"]
-    ratio = settings["ratio"]
-    gain = "" if ratio is None else f", {1 / ratio['ratio']:.2f} times as fast as the defaults"
-    return f"{settings['model']}{gain}"
-
-
-def _lost(tuning: Any, variants: Sequence[Path]) -> list[str]:
-    """Return the reason why each lower precision that was made did not win."""
-    reasons = []
-    for name in [one.name for one in variants]:
-        # Of its fastest way, which came closest; one that was not admitted has no time.
-        closest = min(
-            (one for one in tuning.trials if one.model == name), key=lambda one: one.time_ns
-        )
-        reasons.append(f"{name}: {closest.out or 'not faster than float32'}")
-    return reasons
