@@ -1,5 +1,6 @@
 """`resdeploy.verify`: the proof that a model file computes what the trained model computes."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,26 +99,6 @@ def verify(
         >>> report.passed, report.static.max_ulp
         (True, 0.4999)
     """
-    path = path_of(model, "model")
-    if form_of(path) != "onnx":
-        with as_onnx(path) as file:
-            if file != path:
-                return verify(
-                    file,
-                    reference,
-                    golden=golden,
-                    input_shape=input_shape,
-                    data=data,
-                    inputs=inputs,
-                    num_inputs=num_inputs,
-                    provider=provider,
-                    precision=precision,
-                    conformance=conformance,
-                    accept=accept,
-                    artifacts=artifacts,
-                    on_stage=on_stage,
-                    on_fault=on_fault,
-                )
     specs = sessions_of(provider)
     one_of(precision, "precision", get_args(PrecisionName)[:4])
     one_of(accept, "accept", ("proof", "outputs"))
@@ -127,69 +108,73 @@ def verify(
     chosen = optional_data(data)
     from resdeploy.verify.outputs import judge_session_outputs, open_sessions
 
-    on_stage("open sessions")
-    # Before the reference, which takes longer: a provider that does not start ends it here.
-    sessions = open_sessions(path, specs)
-    on_stage("float64 reference")
-    if golden is not None:
-        from resdeploy.verify.golden_file import load_golden
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(as_onnx(path_of(model, "model")))
+        on_stage("open sessions")
+        # Before the reference, which takes longer: a provider that does not start ends it here.
+        sessions = open_sessions(path, specs)
+        on_stage("float64 reference")
+        if golden is not None:
+            from resdeploy.verify.golden_file import load_golden
 
-        answers = load_golden(path_of(golden, "golden"))
-        on_stage("run")
-        report = judge_session_outputs(
-            path, answers, sessions, precision=precision, conformance=conformance
-        )
-        return replace(report, accepts=accept)
-    original: Reference | str
-    notes: tuple[str, ...] = ()
-    elsewhere: Golden | None = None
-    if request is not None and _is_file(request):
-        with as_onnx(path_of(request.path, "reference")) as file:
+            answers = load_golden(path_of(golden, "golden"))
+            on_stage("run")
+            report = judge_session_outputs(
+                path, answers, sessions, precision=precision, conformance=conformance
+            )
+            return replace(report, accepts=accept)
+        original: Reference | str
+        notes: tuple[str, ...] = ()
+        elsewhere: Golden | None = None
+        if request is not None and _is_file(request):
+            file = stack.enter_context(as_onnx(path_of(request.path, "reference")))
             _refuse_another_file(sessions[0], file)
-        answers, original = reference_of_onnx(
-            request,
-            num_inputs=num_inputs or _NUM_INPUTS,
-            given=_given(inputs, None, num_inputs),
-            num_threads=specs[0].num_threads,
+            answers, original = reference_of_onnx(
+                replace(request, path=str(file)),
+                num_inputs=num_inputs or _NUM_INPUTS,
+                given=_given(inputs, None, num_inputs),
+                num_threads=specs[0].num_threads,
+            )
+        else:
+            from resdeploy.export.golden import golden_for
+            from resdeploy.export.reference import reference_or_reason
+            from resdeploy.export.same_network import refuse_another_network
+            from resdeploy.export.source import of_another_size
+            from resdeploy.session.run import fixed_batch
+
+            source = _source_for(sessions[0], reference, input_shape)
+            refuse_another_network(sessions[0], source)
+            given = _given(inputs, source.preprocess, num_inputs, source.input_names)
+            batch = fixed_batch(sessions[0])
+            answers = golden_for(
+                source, data=chosen, given=given, num_inputs=num_inputs, batch=batch
+            )
+            original = reference_or_reason(source, answers, batch=batch)
+            notes = source.notes
+            if source.open_sides:
+                larger = of_another_size(source)
+                elsewhere = golden_for(larger, num_inputs=_NUM_OTHER_SIZE, batch=batch)
+        from resdeploy.verify.verdict import judge_model
+
+        report = judge_model(
+            path,
+            original,
+            answers,
+            sessions,
+            precision=precision,
+            conformance=conformance,
+            accepts=accept,
+            artifacts=folder,
+            on_stage=on_stage,
+            on_fault=on_fault,
         )
-    else:
-        from resdeploy.export.golden import golden_for
-        from resdeploy.export.reference import reference_or_reason
-        from resdeploy.export.same_network import refuse_another_network
-        from resdeploy.export.source import of_another_size
-        from resdeploy.session.run import fixed_batch
-
-        source = _source_for(sessions[0], reference, input_shape)
-        refuse_another_network(sessions[0], source)
-        given = _given(inputs, source.preprocess, num_inputs, source.input_names)
-        batch = fixed_batch(sessions[0])
-        answers = golden_for(source, data=chosen, given=given, num_inputs=num_inputs, batch=batch)
-        original = reference_or_reason(source, answers, batch=batch)
-        notes = source.notes
-        if source.open_sides:
-            larger = of_another_size(source)
-            elsewhere = golden_for(larger, num_inputs=_NUM_OTHER_SIZE, batch=batch)
-    from resdeploy.verify.verdict import judge_model
-
-    report = judge_model(
-        path,
-        original,
-        answers,
-        sessions,
-        precision=precision,
-        conformance=conformance,
-        accepts=accept,
-        artifacts=folder,
-        on_stage=on_stage,
-        on_fault=on_fault,
-    )
-    report = replace(report, source=notes)
-    if elsewhere is None:
-        return report
-    on_stage("another size")
-    return _with_other_size(
-        report, judge_session_outputs(path, elsewhere, sessions, precision=precision)
-    )
+        report = replace(report, source=notes)
+        if elsewhere is None:
+            return report
+        on_stage("another size")
+        return _with_other_size(
+            report, judge_session_outputs(path, elsewhere, sessions, precision=precision)
+        )
 
 
 def _is_file(request: SourceSpec) -> bool:
