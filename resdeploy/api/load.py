@@ -1,7 +1,7 @@
 """`resdeploy.load`: a trained model, or a bundle, from its files."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, get_args, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, get_args, overload
 
 from resdeploy.api.arguments import (
     InputShape,
@@ -26,22 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
+class _Stated(TypedDict, total=False):
+    options: Mapping[str, Scalar] | None
+    input_shape: InputShape | None
+    recipe: str | None
+    weights: str | None
+    preprocess_as: UsualPreprocess | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: int | None
+    crop: int | Sequence[int] | None
+    labels: PathLike | None
+
+
 @overload
-def load(
-    source: PathLike,
-    *,
-    arch: str,
-    options: Mapping[str, Scalar] | None = None,
-    input_shape: InputShape | None = None,
-    recipe: str | None = None,
-    weights: str | None = None,
-    preprocess_as: UsualPreprocess | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    resize: int | None = None,
-    crop: int | Sequence[int] | None = None,
-    labels: PathLike | None = None,
-) -> "SourceModel": ...
+def load(source: PathLike, *, arch: str, **stated: Unpack[_Stated]) -> "SourceModel": ...
 @overload
 def load(source: "nn.Module", *, input_shape: InputShape) -> "SourceModel": ...
 @overload
@@ -49,17 +48,8 @@ def load(
     source: "Source",
     *,
     arch: str | None = None,
-    options: Mapping[str, Scalar] | None = None,
-    input_shape: InputShape | None = None,
-    recipe: str | None = None,
-    weights: str | None = None,
-    preprocess_as: UsualPreprocess | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    resize: int | None = None,
-    crop: int | Sequence[int] | None = None,
-    labels: PathLike | None = None,
     provider: Providers | None = None,
+    **stated: Unpack[_Stated],
 ) -> "SourceModel | Bundle": ...
 def load(
     source: "Source",
