@@ -1,8 +1,9 @@
 """Boards and converters by name: what form of ONNX each reads, and where that is written.
 
-One row each, with its sources; what no source says is not in the table. `writes` is the opset that
-every release in the row reads, so that a file need not know which one is installed. Other runtimes
-than these are described by the record of `resdeploy probe`, or are an ONNX Runtime by its version.
+One row each, with its sources; a range that no source names is the narrower reading of them, and a
+remark at the row says so. `writes` is the opset that every release in the row reads, so that a file
+need not know which one is installed. Other runtimes than these are described by the record of
+`resdeploy probe`, or are an ONNX Runtime by its version.
 """
 
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ _ROWS = (
         ),
         **_TENSORRT_8,  # type: ignore[arg-type]
     ),
+    # No page has the range of 10.3: it is what TensorRT 10 and its predecessor both read.
     Board(
         name="jetpack6",
         title="Jetson with JetPack 6.1, which has TensorRT 10.3",
@@ -109,7 +111,7 @@ _ROWS = (
             _ONNX_TENSORRT.format("main"),
         ),
     ),
-    # Both list Clip up to its version of opset 12, and all others that are used here up to there.
+    # Neither page names a range: it is that of the versions of Clip which both list.
     Board(
         name="snpe",
         title="Qualcomm Neural Processing SDK (snpe-onnx-to-dlc)",
