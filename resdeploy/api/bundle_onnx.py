@@ -32,7 +32,7 @@ _LARGEST_BYTES = 2_000_000_000
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Parts:
-    """What a bundle is made of, beside the model file.
+    """Parts of a bundle, beside the model file.
 
     Attributes:
         golden: inputs, their float64 outputs, the noise.
@@ -153,7 +153,7 @@ def _copy_whole(path: Path, model: Path) -> None:
 def _of_recipe(
     name: str, tensor: TensorSpec, preprocess: Preprocess | None, labels: tuple[str, ...]
 ) -> tuple[Preprocess | None, tuple[str, ...]]:
-    """Return what a recipe says in place of these, in the layout of the model's input."""
+    """Return the recipe's preprocessing and labels, in the layout of the model's input."""
     from resdeploy.data.preprocess import fed_shape
     from resdeploy.recipe import load_inputs
 

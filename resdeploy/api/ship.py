@@ -177,7 +177,7 @@ def _refuse_contradictions(
 
 
 def _origin_of(request: "SourceSpec | None") -> Mapping[str, Any] | None:
-    """Return what a request stands for by content; None for code, whose content is not known.
+    """Return the content that a request stands for; None for code, whose content is not known.
 
     Raises:
         ResdeployError: a file is missing.

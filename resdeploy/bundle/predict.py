@@ -32,7 +32,7 @@ _BATCH_SIZE = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What is known about a model: its name, its digest, its classes' names, its preprocessing."""
+    """A model's name, digest, names of classes, and preprocessing, as far as they are known."""
 
     name: str
     digest: str

@@ -80,7 +80,7 @@ def _top_module(name: str) -> ModuleSpec | None:
 
 
 def _bound_names(path: Path) -> tuple[set[str], set[str]] | None:
-    """Return what a module defines, and what else it binds at its top level.
+    """Return the names that a module defines, and all that it binds at its top level.
 
     None where the text does not tell: it is not Python, imports a star, or binds names as it runs.
     """

@@ -227,7 +227,7 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what a folder holds, hidden files left out; [] where there is none."""
+    """Return the entries of a folder, hidden files left out; [] where there is none."""
     try:
         return [one for one in folder.iterdir() if not one.name.startswith(".")]
     except OSError:

@@ -116,7 +116,7 @@ def render_quantize(report: QuantReport) -> Lines:
 
 
 def _output_lines(one: OutputQuality, quality: QuantQuality) -> Iterator[str]:
-    """Yield what was measured of an output, in the words of its kind."""
+    """Yield the measurements of an output, in the words of its kind."""
     if one.changed is not None and one.changed_at_most is not None:
         fraction = one.changed / quality.num_inputs
         flips = {
@@ -156,7 +156,7 @@ def _output_lines(one: OutputQuality, quality: QuantQuality) -> Iterator[str]:
 
 
 def _kept_float(kept: Sequence[KeptFloat]) -> Iterator[str]:
-    """Yield what stays in float32, those of the same kind and reason in one line."""
+    """Yield the layers that stay in float32, those of one kind and reason in one line."""
     groups: dict[tuple[str, str], list[KeptFloat]] = {}
     for node in kept:
         groups.setdefault((node.op, node.reason), []).append(node)

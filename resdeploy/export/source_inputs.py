@@ -36,7 +36,7 @@ def inputs_of(
     info: CheckpointInfo | None = None,
     file: ForeignFile | None = None,
 ) -> SourceInputs:
-    """Return what is known of a model's inputs and classes.
+    """Return the inputs and classes of a model, as far as they are known.
 
     What `spec` says comes first, then its recipe, then the checkpoint's own record `info`, then
     what lies beside the weights in `file`.
@@ -78,7 +78,7 @@ def inputs_of(
 
 
 def _beside(found: Found[T] | None, what: str) -> tuple[T | None, list[str]]:
-    """Return what was found beside the weights, and a line about it."""
+    """Return the find beside the weights, and a line about it."""
     if found is None:
         return None, []
     if found.value is None:

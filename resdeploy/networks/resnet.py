@@ -55,7 +55,7 @@ class ResNetLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockForm:
-    """What all blocks of a network have in common: see the module's docstring."""
+    """Form that all blocks of a network have in common: see the module's docstring."""
 
     norm: NormSpec
     groups: int

@@ -229,5 +229,5 @@ class QuantReport(Judged):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What is wrong, or not shown; empty for a pass."""
+        """Reasons against a pass: what is wrong, or not shown; empty for a pass."""
         return (*self.failures, *self.not_shown)

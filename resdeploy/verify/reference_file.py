@@ -135,7 +135,7 @@ def _is_norm(node: onnx.NodeProto) -> bool:
 
 
 def _frozen(file: OnnxFile) -> str:
-    """Return what was taken for granted about the weights, in words."""
+    """Return the assumption about the weights, in words."""
     count = len(file.frozen)
     return f" ({count} weights among its inputs taken as constants)" if count else ""
 
@@ -161,7 +161,7 @@ class _Input:
 
 
 def _input(value: onnx.ValueInfoProto, path: Path, wanted: tuple[int, ...] | None) -> _Input:
-    """Return what is known of an input; a size that it leaves open is that of `wanted`."""
+    """Return the description of an input; a size that it leaves open is that of `wanted`."""
     tensor = value.type.tensor_type
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
     if wanted is not None and len(wanted) == len(sizes) - 1:

@@ -163,7 +163,7 @@ def _is_standard(file: ForeignFile) -> bool:
 
 
 def _named_contents(file: ForeignFile) -> Iterator[tuple[Any, str]]:
-    """Yield what may be class names, in the order in which it is believed."""
+    """Yield candidates for class names, in the order in which they are believed."""
     for place, settings in _settings_of(file):
         for key in _NAME_KEYS:
             if isinstance(settings.get(key), list | Mapping):

@@ -16,7 +16,7 @@ __all__ = ["CLASSIFIERS", "SCHEMES", "Scheme", "View", "views"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """How one program names a ResNet.
+    """Names of a ResNet's tensors in one program.
 
     Attributes:
         program: it, for a person.

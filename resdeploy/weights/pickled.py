@@ -59,7 +59,7 @@ class StandIn:
     add = append
 
     def __call__(self, *args: Any) -> "StandIn":
-        """Return what stands in for its result."""
+        """Return a stand-in for its result."""
         return _stand_in(type(self).origin, "()")(*args)
 
     @property
@@ -139,7 +139,7 @@ def element_type(kind: Any) -> torch.dtype:
 
 
 def plain(value: Any) -> Any:
-    """Return what a stand-in holds as dictionaries, lists and scalars; None where that is nothing.
+    """Return the content of a stand-in as dictionaries, lists and scalars; None without any.
 
     A namespace or a dataclass becomes the dictionary of its attributes, an enumeration its value,
     a path its text, a NumPy array a list, and OmegaConf's containers what they contain. What is

@@ -28,7 +28,7 @@ Store = dict[str, Storage]
 
 
 def load_torch_file(path: Path) -> Any:
-    """Return what a file holds: containers, scalars, tensors, and `StandIn`s for all else.
+    """Return the content of a file: containers, scalars, tensors, and `StandIn`s for all else.
 
     Raises:
         ResdeployError: the file is damaged, is no such file, or names a function of the system.

@@ -36,7 +36,7 @@ def scale_and_bias(r: Reading, op: Operator, x: Tensor, axis: int, first: int = 
 
 
 def epsilon(op: Operator, default: float = 1e-5) -> Numbers:
-    """Return what keeps the root from zero."""
+    """Return the term that keeps the root from zero."""
     return Numbers.of(op.attributes.get("epsilon", default), roundings=1)
 
 
