@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.errors import ResdeployError
-from resdeploy.schema.files import SourceSpec
+from resdeploy.schema.files import CHECKPOINT_SUFFIXES, MANIFEST, SourceSpec
 from resdeploy.schema.sessions import SessionSpec
 
 if TYPE_CHECKING:
@@ -27,18 +27,15 @@ __all__ = [
 
 Form = Literal["trained", "onnx", "bundle"]
 
-# What is no ONNX file, whatever it holds; a file with another name may be one.
-_CHECKPOINTS = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
 # Of a bundle that is made for one command: float64 on more would take longer than the command.
 _NUM_INPUTS = 8
-_MANIFEST = "manifest.json"
 
 
 def form_of(path: Path) -> Form:
     """Return the form of the model at a path; what is neither of the others counts as trained."""
     if path.suffix.lower() == ".onnx":
         return "onnx"
-    is_bundle = path.suffix.lower() == ".zip" or (path / _MANIFEST).is_file()
+    is_bundle = path.suffix.lower() == ".zip" or (path / MANIFEST).is_file()
     return "bundle" if is_bundle else "trained"
 
 
@@ -105,7 +102,7 @@ def reference_of_onnx(
 
 def refuse_checkpoint(path: Path) -> None:
     """Raise ResdeployError for the weights of a trained model, where a file to run is needed."""
-    if path.is_file() and path.suffix.lower() in _CHECKPOINTS:
+    if path.is_file() and path.suffix.lower() in CHECKPOINT_SUFFIXES:
         raise _not_exported(path)
 
 

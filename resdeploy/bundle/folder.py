@@ -33,7 +33,7 @@ from resdeploy.files import atomic_directory, file_info, sha256_file
 from resdeploy.schema.bundles import Manifest
 from resdeploy.schema.codec import dump_json, load_json
 from resdeploy.schema.exports import ExportReport
-from resdeploy.schema.files import FileInfo, InputSpec, TensorSpec
+from resdeploy.schema.files import MANIFEST, FileInfo, InputSpec, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 from resdeploy.schema.tunings import TunedSettings, TunedTarget
 from resdeploy.schema.verdicts import FileProof
@@ -51,7 +51,6 @@ __all__ = [
     "write_tuned",
 ]
 
-MANIFEST = "manifest.json"
 _MODEL = "model.onnx"
 _GOLDEN = "golden.npz"
 _LABELS = "labels.txt"

@@ -3,7 +3,7 @@
 from resdeploy import __version__
 from resdeploy.data.preprocess import kind_for
 from resdeploy.schema.bundles import Manifest
-from resdeploy.schema.files import TensorSpec
+from resdeploy.schema.files import MANIFEST, TensorSpec
 from resdeploy.schema.recipes import Preprocess
 
 __all__ = ["readme_text"]
@@ -19,7 +19,7 @@ def readme_text(manifest: Manifest) -> str:
             if manifest.num_labels
             else []
         ),
-        ("manifest.json", "every file by size and SHA-256, and how the model was made"),
+        (MANIFEST, "every file by size and SHA-256, and how the model was made"),
     ]
     lines = [
         f"# {manifest.name}",

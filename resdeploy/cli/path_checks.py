@@ -9,15 +9,13 @@ from resdeploy.errors import ResdeployError
 from resdeploy.files import refuse_output
 from resdeploy.near import did_you_mean
 from resdeploy.recipe import zoo
+from resdeploy.schema.files import CHECKPOINT_NAME, CHECKPOINT_SUFFIXES, MANIFEST
 
 __all__ = [
     *("require_data", "require_file", "require_model", "require_output", "require_trained"),
     "require_unused",
 ]
 
-# What is no ONNX file, whatever it holds.
-_WEIGHTS = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
-_MANIFEST, _RUN = "manifest.json", "checkpoint.safetensors"
 _MOST_FILES = 10_000
 
 _TO_ONNX = "python -m tf2onnx.convert"
@@ -74,10 +72,10 @@ def require_trained(path: Path, *, takes_files: bool = True) -> None:
     require_file(path)
     _refuse_foreign(path)
     if path.is_dir():
-        if (path / _MANIFEST).is_file():
+        if (path / MANIFEST).is_file():
             if not takes_files:
                 raise _made_of_one(path, "a bundle")
-        elif not any(_holds(path, (_RUN, "config.json"), (".safetensors",))):
+        elif not any(_holds(path, (CHECKPOINT_NAME, "config.json"), (".safetensors",))):
             raise _no_model_in(path)
     elif not takes_files and path.suffix.lower() == ".onnx":
         raise _made_of_one(path, "an ONNX file")
@@ -87,14 +85,14 @@ def require_model(path: Path) -> None:
     """Raise a `ResdeployError` unless `path` may be an ONNX file or a bundle."""
     require_file(path)
     _refuse_foreign(path)
-    is_run = (path / _RUN).is_file()
-    if is_run or (path.is_file() and path.suffix.lower() in _WEIGHTS):
+    is_run = (path / CHECKPOINT_NAME).is_file()
+    if is_run or (path.is_file() and path.suffix.lower() in CHECKPOINT_SUFFIXES):
         raise ResdeployError(
             "This is a trained model; an ONNX file or a bundle is needed here.",
             where=str(path),
             fix=f"export it first: resdeploy export {path} -o {path.stem}.onnx",
         )
-    if path.is_dir() and not (path / _MANIFEST).is_file():
+    if path.is_dir() and not (path / MANIFEST).is_file():
         raise _no_model_in(path)
 
 
@@ -188,9 +186,11 @@ def _made_of_one(path: Path, kind: str) -> ResdeployError:
 
 def _no_model_in(path: Path) -> ResdeployError:
     """Return the refusal of a folder, which names the models in it and in its folders."""
-    inside = sorted(_holds(path, (), (*_WEIGHTS, ".onnx", ".zip")))
+    inside = sorted(_holds(path, (), (*CHECKPOINT_SUFFIXES, ".onnx", ".zip")))
     inside += sorted(
-        one for one in _entries(path) if any((one / name).is_file() for name in (_RUN, _MANIFEST))
+        one
+        for one in _entries(path)
+        if any((one / name).is_file() for name in (CHECKPOINT_NAME, MANIFEST))
     )
     fix = "give a file, or a folder that resdeploy wrote"
     if inside:

@@ -7,9 +7,16 @@ from typing import Any, Literal
 from resdeploy.schema.codec import Record, record
 
 __all__ = [
+    *("CHECKPOINT_NAME", "CHECKPOINT_SUFFIXES", "MANIFEST"),
     *("IMAGE_SIDES", "FileInfo", "InputShape", "InputSpec", "SourceSpec", "TensorSpec"),
     *("UsualPreprocess", "Verdict", "inputs_of", "numpy_name", "stated_inputs"),
 ]
+
+# In a run directory, and in a bundle, the file that says what it is.
+CHECKPOINT_NAME = "checkpoint.safetensors"
+MANIFEST = "manifest.json"
+# Of weights, and so of no ONNX file, whatever it holds; a file with another name may be one.
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
 
 UsualPreprocess = Literal["imagenet", "cifar10", "half", "unit"]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resdeploy.errors import ResdeployError
 from resdeploy.files import atomic_write
 from resdeploy.schema.codec import dump_json, load_json
+from resdeploy.schema.files import CHECKPOINT_NAME
 from resdeploy.schema.recipes import CheckpointInfo
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "write_tensors",
 ]
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
 
 _METADATA_KEY = "resdeploy"
 _COUNTER = "num_batches_tracked"

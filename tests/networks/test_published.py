@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import each
+from scrambled import scrambled
 
 from resdeploy.networks import build_network
 from resdeploy.schema.recipes import ModelSpec
@@ -32,13 +33,6 @@ VARIANTS = {f"resnetblur{depth}": (f"resnet{depth}", {"blur_pool": True}) for de
 def build(name, num_classes):
     arch, options = VARIANTS.get(name, (name, {}))
     return build_network(ModelSpec(arch=arch, num_classes=num_classes, options=options))
-
-
-def scrambled(shape, *, phase):
-    """Return numbers in [-1, 1) that every machine computes alike, and that look random."""
-    steps = torch.arange(math.prod(shape))
-    scrambled = (7 * steps * steps + 31 * steps + phase) % 10007
-    return (2 * scrambled.double() / 10007 - 1).reshape(shape)
 
 
 @torch.no_grad()

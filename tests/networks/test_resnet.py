@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scrambled import scrambled
 from torch import nn
 
 from resdeploy.networks import build_network
@@ -47,13 +48,6 @@ def listed_shapes(name):
         else:
             for tensor, shape in tensors.items():
                 yield f"{module}.{tensor}", tuple(shape)
-
-
-def scrambled(shape, *, phase):
-    """Return numbers in [-1, 1) that every machine computes alike, and that look random."""
-    steps = torch.arange(math.prod(shape))
-    scrambled = (7 * steps * steps + 31 * steps + phase) % 10007
-    return (2 * scrambled.double() / 10007 - 1).reshape(shape)
 
 
 @torch.no_grad()
