@@ -4,15 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from resdeploy.errors import ResdeployError
-from resdeploy.export.choose_preprocess import choose_preprocess, num_classes_of
-from resdeploy.export.source import SourceModel
-from resdeploy.export.source_inputs import SourceInputs
 from resdeploy.schema.recipes import Preprocess
 
 if TYPE_CHECKING:
+    from resdeploy.export.source import SourceModel
     from resdeploy.ship.samples import SplitSamples
 
 __all__ = ["with_found_inputs"]
@@ -21,12 +17,15 @@ __all__ = ["with_found_inputs"]
 _NUM_TELLING = 32
 
 
-def with_found_inputs(model: SourceModel, split: "SplitSamples") -> SourceModel:
+def with_found_inputs(model: "SourceModel", split: "SplitSamples") -> "SourceModel":
     """Return a model with the class names and the preprocessing that it lacks, and notes of them.
 
     Raises:
         ResdeployError: the preprocessing is not known, and the samples cannot tell it.
     """
+    from resdeploy.export.choose_preprocess import num_classes_of
+    from resdeploy.export.source_inputs import SourceInputs
+
     labels, preprocess, notes = model.labels, model.preprocess, [*model.notes]
     if not labels and split.has_names and len(split.labels) == num_classes_of(model):
         labels = split.labels
@@ -44,7 +43,7 @@ def with_found_inputs(model: SourceModel, split: "SplitSamples") -> SourceModel:
 
 
 def _chosen_preprocess(
-    model: SourceModel, split: "SplitSamples", labels: tuple[str, ...]
+    model: "SourceModel", split: "SplitSamples", labels: tuple[str, ...]
 ) -> tuple[Preprocess, str]:
     telling = [one for one in split.calibration if one.label in labels and split.has_names]
     if not telling:
@@ -54,6 +53,10 @@ def _chosen_preprocess(
             where=model.description,
             fix="say it: --preprocess-as imagenet, or --mean and --std",
         )
+    import numpy as np
+
+    from resdeploy.export.choose_preprocess import choose_preprocess
+
     few = telling[:_NUM_TELLING]
     classes = np.array([labels.index(one.label or "") for one in few])
     chosen = choose_preprocess(model, [Path(str(one.place)) for one in few], classes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resdeploy import __version__
 from resdeploy.api.arguments import OnStage, model_of
+from resdeploy.api.ship_inputs import with_found_inputs
 from resdeploy.errors import ResdeployError
 from resdeploy.schema.codec import from_json
 from resdeploy.schema.quants import QuantizedPrecision, QuantReport
@@ -287,8 +288,6 @@ class ShipRun:
         Once: the export reads it, and the proof again.
         """
         if self._model is None:
-            from resdeploy.api.ship_inputs import with_found_inputs
-
             model = model_of(self.source, input_shape=self.input_shape)
             self._model = model if self.split is None else with_found_inputs(model, self.split)
         return self._model
